@@ -1,0 +1,32 @@
+#pragma once
+#include <memory>
+#include <string>
+
+#include "collectives/communicator.h"
+
+namespace shoal {
+
+/// What a launcher (mpirun, srun, a Kubernetes pod) told this process about the job.
+struct LaunchEnvironment {
+  int rank = 0, size = 1;
+  int local_rank = 0, local_size = 1;  // on this host
+  bool launched = false;               // false: started by hand, a job of one rank
+  std::string launcher;                // "Open MPI", "Slurm", ...
+};
+/// Reads the environment only. Throws Error (usage) when what it finds contradicts itself.
+LaunchEnvironment read_launch_environment();
+
+/// MPI for the life of the process: MPI_Init_thread(FUNNELED) on construction (by the thread that will make every later
+/// call), MPI_Finalize on destruction.
+class MpiJob {
+ public:
+  MpiJob(int* argc, char*** argv);
+  ~MpiJob();
+  MpiJob(const MpiJob&) = delete;
+  MpiJob& operator=(const MpiJob&) = delete;
+  std::unique_ptr<Communicator> world();
+  /// Ends every rank of the job at once with this exit code (MPI_Abort). Callable from any thread.
+  [[noreturn]] static void abort(int exit_code);
+};
+
+}  // namespace shoal

@@ -1,0 +1,155 @@
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kernels/dtype.h"
+#include "kernels/matrix.h"
+#include "kernels/rows.h"
+
+/// The operations a model's layers are made of, as one table that a device fills. Activations are FP32 rows
+/// [tokens, width]. Every operation computes each token by itself and in a fixed order, so a token's result does not
+/// depend, to the bit, on which other tokens share the call.
+namespace shoal {
+
+/// How activations enter a product: FP32 as they are, or rounded to BF16 (twice as fast on cores with BF16 dot products).
+enum class Compute { f32, bf16 };
+
+/// cos and sin of each token's rotary angles: [tokens, rope_dim / 2] each.
+struct RopeAngles {
+  Rows<const float> cos;
+  Rows<const float> sin;
+};
+/// Which elements form a rotated pair: 2i with 2i+1 (DeepSeek's checkpoints), or i with i + dim/2 (Llama, Qwen2).
+enum class RopePairing { interleaved, halves };
+
+/// One layer of a paged cache: `rows` of `width` elements; token t of a sequence lies in row
+/// pages[t / page_tokens] * page_tokens + t % page_tokens.
+/// MLA: a row is latent [kv_lora_rank] then rotated key [qk_rope_head_dim].
+/// GQA: a row is keys [n_kv_heads, head_dim] then values [n_kv_heads, head_dim].
+struct KvLayer {
+  void* data = nullptr;
+  DType dtype = DType::f32;  // f32 or bf16
+  int page_tokens = 0;
+  int width = 0;
+};
+
+/// One query token: it sees the first `length` tokens of its sequence (itself, at position length - 1, among them).
+struct AttentionQuery {
+  const std::int32_t* pages;
+  std::int32_t length;
+};
+
+struct MlaShape {
+  int heads, kv_lora_rank, qk_rope_head_dim;
+};
+struct GqaShape {
+  int heads, kv_heads, head_dim;
+};
+
+enum class Scoring { softmax, sigmoid };
+/// How a group of experts is scored before `topk_group` groups are kept: V2 by its best expert, V3 by its two best.
+enum class GroupScore { none, best, best_two_sum };
+
+struct RouterShape {
+  int n_experts, top_k;
+  int n_group = 1, topk_group = 1;
+  Scoring scoring = Scoring::sigmoid;
+  GroupScore group_score = GroupScore::none;
+  bool norm_topk_prob = true;
+  float routed_scaling_factor = 1.0f;
+};
+
+/// A SwiGLU block: down(silu(gate x) * up x). gate, up [intermediate, hidden]; down [hidden, intermediate].
+struct FeedForward {
+  Matrix gate, up, down;
+  bool empty() const { return gate.empty(); }
+};
+
+/// Rows of work for the experts of one rank. Row r goes through experts expert[first[r] .. first[r+1]) (indices into the
+/// rank's own expert list, ascending), each weighted by the weight of the same index.
+struct ExpertBatch {
+  std::vector<const float*> rows;    // [rows] pointers to inputs [hidden]
+  std::vector<float*> out;           // [rows] pointers to outputs [hidden]: the weighted sum, overwritten
+  std::vector<std::int32_t> first;   // [rows + 1]
+  std::vector<std::int32_t> expert;  // [first.back()]
+  std::vector<float> weight;         // [first.back()]
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  /// For the start-up summary: "avx512 (bf16), 2 threads".
+  virtual std::string description() const = 0;
+
+  /// Device memory, zeroed, 64-byte aligned; throws Error when there is none left.
+  virtual std::shared_ptr<void> allocate(std::size_t bytes) = 0;
+
+  /// out[t] = table[ids[t]]. ids were checked against table.rows().
+  virtual void embed(std::span<const std::int32_t> ids, const Matrix& table, Rows<float> out) = 0;
+
+  /// out = x / sqrt(mean(x^2) + eps) * weight. out may be x.
+  virtual void rms_norm(Rows<const float> x, std::span<const float> weight, float eps, Rows<float> out) = 0;
+
+  /// acc += x.
+  virtual void add(Rows<const float> x, Rows<float> acc) = 0;
+
+  /// out [tokens, w.rows] = x [tokens, w.cols] w^T (+ bias [w.rows] if not empty).
+  virtual void linear(Rows<const float> x, const Matrix& w, std::span<const float> bias, Rows<float> out) = 0;
+
+  /// One product for each head h: out[:, h * out_step .. + w[h].rows] = x[:, h * x_step .. + w[h].cols] w[h]^T.
+  virtual void linear_per_head(Rows<const float> x, std::int64_t x_step, std::span<const Matrix> w, Rows<float> out,
+                               std::int64_t out_step) = 0;
+
+  /// out = down(silu(gate x) * up x), overwritten.
+  virtual void feed_forward(Rows<const float> x, const FeedForward& ffn, Rows<float> out) = 0;
+
+  /// Rotates, in place, `heads` vectors of angles' rope_dim in each row, `head_step` elements apart, the first at
+  /// x[t][0]. With `interleaved` the pairs stay where they are (2i, 2i+1): only dot products of two vectors rotated alike
+  /// are ever used, and those do not depend on the order.
+  virtual void rope(Rows<float> x, int heads, std::int64_t head_step, const RopeAngles& angles, RopePairing pairing) = 0;
+
+  /// Stores row t of x at cache row slots[t], from column `column` on, rounding to the cache's dtype.
+  virtual void write_kv(Rows<const float> x, std::span<const std::int64_t> slots, int column, const KvLayer& cache) = 0;
+
+  /// MLA in the absorbed form (DeepSeek-V2, arXiv 2405.04434, section 2.1.2 and appendix B).
+  /// q [tokens, heads * (kv_lora_rank + qk_rope_head_dim)]: per head, the query in latent space, then its rotated part.
+  /// out [tokens, heads * kv_lora_rank]: softmax(scale * q k) over the latents of the tokens seen.
+  virtual void mla_attention(Rows<const float> q, const MlaShape& shape, float scale,
+                             std::span<const AttentionQuery> queries, const KvLayer& cache, Rows<float> out) = 0;
+
+  /// Grouped-query attention. q, out [tokens, heads * head_dim]; head h reads KV head h / (heads / kv_heads).
+  virtual void gqa_attention(Rows<const float> q, const GqaShape& shape, float scale,
+                             std::span<const AttentionQuery> queries, const KvLayer& cache, Rows<float> out) = 0;
+
+  /// Picks each token's experts. logits [tokens, n_experts]; `bias` [n_experts] (e_score_correction_bias) moves the choice
+  /// but not the weights; empty: none. expert [tokens, top_k] ascending by id, weight [tokens, top_k].
+  /// DeepSeek-V3, arXiv 2412.19437, section 2.1.2. Ties go to the lower id.
+  virtual void route(Rows<const float> logits, std::span<const float> bias, const RouterShape& shape,
+                     Rows<std::int32_t> expert, Rows<float> weight) = 0;
+
+  /// Runs a batch through this rank's experts. Contributions to a row are added in ascending expert order.
+  virtual void experts(const ExpertBatch& batch, std::span<const FeedForward> experts) = 0;
+};
+
+/// CPU instruction sets a kernel family exists for, weakest first.
+enum class Isa { portable, avx2, avx512, amx };
+
+struct CpuOptions {
+  int threads = 0;           // 0: every CPU this process may use, shared among `local_ranks`
+  bool pin = false;          // pin threads to cores
+  int local_rank = 0;        // this process's number on its host, for sharing the cores out
+  int local_ranks = 1;
+  Compute compute = Compute::f32;
+  std::string isa = "auto";  // auto, portable, avx2, avx512, amx (for tests); Error if this CPU lacks it
+};
+
+/// The strongest instruction set this CPU and operating system support.
+Isa detect_isa();
+std::string_view name_of(Isa isa);
+std::unique_ptr<Backend> make_cpu_backend(const CpuOptions& options);
+
+}  // namespace shoal

@@ -1,0 +1,50 @@
+#pragma once
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+
+namespace shoal {
+
+/// Element types of weights and caches. (The GGUF block types join here.)
+enum class DType : std::uint8_t { f32, f16, bf16, f8_e4m3 };
+
+constexpr std::size_t size_of(DType t) { return t == DType::f32 ? 4 : t == DType::f8_e4m3 ? 1 : 2; }
+
+constexpr std::string_view name_of(DType t) {
+  switch (t) {
+    case DType::f32: return "F32";
+    case DType::f16: return "F16";
+    case DType::bf16: return "BF16";
+    case DType::f8_e4m3: return "F8_E4M3";
+  }
+  return "?";
+}
+
+constexpr float bf16_to_f32(std::uint16_t v) { return std::bit_cast<float>(std::uint32_t{v} << 16); }
+
+/// Round to nearest, ties to even; NaN stays NaN.
+constexpr std::uint16_t f32_to_bf16(float f) {
+  const auto u = std::bit_cast<std::uint32_t>(f);
+  if ((u & 0x7fffffffu) > 0x7f800000u) return static_cast<std::uint16_t>((u >> 16) | 0x40u);
+  return static_cast<std::uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+}
+
+constexpr float f16_to_f32(std::uint16_t h) {
+  const std::uint32_t sign = (h & 0x8000u) << 16, exponent = (h >> 10) & 31u, mantissa = h & 0x3ffu;
+  if (exponent == 31) return std::bit_cast<float>(sign | 0x7f800000u | (mantissa << 13));
+  if (exponent != 0) return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
+  const float tiny = static_cast<float>(mantissa) * 0x1p-24f;  // subnormal or zero
+  return sign ? -tiny : tiny;
+}
+
+/// E4M3 as in "FP8 Formats for Deep Learning" (arXiv 2209.05433): no infinities, 0x7f and 0xff are NaN, largest 448.
+constexpr float f8_e4m3_to_f32(std::uint8_t v) {
+  const std::uint32_t sign = (v & 0x80u) << 24, exponent = (v >> 3) & 15u, mantissa = v & 7u;
+  if ((v & 0x7fu) == 0x7fu) return std::bit_cast<float>(sign | 0x7fc00000u);
+  if (exponent != 0) return std::bit_cast<float>(sign | ((exponent + 120) << 23) | (mantissa << 20));
+  const float tiny = static_cast<float>(mantissa) * 0x1p-9f;
+  return sign ? -tiny : tiny;
+}
+
+}  // namespace shoal

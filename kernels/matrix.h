@@ -1,0 +1,65 @@
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "kernels/dtype.h"
+
+namespace shoal {
+
+/// Scale factors of a block-quantized matrix: element [r][c] is worth value * scales[r / block_rows][c / block_cols].
+/// R1's FP8 checkpoints use 128 x 128 (`weight_scale_inv`).
+struct BlockScales {
+  std::vector<float> values;  // [ceil(rows / block_rows), ceil(cols / block_cols)]
+  int block_rows = 0;
+  int block_cols = 0;
+  bool empty() const { return values.empty(); }
+};
+
+/// A weight matrix [rows = outputs, cols = inputs], held in the one layout every CPU kernel streams: panels of 16 rows;
+/// inside a panel, for each column (F32, F8) or pair of columns (16-bit types, the VNNI order of AVX-512 and AMX), the 16
+/// rows' values lie side by side. Rows are padded with zeros to a multiple of 16, columns to a multiple of 2. So one
+/// vector load serves 16 outputs, a thread streams memory in order, and the sum over columns of one output runs in the
+/// same order whatever the number of tokens (the ground of batch-invariant results).
+class Matrix {
+ public:
+  static constexpr int kPanel = 16;
+
+  Matrix() = default;
+  /// An uninitialised matrix (its padding is zero); fill it with pack_rows. Throws Error when memory cannot be had.
+  Matrix(DType dtype, std::int64_t rows, std::int64_t cols);
+
+  /// Packs `count` source rows, already of this dtype in row-major order, `src_stride_bytes` apart, into rows
+  /// [first, first + count). Thread-safe for ranges that share no panel.
+  void pack_rows(std::int64_t first, std::int64_t count, const void* src, std::int64_t src_stride_bytes);
+  void set_scales(BlockScales scales);
+
+  /// The value of one element, scale applied. For tests and reference loops.
+  float at(std::int64_t row, std::int64_t col) const;
+  /// Writes row `row` as floats to out [cols]; used for embeddings.
+  void unpack_row(std::int64_t row, float* out) const;
+
+  DType dtype() const { return dtype_; }
+  std::int64_t rows() const { return rows_; }
+  std::int64_t cols() const { return cols_; }
+  std::int64_t panels() const { return (rows_ + kPanel - 1) / kPanel; }
+  std::int64_t panel_bytes() const { return padded_cols() * kPanel * static_cast<std::int64_t>(size_of(dtype_)); }
+  std::int64_t padded_cols() const { return (cols_ + 1) / 2 * 2; }
+  const std::byte* panel(std::int64_t p) const { return data_.get() + p * panel_bytes(); }
+  const BlockScales& scales() const { return scales_; }
+  /// Bytes this matrix occupies, scales included.
+  std::int64_t bytes() const;
+  bool empty() const { return rows_ == 0; }
+
+ private:
+  struct Free {
+    void operator()(std::byte* p) const;
+  };
+  DType dtype_ = DType::f32;
+  std::int64_t rows_ = 0, cols_ = 0;
+  std::unique_ptr<std::byte[], Free> data_;  // 64-byte aligned, transparent huge pages where large
+  BlockScales scales_;
+};
+
+}  // namespace shoal

@@ -1,0 +1,88 @@
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "runtime/step.h"
+
+namespace shoal {
+
+class ControlServer;
+
+/// What a user wants generated, in tokens.
+struct GenerationRequest {
+  std::vector<std::int32_t> prompt;  // at least one token
+  int max_tokens = 16;               // 0: nothing is generated (the prompt may still be scored)
+  SamplingParams sampling;
+  std::vector<std::int32_t> stop_token_ids;  // end-of-sequence ids among them, unless ignored
+  int logprobs = -1;                 // as SequenceStart::logprobs, for generated and (if asked) prompt tokens
+  bool prompt_logprobs = false;      // score the prompt
+};
+
+enum class FinishReason { none, stop, length, cancelled, failed };
+
+/// Told to a request's sink, in order, from the coordinator's thread; it must not block.
+struct GenerationEvent {
+  std::vector<TokenLogprob> prompt;  // once, before the first token, if asked: one entry a prompt token but the first
+  std::int32_t token = -1;           // a new token, or -1; the stop token itself is reported too
+  std::vector<TokenLogprob> logprob; // its log-probability, if asked
+  FinishReason finish = FinishReason::none;
+  std::string error;                 // for people, with `failed`
+};
+using EventSink = std::function<void(const GenerationEvent&)>;
+
+struct CoordinatorOptions {
+  int ranks = 1;
+  bool tensor_parallel = false;      // every rank computes every sequence (dense models); else one rank each
+  int page_tokens = 16;
+  std::vector<int> kv_pages;         // [ranks] what each rank has
+  int max_model_len = 0;             // tokens, prompt and answer together
+  int max_num_seqs = 256;            // sequences that run at once on one rank
+  int max_batched_tokens = 512;      // tokens of one rank in one step
+  int max_waiting = 4096;            // requests that wait; beyond: Overloaded
+  std::function<void(const StepResult&, int rank)> on_result;  // for counters; may be empty
+};
+
+/// Thrown by submit when the queue is full: the client should come back later (HTTP 429).
+class Overloaded : public Error {
+ public:
+  using Error::Error;
+};
+
+/// Continuous batching on rank 0. A loop on its own thread: admit what fits, plan a step (decoding sequences first, then
+/// chunks of waiting prompts, first come first served), send each rank its share, wait for all results, tell the sinks.
+/// It sleeps while there is nothing to do. Nothing is admitted whose pages, prompt and whole answer, are not free.
+class Coordinator {
+ public:
+  Coordinator(ControlServer& control, CoordinatorOptions options);
+  ~Coordinator();
+
+  /// Thread-safe; returns the request's number. Throws Error when it can never run (empty, a token out of range is the
+  /// caller's to check, longer than max_model_len or than the KV cache), Overloaded when too many wait.
+  std::uint64_t submit(GenerationRequest request, EventSink sink);
+  /// Thread-safe. The sequence leaves before the next step; its sink gets `cancelled`. Unknown or finished: nothing.
+  void cancel(std::uint64_t request);
+
+  struct Load {
+    int running = 0, waiting = 0;
+    std::int64_t kv_pages_used = 0, kv_pages = 0;
+    std::uint64_t steps = 0, prompt_tokens = 0, generated_tokens = 0;
+    std::vector<std::uint64_t> expert_tokens;  // summed over ranks and steps
+  };
+  Load load() const;
+
+  /// A rank is lost or a worker failed: every request fails with this message, later ones are refused.
+  void fail_all(const std::string& why);
+  /// Ends the loop after the running step; requests still open are cancelled.
+  void stop();
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace shoal

@@ -1,0 +1,87 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+/// What passes between the coordinator and the workers, once a step: plain data with a compact binary form.
+namespace shoal {
+
+struct SamplingParams {
+  float temperature = 1.0f;  // 0: greedy
+  float top_p = 1.0f;
+  int top_k = 0;             // 0: all
+  float min_p = 0.0f;
+  std::uint64_t seed = 0;    // the draw for a position depends on seed and position only
+};
+
+/// A sequence enters: its rank, its pages for the whole of its life, how to sample. Sent with its first chunk.
+struct SequenceStart {
+  std::uint64_t sequence = 0;
+  SamplingParams sampling;
+  int logprobs = -1;                // alternatives to report with each token; 0: the chosen one only; -1: none
+  std::vector<std::int32_t> pages;  // KV pages on its rank, enough for prompt and answer
+};
+
+/// Some consecutive tokens of a sequence, to be computed in this step.
+struct SequenceChunk {
+  std::uint64_t sequence = 0;
+  std::int32_t position = 0;         // of the first token
+  std::vector<std::int32_t> tokens;
+  bool sample = false;               // sample a token after the last position
+  bool score = false;                // report the log-probability of each position's next token:
+  std::int32_t next_token = -1;      // the token behind the chunk, where there is one (for `score`)
+};
+
+/// One rank's share of a step. A rank with nothing to do gets an empty one and still takes part in the exchanges.
+struct StepPlan {
+  std::uint64_t step = 0;
+  std::vector<SequenceStart> start;
+  std::vector<SequenceChunk> chunks;
+  std::vector<std::uint64_t> finish;  // sequences to forget before this step
+};
+
+struct TokenLogprob {
+  std::int32_t token = 0;
+  float logprob = 0;                                 // natural log, of the unscaled distribution (temperature 1)
+  std::vector<std::pair<std::int32_t, float>> top;   // most likely first
+};
+
+struct SequenceOutput {
+  std::uint64_t sequence = 0;
+  std::int32_t token = -1;           // sampled, or -1
+  std::vector<TokenLogprob> sampled; // one entry if log-probabilities were asked for
+  std::vector<TokenLogprob> scored;  // for `score`: one entry a position that has a next token
+};
+
+/// What a rank answers. Under tensor parallelism rank 0 alone has outputs; the others answer too, empty.
+struct StepResult {
+  std::uint64_t step = 0;
+  std::vector<SequenceOutput> outputs;
+  std::vector<std::uint32_t> expert_tokens;  // [MoE layers, n_routed_experts], rows routed from this rank; empty if not MoE
+  std::uint32_t compute_us = 0, exchange_us = 0;
+};
+
+/// Frame types on the control plane.
+enum class Message : std::uint16_t { ready = 1, failed = 2, step = 3, result = 4 };
+
+/// What a worker tells when it has loaded its share.
+struct WorkerReady {
+  std::uint64_t weight_bytes = 0;
+  std::uint64_t kv_bytes = 0;
+  std::int32_t kv_pages = 0;
+  std::string backend;   // "avx512, 2 threads"
+  std::string host;
+};
+
+std::vector<std::byte> encode(const StepPlan&);
+std::vector<std::byte> encode(const StepResult&);
+std::vector<std::byte> encode(const WorkerReady&);
+/// Throw Error on bytes that are no such message.
+StepPlan decode_step_plan(std::span<const std::byte>);
+StepResult decode_step_result(std::span<const std::byte>);
+WorkerReady decode_worker_ready(std::span<const std::byte>);
+
+}  // namespace shoal
