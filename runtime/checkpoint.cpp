@@ -1,0 +1,256 @@
+#include "runtime/checkpoint.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <cstring>
+#include <exception>
+#include <set>
+#include <system_error>
+#include <thread>
+
+#include "base/error.h"
+#include "planner/json_fields.h"
+#include "runtime/safetensors.h"
+
+namespace shoal {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// An index with an entry for each of R1's 92,000 tensors has 9 MB.
+constexpr std::uint64_t max_index_bytes = 256u << 20;
+
+std::string reason() { return std::generic_category().message(errno); }
+
+/// Fills `out` from `offset` on, however few bytes the kernel hands over at a time.
+void read_exactly(int fd, std::uint64_t offset, std::span<std::byte> out, const std::string& what) {
+  while (!out.empty()) {
+    const ssize_t got = ::pread(fd, out.data(), out.size(), static_cast<off_t>(offset));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) fail("{}: reading at byte {} failed: {}", what, offset, reason());
+    if (got == 0) fail("{}: the file ends at byte {}; it became shorter while it was in use", what, offset);
+    offset += static_cast<std::uint64_t>(got);
+    out = out.subspan(static_cast<std::size_t>(got));
+  }
+}
+
+/// Opens a regular file and returns its size with it. Symbolic links are followed: Hugging Face's cache is made of
+/// them.
+std::pair<int, std::uint64_t> open_file(const fs::path& path) {
+  // Without O_NONBLOCK, opening a named pipe waits for its other end forever.
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (fd < 0 && errno == ENOENT) fail("{}: is missing", path.string());
+  if (fd < 0) fail("{}: cannot be opened: {}", path.string(), reason());
+  struct stat status {};
+  const bool regular = ::fstat(fd, &status) == 0 && S_ISREG(status.st_mode);
+  if (!regular) {
+    ::close(fd);
+    fail("{}: is not a regular file", path.string());
+  }
+  ::posix_fadvise(fd, 0, 0, POSIX_FADV_SEQUENTIAL);
+  return {fd, static_cast<std::uint64_t>(status.st_size)};
+}
+
+std::vector<TensorInfo> read_header(int fd, std::uint64_t file_bytes, const std::string& file) {
+  std::string text(static_cast<std::size_t>(std::min<std::uint64_t>(8, file_bytes)), '\0');
+  read_exactly(fd, 0, std::as_writable_bytes(std::span(text)), file);
+  text.resize(static_cast<std::size_t>(safetensors_header_bytes(text, file_bytes, file)));
+  read_exactly(fd, 8, std::as_writable_bytes(std::span(text)), file);
+  return parse_safetensors_header(text, file_bytes, file);
+}
+
+/// Calls `job(0)` ... `job(count - 1)` from a few threads. Where some throw, the exception of the lowest index is
+/// thrown, so that what a broken model is blamed for does not depend on timing.
+template <class Job>
+void parallel_for(std::size_t count, Job job) {
+  std::vector<std::exception_ptr> problems(count);
+  std::atomic<std::size_t> next = 0;
+  const auto work = [&] {
+    for (std::size_t i = next++; i < count; i = next++) {
+      try {
+        job(i);
+      } catch (...) {
+        problems[i] = std::current_exception();
+      }
+    }
+  };
+  // More threads than cores: they wait for the disk, or for the network behind it.
+  std::vector<std::jthread> threads;
+  for (std::size_t t = 1; t < std::min<std::size_t>(count, 16); ++t) threads.emplace_back(work);
+  work();
+  threads.clear();  // waits for them
+  for (const auto& problem : problems) {
+    if (problem) std::rethrow_exception(problem);
+  }
+}
+
+/// The name of a shard beside its index. A name that leads elsewhere could make Shoal read any file of the machine.
+bool is_plain_file_name(const std::string& name) {
+  return !name.empty() && name != "." && name != ".." && name.find('/') == std::string::npos &&
+         name.find('\0') == std::string::npos;
+}
+
+using WeightMap = std::map<std::string, std::string>;  // tensor -> shard
+
+WeightMap read_index(const fs::path& path) {
+  const auto document = read_json_file(path, max_index_bytes);
+  const auto map = JsonFields(document, path.string()).object("weight_map");
+  if (!map) fail("{}: weight_map is missing", path.string());
+  WeightMap shards;
+  for (const auto& [tensor, shard] : document["weight_map"].items()) {
+    if (!shard.is_string()) map->reject(tensor, "must be a file name");
+    const auto& name = shard.get_ref<const std::string&>();
+    if (!is_plain_file_name(name))
+      map->reject(tensor, fmt::format("is in \"{}\", which is not a plain file name", name));
+    shards.emplace(tensor, name);
+  }
+  if (shards.empty()) fail("{}: weight_map is empty", path.string());
+  return shards;
+}
+
+/// The weights of a folder: the files, and what the index says of them where there is one.
+struct Layout {
+  std::vector<fs::path> files;
+  std::optional<fs::path> index;
+  WeightMap shards;
+};
+
+Layout layout_of(const fs::path& model) {
+  std::error_code ignored;
+  if (fs::is_regular_file(model, ignored) && model.extension() == ".safetensors") return {{model}, {}, {}};
+  if (!fs::is_directory(model, ignored)) fail("{}: is neither a folder nor a .safetensors file", model.string());
+  if (const auto one = model / "model.safetensors"; fs::exists(one, ignored)) return {{one}, {}, {}};
+
+  if (const auto index = model / "model.safetensors.index.json"; fs::exists(index, ignored)) {
+    Layout layout{{}, index, read_index(index)};
+    std::set<std::string> names;
+    for (const auto& [tensor, shard] : layout.shards) names.insert(shard);
+    for (const auto& name : names) layout.files.push_back(model / name);
+    return layout;
+  }
+
+  Layout layout;
+  for (fs::directory_iterator it(model, ignored), end; it != end; it.increment(ignored)) {
+    if (it->path().extension() == ".safetensors") layout.files.push_back(it->path());
+  }
+  if (layout.files.empty()) fail("{}: holds no .safetensors files", model.string());
+  if (layout.files.size() > 1) {
+    fail("{}: holds {} .safetensors files and no model.safetensors.index.json that says what is in them",
+         model.string(), layout.files.size());
+  }
+  return layout;
+}
+
+void check_against_index(const Layout& layout, const std::vector<std::vector<TensorInfo>>& by_file) {
+  std::size_t found = 0;
+  for (std::size_t i = 0; i < by_file.size(); ++i) {
+    const std::string shard = layout.files[i].filename().string();
+    for (const TensorInfo& tensor : by_file[i]) {
+      const auto it = layout.shards.find(tensor.name);
+      if (it == layout.shards.end())
+        fail("{}: holds tensor {}, which the index lacks", layout.files[i].string(), tensor.name);
+      if (it->second != shard) {
+        fail("{}: holds tensor {}, which the index places in {}", layout.files[i].string(), tensor.name, it->second);
+      }
+      ++found;
+    }
+  }
+  if (found == layout.shards.size()) return;
+  std::set<std::string_view> present;
+  for (const auto& tensors : by_file) {
+    for (const TensorInfo& tensor : tensors) present.insert(tensor.name);
+  }
+  for (const auto& [tensor, shard] : layout.shards) {
+    if (!present.contains(tensor)) fail("{}: {} lacks tensor {}", layout.index->string(), shard, tensor);
+  }
+}
+
+}  // namespace
+
+struct Checkpoint::Files {
+  explicit Files(fs::path path, std::size_t count) : model(std::move(path)), descriptors(count, -1) {}
+  ~Files() {
+    for (const int fd : descriptors) {
+      if (fd >= 0) ::close(fd);
+    }
+  }
+  Files(const Files&) = delete;
+  Files& operator=(const Files&) = delete;
+
+  fs::path model;
+  std::vector<int> descriptors;
+};
+
+Checkpoint Checkpoint::open(const fs::path& model) {
+  Layout layout = layout_of(model);
+  Checkpoint checkpoint;
+  checkpoint.handles_ = std::make_shared<Files>(model, layout.files.size());
+  std::vector<std::vector<TensorInfo>> by_file(layout.files.size());
+  parallel_for(layout.files.size(), [&](std::size_t i) {
+    const auto [fd, bytes] = open_file(layout.files[i]);
+    checkpoint.handles_->descriptors[i] = fd;
+    by_file[i] = read_header(fd, bytes, layout.files[i].string());
+  });
+  if (layout.index) check_against_index(layout, by_file);
+
+  for (std::size_t i = 0; i < by_file.size(); ++i) {
+    for (TensorInfo& tensor : by_file[i]) {
+      tensor.file = static_cast<int>(i);
+      std::string name = tensor.name;
+      checkpoint.tensors_.emplace(std::move(name), std::move(tensor));
+    }
+  }
+  checkpoint.files_ = std::move(layout.files);
+  return checkpoint;
+}
+
+const TensorInfo* Checkpoint::find(std::string_view name) const {
+  const auto it = tensors_.find(name);
+  return it == tensors_.end() ? nullptr : &it->second;
+}
+
+const TensorInfo& Checkpoint::require(std::string_view name, std::span<const std::int64_t> shape) const {
+  const TensorInfo* tensor = find(name);
+  if (!tensor) fail("{}: tensor {} is missing", handles_->model.string(), name);
+  if (!std::equal(tensor->shape.begin(), tensor->shape.end(), shape.begin(), shape.end())) {
+    fail("{}: tensor {} has the shape [{}], and must have [{}]", handles_->model.string(), name,
+         fmt::join(tensor->shape, ", "), fmt::join(shape.begin(), shape.end(), ", "));
+  }
+  return *tensor;
+}
+
+void Checkpoint::read(const TensorInfo& tensor, std::uint64_t from, std::span<std::byte> out) const {
+  const auto file = static_cast<std::size_t>(tensor.file);
+  const std::string what = fmt::format("{}: tensor {}", files_.at(file).string(), tensor.name);
+  if (from > tensor.bytes || out.size() > tensor.bytes - from) {
+    fail("{}: bytes [{}, {}) were asked for, and it has {}", what, from, from + out.size(), tensor.bytes);
+  }
+  read_exactly(handles_->descriptors[file], tensor.offset + from, out, what);
+}
+
+std::vector<float> Checkpoint::read_floats(const TensorInfo& tensor) const {
+  if (!tensor.dtype || *tensor.dtype == DType::f8_e4m3) {
+    fail("{}: tensor {} has the type {}, and must be F32, F16 or BF16",
+         files_.at(static_cast<std::size_t>(tensor.file)).string(), tensor.name, tensor.type);
+  }
+  std::vector<float> values(tensor.bytes / size_of(*tensor.dtype));
+  if (*tensor.dtype == DType::f32) {
+    read(tensor, 0, std::as_writable_bytes(std::span(values)));
+    return values;
+  }
+  std::vector<std::uint16_t> piece(std::min<std::size_t>(values.size(), 1u << 19));
+  for (std::size_t done = 0; done < values.size(); done += piece.size()) {
+    piece.resize(std::min(piece.size(), values.size() - done));
+    read(tensor, 2 * done, std::as_writable_bytes(std::span(piece)));
+    std::transform(piece.begin(), piece.end(), values.begin() + static_cast<std::ptrdiff_t>(done),
+                   *tensor.dtype == DType::bf16 ? bf16_to_f32 : f16_to_f32);
+  }
+  return values;
+}
+
+}  // namespace shoal
