@@ -1,0 +1,52 @@
+#include "planner/placement.h"
+
+#include <algorithm>
+
+namespace shoal {
+
+Slice slice_of(std::int64_t total, int parts, int part, std::int64_t unit) {
+  const std::int64_t units = (total + unit - 1) / unit;
+  const auto cut = [&](std::int64_t p) {
+    const std::int64_t full = units / parts, longer = units % parts;
+    return std::min(total, (full * p + std::min<std::int64_t>(p, longer)) * unit);
+  };
+  return {cut(part), cut(part + 1) - cut(part)};
+}
+
+HeadSlice head_slice(int num_attention_heads, int num_key_value_heads, int ranks, int rank) {
+  const int heads_per_kv = num_attention_heads / num_key_value_heads;
+  if (num_key_value_heads >= ranks) {
+    const Slice kv = slice_of(num_key_value_heads, ranks, rank);
+    return {{kv.first * heads_per_kv, kv.count * heads_per_kv}, kv};
+  }
+  // The ranks are shared out among the KV heads; those of one KV head share out its query heads.
+  for (int kv = 0; kv < num_key_value_heads; ++kv) {
+    const Slice group = slice_of(ranks, num_key_value_heads, kv);
+    if (rank >= group.first + group.count) continue;
+    const Slice heads = slice_of(heads_per_kv, static_cast<int>(group.count), rank - static_cast<int>(group.first));
+    return {{kv * heads_per_kv + heads.first, heads.count}, {kv, heads.count > 0 ? 1 : 0}};
+  }
+  return {};
+}
+
+std::vector<std::int32_t> Placement::experts_on(int layer, int rank) const {
+  const auto& ranks_of = rank_of_expert[static_cast<std::size_t>(layer)];
+  std::vector<std::int32_t> experts;
+  for (std::size_t e = 0; e < ranks_of.size(); ++e)
+    if (ranks_of[e] == rank) experts.push_back(static_cast<std::int32_t>(e));
+  return experts;
+}
+
+Placement place_evenly(const ModelConfig& config, int ranks) {
+  Placement placement{.ranks = ranks, .tensor_parallel = ranks > 1 && config.n_routed_experts == 0, .rank_of_expert = {}};
+  std::vector<std::int32_t> even(static_cast<std::size_t>(config.n_routed_experts));
+  for (int r = 0; r < ranks; ++r) {
+    const Slice mine = slice_of(config.n_routed_experts, ranks, r);
+    std::fill_n(even.begin() + mine.first, mine.count, r);
+  }
+  for (int layer = 0; layer < config.num_hidden_layers; ++layer)
+    placement.rank_of_expert.push_back(config.is_moe_layer(layer) ? even : std::vector<std::int32_t>{});
+  return placement;
+}
+
+}  // namespace shoal

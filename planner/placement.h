@@ -1,0 +1,44 @@
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "planner/model_config.h"
+
+namespace shoal {
+
+/// A range of items: rows, heads, experts.
+struct Slice {
+  std::int64_t first = 0;
+  std::int64_t count = 0;
+};
+
+/// Part `part` of `total` items cut into `parts` contiguous parts whose sizes differ by at most one `unit`; all cuts but
+/// the end lie at multiples of `unit`. Parts may be empty.
+Slice slice_of(std::int64_t total, int parts, int part, std::int64_t unit = 1);
+
+/// The heads of one rank under tensor parallelism. Ranks never share a query head; where there are more ranks than KV
+/// heads, several ranks hold a copy of the same KV head and share out its query heads. So on every rank each KV head
+/// serves the same number of its query heads.
+struct HeadSlice {
+  Slice heads;
+  Slice kv_heads;
+};
+HeadSlice head_slice(int num_attention_heads, int num_key_value_heads, int ranks, int rank);
+
+/// Which rank holds what. Models with experts: attention is data-parallel (a sequence lives on one rank, dense weights on
+/// all), routed experts are spread over all ranks. Dense models: every matrix is split over all ranks.
+struct Placement {
+  int ranks = 1;
+  bool tensor_parallel = false;
+  /// [layers][n_routed_experts], empty for layers without experts.
+  std::vector<std::vector<std::int32_t>> rank_of_expert;
+
+  /// The experts of a layer that live on `rank`, ascending.
+  std::vector<std::int32_t> experts_on(int layer, int rank) const;
+};
+
+/// Experts in contiguous runs of equal length (one more on the first ranks where it does not divide), so that a routing
+/// group stays together.
+Placement place_evenly(const ModelConfig& config, int ranks);
+
+}  // namespace shoal

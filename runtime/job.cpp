@@ -1,0 +1,341 @@
+#include "runtime/job.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <fstream>
+#include <future>
+#include <thread>
+
+#include "collectives/communicator.h"
+#include "collectives/mpi.h"
+#include "planner/placement.h"
+#include "runtime/checkpoint.h"
+#include "runtime/control_plane.h"
+#include "runtime/kv_cache.h"
+#include "runtime/model.h"
+#include "runtime/weights.h"
+#include "runtime/worker.h"
+
+namespace shoal {
+namespace {
+
+constexpr int kPageTokens = 16;
+constexpr int kMaxLogitRows = 32;
+
+std::vector<std::byte> encode_failure(const Error& error) {
+  std::vector<std::byte> payload{static_cast<std::byte>(error.exit_code)};
+  for (const char* c = error.what(); *c; ++c) payload.push_back(static_cast<std::byte>(*c));
+  return payload;
+}
+
+Error decode_failure(std::span<const std::byte> payload) {
+  if (payload.empty()) return Error("a rank failed and did not say why");
+  return Error(std::string(reinterpret_cast<const char*>(payload.data()) + 1, payload.size() - 1),
+               static_cast<ExitCode>(payload[0]));
+}
+
+/// Ends this rank at once, whatever its threads are doing: one of them may wait in MPI for a rank that is gone.
+[[noreturn]] void end_now(ExitCode code) {
+  std::fflush(nullptr);
+  _exit(static_cast<int>(code));
+}
+
+bool bf16(const JobOptions& options) { return options.compute == Compute::bf16; }
+
+std::string host_name() {
+  char name[256] = {};
+  gethostname(name, sizeof name - 1);
+  return name;
+}
+
+/// Bytes this host could still hand out (MemAvailable of /proc/meminfo).
+std::uint64_t available_memory_bytes() {
+  std::ifstream meminfo("/proc/meminfo");
+  std::string key, unit;
+  for (std::uint64_t kb; meminfo >> key >> kb; std::getline(meminfo, unit))
+    if (key == "MemAvailable:") return kb * 1024;
+  return 0;
+}
+
+/// What every rank of the job has before the model is read.
+struct Rank {
+  LaunchEnvironment launch;
+  std::unique_ptr<MpiJob> mpi;
+  std::unique_ptr<Communicator> comm;
+  std::unique_ptr<ControlServer> server;  // rank 0
+  std::unique_ptr<ControlClient> client;
+
+  bool leads() const { return comm->rank() == 0; }
+};
+
+/// Rank 0 tells all others, through MPI, where its control plane listens.
+std::string share_contact(Communicator& comm, const std::string& contact) {
+  std::array<char, 1024> text{};
+  if (comm.rank() == 0) {
+    if (contact.size() >= text.size()) fail("this host has too many network addresses ({} bytes)", contact.size());
+    std::copy(contact.begin(), contact.end(), text.begin());
+  }
+  comm.broadcast(std::as_writable_bytes(std::span(text)), 0);
+  return text.data();
+}
+
+Rank join_job(int* argc, char*** argv, const JobOptions& options) {
+  Rank rank;
+  rank.launch = read_launch_environment();
+  if (options.collectives != "auto" && options.collectives != "mpi")
+    throw Error("--collectives " + options.collectives + " is not in this build; it has: auto, mpi", ExitCode::usage);
+  if (rank.launch.launched) {
+    rank.mpi = std::make_unique<MpiJob>(argc, argv);
+    rank.comm = rank.mpi->world();
+  } else {
+    rank.comm = make_self_communicator();
+  }
+  if (rank.comm->rank() == 0) rank.server = std::make_unique<ControlServer>(rank.comm->size(), ControlOptions{});
+  const std::string contact = share_contact(*rank.comm, rank.leads() ? rank.server->contact() : "");
+  rank.client = std::make_unique<ControlClient>(rank.comm->rank(), contact, ControlOptions{});
+  return rank;
+}
+
+/// One rank's share of the model, read and packed.
+struct LoadedModel {
+  Placement placement;
+  std::unique_ptr<Backend> backend;
+  std::unique_ptr<KvCache> cache;
+  ModelWeights weights;
+};
+
+int kv_pages(const ModelConfig& config, const JobOptions& options, const Rank& rank, std::uint64_t page_bytes,
+             std::uint64_t free_bytes) {
+  const int wanted_len = options.max_model_len > 0 ? options.max_model_len : config.max_position_embeddings;
+  const auto pages_of = [](std::uint64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; };
+  std::uint64_t pages;
+  if (options.kv_cache_gb > 0) {
+    pages = static_cast<std::uint64_t>(options.kv_cache_gb * 1e9) / page_bytes;
+  } else {
+    // Enough for 32 full-length sequences, in four fifths of this rank's share of what the host has left.
+    const std::uint64_t budget = free_bytes / 5 * 4 / static_cast<std::uint64_t>(std::max(1, rank.launch.local_size));
+    pages = std::min(budget / page_bytes, 32 * pages_of(static_cast<std::uint64_t>(wanted_len)));
+  }
+  const std::uint64_t least = options.max_model_len > 0 ? pages_of(static_cast<std::uint64_t>(wanted_len)) : 1;
+  if (pages < least)
+    throw Error(fmt::format("the KV cache does not fit: {} tokens need {:.2f} GB on each rank and {:.2f} GB are there; "
+                            "lower --max-model-len, raise --kv-cache-gb, or use more ranks on more hosts",
+                            wanted_len, static_cast<double>(least * page_bytes) / 1e9,
+                            static_cast<double>(pages * page_bytes) / 1e9),
+                ExitCode::does_not_fit);
+  return static_cast<int>(std::min<std::uint64_t>(pages, 1u << 30));
+}
+
+/// Makes no collective call, so it may run on any thread.
+LoadedModel load_model(const ModelConfig& config, const Checkpoint& checkpoint, const JobOptions& options,
+                       const Rank& rank) {
+  LoadedModel loaded;
+  CpuOptions cpu{.threads = options.threads, .compute = options.compute, .isa = options.isa};
+  cpu.local_rank = rank.launch.local_rank;
+  cpu.local_ranks = rank.launch.local_size;
+  loaded.backend = make_cpu_backend(cpu);
+
+  const Placement& placement = loaded.placement = place_evenly(config, rank.comm->size());
+  const int cores = static_cast<int>(std::thread::hardware_concurrency());
+  const LoadOptions load{.threads = std::clamp(2 * cores / rank.launch.local_size, 1, 16),
+                         .progress = rank.leads() && !options.quiet};
+  loaded.weights = load_weights(config, checkpoint, placement, rank.comm->rank(), load);
+
+  const HeadSlice heads = placement.tensor_parallel ? head_slice(config.num_attention_heads, config.num_key_value_heads,
+                                                                 rank.comm->size(), rank.comm->rank())
+                                                    : HeadSlice{};
+  const int width = placement.tensor_parallel ? static_cast<int>(2 * heads.kv_heads.count * config.head_dim)
+                                              : config.kv_width();
+  const DType kv_type = bf16(options) ? DType::bf16 : DType::f32;
+  const std::uint64_t page_bytes = static_cast<std::uint64_t>(std::max(width, 1)) * size_of(kv_type) * kPageTokens *
+                                   static_cast<std::uint64_t>(config.num_hidden_layers);
+  const int pages = kv_pages(config, options, rank, page_bytes, available_memory_bytes());
+  loaded.cache = std::make_unique<KvCache>(*loaded.backend, config.num_hidden_layers, pages, kPageTokens, width, kv_type);
+  return loaded;
+}
+
+/// The start-up summary: model, ranks, devices, memory by part.
+std::string summarize(const ModelConfig& config, const JobOptions& options, const Communicator& comm,
+                      const std::vector<WorkerReady>& ranks, int max_model_len) {
+  std::uint64_t weights = 0, kv = 0;
+  std::int64_t tokens = 0;
+  for (const WorkerReady& r : ranks) {
+    weights = std::max(weights, r.weight_bytes);
+    kv = std::max(kv, r.kv_bytes);
+    tokens += static_cast<std::int64_t>(r.kv_pages) * kPageTokens;
+  }
+  std::string text = fmt::format("model     {} ({}, {} layers", options.model.string(), config.model_type,
+                                 config.num_hidden_layers);
+  if (config.n_routed_experts > 0)
+    text += fmt::format(", {} experts, {} per token", config.n_routed_experts, config.num_experts_per_tok);
+  text += fmt::format(")\nranks     {} over {}\n", ranks.size(), comm.description());
+  text += fmt::format("device    {}\n", ranks.front().backend);
+  text += fmt::format("memory    weights {:.3f} GB, KV cache {:.3f} GB on the largest rank\n",
+                      static_cast<double>(weights) / 1e9, static_cast<double>(kv) / 1e9);
+  text += fmt::format("context   {} tokens a request, {} tokens of KV cache in all\n", max_model_len, tokens);
+  return text;
+}
+
+/// Rank 0, beside its own worker: waits for the workers, then hands the job to `front`.
+class Lead {
+ public:
+  Lead(Rank& rank, const JobOptions& options) : rank_(rank), options_(options) {}
+
+  int serve(const std::function<int(Engine&)>& front) {
+    ControlServer& server = *rank_.server;
+    server.wait_for_all();
+    const std::vector<WorkerReady> ready = wait_until_loaded();
+    Engine engine;
+    const ModelConfig config = engine.config = ModelConfig::from_file(options_.model);
+    engine.model_name = std::filesystem::weakly_canonical(options_.model).filename().string();
+    engine.ranks = rank_.comm->size();
+    if (std::filesystem::exists(options_.model / "tokenizer.json")) {
+      engine.tokenizer = std::make_shared<const Tokenizer>(Tokenizer::from_file(options_.model / "tokenizer.json"));
+      engine.chat_template = ChatTemplate::from_model_dir(options_.model);
+    }
+
+    CoordinatorOptions c;
+    c.ranks = engine.ranks;
+    c.tensor_parallel = place_evenly(config, engine.ranks).tensor_parallel;
+    c.page_tokens = kPageTokens;
+    for (const WorkerReady& r : ready) c.kv_pages.push_back(r.kv_pages);
+    const int largest = *(c.tensor_parallel ? std::min_element(c.kv_pages.begin(), c.kv_pages.end())
+                                            : std::max_element(c.kv_pages.begin(), c.kv_pages.end()));
+    const int allowed = options_.max_model_len > 0 ? options_.max_model_len : config.max_position_embeddings;
+    c.max_model_len = engine.max_model_len =
+        static_cast<int>(std::min<std::int64_t>(allowed, static_cast<std::int64_t>(largest) * kPageTokens));
+    c.max_num_seqs = options_.max_num_seqs;
+    c.max_batched_tokens = options_.max_batched_tokens;
+    engine.summary = summarize(config, options_, *rank_.comm, ready, engine.max_model_len);
+
+    Coordinator coordinator(server, c);
+    engine.coordinator = &coordinator;
+    const int code = front(engine);
+    coordinator.stop();
+    server.close();
+    return code;
+  }
+
+ private:
+  std::vector<WorkerReady> wait_until_loaded() {
+    std::vector<WorkerReady> ready(static_cast<std::size_t>(rank_.comm->size()));
+    for (std::size_t n = 0; n < ready.size(); ++n) {
+      const auto received = rank_.server->receive();
+      if (!received) fail("a rank was lost while the model was loading");
+      if (received->frame.type == static_cast<std::uint16_t>(Message::failed))
+        throw decode_failure(received->frame.payload);
+      ready[static_cast<std::size_t>(received->rank)] = decode_worker_ready(received->frame.payload);
+    }
+    return ready;
+  }
+
+  Rank& rank_;
+  const JobOptions& options_;
+};
+
+Frame frame(Message type, std::vector<std::byte> payload) { return {static_cast<std::uint16_t>(type), std::move(payload)}; }
+
+/// Runs a part of the work; what it throws is told to rank 0, which ends the job.
+void report_failure(Rank& rank, const std::function<void()>& part) {
+  const auto report = [&](const Error& error) { rank.client->send(frame(Message::failed, encode_failure(error))); };
+  try {
+    part();
+  } catch (const Error& error) {
+    report(error);
+  } catch (const std::exception& error) {
+    report(Error(fmt::format("rank {} on {}: {}", rank.comm->rank(), host_name(), error.what())));
+  }
+}
+
+/// Loads beside the control plane, so that this rank hears at once when another one fails; then works step by step.
+void work(const JobOptions& options, Rank& rank) {
+  ControlClient& client = *rank.client;
+  ModelConfig config;
+  auto loading = std::async(std::launch::async, [&] {
+    LoadedModel loaded;
+    report_failure(rank, [&] {
+      config = ModelConfig::from_file(options.model);
+      loaded = load_model(config, Checkpoint::open(options.model), options, rank);
+      client.send(frame(Message::ready, encode(WorkerReady{loaded.weights.bytes, loaded.cache->bytes(),
+                                                           loaded.cache->pages(), loaded.backend->description(),
+                                                           host_name()})));
+    });
+    return loaded;
+  });
+
+  LoadedModel loaded;
+  std::unique_ptr<Model> model;
+  std::unique_ptr<Worker> worker;
+  while (auto received = client.receive()) {
+    if (received->type == static_cast<std::uint16_t>(Message::failed)) {
+      if (!rank.leads()) end_now(decode_failure(received->payload).exit_code);
+      continue;  // rank 0 is telling the others, and ends last
+    }
+    report_failure(rank, [&] {
+      if (!worker) {  // the first step reaches all ranks together: the time for collective set-up
+        loaded = loading.get();
+        model = std::make_unique<Model>(config, std::move(loaded.weights), loaded.placement, *loaded.backend, *rank.comm,
+                                        *loaded.cache, bf16(options));
+        const bool outputs = rank.leads() || !loaded.placement.tensor_parallel;
+        worker = std::make_unique<Worker>(*model, *loaded.cache, kMaxLogitRows, outputs);
+      }
+      client.send(frame(Message::result, encode(worker->run(decode_step_plan(received->payload)))));
+    });
+  }
+}
+
+/// Rank 0 says why, once; everyone ends with the same code.
+[[noreturn]] void end_job(Rank& rank, const Error& error) {
+  std::fprintf(stderr, "shoal: %s\n", error.what());
+  rank.server->send_all(frame(Message::failed, encode_failure(error)));
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));  // let the others hear it
+  end_now(error.exit_code);
+}
+
+int run_ranks(int* argc, char*** argv, const JobOptions& options, const std::function<int(Engine&)>& front) {
+  if (options.device != "auto" && options.device != "cpu")
+    throw Error("--device " + options.device + " is not in this build; it has: auto, cpu", ExitCode::usage);
+  Rank rank = join_job(argc, argv, options);
+  rank.client->on_lost([me = rank.comm->rank()](int, const std::string& why) {
+    if (me != 0) std::fprintf(stderr, "shoal: rank %d: lost rank 0 (%s); ending\n", me, why.c_str());
+    end_now(ExitCode::failure);
+  });
+  if (!rank.leads()) {
+    work(options, rank);
+    return 0;
+  }
+
+  rank.server->on_lost([&rank](int, const std::string& why) {
+    // Not on this thread, the control plane's own: it has to carry the news.
+    std::thread([&rank, why] { end_job(rank, Error(why + "; ending the job")); }).detach();
+  });
+  int code = 0;
+  std::thread lead([&] {
+    try {
+      code = Lead(rank, options).serve(front);
+    } catch (const Error& error) {
+      end_job(rank, error);
+    } catch (const std::exception& error) {
+      end_job(rank, Error(error.what()));
+    }
+  });
+  work(options, rank);
+  lead.join();
+  return code;
+}
+
+}  // namespace
+
+int run_job(int* argc, char*** argv, const JobOptions& options, const std::function<int(Engine&)>& front) {
+  try {
+    return run_ranks(argc, argv, options, front);
+  } catch (const Error& error) {
+    std::fprintf(stderr, "shoal: %s\n", error.what());
+    return static_cast<int>(error.exit_code);
+  }
+}
+
+}  // namespace shoal

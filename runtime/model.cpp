@@ -1,0 +1,277 @@
+#include "runtime/model.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+namespace shoal {
+namespace {
+
+/// transformers and DeepSeek's own code use this constant for the norms inside MLA, not rms_norm_eps.
+constexpr float kLatentNormEps = 1e-6f;
+
+/// Memory for rows of activations that only ever grows.
+class Scratch {
+ public:
+  Rows<float> rows(std::int64_t tokens, std::int64_t width) {
+    const auto need = static_cast<std::size_t>(tokens * width);
+    if (memory_.size() < need) memory_.resize(need + need / 4);
+    return {memory_.data(), tokens, width};
+  }
+
+ private:
+  std::vector<float> memory_;
+};
+
+RouterShape router_shape(const ModelConfig& c) {
+  RouterShape s{.n_experts = c.n_routed_experts, .top_k = c.num_experts_per_tok};
+  s.scoring = c.scoring_func == "sigmoid" ? Scoring::sigmoid : Scoring::softmax;
+  s.norm_topk_prob = c.norm_topk_prob;
+  s.routed_scaling_factor = c.routed_scaling_factor;
+  if (c.topk_method == "noaux_tc" || c.topk_method == "group_limited_greedy") {
+    s.n_group = c.n_group;
+    s.topk_group = c.topk_group;
+    s.group_score = c.topk_method == "noaux_tc" ? GroupScore::best_two_sum : GroupScore::best;
+  }
+  return s;
+}
+
+class Stopwatch {
+ public:
+  double us() const {
+    return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start_).count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+}  // namespace
+
+struct Model::State {
+  const ModelConfig config;
+  const ModelWeights weights;
+  const Placement placement;
+  Backend& backend;
+  Communicator& comm;
+  KvCache& cache;
+  const RopeFrequencies frequencies = rope_frequencies(config);
+  const float scale = attention_scale(config);
+  const RouterShape router = router_shape(config);
+  GqaShape gqa_shape{};
+  std::vector<std::size_t> vocab_counts;  // [ranks] each rank's part of the LM head
+  std::unique_ptr<ExpertExchange> exchange;
+  Counters counters;
+
+  Rows<float> x;  // the residual stream [tokens, hidden]
+  RopeAngles angles;
+  Scratch x_memory, cos, sin, normed, branch, q_a, q, q_latent, kv, k, v, o, logit, gathered, picked;
+  std::vector<std::int32_t> expert;
+  std::vector<float> weight, local_logits;
+  ExpertBatch expert_batch;
+
+  State(const ModelConfig& c, ModelWeights w, const Placement& p, Backend& b, Communicator& cm, KvCache& kc,
+        bool bf16_wire)
+      : config(c), weights(std::move(w)), placement(p), backend(b), comm(cm), cache(kc) {
+    if (config.n_routed_experts > 0) exchange = std::make_unique<ExpertExchange>(comm, config.hidden_size, bf16_wire);
+    const HeadSlice mine = placement.tensor_parallel
+                               ? head_slice(config.num_attention_heads, config.num_key_value_heads, comm.size(), comm.rank())
+                               : HeadSlice{{0, config.num_attention_heads}, {0, config.num_key_value_heads}};
+    gqa_shape = {static_cast<int>(mine.heads.count), static_cast<int>(mine.kv_heads.count), config.head_dim};
+    for (int r = 0; r < comm.size(); ++r)
+      vocab_counts.push_back(
+          static_cast<std::size_t>(slice_of(config.vocab_size, comm.size(), r, Matrix::kPanel).count));
+  }
+
+  /// Angles as transformers computes them: position * inv_freq rounded to FP32, then cos and sin.
+  void compute_angles(const TokenBatch& batch) {
+    const auto pairs = static_cast<std::int64_t>(frequencies.inv_freq.size());
+    const Rows<float> c = cos.rows(batch.size(), pairs), s = sin.rows(batch.size(), pairs);
+    for (std::int64_t t = 0; t < batch.size(); ++t)
+      for (std::int64_t i = 0; i < pairs; ++i) {
+        const float angle = static_cast<float>(batch.positions[static_cast<std::size_t>(t)]) *
+                            frequencies.inv_freq[static_cast<std::size_t>(i)];
+        c[t][i] = std::cos(angle) * frequencies.magnitude;
+        s[t][i] = std::sin(angle) * frequencies.magnitude;
+      }
+    angles = {c, s};
+  }
+
+  /// out [tokens, hidden] = attention of normed h, its latents written to the cache first.
+  void mla(const MlaWeights& w, Rows<const float> h, const TokenBatch& batch, const KvLayer& layer, Rows<float> out) {
+    const std::int64_t tokens = h.rows, heads = config.num_attention_heads;
+    const std::int64_t rank = config.kv_lora_rank, rope = config.qk_rope_head_dim, nope = config.qk_nope_head_dim;
+    const std::int64_t head_dim = config.qk_head_dim(), latent_dim = rank + rope;
+
+    const Rows<float> query = q.rows(tokens, heads * head_dim);
+    if (config.q_lora_rank > 0) {
+      const Rows<float> compressed = q_a.rows(tokens, config.q_lora_rank);
+      backend.linear(h, w.q_a_proj, w.q_a_bias, compressed);
+      backend.rms_norm(compressed, w.q_a_norm, kLatentNormEps, compressed);
+      backend.linear(compressed, w.q_b_proj, {}, query);
+    } else {
+      backend.linear(h, w.q_proj, {}, query);
+    }
+    const Rows<float> latent = kv.rows(tokens, latent_dim);
+    backend.linear(h, w.kv_a_proj, w.kv_a_bias, latent);
+    backend.rms_norm(latent.columns(0, rank), w.kv_a_norm, kLatentNormEps, latent.columns(0, rank));
+
+    const RopePairing pairing = config.rope_interleave ? RopePairing::interleaved : RopePairing::halves;
+    backend.rope(latent.columns(rank, rope), 1, rope, angles, pairing);
+    backend.write_kv(latent, batch.slots, 0, layer);
+
+    // The query moves into latent space (absorption), its rotated part behind it.
+    const Rows<float> absorbed = q_latent.rows(tokens, heads * latent_dim);
+    backend.linear_per_head(query, head_dim, w.k_up, absorbed, latent_dim);
+    for (std::int64_t t = 0; t < tokens; ++t)
+      for (std::int64_t head = 0; head < heads; ++head)
+        std::copy_n(query[t] + head * head_dim + nope, rope, absorbed[t] + head * latent_dim + rank);
+    backend.rope(absorbed.columns(rank, heads * latent_dim - rank), static_cast<int>(heads), latent_dim, angles, pairing);
+
+    const Rows<float> attended = o.rows(tokens, heads * rank);
+    backend.mla_attention(absorbed, {static_cast<int>(heads), static_cast<int>(rank), static_cast<int>(rope)}, scale,
+                          batch.queries, layer, attended);
+    const Rows<float> values = v.rows(tokens, heads * config.v_head_dim);
+    backend.linear_per_head(attended, rank, w.v_up, values, config.v_head_dim);
+    backend.linear(values, w.o_proj, w.o_bias, out);
+  }
+
+  void gqa(const GqaWeights& w, Rows<const float> h, const TokenBatch& batch, const KvLayer& layer, Rows<float> out) {
+    const std::int64_t tokens = h.rows, dim = config.head_dim;
+    const std::int64_t heads = gqa_shape.heads, kv_heads = gqa_shape.kv_heads;
+    if (heads == 0) return zero(out);  // more ranks than heads: this one only helps with the dense blocks
+    const Rows<float> query = q.rows(tokens, heads * dim), key = k.rows(tokens, kv_heads * dim),
+                      value = v.rows(tokens, kv_heads * dim), attended = o.rows(tokens, heads * dim);
+    backend.linear(h, w.q_proj, w.q_bias, query);
+    backend.linear(h, w.k_proj, w.k_bias, key);
+    backend.linear(h, w.v_proj, w.v_bias, value);
+    backend.rope(query, gqa_shape.heads, dim, angles, RopePairing::halves);
+    backend.rope(key, gqa_shape.kv_heads, dim, angles, RopePairing::halves);
+    backend.write_kv(key, batch.slots, 0, layer);
+    backend.write_kv(value, batch.slots, static_cast<int>(kv_heads * dim), layer);
+    backend.gqa_attention(query, gqa_shape, scale, batch.queries, layer, attended);
+    backend.linear(attended, w.o_proj, w.o_bias, out);
+  }
+
+  void feed_forward(const FeedForward& ffn, Rows<const float> h, Rows<float> out) {
+    if (ffn.empty()) return zero(out);
+    backend.feed_forward(h, ffn, out);
+  }
+
+  void moe(const MoeWeights& w, int moe_layer, Rows<const float> h, Rows<float> out) {
+    const std::int64_t tokens = h.rows, top_k = router.top_k;
+    const Rows<float> scores = logit.rows(tokens, router.n_experts);
+    backend.linear(h, w.router, {}, scores);
+    expert.resize(static_cast<std::size_t>(tokens * top_k));
+    weight.resize(expert.size());
+    backend.route(scores, w.score_bias, router, {expert.data(), tokens, top_k}, {weight.data(), tokens, top_k});
+    for (const std::int32_t e : expert)
+      ++counters.expert_tokens[static_cast<std::size_t>(moe_layer * router.n_experts + e)];
+
+    exchange->dispatch(h.data, h.stride, tokens, expert.data(), weight.data(), static_cast<int>(top_k), w.map);
+    feed_forward(w.shared, h, out);  // while the tokens travel
+    const Stopwatch waiting;
+    const DispatchedRows& arrived = exchange->dispatched();
+    counters.exchange_us += waiting.us();
+    run_experts(w.experts, arrived);
+    exchange->combine();
+    const Stopwatch returning;
+    exchange->combined(out.data, out.stride);
+    counters.exchange_us += returning.us();
+  }
+
+  void run_experts(std::span<const FeedForward> experts, const DispatchedRows& arrived) {
+    expert_batch.rows.clear();
+    expert_batch.out.clear();
+    for (const std::byte* row : arrived.rows) expert_batch.rows.push_back(reinterpret_cast<const float*>(row));
+    for (std::byte* row : arrived.results) expert_batch.out.push_back(reinterpret_cast<float*>(row));
+    expert_batch.first = arrived.first;
+    expert_batch.expert = arrived.expert;
+    expert_batch.weight = arrived.weight;
+    backend.experts(expert_batch, experts);
+  }
+
+  static void zero(Rows<float> out) {
+    for (std::int64_t t = 0; t < out.rows; ++t) std::fill_n(out[t], out.cols, 0.0f);
+  }
+
+  /// Adds a block's output to the residual stream; under tensor parallelism the ranks' parts are summed first.
+  void add_branch(Rows<float> out) {
+    if (placement.tensor_parallel && out.rows > 0) {
+      const Stopwatch waiting;
+      comm.all_reduce_sum({out.data, static_cast<std::size_t>(out.rows * out.cols)});
+      counters.exchange_us += waiting.us();
+    }
+    backend.add(out, x);
+  }
+};
+
+Model::Model(const ModelConfig& config, ModelWeights weights, const Placement& placement, Backend& backend,
+             Communicator& comm, KvCache& cache, bool bf16_wire)
+    : state_(std::make_unique<State>(config, std::move(weights), placement, backend, comm, cache, bf16_wire)) {}
+Model::~Model() = default;
+
+Rows<const float> Model::forward(const TokenBatch& batch) {
+  State& s = *state_;
+  const std::int64_t tokens = batch.size(), hidden = s.config.hidden_size;
+  s.counters.exchange_us = 0;
+  const auto moe_layers = static_cast<std::size_t>(
+      std::count_if(s.placement.rank_of_expert.begin(), s.placement.rank_of_expert.end(), [](auto& l) { return !l.empty(); }));
+  s.counters.expert_tokens.assign(moe_layers * static_cast<std::size_t>(s.config.n_routed_experts), 0);
+
+  s.x = s.x_memory.rows(tokens, hidden);
+  s.compute_angles(batch);
+  s.backend.embed(batch.ids, s.weights.embedding, s.x);
+  const Rows<float> h = s.normed.rows(tokens, hidden), out = s.branch.rows(tokens, hidden);
+  int moe_layer = 0;
+  for (int i = 0; i < s.config.num_hidden_layers; ++i) {
+    const LayerWeights& layer = s.weights.layers[static_cast<std::size_t>(i)];
+    s.backend.rms_norm(s.x, layer.attention_norm, s.config.rms_norm_eps, h);
+    if (s.config.is_mla())
+      s.mla(layer.mla, h, batch, s.cache.layer(i), out);
+    else
+      s.gqa(layer.gqa, h, batch, s.cache.layer(i), out);
+    s.add_branch(out);
+
+    s.backend.rms_norm(s.x, layer.ffn_norm, s.config.rms_norm_eps, h);
+    if (s.config.is_moe_layer(i))
+      s.moe(layer.moe, moe_layer++, h, out);
+    else
+      s.feed_forward(layer.dense, h, out);
+    s.add_branch(out);
+  }
+  return s.x;
+}
+
+Rows<const float> Model::logits(std::span<const std::int64_t> rows) {
+  State& s = *state_;
+  const auto n = static_cast<std::int64_t>(rows.size());
+  const Rows<float> hidden = s.picked.rows(n, s.config.hidden_size);
+  for (std::int64_t i = 0; i < n; ++i) std::copy_n(s.x[rows[static_cast<std::size_t>(i)]], hidden.cols, hidden[i]);
+  s.backend.rms_norm(hidden, s.weights.final_norm, s.config.rms_norm_eps, hidden);
+  if (!s.placement.tensor_parallel) {
+    const Rows<float> out = s.logit.rows(n, s.config.vocab_size);
+    s.backend.linear(hidden, s.weights.head(), {}, out);
+    return out;
+  }
+  // Each rank has its part of the vocabulary for all rows; gathered parts are put side by side again.
+  const Rows<float> part = s.logit.rows(n, s.weights.vocab.count);
+  if (part.cols > 0) s.backend.linear(hidden, s.weights.head(), {}, part);
+  std::vector<std::size_t> counts = s.vocab_counts;
+  for (auto& c : counts) c *= static_cast<std::size_t>(n);
+  s.local_logits.resize(static_cast<std::size_t>(n * s.config.vocab_size));
+  s.comm.all_gather_v({part.data, static_cast<std::size_t>(n * part.cols)}, counts, s.local_logits);
+  const Rows<float> out = s.gathered.rows(n, s.config.vocab_size);
+  const float* from = s.local_logits.data();
+  std::int64_t column = 0;
+  for (const std::size_t width : s.vocab_counts) {
+    for (std::int64_t i = 0; i < n; ++i, from += width) std::copy_n(from, width, out[i] + column);
+    column += static_cast<std::int64_t>(width);
+  }
+  return out;
+}
+
+const Model::Counters& Model::counters() const { return state_->counters; }
+std::uint64_t Model::weight_bytes() const { return state_->weights.bytes; }
+
+}  // namespace shoal

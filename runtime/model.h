@@ -1,0 +1,57 @@
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "collectives/communicator.h"
+#include "collectives/expert_exchange.h"
+#include "kernels/backend.h"
+#include "planner/model_config.h"
+#include "planner/placement.h"
+#include "runtime/kv_cache.h"
+#include "runtime/weights.h"
+
+namespace shoal {
+
+/// The tokens one rank computes in a step, of any number of sequences, side by side.
+struct TokenBatch {
+  std::vector<std::int32_t> ids;          // [tokens]
+  std::vector<std::int32_t> positions;    // [tokens]
+  std::vector<std::int64_t> slots;        // [tokens] cache row of each token
+  std::vector<AttentionQuery> queries;    // [tokens]
+  std::int64_t size() const { return static_cast<std::int64_t>(ids.size()); }
+};
+
+/// The layers of one rank's share of a model, for both families: MLA with experts, GQA with dense blocks. Every rank calls
+/// forward() once a step, with no tokens too, since each layer's exchange needs all ranks.
+///
+/// A layer, as in the papers:   x += attention(norm(x));   x += ffn(norm(x))
+/// where ffn of an MoE layer is router -> dispatch -> all-to-all -> experts -> all-to-all -> combine, plus the shared
+/// expert, computed while the tokens travel.
+class Model {
+ public:
+  Model(const ModelConfig& config, ModelWeights weights, const Placement& placement, Backend& backend,
+        Communicator& comm, KvCache& cache, bool bf16_wire);
+  ~Model();
+
+  /// Runs all layers. Returns the final hidden states [tokens, hidden], before the last norm; valid until the next call.
+  Rows<const float> forward(const TokenBatch& batch);
+
+  /// Logits [rows.size(), vocab] of these rows of forward()'s result; valid until the next call. Under tensor parallelism
+  /// every rank must call it with the same rows.
+  Rows<const float> logits(std::span<const std::int64_t> rows);
+
+  struct Counters {
+    std::vector<std::uint32_t> expert_tokens;  // [MoE layers, n_routed_experts] of the last forward, from this rank
+    double exchange_us = 0;                    // spent waiting for other ranks in the last forward
+  };
+  const Counters& counters() const;
+  std::uint64_t weight_bytes() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace shoal

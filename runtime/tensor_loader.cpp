@@ -1,0 +1,209 @@
+#include "runtime/tensor_loader.h"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstring>
+#include <exception>
+#include <mutex>
+#include <numeric>
+#include <thread>
+
+#include "base/error.h"
+
+namespace shoal {
+namespace {
+
+/// Bytes read at a time: large enough for full disk speed, small enough that staging does not count.
+constexpr std::int64_t kChunkBytes = 4 << 20;
+
+DType compute_type(const TensorInfo& tensor, const Checkpoint& checkpoint) {
+  if (!tensor.dtype)
+    fail("{}: tensor {} has type {}, which is not supported (F32, F16, BF16 and F8_E4M3 are)",
+         checkpoint.files()[static_cast<std::size_t>(tensor.file)].string(), tensor.name, tensor.type);
+  return *tensor.dtype;
+}
+
+float to_float(const std::byte* p, DType type) {
+  std::uint16_t half = 0;
+  switch (type) {
+    case DType::f32: {
+      float f;
+      std::memcpy(&f, p, 4);
+      return f;
+    }
+    case DType::f16: std::memcpy(&half, p, 2); return f16_to_f32(half);
+    case DType::bf16: std::memcpy(&half, p, 2); return bf16_to_f32(half);
+    case DType::f8_e4m3: return f8_e4m3_to_f32(std::to_integer<std::uint8_t>(*p));
+  }
+  return 0;
+}
+
+float scale_at(const BlockScales& s, std::int64_t row, std::int64_t col, std::int64_t cols) {
+  if (s.empty()) return 1.0f;
+  const std::int64_t per_row = (cols + s.block_cols - 1) / s.block_cols;
+  return s.values[static_cast<std::size_t>(row / s.block_rows * per_row + col / s.block_cols)];
+}
+
+/// Source rows and columns of one read.
+struct Patch {
+  std::int64_t row, rows, first_col, cols;
+};
+
+/// Reads a patch of a row-major tensor into `staging`, packed tightly: one read where rows are whole, else one a row.
+void read_patch(const Checkpoint& checkpoint, const TensorInfo& tensor, std::int64_t tensor_cols, const Patch& patch,
+                std::vector<std::byte>& staging) {
+  const auto size = static_cast<std::int64_t>(size_of(*tensor.dtype));
+  staging.resize(static_cast<std::size_t>(patch.rows * patch.cols * size));
+  if (patch.cols == tensor_cols) {
+    checkpoint.read(tensor, static_cast<std::uint64_t>(patch.row * tensor_cols * size), staging);
+    return;
+  }
+  for (std::int64_t r = 0; r < patch.rows; ++r)
+    checkpoint.read(tensor, static_cast<std::uint64_t>(((patch.row + r) * tensor_cols + patch.first_col) * size),
+                    std::span(staging).subspan(static_cast<std::size_t>(r * patch.cols * size),
+                                               static_cast<std::size_t>(patch.cols * size)));
+}
+
+}  // namespace
+
+TensorLoader::TensorLoader(const Checkpoint& checkpoint, int fp8_block_rows, int fp8_block_cols)
+    : checkpoint_(checkpoint), block_rows_(fp8_block_rows), block_cols_(fp8_block_cols) {}
+
+void TensorLoader::add(std::uint64_t bytes, std::function<void(std::vector<std::byte>&)> work) {
+  bytes_ += bytes;
+  tasks_.push_back({bytes, std::move(work)});
+}
+
+BlockScales TensorLoader::scales(const std::string& name, std::int64_t rows, std::int64_t cols, Slice row_slice,
+                                 Slice col_slice) {
+  if (block_rows_ <= 0 || block_cols_ <= 0)
+    fail("{}: tensor {} is FP8, but config.json's quantization_config gives no weight_block_size",
+         checkpoint_.files().front().string(), name);
+  const std::array<std::int64_t, 2> shape = {(rows + block_rows_ - 1) / block_rows_,
+                                             (cols + block_cols_ - 1) / block_cols_};
+  const TensorInfo& tensor = checkpoint_.require(name + "_scale_inv", shape);
+  BlockScales whole{checkpoint_.read_floats(tensor), block_rows_, block_cols_};
+  if (row_slice.first == 0 && row_slice.count == rows && col_slice.first == 0 && col_slice.count == cols) return whole;
+  // A slice that starts inside a block gets finer blocks, so that its own blocks start at its edge.
+  BlockScales part;
+  part.block_rows = static_cast<int>(std::gcd<std::int64_t>(row_slice.first, block_rows_));
+  part.block_cols = static_cast<int>(std::gcd<std::int64_t>(col_slice.first, block_cols_));
+  for (std::int64_t r = 0; r < row_slice.count; r += part.block_rows)
+    for (std::int64_t c = 0; c < col_slice.count; c += part.block_cols)
+      part.values.push_back(scale_at(whole, row_slice.first + r, col_slice.first + c, cols));
+  return part;
+}
+
+void TensorLoader::matrix(Matrix& to, const std::string& name, std::int64_t rows, std::int64_t cols,
+                          std::optional<Slice> row_slice, std::optional<Slice> col_slice) {
+  const TensorInfo& tensor = checkpoint_.require(name, std::array{rows, cols});
+  const DType type = compute_type(tensor, checkpoint_);
+  const Slice r = row_slice.value_or(Slice{0, rows}), c = col_slice.value_or(Slice{0, cols});
+  if (r.count == 0 || c.count == 0) return;
+  to = Matrix(type, r.count, c.count);
+  if (type == DType::f8_e4m3) to.set_scales(scales(name, rows, cols, r, c));
+
+  const auto row_bytes = c.count * static_cast<std::int64_t>(size_of(type));
+  const std::int64_t panels = std::max<std::int64_t>(1, kChunkBytes / (row_bytes * Matrix::kPanel));
+  for (std::int64_t first = 0; first < r.count; first += panels * Matrix::kPanel) {
+    const std::int64_t count = std::min(r.count - first, panels * Matrix::kPanel);
+    add(static_cast<std::uint64_t>(count * row_bytes), [=, this, &to, &tensor](std::vector<std::byte>& staging) {
+      read_patch(checkpoint_, tensor, cols, {r.first + first, count, c.first, c.count}, staging);
+      to.pack_rows(first, count, staging.data(), row_bytes);
+    });
+  }
+}
+
+void TensorLoader::matrix_f32(Matrix& to, const std::string& name, std::int64_t rows, std::int64_t cols) {
+  const TensorInfo& tensor = checkpoint_.require(name, std::array{rows, cols});
+  const DType type = compute_type(tensor, checkpoint_);
+  to = Matrix(DType::f32, rows, cols);
+  add(tensor.bytes, [=, this, &to, &tensor](std::vector<std::byte>& staging) {
+    read_patch(checkpoint_, tensor, cols, {0, rows, 0, cols}, staging);
+    std::vector<float> values(static_cast<std::size_t>(rows * cols));
+    for (std::size_t i = 0; i < values.size(); ++i) values[i] = to_float(staging.data() + i * size_of(type), type);
+    to.pack_rows(0, rows, values.data(), cols * 4);
+  });
+}
+
+void TensorLoader::kv_b(std::vector<Matrix>& k_up, std::vector<Matrix>& v_up, const std::string& name, int heads,
+                        int qk_nope_head_dim, int v_head_dim, int kv_lora_rank) {
+  const std::int64_t per_head = qk_nope_head_dim + v_head_dim, rows = heads * per_head, cols = kv_lora_rank;
+  const TensorInfo& tensor = checkpoint_.require(name, std::array{rows, cols});
+  const DType type = compute_type(tensor, checkpoint_);
+  const DType kept = type == DType::f8_e4m3 ? DType::bf16 : type;
+  auto block_scales = std::make_shared<BlockScales>();
+  if (type == DType::f8_e4m3) *block_scales = scales(name, rows, cols, {0, rows}, {0, cols});
+
+  k_up.resize(static_cast<std::size_t>(heads));
+  v_up.resize(static_cast<std::size_t>(heads));
+  for (int h = 0; h < heads; ++h) {
+    Matrix& k = k_up[static_cast<std::size_t>(h)] = Matrix(kept, kv_lora_rank, qk_nope_head_dim);
+    Matrix& v = v_up[static_cast<std::size_t>(h)] = Matrix(kept, v_head_dim, kv_lora_rank);
+    const auto head_bytes = static_cast<std::uint64_t>(per_head * cols) * size_of(type);
+    add(head_bytes, [=, this, &k, &v, &tensor](std::vector<std::byte>& staging) {
+      const std::int64_t first = h * per_head;
+      read_patch(checkpoint_, tensor, cols, {first, per_head, 0, cols}, staging);
+      const auto size = static_cast<std::int64_t>(size_of(kept));
+      if (type == DType::f8_e4m3) {
+        std::vector<std::byte> wide(static_cast<std::size_t>(per_head * cols * 2));
+        for (std::int64_t r = 0; r < per_head; ++r)
+          for (std::int64_t c = 0; c < cols; ++c) {
+            const float value = to_float(staging.data() + r * cols + c, type) * scale_at(*block_scales, first + r, c, cols);
+            const std::uint16_t rounded = f32_to_bf16(value);
+            std::memcpy(wide.data() + (r * cols + c) * 2, &rounded, 2);
+          }
+        staging.swap(wide);
+      }
+      std::vector<std::byte> transposed(static_cast<std::size_t>(qk_nope_head_dim * cols * size));
+      for (std::int64_t r = 0; r < qk_nope_head_dim; ++r)
+        for (std::int64_t c = 0; c < cols; ++c)
+          std::memcpy(transposed.data() + (c * qk_nope_head_dim + r) * size, staging.data() + (r * cols + c) * size,
+                      static_cast<std::size_t>(size));
+      k.pack_rows(0, kv_lora_rank, transposed.data(), qk_nope_head_dim * size);
+      v.pack_rows(0, v_head_dim, staging.data() + qk_nope_head_dim * cols * size, cols * size);
+    });
+  }
+}
+
+void TensorLoader::vector(std::vector<float>& to, const std::string& name, std::int64_t size,
+                          std::optional<Slice> slice) {
+  const TensorInfo& tensor = checkpoint_.require(name, std::array{size});
+  const DType type = compute_type(tensor, checkpoint_);
+  const Slice s = slice.value_or(Slice{0, size});
+  if (s.count == 0) return;
+  add(static_cast<std::uint64_t>(s.count) * size_of(type), [=, this, &to, &tensor](std::vector<std::byte>& staging) {
+    staging.resize(static_cast<std::size_t>(s.count) * size_of(type));
+    checkpoint_.read(tensor, static_cast<std::uint64_t>(s.first) * size_of(type), staging);
+    to.resize(static_cast<std::size_t>(s.count));
+    for (std::size_t i = 0; i < to.size(); ++i) to[i] = to_float(staging.data() + i * size_of(type), type);
+  });
+}
+
+void TensorLoader::run(int threads, const std::function<void(std::uint64_t)>& progress) {
+  std::atomic<std::size_t> next = 0;
+  std::mutex mutex;
+  std::exception_ptr first_error;
+  const auto work = [&] {
+    std::vector<std::byte> staging;
+    for (std::size_t i; (i = next++) < tasks_.size();) {
+      try {
+        tasks_[i].work(staging);
+      } catch (...) {
+        const std::lock_guard lock(mutex);
+        if (!first_error) first_error = std::current_exception();
+        next = tasks_.size();
+      }
+      progress(tasks_[i].bytes);
+    }
+  };
+  std::vector<std::jthread> team;
+  for (int t = 1; t < threads; ++t) team.emplace_back(work);
+  work();
+  team.clear();  // joins
+  tasks_.clear();
+  if (first_error) std::rethrow_exception(first_error);
+}
+
+}  // namespace shoal

@@ -1,0 +1,52 @@
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "kernels/matrix.h"
+#include "planner/placement.h"
+#include "runtime/checkpoint.h"
+
+namespace shoal {
+
+/// Collects what is to be loaded, then reads and packs it in parallel, chunk by chunk through small staging buffers.
+/// Destinations must stay where they are until run() returned.
+class TensorLoader {
+ public:
+  TensorLoader(const Checkpoint& checkpoint, int fp8_block_rows, int fp8_block_cols);
+
+  /// Rows and columns (whole if not given) of a matrix [rows, cols] under `name`, kept in the type the file has.
+  /// FP8 comes with its `<name>_scale_inv`.
+  void matrix(Matrix& to, const std::string& name, std::int64_t rows, std::int64_t cols,
+              std::optional<Slice> row_slice = {}, std::optional<Slice> col_slice = {});
+  /// A matrix converted to FP32.
+  void matrix_f32(Matrix& to, const std::string& name, std::int64_t rows, std::int64_t cols);
+  /// kv_b_proj [heads * (qk_nope_head_dim + v_head_dim), kv_lora_rank] into per-head matrices: the key half transposed.
+  /// FP8 becomes BF16, since a transposed block does not keep its scales.
+  void kv_b(std::vector<Matrix>& k_up, std::vector<Matrix>& v_up, const std::string& name, int heads,
+            int qk_nope_head_dim, int v_head_dim, int kv_lora_rank);
+  /// A vector as FP32; a slice of it if given.
+  void vector(std::vector<float>& to, const std::string& name, std::int64_t size, std::optional<Slice> slice = {});
+
+  bool has(const std::string& name) const { return checkpoint_.find(name) != nullptr; }
+  std::uint64_t bytes_to_read() const { return bytes_; }
+  /// Does it all; throws the first Error.
+  void run(int threads, const std::function<void(std::uint64_t bytes)>& progress);
+
+ private:
+  struct Task {
+    std::uint64_t bytes;
+    std::function<void(std::vector<std::byte>& staging)> work;
+  };
+  BlockScales scales(const std::string& name, std::int64_t rows, std::int64_t cols, Slice row_slice, Slice col_slice);
+  void add(std::uint64_t bytes, std::function<void(std::vector<std::byte>&)> work);
+
+  const Checkpoint& checkpoint_;
+  int block_rows_, block_cols_;
+  std::vector<Task> tasks_;
+  std::uint64_t bytes_ = 0;
+};
+
+}  // namespace shoal

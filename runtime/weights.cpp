@@ -1,0 +1,138 @@
+#include "runtime/weights.h"
+
+#include <fmt/format.h>
+
+#include "runtime/progress.h"
+#include "runtime/tensor_loader.h"
+
+namespace shoal {
+namespace {
+
+/// One layer's loading: the names under its prefix, and what this rank holds of it.
+class LayerLoader {
+ public:
+  LayerLoader(const ModelConfig& config, const Placement& placement, int rank, int layer, TensorLoader& loader)
+      : config_(config), placement_(placement), rank_(rank), layer_(layer), loader_(loader),
+        prefix_(fmt::format("model.layers.{}.", layer)) {}
+
+  void load(LayerWeights& to) {
+    loader_.vector(to.attention_norm, prefix_ + "input_layernorm.weight", config_.hidden_size);
+    loader_.vector(to.ffn_norm, prefix_ + "post_attention_layernorm.weight", config_.hidden_size);
+    if (config_.is_mla())
+      mla(to.mla);
+    else
+      gqa(to.gqa);
+    if (config_.is_moe_layer(layer_))
+      moe(to.moe);
+    else
+      feed_forward(to.dense, prefix_ + "mlp.", config_.intermediate_size);
+  }
+
+ private:
+  void mla(MlaWeights& to) {
+    const std::string p = prefix_ + "self_attn.";
+    const std::int64_t hidden = config_.hidden_size, heads = config_.num_attention_heads;
+    const std::int64_t q_rows = heads * config_.qk_head_dim();
+    const std::int64_t kv_rows = config_.kv_lora_rank + config_.qk_rope_head_dim;
+    if (config_.q_lora_rank == 0) {
+      loader_.matrix(to.q_proj, p + "q_proj.weight", q_rows, hidden);
+    } else {
+      loader_.matrix(to.q_a_proj, p + "q_a_proj.weight", config_.q_lora_rank, hidden);
+      loader_.vector(to.q_a_norm, p + "q_a_layernorm.weight", config_.q_lora_rank);
+      loader_.matrix(to.q_b_proj, p + "q_b_proj.weight", q_rows, config_.q_lora_rank);
+      if (config_.attention_bias) loader_.vector(to.q_a_bias, p + "q_a_proj.bias", config_.q_lora_rank);
+    }
+    loader_.matrix(to.kv_a_proj, p + "kv_a_proj_with_mqa.weight", kv_rows, hidden);
+    loader_.vector(to.kv_a_norm, p + "kv_a_layernorm.weight", config_.kv_lora_rank);
+    loader_.kv_b(to.k_up, to.v_up, p + "kv_b_proj.weight", static_cast<int>(heads), config_.qk_nope_head_dim,
+                 config_.v_head_dim, config_.kv_lora_rank);
+    loader_.matrix(to.o_proj, p + "o_proj.weight", hidden, heads * config_.v_head_dim);
+    if (config_.attention_bias) {
+      loader_.vector(to.kv_a_bias, p + "kv_a_proj_with_mqa.bias", kv_rows);
+      loader_.vector(to.o_bias, p + "o_proj.bias", hidden);
+    }
+  }
+
+  void gqa(GqaWeights& to) {
+    const std::string p = prefix_ + "self_attn.";
+    const std::int64_t hidden = config_.hidden_size, dim = config_.head_dim;
+    const std::int64_t q_rows = config_.num_attention_heads * dim, kv_rows = config_.num_key_value_heads * dim;
+    const auto [heads, kv_heads] =
+        placement_.tensor_parallel
+            ? head_slice(config_.num_attention_heads, config_.num_key_value_heads, placement_.ranks, rank_)
+            : HeadSlice{{0, config_.num_attention_heads}, {0, config_.num_key_value_heads}};
+    const Slice q{heads.first * dim, heads.count * dim}, kv{kv_heads.first * dim, kv_heads.count * dim};
+    loader_.matrix(to.q_proj, p + "q_proj.weight", q_rows, hidden, q);
+    loader_.matrix(to.k_proj, p + "k_proj.weight", kv_rows, hidden, kv);
+    loader_.matrix(to.v_proj, p + "v_proj.weight", kv_rows, hidden, kv);
+    loader_.matrix(to.o_proj, p + "o_proj.weight", hidden, q_rows, {}, q);
+    if (config_.attention_bias) {
+      loader_.vector(to.q_bias, p + "q_proj.bias", q_rows, q);
+      loader_.vector(to.k_bias, p + "k_proj.bias", kv_rows, kv);
+      loader_.vector(to.v_bias, p + "v_proj.bias", kv_rows, kv);
+    }
+    if (config_.attention_output_bias && rank_ == 0) loader_.vector(to.o_bias, p + "o_proj.bias", hidden);
+  }
+
+  void feed_forward(FeedForward& to, const std::string& p, std::int64_t intermediate) {
+    // Cuts fall on whole panels, and on whole FP8 blocks where there are any.
+    const int unit = config_.quantization ? config_.quantization->block_rows : Matrix::kPanel;
+    const Slice mine = placement_.tensor_parallel ? slice_of(intermediate, placement_.ranks, rank_, unit)
+                                                  : Slice{0, intermediate};
+    loader_.matrix(to.gate, p + "gate_proj.weight", intermediate, config_.hidden_size, mine);
+    loader_.matrix(to.up, p + "up_proj.weight", intermediate, config_.hidden_size, mine);
+    loader_.matrix(to.down, p + "down_proj.weight", config_.hidden_size, intermediate, {}, mine);
+  }
+
+  void moe(MoeWeights& to) {
+    const std::string p = prefix_ + "mlp.";
+    const auto n_experts = static_cast<std::size_t>(config_.n_routed_experts);
+    loader_.matrix_f32(to.router, p + "gate.weight", config_.n_routed_experts, config_.hidden_size);
+    if (const std::string bias = p + "gate.e_score_correction_bias"; loader_.has(bias))
+      loader_.vector(to.score_bias, bias, config_.n_routed_experts);
+    to.map.rank_of = placement_.rank_of_expert[static_cast<std::size_t>(layer_)];
+    to.map.local_of.assign(n_experts, 0);
+    std::vector<std::int32_t> held(static_cast<std::size_t>(placement_.ranks), 0);
+    for (std::size_t e = 0; e < n_experts; ++e)
+      to.map.local_of[e] = held[static_cast<std::size_t>(to.map.rank_of[e])]++;
+    const auto mine = placement_.experts_on(layer_, rank_);
+    to.experts.resize(mine.size());
+    for (std::size_t i = 0; i < mine.size(); ++i)
+      feed_forward(to.experts[i], fmt::format("{}experts.{}.", p, mine[i]), config_.moe_intermediate_size);
+    if (config_.n_shared_experts > 0)
+      feed_forward(to.shared, p + "shared_experts.",
+                   static_cast<std::int64_t>(config_.moe_intermediate_size) * config_.n_shared_experts);
+  }
+
+  const ModelConfig& config_;
+  const Placement& placement_;
+  const int rank_, layer_;
+  TensorLoader& loader_;
+  const std::string prefix_;
+};
+
+}  // namespace
+
+ModelWeights load_weights(const ModelConfig& config, const Checkpoint& checkpoint, const Placement& placement, int rank,
+                          const LoadOptions& options) {
+  const auto& quantization = config.quantization;
+  TensorLoader loader(checkpoint, quantization ? quantization->block_rows : 0, quantization ? quantization->block_cols : 0);
+  ModelWeights weights;
+  weights.vocab = placement.tensor_parallel ? slice_of(config.vocab_size, placement.ranks, rank, Matrix::kPanel)
+                                            : Slice{0, config.vocab_size};
+  loader.matrix(weights.embedding, "model.embed_tokens.weight", config.vocab_size, config.hidden_size);
+  weights.layers.resize(static_cast<std::size_t>(config.num_hidden_layers));
+  for (int layer = 0; layer < config.num_hidden_layers; ++layer)
+    LayerLoader(config, placement, rank, layer, loader).load(weights.layers[static_cast<std::size_t>(layer)]);
+  loader.vector(weights.final_norm, "model.norm.weight", config.hidden_size);
+  if (!config.tie_word_embeddings || placement.tensor_parallel)
+    loader.matrix(weights.lm_head, config.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight",
+                  config.vocab_size, config.hidden_size, weights.vocab);
+
+  Progress progress("loading weights", loader.bytes_to_read(), options.progress);
+  weights.bytes = loader.bytes_to_read();
+  loader.run(options.threads, [&](std::uint64_t bytes) { progress.add(bytes); });
+  return weights;
+}
+
+}  // namespace shoal

@@ -1,0 +1,73 @@
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "collectives/expert_exchange.h"
+#include "kernels/backend.h"
+#include "planner/model_config.h"
+#include "planner/placement.h"
+#include "runtime/checkpoint.h"
+
+namespace shoal {
+
+/// Multi-head latent attention, in the form the absorbed kernels use: kv_b_proj is split by head, its key half transposed.
+struct MlaWeights {
+  Matrix q_proj;                    // [heads * qk_head_dim, hidden], without q_lora_rank
+  Matrix q_a_proj;                  // [q_lora_rank, hidden]
+  std::vector<float> q_a_bias, q_a_norm;
+  Matrix q_b_proj;                  // [heads * qk_head_dim, q_lora_rank]
+  Matrix kv_a_proj;                 // [kv_lora_rank + qk_rope_head_dim, hidden]
+  std::vector<float> kv_a_bias, kv_a_norm;
+  std::vector<Matrix> k_up;         // [heads] of [kv_lora_rank, qk_nope_head_dim]
+  std::vector<Matrix> v_up;         // [heads] of [v_head_dim, kv_lora_rank]
+  Matrix o_proj;                    // [hidden, heads * v_head_dim]
+  std::vector<float> o_bias;
+};
+
+/// Grouped-query attention; under tensor parallelism the rank's own heads only.
+struct GqaWeights {
+  Matrix q_proj, k_proj, v_proj;    // [heads * head_dim, hidden], [kv_heads * head_dim, hidden] twice
+  std::vector<float> q_bias, k_bias, v_bias;
+  Matrix o_proj;                    // [hidden, heads * head_dim]
+  std::vector<float> o_bias;        // on rank 0 only: the ranks' outputs are added
+};
+
+struct MoeWeights {
+  Matrix router;                    // [n_routed_experts, hidden], FP32: routing is discrete, so it is not approximated
+  std::vector<float> score_bias;    // e_score_correction_bias, or empty
+  ExpertMap map;
+  std::vector<FeedForward> experts; // this rank's, in ascending order of their global ids
+  FeedForward shared;               // empty if the model has none
+};
+
+struct LayerWeights {
+  std::vector<float> attention_norm, ffn_norm;
+  MlaWeights mla;
+  GqaWeights gqa;
+  FeedForward dense;                // layers without experts
+  MoeWeights moe;
+};
+
+/// One rank's share of a model.
+struct ModelWeights {
+  Matrix embedding;                 // [vocab, hidden]
+  std::vector<LayerWeights> layers;
+  std::vector<float> final_norm;
+  Matrix lm_head;                   // [this rank's part of vocab, hidden]; empty if tied and whole: the embedding serves
+  Slice vocab;                      // this rank's part
+  std::uint64_t bytes = 0;          // all of the above
+
+  const Matrix& head() const { return lm_head.empty() ? embedding : lm_head; }
+};
+
+struct LoadOptions {
+  int threads = 2;        // that read and pack at the same time
+  bool progress = false;  // draw a progress bar on stderr
+};
+
+/// Reads and packs what `rank` holds under `placement`, and nothing else. Memory: the share itself and a few MB of
+/// staging a thread. Error names file and tensor.
+ModelWeights load_weights(const ModelConfig& config, const Checkpoint& checkpoint, const Placement& placement, int rank,
+                          const LoadOptions& options);
+
+}  // namespace shoal

@@ -1,0 +1,84 @@
+#include "runtime/worker.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "base/error.h"
+#include "runtime/sampler.h"
+
+namespace shoal {
+
+Worker::Worker(Model& model, const KvCache& cache, int max_logit_rows, bool outputs)
+    : model_(model), cache_(cache), max_logit_rows_(max_logit_rows), outputs_(outputs) {}
+
+TokenBatch Worker::make_batch(const StepPlan& plan, std::vector<LogitRow>& wanted, StepResult& result) const {
+  TokenBatch batch;
+  for (const SequenceChunk& chunk : plan.chunks) {
+    const auto found = sequences_.find(chunk.sequence);
+    if (found == sequences_.end()) fail("step {} names sequence {}, which was never started", plan.step, chunk.sequence);
+    const Sequence& sequence = found->second;
+    const auto n = static_cast<std::int32_t>(chunk.tokens.size());
+    if (static_cast<std::size_t>(chunk.position + n) >
+        sequence.pages.size() * static_cast<std::size_t>(cache_.page_tokens()))
+      fail("step {}: sequence {} has {} pages, too few for position {}", plan.step, chunk.sequence,
+           sequence.pages.size(), chunk.position + n - 1);
+    const std::int64_t first_row = batch.size();
+    for (std::int32_t i = 0; i < n; ++i) {
+      const std::int32_t position = chunk.position + i;
+      batch.ids.push_back(chunk.tokens[static_cast<std::size_t>(i)]);
+      batch.positions.push_back(position);
+      batch.slots.push_back(cache_.slot(sequence.pages, position));
+      batch.queries.push_back({sequence.pages.data(), position + 1});
+      const std::int32_t next = i + 1 < n ? chunk.tokens[static_cast<std::size_t>(i + 1)] : chunk.next_token;
+      const std::int32_t scored = chunk.score ? next : -1;
+      const bool sample = chunk.sample && i + 1 == n;
+      if (scored >= 0 || sample) wanted.push_back({first_row + i, result.outputs.size(), position, scored, sample});
+    }
+    if (chunk.score || chunk.sample) result.outputs.push_back({.sequence = chunk.sequence});
+  }
+  return batch;
+}
+
+void Worker::read_logits(const LogitRow& row, std::span<const float> logits, SequenceOutput& output) const {
+  const Sequence& sequence = sequences_.at(output.sequence);
+  const int top = std::max(0, sequence.logprobs);
+  if (row.scored >= 0) output.scored.push_back(log_probability(logits, row.scored, top));
+  if (!row.sample) return;
+  output.token = sample(logits, sequence.sampling, row.position);
+  if (sequence.logprobs >= 0) output.sampled.push_back(log_probability(logits, output.token, top));
+}
+
+StepResult Worker::run(const StepPlan& plan) {
+  const auto start = std::chrono::steady_clock::now();
+  for (const std::uint64_t id : plan.finish) sequences_.erase(id);
+  for (const SequenceStart& s : plan.start) sequences_[s.sequence] = {s.sampling, s.logprobs, s.pages};
+
+  StepResult result;
+  result.step = plan.step;
+  std::vector<LogitRow> wanted;
+  const TokenBatch batch = make_batch(plan, wanted, result);
+  model_.forward(batch);
+
+  // The vocabulary is wide: logits are made for a few rows at a time.
+  std::vector<std::int64_t> rows;
+  for (std::size_t first = 0; first < wanted.size(); first += static_cast<std::size_t>(max_logit_rows_)) {
+    const std::size_t count = std::min(wanted.size() - first, static_cast<std::size_t>(max_logit_rows_));
+    rows.clear();
+    for (std::size_t i = 0; i < count; ++i) rows.push_back(wanted[first + i].row);
+    const Rows<const float> logits = model_.logits(rows);
+    if (!outputs_) continue;
+    for (std::size_t i = 0; i < count; ++i) {
+      const LogitRow& row = wanted[first + i];
+      read_logits(row, {logits[static_cast<std::int64_t>(i)], static_cast<std::size_t>(logits.cols)},
+                  result.outputs[row.output]);
+    }
+  }
+  if (!outputs_) result.outputs.clear();
+  result.expert_tokens = model_.counters().expert_tokens;
+  const std::chrono::duration<double, std::micro> total = std::chrono::steady_clock::now() - start;
+  result.exchange_us = static_cast<std::uint32_t>(model_.counters().exchange_us);
+  result.compute_us = static_cast<std::uint32_t>(std::max(0.0, total.count() - model_.counters().exchange_us));
+  return result;
+}
+
+}  // namespace shoal

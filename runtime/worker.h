@@ -1,0 +1,45 @@
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <unordered_map>
+#include <vector>
+
+#include "runtime/kv_cache.h"
+#include "runtime/model.h"
+#include "runtime/step.h"
+
+namespace shoal {
+
+/// One rank's part of every step: turns a StepPlan into a batch, runs the model, samples for the sequences it owns.
+class Worker {
+ public:
+  /// `outputs`: this rank answers for the sequences (under tensor parallelism rank 0 alone does).
+  Worker(Model& model, const KvCache& cache, int max_logit_rows, bool outputs);
+  StepResult run(const StepPlan& plan);
+
+ private:
+  struct Sequence {
+    SamplingParams sampling;
+    int logprobs = -1;
+    std::vector<std::int32_t> pages;
+  };
+  /// One row of logits: whose it is, and what for.
+  struct LogitRow {
+    std::int64_t row;            // in the batch
+    std::size_t output;          // in the result
+    std::int32_t position;
+    std::int32_t scored;         // the token whose log-probability is asked, or -1
+    bool sample;
+  };
+
+  TokenBatch make_batch(const StepPlan& plan, std::vector<LogitRow>& wanted, StepResult& result) const;
+  void read_logits(const LogitRow& row, std::span<const float> logits, SequenceOutput& output) const;
+
+  Model& model_;
+  const KvCache& cache_;
+  const int max_logit_rows_;
+  const bool outputs_;
+  std::unordered_map<std::uint64_t, Sequence> sequences_;
+};
+
+}  // namespace shoal
