@@ -1,4 +1,5 @@
 # shellcheck shell=bash
+# shellcheck disable=SC2034 # the arrays are for those who source this
 # Sourced by launch/quickstart, tests/run and the other scripts: packages, and how mpirun behaves on any machine.
 
 # Names in Debian 12, Ubuntu 22.04 and newer.
