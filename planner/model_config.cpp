@@ -50,6 +50,8 @@ void read_dimensions(ModelConfig& c, const JsonFields& json, const FamilyDefault
   c.tie_word_embeddings = json.boolean_or("tie_word_embeddings", false);
   c.torch_dtype = json.string_or("dtype", json.string_or("torch_dtype", ""));
 
+  // No released model of these families has such biases, and leaving one out would be a silent error.
+  if (json.boolean_or("mlp_bias", false)) json.reject("mlp_bias", "is true, which is not supported");
   const std::string activation = json.string_or("hidden_act", "silu");
   if (activation != "silu" && activation != "swish") {
     json.reject("hidden_act", fmt::format("\"{}\" is not supported (silu is)", activation));
@@ -68,11 +70,7 @@ void read_latent_attention(ModelConfig& c, const JsonFields& json) {
   c.rope_interleave = c.architecture == Architecture::deepseek_v2 || json.boolean_or("rope_interleave", true);
   if (c.qk_rope_head_dim % 2)
     json.reject("qk_rope_head_dim", fmt::format("is {}, and must be even", c.qk_rope_head_dim));
-  // The classes have both switches, no released model uses them, and ignoring a bias would be a silent error.
-  for (const char* bias : {"attention_bias", "mlp_bias"}) {
-    if (json.boolean_or(bias, false))
-      json.reject(bias, fmt::format("is true, which is not supported for {}", c.model_type));
-  }
+  c.attention_bias = c.attention_output_bias = json.boolean_or("attention_bias", false);
 }
 
 void read_grouped_attention(ModelConfig& c, const JsonFields& json) {
@@ -95,7 +93,6 @@ void read_grouped_attention(ModelConfig& c, const JsonFields& json) {
     c.attention_bias = true;
   } else {
     c.attention_bias = c.attention_output_bias = json.boolean_or("attention_bias", false);
-    c.mlp_bias = json.boolean_or("mlp_bias", false);
   }
 }
 

@@ -130,7 +130,15 @@ Layout layout_of(const fs::path& model) {
     Layout layout{{}, index, read_index(index)};
     std::set<std::string> names;
     for (const auto& [tensor, shard] : layout.shards) names.insert(shard);
-    for (const auto& name : names) layout.files.push_back(model / name);
+    std::vector<std::string> missing;
+    for (const auto& name : names) {
+      layout.files.push_back(model / name);
+      if (!fs::exists(layout.files.back(), ignored)) missing.push_back(name);
+    }
+    if (!missing.empty()) {
+      fail("{}: {} of {} files are missing: {}", model.string(), missing.size(), names.size(),
+           fmt::join(missing, ", "));
+    }
     return layout;
   }
 
