@@ -77,7 +77,7 @@ class Coordinator {
 
   /// A rank is lost or a worker failed: every request fails with this message, later ones are refused.
   void fail_all(const std::string& why);
-  /// Ends the loop after the running step; requests still open are cancelled.
+  /// Ends the loop after the running step; requests still open are cancelled. Not to be called from a sink.
   void stop();
 
  private:

@@ -1,0 +1,211 @@
+#include "runtime/coordinator.h"
+
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <string_view>
+#include <thread>
+#include <unordered_map>
+#include <utility>
+
+#include "runtime/control_plane.h"
+#include "runtime/scheduler.h"
+
+namespace shoal {
+namespace {
+
+std::string text_of(const std::vector<std::byte>& payload) {
+  return {reinterpret_cast<const char*>(payload.data()), payload.size()};
+}
+
+}  // namespace
+
+/// The thread around the scheduler. The mutex guards everything below it; it is never held while sinks run, frames are
+/// sent or answers awaited.
+struct Coordinator::Impl {
+  ControlServer& control;
+  const CoordinatorOptions options;
+
+  mutable std::mutex mutex;
+  std::condition_variable wake;
+  Scheduler scheduler;
+  std::unordered_map<std::uint64_t, std::shared_ptr<const EventSink>> sinks;
+  Scheduler::Events events;  // to be told
+  std::uint64_t last_request = 0;
+  std::vector<std::uint64_t> expert_tokens;
+  std::string failure;  // why nothing works any more
+  bool stopping = false;
+
+  std::mutex join_mutex;
+  std::thread thread;  // last: it uses all of the above
+
+  Impl(ControlServer& server, CoordinatorOptions wanted)
+      : control(server), options(std::move(wanted)), scheduler(options), thread([this] { run(); }) {}
+
+  void run() {
+    for (;;) {
+      std::vector<StepPlan> plans;
+      Scheduler::Events told;
+      {
+        std::unique_lock lock(mutex);
+        wake.wait(lock, [this] {
+          return stopping || !events.empty() || (!sinks.empty() && !failure.empty()) || scheduler.has_work();
+        });
+        told.swap(events);
+        if (!stopping && failure.empty() && scheduler.has_work()) plans = scheduler.plan();
+      }
+      // The workers compute while the sinks of the previous step are told.
+      send(plans);
+      deliver(told);
+      if (!plans.empty()) {
+        collect(plans.front().step);
+      } else if (close_open_requests()) {
+        return;
+      }
+    }
+  }
+
+  void send(const std::vector<StepPlan>& plans) {
+    const auto frame = [](const StepPlan& plan) {
+      return Frame{static_cast<std::uint16_t>(Message::step), encode(plan)};
+    };
+    if (plans.empty()) return;
+    if (options.tensor_parallel) return control.send_all(frame(plans.front()));
+    for (std::size_t rank = 0; rank < plans.size(); ++rank) control.send(static_cast<int>(rank), frame(plans[rank]));
+  }
+
+  void deliver(const Scheduler::Events& told) {
+    for (const auto& [request, event] : told) {
+      std::shared_ptr<const EventSink> sink;
+      {
+        const std::lock_guard lock(mutex);
+        const auto at = sinks.find(request);
+        if (at == sinks.end()) continue;
+        sink = at->second;
+        if (event.finish != FinishReason::none) sinks.erase(at);
+      }
+      try {
+        (*sink)(event);
+      } catch (...) {  // a listener that broke must not take the others with it
+        const std::lock_guard lock(mutex);
+        sinks.erase(request);
+        scheduler.cancel(request);
+      }
+    }
+  }
+
+  /// Takes every rank's answer to the step in flight.
+  void collect(std::uint64_t step) {
+    for (int missing = options.ranks; missing > 0; --missing) {
+      const auto received = control.receive();
+      if (!received) return lost(step);
+      const auto& [rank, frame] = *received;
+      if (frame.type == static_cast<std::uint16_t>(Message::failed)) {
+        const std::string why = text_of(frame.payload);
+        return fail_all(why.empty() ? fmt::format("rank {} failed and gave no reason", rank) : why);
+      }
+      try {
+        if (frame.type != static_cast<std::uint16_t>(Message::result)) {
+          fail("rank {} sent a frame of type {} where the result of a step was expected", rank, frame.type);
+        }
+        StepResult result = decode_step_result(frame.payload);
+        if (options.on_result) options.on_result(result, rank);
+        const std::lock_guard lock(mutex);
+        if (expert_tokens.size() < result.expert_tokens.size()) expert_tokens.resize(result.expert_tokens.size());
+        for (std::size_t i = 0; i < result.expert_tokens.size(); ++i) expert_tokens[i] += result.expert_tokens[i];
+        for (auto& event : scheduler.apply(rank, std::move(result))) events.push_back(std::move(event));
+      } catch (const std::exception& error) {
+        return fail_all(fmt::format("rank {}: {}", rank, error.what()));
+      }
+    }
+  }
+
+  /// No more frames come: a rank was lost or the control plane was closed. Whoever knows why is about to say so.
+  void lost(std::uint64_t step) {
+    {
+      std::unique_lock lock(mutex);
+      const auto known = [this] { return stopping || !failure.empty(); };
+      if (wake.wait_for(lock, std::chrono::seconds(1), known)) return;
+    }
+    fail_all(fmt::format("the control plane was closed during step {}", step));
+  }
+
+  /// After a failure or at the end: whatever is still open gets its last event. True at the end.
+  bool close_open_requests() {
+    Scheduler::Events last;
+    bool end = false;
+    {
+      const std::lock_guard lock(mutex);
+      end = stopping;
+      if (!end && failure.empty()) return false;
+      for (const auto& [request, sink] : sinks) {
+        last.push_back({request, {}});
+        last.back().event.finish = failure.empty() ? FinishReason::cancelled : FinishReason::failed;
+        last.back().event.error = failure;
+      }
+      scheduler.clear();
+    }
+    deliver(last);
+    return end;
+  }
+
+  void fail_all(const std::string& why) {
+    const std::lock_guard lock(mutex);
+    if (failure.empty()) failure = why.empty() ? "the job failed" : why;
+    wake.notify_all();
+  }
+};
+
+Coordinator::Coordinator(ControlServer& control, CoordinatorOptions options)
+    : impl_(std::make_unique<Impl>(control, std::move(options))) {}
+
+Coordinator::~Coordinator() { stop(); }
+
+std::uint64_t Coordinator::submit(GenerationRequest request, EventSink sink) {
+  const std::lock_guard lock(impl_->mutex);
+  if (!impl_->failure.empty()) throw Error(impl_->failure);
+  if (impl_->stopping) fail("no request is taken any more: the server is shutting down");
+  impl_->scheduler.check(request);
+  if (impl_->scheduler.waiting() >= impl_->options.max_waiting) {
+    throw Overloaded(fmt::format("{} requests are waiting already; try again later", impl_->scheduler.waiting()));
+  }
+  const std::uint64_t number = ++impl_->last_request;
+  impl_->sinks.emplace(number, std::make_shared<const EventSink>(std::move(sink)));
+  impl_->scheduler.submit(number, std::move(request));
+  impl_->wake.notify_all();
+  return number;
+}
+
+void Coordinator::cancel(std::uint64_t request) {
+  const std::lock_guard lock(impl_->mutex);
+  for (auto& event : impl_->scheduler.cancel(request)) impl_->events.push_back(std::move(event));
+  impl_->wake.notify_all();
+}
+
+Coordinator::Load Coordinator::load() const {
+  const std::lock_guard lock(impl_->mutex);
+  const Scheduler& scheduler = impl_->scheduler;
+  const Scheduler::Totals& totals = scheduler.totals();
+  return {.running = scheduler.running(),
+          .waiting = scheduler.waiting(),
+          .kv_pages_used = scheduler.kv_pages_used(),
+          .kv_pages = scheduler.kv_pages(),
+          .steps = totals.steps,
+          .prompt_tokens = totals.prompt_tokens,
+          .generated_tokens = totals.generated_tokens,
+          .expert_tokens = impl_->expert_tokens};
+}
+
+void Coordinator::fail_all(const std::string& why) { impl_->fail_all(why); }
+
+void Coordinator::stop() {
+  {
+    const std::lock_guard lock(impl_->mutex);
+    impl_->stopping = true;
+    impl_->wake.notify_all();
+  }
+  const std::lock_guard lock(impl_->join_mutex);
+  if (impl_->thread.joinable()) impl_->thread.join();
+}
+
+}  // namespace shoal

@@ -1,0 +1,289 @@
+#include "runtime/step.h"
+
+#include <bit>
+#include <limits>
+#include <string_view>
+#include <type_traits>
+
+#include "base/error.h"
+
+// The binary form: fields in the order of their declaration, little-endian, fixed width; a vector or string is a u32
+// count and its elements. The first byte tells the kind of message, since a control frame that went astray should not
+// decode by chance. Counters of experts are variable-length (most are small, and R1 has 14,848 of them a rank and
+// step).
+namespace shoal {
+namespace {
+
+template <class T>
+using Bits = std::conditional_t<sizeof(T) == 8, std::uint64_t, std::uint32_t>;
+
+class Writer {
+ public:
+  explicit Writer(Message kind) { byte(static_cast<std::uint8_t>(kind)); }
+
+  void byte(std::uint8_t value) { bytes_.push_back(static_cast<std::byte>(value)); }
+  void flag(bool value) { byte(value ? 1 : 0); }
+
+  /// A 32- or 64-bit integer or float.
+  template <class T>
+  void number(T value) {
+    const auto bits = std::bit_cast<Bits<T>>(value);
+    std::byte little[sizeof bits];
+    for (unsigned i = 0; i < sizeof bits; ++i) little[i] = static_cast<std::byte>(bits >> (8 * i) & 0xFF);
+    bytes_.insert(bytes_.end(), little, little + sizeof bits);
+  }
+
+  /// Seven bits a byte, lowest first; the high bit says that more follow (LEB128).
+  void varint(std::uint32_t value) {
+    for (; value >= 0x80; value >>= 7) byte(static_cast<std::uint8_t>(value | 0x80));
+    byte(static_cast<std::uint8_t>(value));
+  }
+
+  void count(std::size_t n) {
+    if (n > std::numeric_limits<std::uint32_t>::max()) fail("a control message cannot hold {} elements", n);
+    number(static_cast<std::uint32_t>(n));
+  }
+
+  template <class T>
+  void numbers(const std::vector<T>& values) {
+    count(values.size());
+    bytes_.reserve(bytes_.size() + values.size() * sizeof(T));
+    for (const T value : values) number(value);
+  }
+
+  void text(std::string_view value) {
+    count(value.size());
+    for (const char c : value) byte(static_cast<std::uint8_t>(c));
+  }
+
+  std::vector<std::byte> take() { return std::move(bytes_); }
+
+ private:
+  std::vector<std::byte> bytes_;
+};
+
+class Reader {
+ public:
+  Reader(std::span<const std::byte> bytes, Message kind, const char* name) : bytes_(bytes), name_(name) {
+    if (byte() != static_cast<std::uint8_t>(kind)) malformed("its first byte is of another kind of message");
+  }
+
+  std::uint8_t byte() {
+    need(1);
+    return static_cast<std::uint8_t>(bytes_[at_++]);
+  }
+
+  bool flag() {
+    const std::uint8_t value = byte();
+    if (value > 1) malformed("a flag is neither 0 nor 1");
+    return value == 1;
+  }
+
+  template <class T>
+  void number(T& value) {
+    need(sizeof(T));
+    Bits<T> bits = 0;
+    for (unsigned i = 0; i < sizeof bits; ++i) bits |= static_cast<Bits<T>>(bytes_[at_ + i]) << (8 * i);
+    at_ += sizeof bits;
+    value = std::bit_cast<T>(bits);
+  }
+
+  std::uint32_t varint() {
+    std::uint64_t value = 0;
+    for (unsigned shift = 0; shift < 35; shift += 7) {
+      const std::uint8_t next = byte();
+      value |= static_cast<std::uint64_t>(next & 0x7F) << shift;
+      if (next & 0x80) continue;
+      if (value > std::numeric_limits<std::uint32_t>::max()) break;
+      return static_cast<std::uint32_t>(value);
+    }
+    malformed("a variable-length number is too long");
+  }
+
+  /// The count of elements that take at least `element_bytes` each. Checked against what is left, so that a lie never
+  /// makes us allocate much more than the message itself.
+  std::size_t count(std::size_t element_bytes) {
+    std::uint32_t n = 0;
+    number(n);
+    if (n > (bytes_.size() - at_) / element_bytes) malformed("it counts more elements than it has bytes for");
+    return n;
+  }
+
+  template <class T>
+  void numbers(std::vector<T>& values) {
+    values.resize(count(sizeof(T)));
+    for (T& value : values) number(value);
+  }
+
+  void text(std::string& value) {
+    value.resize(count(1));
+    for (char& c : value) c = static_cast<char>(byte());
+  }
+
+  void end() const {
+    if (at_ != bytes_.size()) malformed("bytes are left over");
+  }
+
+ private:
+  void need(std::size_t n) const {
+    if (bytes_.size() - at_ < n) malformed("it is cut off");
+  }
+  [[noreturn]] void malformed(const char* why) const {
+    fail("malformed {} of {} bytes on the control plane: {}", name_, bytes_.size(), why);
+  }
+
+  std::span<const std::byte> bytes_;
+  const char* name_;
+  std::size_t at_ = 0;
+};
+
+// Fewest bytes an element takes: what its fixed fields and empty vectors need.
+constexpr std::size_t min_start_bytes = 8 + (4 + 4 + 4 + 4 + 8) + 4 + 4;
+constexpr std::size_t min_chunk_bytes = 8 + 4 + 4 + 1 + 1 + 4;
+constexpr std::size_t min_logprob_bytes = 4 + 4 + 4;
+constexpr std::size_t top_entry_bytes = 4 + 4;
+constexpr std::size_t min_output_bytes = 8 + 4 + 4 + 4;
+
+void put(Writer& out, const std::vector<TokenLogprob>& logprobs) {
+  out.count(logprobs.size());
+  for (const TokenLogprob& entry : logprobs) {
+    out.number(entry.token);
+    out.number(entry.logprob);
+    out.count(entry.top.size());
+    for (const auto& [token, logprob] : entry.top) {
+      out.number(token);
+      out.number(logprob);
+    }
+  }
+}
+
+void get(Reader& in, std::vector<TokenLogprob>& logprobs) {
+  logprobs.resize(in.count(min_logprob_bytes));
+  for (TokenLogprob& entry : logprobs) {
+    in.number(entry.token);
+    in.number(entry.logprob);
+    entry.top.resize(in.count(top_entry_bytes));
+    for (auto& [token, logprob] : entry.top) {
+      in.number(token);
+      in.number(logprob);
+    }
+  }
+}
+
+}  // namespace
+
+std::vector<std::byte> encode(const StepPlan& plan) {
+  Writer out(Message::step);
+  out.number(plan.step);
+  out.count(plan.start.size());
+  for (const SequenceStart& start : plan.start) {
+    out.number(start.sequence);
+    out.number(start.sampling.temperature);
+    out.number(start.sampling.top_p);
+    out.number(start.sampling.top_k);
+    out.number(start.sampling.min_p);
+    out.number(start.sampling.seed);
+    out.number(start.logprobs);
+    out.numbers(start.pages);
+  }
+  out.count(plan.chunks.size());
+  for (const SequenceChunk& chunk : plan.chunks) {
+    out.number(chunk.sequence);
+    out.number(chunk.position);
+    out.numbers(chunk.tokens);
+    out.flag(chunk.sample);
+    out.flag(chunk.score);
+    out.number(chunk.next_token);
+  }
+  out.numbers(plan.finish);
+  return out.take();
+}
+
+StepPlan decode_step_plan(std::span<const std::byte> bytes) {
+  Reader in(bytes, Message::step, "step plan");
+  StepPlan plan;
+  in.number(plan.step);
+  plan.start.resize(in.count(min_start_bytes));
+  for (SequenceStart& start : plan.start) {
+    in.number(start.sequence);
+    in.number(start.sampling.temperature);
+    in.number(start.sampling.top_p);
+    in.number(start.sampling.top_k);
+    in.number(start.sampling.min_p);
+    in.number(start.sampling.seed);
+    in.number(start.logprobs);
+    in.numbers(start.pages);
+  }
+  plan.chunks.resize(in.count(min_chunk_bytes));
+  for (SequenceChunk& chunk : plan.chunks) {
+    in.number(chunk.sequence);
+    in.number(chunk.position);
+    in.numbers(chunk.tokens);
+    chunk.sample = in.flag();
+    chunk.score = in.flag();
+    in.number(chunk.next_token);
+  }
+  in.numbers(plan.finish);
+  in.end();
+  return plan;
+}
+
+std::vector<std::byte> encode(const StepResult& result) {
+  Writer out(Message::result);
+  out.number(result.step);
+  out.count(result.outputs.size());
+  for (const SequenceOutput& output : result.outputs) {
+    out.number(output.sequence);
+    out.number(output.token);
+    put(out, output.sampled);
+    put(out, output.scored);
+  }
+  out.count(result.expert_tokens.size());
+  for (const std::uint32_t tokens : result.expert_tokens) out.varint(tokens);
+  out.number(result.compute_us);
+  out.number(result.exchange_us);
+  return out.take();
+}
+
+StepResult decode_step_result(std::span<const std::byte> bytes) {
+  Reader in(bytes, Message::result, "step result");
+  StepResult result;
+  in.number(result.step);
+  result.outputs.resize(in.count(min_output_bytes));
+  for (SequenceOutput& output : result.outputs) {
+    in.number(output.sequence);
+    in.number(output.token);
+    get(in, output.sampled);
+    get(in, output.scored);
+  }
+  result.expert_tokens.resize(in.count(1));
+  for (std::uint32_t& tokens : result.expert_tokens) tokens = in.varint();
+  in.number(result.compute_us);
+  in.number(result.exchange_us);
+  in.end();
+  return result;
+}
+
+std::vector<std::byte> encode(const WorkerReady& ready) {
+  Writer out(Message::ready);
+  out.number(ready.weight_bytes);
+  out.number(ready.kv_bytes);
+  out.number(ready.kv_pages);
+  out.text(ready.backend);
+  out.text(ready.host);
+  return out.take();
+}
+
+WorkerReady decode_worker_ready(std::span<const std::byte> bytes) {
+  Reader in(bytes, Message::ready, "ready message");
+  WorkerReady ready;
+  in.number(ready.weight_bytes);
+  in.number(ready.kv_bytes);
+  in.number(ready.kv_pages);
+  in.text(ready.backend);
+  in.text(ready.host);
+  in.end();
+  return ready;
+}
+
+}  // namespace shoal

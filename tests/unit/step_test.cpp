@@ -1,0 +1,249 @@
+#include "runtime/step.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <limits>
+#include <random>
+
+#include "base/error.h"
+
+namespace shoal {
+namespace {
+
+using Random = std::mt19937_64;
+
+int number_up_to(Random& random, int most) { return std::uniform_int_distribution<int>(0, most)(random); }
+
+/// Any 32 bits that are no NaN, since NaN compares unequal to itself.
+float any_float(Random& random) { return std::uniform_real_distribution<float>(-1e30f, 1e30f)(random); }
+
+std::vector<std::int32_t> any_tokens(Random& random, int most) {
+  std::vector<std::int32_t> tokens(static_cast<std::size_t>(number_up_to(random, most)));
+  for (auto& token : tokens) token = static_cast<std::int32_t>(random());
+  return tokens;
+}
+
+std::vector<TokenLogprob> any_logprobs(Random& random) {
+  std::vector<TokenLogprob> all(static_cast<std::size_t>(number_up_to(random, 3)));
+  for (auto& entry : all) {
+    entry.token = static_cast<std::int32_t>(random());
+    entry.logprob = any_float(random);
+    entry.top.resize(static_cast<std::size_t>(number_up_to(random, 3)));
+    for (auto& [token, logprob] : entry.top) {
+      token = static_cast<std::int32_t>(random());
+      logprob = any_float(random);
+    }
+  }
+  return all;
+}
+
+StepPlan any_plan(Random& random) {
+  StepPlan plan;
+  plan.step = random();
+  plan.start.resize(static_cast<std::size_t>(number_up_to(random, 3)));
+  for (auto& start : plan.start) {
+    start.sequence = random();
+    start.sampling = {any_float(random), any_float(random), number_up_to(random, 1000), any_float(random), random()};
+    start.logprobs = number_up_to(random, 21) - 1;
+    start.pages = any_tokens(random, 9);
+  }
+  plan.chunks.resize(static_cast<std::size_t>(number_up_to(random, 3)));
+  for (auto& chunk : plan.chunks) {
+    chunk.sequence = random();
+    chunk.position = static_cast<std::int32_t>(random());
+    chunk.tokens = any_tokens(random, 9);
+    chunk.sample = random() % 2;
+    chunk.score = random() % 2;
+    chunk.next_token = static_cast<std::int32_t>(random());
+  }
+  plan.finish.resize(static_cast<std::size_t>(number_up_to(random, 3)));
+  for (auto& sequence : plan.finish) sequence = random();
+  return plan;
+}
+
+StepResult any_result(Random& random) {
+  StepResult result;
+  result.step = random();
+  result.outputs.resize(static_cast<std::size_t>(number_up_to(random, 3)));
+  for (auto& output : result.outputs) {
+    output.sequence = random();
+    output.token = static_cast<std::int32_t>(random());
+    output.sampled = any_logprobs(random);
+    output.scored = any_logprobs(random);
+  }
+  result.expert_tokens.resize(static_cast<std::size_t>(number_up_to(random, 20)));
+  for (auto& tokens : result.expert_tokens) tokens = static_cast<std::uint32_t>(random() >> (32 + random() % 32));
+  result.compute_us = static_cast<std::uint32_t>(random());
+  result.exchange_us = static_cast<std::uint32_t>(random());
+  return result;
+}
+
+WorkerReady any_ready(Random& random) {
+  return {random(), random(), static_cast<std::int32_t>(random()), std::string(random() % 30, 'x'), "höst \n\0"};
+}
+
+void expect_equal(const std::vector<TokenLogprob>& a, const std::vector<TokenLogprob>& b) {
+  ASSERT_EQ(a.size(), b.size());
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    EXPECT_EQ(a[i].token, b[i].token);
+    EXPECT_EQ(a[i].logprob, b[i].logprob);
+    EXPECT_EQ(a[i].top, b[i].top);
+  }
+}
+
+TEST(Step, PlanSurvivesTheWire) {
+  Random random(1);
+  for (int i = 0; i < 200; ++i) {
+    const StepPlan plan = any_plan(random);
+    const StepPlan copy = decode_step_plan(encode(plan));
+    EXPECT_EQ(copy.step, plan.step);
+    ASSERT_EQ(copy.start.size(), plan.start.size());
+    for (std::size_t j = 0; j < plan.start.size(); ++j) {
+      const SequenceStart &a = plan.start[j], &b = copy.start[j];
+      EXPECT_EQ(b.sequence, a.sequence);
+      EXPECT_EQ(b.sampling.temperature, a.sampling.temperature);
+      EXPECT_EQ(b.sampling.top_p, a.sampling.top_p);
+      EXPECT_EQ(b.sampling.top_k, a.sampling.top_k);
+      EXPECT_EQ(b.sampling.min_p, a.sampling.min_p);
+      EXPECT_EQ(b.sampling.seed, a.sampling.seed);
+      EXPECT_EQ(b.logprobs, a.logprobs);
+      EXPECT_EQ(b.pages, a.pages);
+    }
+    ASSERT_EQ(copy.chunks.size(), plan.chunks.size());
+    for (std::size_t j = 0; j < plan.chunks.size(); ++j) {
+      const SequenceChunk &a = plan.chunks[j], &b = copy.chunks[j];
+      EXPECT_EQ(b.sequence, a.sequence);
+      EXPECT_EQ(b.position, a.position);
+      EXPECT_EQ(b.tokens, a.tokens);
+      EXPECT_EQ(b.sample, a.sample);
+      EXPECT_EQ(b.score, a.score);
+      EXPECT_EQ(b.next_token, a.next_token);
+    }
+    EXPECT_EQ(copy.finish, plan.finish);
+  }
+}
+
+TEST(Step, ResultSurvivesTheWire) {
+  Random random(2);
+  for (int i = 0; i < 200; ++i) {
+    const StepResult result = any_result(random);
+    const StepResult copy = decode_step_result(encode(result));
+    EXPECT_EQ(copy.step, result.step);
+    ASSERT_EQ(copy.outputs.size(), result.outputs.size());
+    for (std::size_t j = 0; j < result.outputs.size(); ++j) {
+      EXPECT_EQ(copy.outputs[j].sequence, result.outputs[j].sequence);
+      EXPECT_EQ(copy.outputs[j].token, result.outputs[j].token);
+      expect_equal(copy.outputs[j].sampled, result.outputs[j].sampled);
+      expect_equal(copy.outputs[j].scored, result.outputs[j].scored);
+    }
+    EXPECT_EQ(copy.expert_tokens, result.expert_tokens);
+    EXPECT_EQ(copy.compute_us, result.compute_us);
+    EXPECT_EQ(copy.exchange_us, result.exchange_us);
+  }
+}
+
+TEST(Step, ReadySurvivesTheWire) {
+  Random random(3);
+  const WorkerReady ready = any_ready(random);
+  const WorkerReady copy = decode_worker_ready(encode(ready));
+  EXPECT_EQ(copy.weight_bytes, ready.weight_bytes);
+  EXPECT_EQ(copy.kv_bytes, ready.kv_bytes);
+  EXPECT_EQ(copy.kv_pages, ready.kv_pages);
+  EXPECT_EQ(copy.backend, ready.backend);
+  EXPECT_EQ(copy.host, ready.host);
+}
+
+TEST(Step, SpecialFloatsAndExtremeCountersSurvive) {
+  StepResult result;
+  result.outputs = {{7, -1, {{5, -std::numeric_limits<float>::infinity(), {}}}, {}}};
+  result.expert_tokens = {0, 127, 128, 16383, 16384, std::numeric_limits<std::uint32_t>::max()};
+  const StepResult copy = decode_step_result(encode(result));
+  EXPECT_EQ(copy.outputs[0].sampled[0].logprob, -std::numeric_limits<float>::infinity());
+  EXPECT_EQ(copy.expert_tokens, result.expert_tokens);
+}
+
+TEST(Step, TheFormIsLittleEndian) {
+  const auto bytes = encode(StepPlan{.step = 0x0102, .start = {}, .chunks = {}, .finish = {}});
+  ASSERT_EQ(bytes.size(), 1u + 8 + 4 + 4 + 4);
+  EXPECT_EQ(bytes[0], std::byte{3});
+  EXPECT_EQ(bytes[1], std::byte{2});
+  EXPECT_EQ(bytes[2], std::byte{1});
+}
+
+TEST(Step, AnIdleStepIsSmall) {
+  StepPlan decode_one;
+  decode_one.chunks = {{1, 100, {42}, true, false, -1}};
+  EXPECT_LT(encode(decode_one).size(), 64u);
+  StepResult idle;
+  idle.expert_tokens.assign(58 * 256, 3);
+  EXPECT_LT(encode(idle).size(), 15000u);
+}
+
+/// Decodes bytes as all three messages; true if none of them took the bytes. Anything but Error escapes.
+bool refused_by_all(std::span<const std::byte> bytes) {
+  int refused = 0;
+  const auto attempt = [&](auto decode) {
+    try {
+      decode(bytes);
+    } catch (const Error&) {
+      ++refused;
+    }
+  };
+  attempt(decode_step_plan);
+  attempt(decode_step_result);
+  attempt(decode_worker_ready);
+  return refused == 3;
+}
+
+TEST(Step, EveryTruncationIsRefused) {
+  Random random(4);
+  for (int i = 0; i < 20; ++i) {
+    for (const auto& bytes : {encode(any_plan(random)), encode(any_result(random)), encode(any_ready(random))}) {
+      for (std::size_t length = 0; length < bytes.size(); ++length) {
+        EXPECT_TRUE(refused_by_all(std::span(bytes).first(length))) << length << " of " << bytes.size();
+      }
+      auto longer = bytes;
+      longer.push_back(std::byte{0});
+      EXPECT_TRUE(refused_by_all(longer));
+    }
+  }
+}
+
+TEST(Step, MessagesAreNotTakenForOneAnother) {
+  EXPECT_THROW(decode_step_plan(encode(StepResult{})), Error);
+  EXPECT_THROW(decode_step_result(encode(WorkerReady{})), Error);
+  EXPECT_THROW(decode_worker_ready(encode(StepPlan{})), Error);
+}
+
+TEST(Step, RandomBytesDoNoHarm) {
+  Random random(5);
+  for (int i = 0; i < 20000; ++i) {
+    std::vector<std::byte> bytes(random() % 200);
+    for (auto& byte : bytes) byte = static_cast<std::byte>(random());
+    if (!bytes.empty()) bytes[0] = static_cast<std::byte>(random() % 5);  // most would stop at the first byte
+    refused_by_all(bytes);
+  }
+}
+
+TEST(Step, DamagedMessagesDoNoHarm) {
+  Random random(6);
+  for (int i = 0; i < 3000; ++i) {
+    for (auto bytes : {encode(any_plan(random)), encode(any_result(random)), encode(any_ready(random))}) {
+      for (int hits = 0; hits < 3; ++hits) bytes[random() % bytes.size()] = static_cast<std::byte>(random());
+      refused_by_all(bytes);
+    }
+  }
+}
+
+TEST(Step, AHugeCountIsRefusedBeforeAnythingIsAllocated) {
+  auto bytes = encode(StepPlan{});
+  std::memset(bytes.data() + 9, 0xFF, 4);  // the number of starts
+  EXPECT_THROW(decode_step_plan(bytes), Error);
+  std::memset(bytes.data() + 9, 0, 4);
+  std::memset(bytes.data() + 17, 0xFF, 4);  // the number of finished sequences
+  EXPECT_THROW(decode_step_plan(bytes), Error);
+}
+
+}  // namespace
+}  // namespace shoal
