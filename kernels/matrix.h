@@ -48,6 +48,8 @@ class Matrix {
   std::int64_t padded_cols() const { return (cols_ + 1) / 2 * 2; }
   const std::byte* panel(std::int64_t p) const { return data_.get() + p * panel_bytes(); }
   const BlockScales& scales() const { return scales_; }
+  /// Whether an F8 matrix holds NaN codes: the fast conversions do not know them, so kernels then take a slower way.
+  bool has_nan_codes() const { return has_nan_codes_; }
   /// Bytes this matrix occupies, scales included.
   std::int64_t bytes() const;
   bool empty() const { return rows_ == 0; }
@@ -60,6 +62,7 @@ class Matrix {
   std::int64_t rows_ = 0, cols_ = 0;
   std::unique_ptr<std::byte[], Free> data_;  // 64-byte aligned, transparent huge pages where large
   BlockScales scales_;
+  bool has_nan_codes_ = false;
 };
 
 }  // namespace shoal

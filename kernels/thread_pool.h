@@ -10,7 +10,8 @@ namespace shoal {
 /// and owns no thread. Members wait by spinning briefly and then sleep, so that more ranks than cores do no harm.
 class ThreadPool {
  public:
-  /// `cpus`: the logical CPUs to pin members to, one each, taken in order; empty: no pinning.
+  /// `cpus`: the logical CPUs to pin members to, one each, taken in order; empty: no pinning. The caller is pinned at its
+  /// first loop, and threads it starts later inherit that.
   explicit ThreadPool(int threads, std::vector<int> cpus = {});
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;

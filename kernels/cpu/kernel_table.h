@@ -1,0 +1,116 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/backend.h"
+
+/// The kernels of one instruction set, as a table of plain functions over plain data. The files that fill a table are
+/// compiled for their instruction set, so they must not leave behind any function the linker could hand to others: what
+/// they include beyond this header lives in unnamed namespaces.
+namespace shoal::cpu {
+
+/// What a product reads of a Matrix.
+struct Weights {
+  const std::byte* data;
+  std::int64_t panel_bytes;
+  std::int64_t cols;
+  std::int64_t padded_cols;  // even
+  std::int64_t rows;
+  const float* scales;  // null: none
+  std::int64_t scale_cols;
+  int block_rows, block_cols;
+};
+
+/// Some tokens' activations in the order a kernel reads them, and room for their results.
+struct PackedTile {
+  const std::byte* x;
+  int width;   // tokens the tile is made for; those beyond the real ones are zeros
+  float* out;  // [panels of the call][width][16], 64-byte aligned
+};
+
+/// A product of packed activations with panels of weights, for one kind of weights. Every output is summed in an order
+/// that neither the tile's width, nor its neighbours, nor the number of panels in the call can change.
+struct Gemm {
+  /// Width of the tile to pack next when `remaining` tokens are left.
+  int (*tile_width)(std::int64_t remaining);
+  std::int64_t (*tile_bytes)(int width, std::int64_t cols);
+  /// Packs `tokens` rows of `cols` floats into a tile (64-byte aligned).
+  void (*pack)(const float* const* rows, int tokens, int width, std::int64_t cols, std::byte* tile);
+  /// Scratch that `run` needs for these weights.
+  std::int64_t (*scratch_bytes)(const Weights& w);
+  void (*run)(const Weights& w, std::int64_t first_panel, std::int64_t panels, const PackedTile* tiles, int n_tiles,
+              std::byte* scratch);
+};
+
+/// Kinds of weights with a product of their own. f8: in blocks of rows a multiple of 16 and columns of
+/// KernelTable::f8_block_columns, without NaN codes; f8_any: every other F8 matrix, slower.
+enum class WeightKind { f32, f16, bf16, f8, f8_any };
+constexpr int kWeightKinds = 5;
+
+/// Attention of some tokens of one sequence, some heads each, over one stretch of positions [begin, end) of its cache.
+/// For each (token, head): the largest score, the sum of exp(score - largest), and the values weighted by those.
+struct AttentionStretch {
+  const std::byte* cache;
+  bool cache_is_bf16;
+  std::int64_t cache_width;  // elements in a cache row
+  int page_tokens;
+  std::int64_t begin, end;
+  int key_offset, key_dim, value_offset, value_dim;  // columns of a cache row
+
+  const AttentionQuery* queries;  // [tokens], all with the same pages
+  int tokens, heads;
+  const float* q;  // head h of token t: q + t * q_token_step + h * q_head_step, key_dim floats
+  std::int64_t q_token_step, q_head_step;
+  float scale;
+
+  float* largest;  // [tokens * heads]; -inf where no position is seen
+  float* sum;      // [tokens * heads]
+  float* values;   // [tokens * heads, value_dim]
+  float* scratch;  // attention_scratch(heads, key_dim, value_dim) floats, 64-byte aligned
+};
+
+/// Positions a stretch may hold at most, and where stretches begin: at its multiples. Absolute, so that how work is
+/// split over threads changes no sum.
+constexpr std::int64_t kStretch = 512;
+
+struct KernelTable {
+  int f8_block_columns;          // WeightKind::f8 takes scale blocks of a multiple of so many columns
+  Gemm gemm[kWeightKinds];       // activations as they are
+  Gemm gemm_bf16[kWeightKinds];  // activations rounded to BF16 (the same as gemm for F32 and F16 weights)
+
+  void (*rms_norm)(const float* x, const float* weight, float eps, std::int64_t n, float* out);
+  void (*add)(const float* x, float* acc, std::int64_t n);
+  /// One token's outputs, out of a product's results [panels][width][16], as a row of n <= panels * 16 (+ bias if any).
+  void (*copy_outputs)(const float* results, int width, int token, std::int64_t n, const float* bias, float* out);
+  /// The same, out += factor * outputs.
+  void (*add_outputs)(const float* results, int width, int token, std::int64_t n, float factor, float* out);
+  /// out = silu(gate) * up.
+  void (*silu_mul)(const float* gate, const float* up, float* out, std::int64_t n);
+  /// Rotates one vector of 2 * pairs elements in place.
+  void (*rope)(float* x, const float* cos, const float* sin, int pairs, bool interleaved);
+  void (*to_bf16)(const float* x, std::uint16_t* out, std::int64_t n);
+  void (*exp)(const float* x, float* out, std::int64_t n);
+
+  std::int64_t (*attention_scratch)(int heads, int key_dim, int value_dim);
+  void (*attend)(const AttentionStretch& stretch);
+  /// Folds a later stretch's (largest, sum, values) of one head into that of the earlier ones.
+  void (*attention_merge)(float& largest, float& sum, float* values, float other_largest, float other_sum,
+                          const float* other_values, int value_dim);
+  /// out = values / sum.
+  void (*attention_finish)(const float* values, float sum, float* out, int value_dim);
+};
+
+/// The table for an instruction set this CPU supports.
+const KernelTable& kernels_for(Isa isa);
+
+// Each instruction set's files fill their part.
+void fill_gemm_portable(KernelTable& table);
+void fill_gemm_avx2(KernelTable& table);
+void fill_gemm_avx512(KernelTable& table);
+void fill_gemm_avx512bf16(KernelTable& table);
+void fill_gemm_amx(KernelTable& table);
+void fill_vector_portable(KernelTable& table);
+void fill_vector_avx2(KernelTable& table);
+void fill_vector_avx512(KernelTable& table);
+
+}  // namespace shoal::cpu

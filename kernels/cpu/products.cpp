@@ -1,0 +1,163 @@
+#include "kernels/cpu/products.h"
+
+#include <algorithm>
+
+namespace shoal::cpu {
+namespace {
+
+/// Tokens of a piece at most: their results stay in the second cache.
+constexpr std::int64_t kPieceTokens = 192;
+constexpr std::int64_t kPieceResults = 256 * 1024 / 64;  // panels times tokens
+/// Pieces for each thread: what a late thread has left is this part of its work.
+constexpr int kPiecesPerThread = 6;
+/// Reading a weight costs about as much time as multiplying it so many times.
+constexpr double kReadCost = 4;
+
+Weights weights_of(const Matrix& m) {
+  const BlockScales& s = m.scales();
+  const std::int64_t scale_cols = s.empty() ? 0 : (m.cols() + s.block_cols - 1) / s.block_cols;
+  return {m.panel(0), m.panel_bytes(), m.cols(),    m.padded_cols(), m.rows(), s.empty() ? nullptr : s.values.data(),
+          scale_cols, s.block_rows,    s.block_cols};
+}
+
+WeightKind kind_of(const KernelTable& kernels, const Matrix& m) {
+  switch (m.dtype()) {
+    case DType::f32:
+      return WeightKind::f32;
+    case DType::f16:
+      return WeightKind::f16;
+    case DType::bf16:
+      return WeightKind::bf16;
+    case DType::f8_e4m3:
+      break;
+  }
+  const BlockScales& s = m.scales();
+  const bool regular =
+      s.empty() || (s.block_rows % Matrix::kPanel == 0 && s.block_cols % kernels.f8_block_columns == 0);
+  return regular && !m.has_nan_codes() ? WeightKind::f8 : WeightKind::f8_any;
+}
+
+const Gemm& gemm_for(const Team& team, const Matrix& m) {
+  const auto kind = static_cast<std::size_t>(kind_of(team.kernels, m));
+  return team.compute == Compute::bf16 ? team.kernels.gemm_bf16[kind] : team.kernels.gemm[kind];
+}
+
+double cost_of_panel(const Product& p) {
+  return static_cast<double>(p.w->cols()) * (static_cast<double>(p.x->rows.size()) + kReadCost);
+}
+
+/// Panels that come to `cost`, in whole groups of four (which share loads of activations) where there are so many.
+std::int64_t panels_of_cost(double cost, double cost_of_one) {
+  const auto n = static_cast<std::int64_t>(cost / cost_of_one);
+  return n >= 4 ? n / 4 * 4 : std::max<std::int64_t>(n, 1);
+}
+
+}  // namespace
+
+bool packed_alike(const Team& team, const Matrix& a, const Matrix& b) {
+  return a.cols() == b.cols() && gemm_for(team, a).pack == gemm_for(team, b).pack;
+}
+
+Product product_of(const Team& team, const Matrix& w, const PackedRows& x) { return {&w, &x, &gemm_for(team, w)}; }
+
+void PackedRows::plan(const Team& team, const Matrix& w, Layout& layout) {
+  gemm = &gemm_for(team, w);
+  cols = w.cols();
+  tiles.clear();
+  const auto n = static_cast<std::int64_t>(rows.size());
+  for (std::int64_t first = 0; first < n;) {
+    const int width = gemm->tile_width(n - first);
+    const std::int64_t tokens = std::min<std::int64_t>(width, n - first);
+    tiles.push_back({first, tokens, width, layout.add(gemm->tile_bytes(width, cols))});
+    first += tokens;
+  }
+}
+
+void pack(Team& team, std::span<const PackedRows> sets, std::byte* storage) {
+  std::size_t tiles = 0;
+  double elements = 0;
+  for (const PackedRows& set : sets) {
+    tiles += set.tiles.size();
+    elements += static_cast<double>(set.rows.size()) * static_cast<double>(set.cols);
+  }
+  const auto body = [&](std::size_t begin, std::size_t end, int) {
+    std::size_t skip = begin, left = end - begin;
+    for (const PackedRows& set : sets) {
+      for (; skip < set.tiles.size() && left > 0; ++skip, --left) {
+        const PackedRows::Tile& tile = set.tiles[skip];
+        set.gemm->pack(set.rows.data() + tile.first, static_cast<int>(tile.tokens), tile.width, set.cols,
+                       storage + tile.offset);
+      }
+      if (left == 0) return;
+      skip -= set.tiles.size();
+    }
+  };
+  team.run(tiles, 1, elements, body);
+}
+
+void cut(int threads, std::span<const Product> products, std::vector<Piece>& pieces) {
+  pieces.clear();
+  double total = 0;
+  for (const Product& p : products) total += cost_of_panel(p) * static_cast<double>(p.w->panels());
+  const double wanted = total / (threads * kPiecesPerThread);
+
+  for (std::size_t i = 0; i < products.size(); ++i) {
+    const Product& p = products[i];
+    const auto tokens = static_cast<std::int64_t>(p.x->rows.size());
+    if (tokens == 0) continue;
+    // Few panels and many tokens: the tokens are split as well.
+    const double pieces_of_panel = std::max(1.0, cost_of_panel(p) / std::max(wanted, 1.0));
+    const std::int64_t most_tokens = std::clamp(
+        static_cast<std::int64_t>(static_cast<double>(tokens) / pieces_of_panel), std::int64_t{1}, kPieceTokens);
+    const std::size_t tiles = p.x->tiles.size();
+    const auto tiles_at_once = static_cast<std::size_t>(std::max<std::int64_t>(1, most_tokens / p.x->tiles[0].width));
+    const std::int64_t tokens_at_once =
+        std::min<std::int64_t>(tokens, std::int64_t(tiles_at_once) * p.x->tiles[0].width);
+    const double cost = static_cast<double>(p.w->cols()) * (static_cast<double>(tokens_at_once) + kReadCost);
+    const std::int64_t panels =
+        std::min(panels_of_cost(wanted, cost), std::max<std::int64_t>(1, kPieceResults / tokens_at_once));
+    for (std::size_t tile = 0; tile < tiles; tile += tiles_at_once) {
+      for (std::int64_t panel = 0; panel < p.w->panels(); panel += panels) {
+        pieces.push_back(
+            {i, panel, std::min(panels, p.w->panels() - panel), tile, std::min(tiles_at_once, tiles - tile)});
+      }
+    }
+  }
+}
+
+std::int64_t panels_per_piece(int threads, std::int64_t panels) {
+  const double wanted = static_cast<double>(panels) / (threads * kPiecesPerThread);
+  return std::min<std::int64_t>(panels_of_cost(wanted, 1.0), 16);
+}
+
+double operations_of(std::span<const Product> products) {
+  double n = 0;
+  for (const Product& p : products)
+    n += cost_of_panel(p) * static_cast<double>(p.w->panels()) * Matrix::kPanel / kReadCost;
+  return n;
+}
+
+std::int64_t scratch_bytes(const Product& product, const Piece& piece) {
+  std::int64_t results = 0;
+  for (std::size_t i = piece.first_tile; i < piece.first_tile + piece.tiles; ++i) {
+    results += piece.panels * product.x->tiles[i].width * Matrix::kPanel * 4;
+  }
+  return results + product.gemm->scratch_bytes(weights_of(*product.w));
+}
+
+float* multiply(const Product& product, const Piece& piece, const std::byte* storage, std::byte* scratch) {
+  constexpr std::size_t kMostTiles = kPieceTokens;
+  PackedTile tiles[kMostTiles];
+  auto* results = reinterpret_cast<float*>(scratch);
+  float* next = results;
+  for (std::size_t i = 0; i < piece.tiles; ++i) {
+    const PackedRows::Tile& tile = product.x->tiles[piece.first_tile + i];
+    tiles[i] = {storage + tile.offset, tile.width, next};
+    next += piece.panels * tile.width * Matrix::kPanel;
+  }
+  product.gemm->run(weights_of(*product.w), piece.first_panel, piece.panels, tiles, static_cast<int>(piece.tiles),
+                    reinterpret_cast<std::byte*>(next));
+  return results;
+}
+
+}  // namespace shoal::cpu

@@ -1,0 +1,15 @@
+#include "kernels/cpu/simd_portable.h"
+// The operations on rows and attention need those above.
+#include "kernels/cpu/vector_math.inl"
+// (in this order)
+#include "kernels/cpu/attention.inl"
+#include "kernels/cpu/rows.inl"
+
+namespace shoal::cpu {
+
+void fill_vector_portable(KernelTable& table) {
+  fill_rows(table);
+  fill_attention(table);
+}
+
+}  // namespace shoal::cpu

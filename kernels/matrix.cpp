@@ -1,0 +1,210 @@
+#include "kernels/matrix.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <utility>
+
+#include "base/error.h"
+
+namespace shoal {
+namespace {
+
+constexpr std::size_t kHugePage = std::size_t{2} << 20;
+constexpr int kPanel = Matrix::kPanel;
+
+// 16-byte vectors of the compiler's: SSE2 on x86-64, NEON on ARM. Packing is bound by memory, more width gains nothing.
+using Bytes = std::uint8_t __attribute__((vector_size(16)));
+using Words = std::uint32_t __attribute__((vector_size(16)));
+
+template <class V>
+V load(const std::byte* p) {
+  V v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+/// Columns c..c+3 (of four bytes each) of rows r..r+3, written as they lie in a panel: 64 bytes from column to column.
+void transpose_4x4(const std::byte* src, std::int64_t stride, std::byte* dst) {
+  const Words a = load<Words>(src), b = load<Words>(src + stride);
+  const Words c = load<Words>(src + 2 * stride), d = load<Words>(src + 3 * stride);
+  const Words low{0, 4, 1, 5}, high{2, 6, 3, 7}, first{0, 1, 4, 5}, second{2, 3, 6, 7};
+  const Words ab0 = __builtin_shuffle(a, b, low), ab1 = __builtin_shuffle(a, b, high);
+  const Words cd0 = __builtin_shuffle(c, d, low), cd1 = __builtin_shuffle(c, d, high);
+  const Words out[4] = {__builtin_shuffle(ab0, cd0, first), __builtin_shuffle(ab0, cd0, second),
+                        __builtin_shuffle(ab1, cd1, first), __builtin_shuffle(ab1, cd1, second)};
+  for (int i = 0; i < 4; ++i) std::memcpy(dst + i * 64, &out[i], 16);
+}
+
+/// A full panel of units of four bytes: one F32 value, or two 16-bit ones. `units` of them in a row.
+void pack_panel_4(const std::byte* src, std::int64_t stride, std::int64_t units, std::byte* dst) {
+  std::int64_t u = 0;
+  for (; u + 4 <= units; u += 4) {
+    for (int r = 0; r < kPanel; r += 4) {
+      transpose_4x4(src + r * stride + u * 4, stride, dst + u * 64 + r * 4);
+    }
+  }
+  for (; u < units; ++u) {
+    for (int r = 0; r < kPanel; ++r) std::memcpy(dst + u * 64 + r * 4, src + r * stride + u * 4, 4);
+  }
+}
+
+/// Four rounds of interleaving row i with row i + 8 transpose a square of 16 x 16 bytes.
+void transpose_16x16(const std::byte* src, std::int64_t stride, std::byte* dst) {
+  const Bytes low{0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
+  const Bytes high{8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  Bytes a[16], b[16];
+  for (int i = 0; i < 16; ++i) a[i] = load<Bytes>(src + i * stride);
+  for (int round = 0; round < 4; ++round) {
+    for (int i = 0; i < 8; ++i) {
+      b[2 * i] = __builtin_shuffle(a[i], a[i + 8], low);
+      b[2 * i + 1] = __builtin_shuffle(a[i], a[i + 8], high);
+    }
+    std::memcpy(a, b, sizeof a);
+  }
+  std::memcpy(dst, a, sizeof a);
+}
+
+void pack_panel_1(const std::byte* src, std::int64_t stride, std::int64_t cols, std::byte* dst) {
+  std::int64_t c = 0;
+  for (; c + 16 <= cols; c += 16) transpose_16x16(src + c, stride, dst + c * kPanel);
+  for (; c < cols; ++c) {
+    for (int r = 0; r < kPanel; ++r) dst[c * kPanel + r] = src[r * stride + c];
+  }
+}
+
+/// Where element (row in panel, column) of a panel lies, in bytes.
+std::int64_t offset_in_panel(DType dtype, std::int64_t row, std::int64_t col) {
+  const auto size = static_cast<std::int64_t>(size_of(dtype));
+  if (size == 2) return ((col / 2 * kPanel + row) * 2 + col % 2) * 2;
+  return (col * kPanel + row) * size;
+}
+
+bool any_nan_code(const std::byte* p, std::int64_t bytes) {
+  std::uint8_t found = 0;
+  for (std::int64_t i = 0; i < bytes; ++i) found |= (static_cast<std::uint8_t>(p[i]) & 0x7f) == 0x7f;
+  return found != 0;
+}
+
+float element(DType dtype, const std::byte* p) {
+  std::uint16_t half = 0;
+  switch (dtype) {
+    case DType::f32: {
+      float f;
+      std::memcpy(&f, p, 4);
+      return f;
+    }
+    case DType::f16:
+      std::memcpy(&half, p, 2);
+      return f16_to_f32(half);
+    case DType::bf16:
+      std::memcpy(&half, p, 2);
+      return bf16_to_f32(half);
+    case DType::f8_e4m3:
+      return f8_e4m3_to_f32(static_cast<std::uint8_t>(*p));
+  }
+  return 0;
+}
+
+}  // namespace
+
+void Matrix::Free::operator()(std::byte* p) const { std::free(p); }
+
+Matrix::Matrix(DType dtype, std::int64_t rows, std::int64_t cols) : dtype_(dtype), rows_(rows), cols_(cols) {
+  if (rows <= 0 || cols <= 0) fail("a matrix of {} x {} has no elements", rows, cols);
+  const auto bytes = static_cast<std::size_t>(panels() * panel_bytes());
+  const std::size_t alignment = bytes >= 2 * kHugePage ? kHugePage : 64;
+  data_.reset(static_cast<std::byte*>(std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment)));
+  if (!data_)
+    fail("no memory for a {} matrix of {} x {} ({:.1f} MB)", name_of(dtype), rows, cols, 1e-6 * double(bytes));
+  if (alignment == kHugePage) madvise(data_.get(), bytes, MADV_HUGEPAGE);
+
+  if (rows % kPanel != 0)
+    std::memset(data_.get() + (panels() - 1) * panel_bytes(), 0, static_cast<std::size_t>(panel_bytes()));
+  if (cols % 2 != 0) {
+    // The last pair of columns: packing then writes the first of the two only.
+    const std::int64_t tail = 2 * kPanel * static_cast<std::int64_t>(size_of(dtype));
+    for (std::int64_t p = 1; p <= panels(); ++p) {
+      std::memset(data_.get() + p * panel_bytes() - tail, 0, static_cast<std::size_t>(tail));
+    }
+  }
+}
+
+void Matrix::pack_rows(std::int64_t first, std::int64_t count, const void* src, std::int64_t src_stride_bytes) {
+  const auto size = static_cast<std::int64_t>(size_of(dtype_));
+  const auto* from = static_cast<const std::byte*>(src);
+  for (std::int64_t row = first; row < first + count;) {
+    std::byte* to = data_.get() + row / kPanel * panel_bytes();
+    const bool whole = row % kPanel == 0 && row + kPanel <= first + count;
+    const std::int64_t n = whole ? kPanel : 1;
+    // Columns packed by the fast way; the rest (an odd last one of 16 bits, every one of a single row) go one by one.
+    std::int64_t packed = 0;
+    if (whole && size == 1) {
+      pack_panel_1(from, src_stride_bytes, cols_, to);
+      packed = cols_;
+    } else if (whole) {
+      const std::int64_t units = cols_ * size / 4;
+      pack_panel_4(from, src_stride_bytes, units, to);
+      packed = units * 4 / size;
+    }
+    for (std::int64_t r = 0; r < n; ++r) {
+      for (std::int64_t c = packed; c < cols_; ++c) {
+        std::memcpy(to + offset_in_panel(dtype_, row % kPanel + r, c), from + r * src_stride_bytes + c * size,
+                    static_cast<std::size_t>(size));
+      }
+      if (dtype_ == DType::f8_e4m3 && any_nan_code(from + r * src_stride_bytes, cols_)) {
+        std::atomic_ref<bool>(has_nan_codes_).store(true, std::memory_order_relaxed);
+      }
+    }
+    row += n;
+    from += n * src_stride_bytes;
+  }
+}
+
+void Matrix::set_scales(BlockScales scales) {
+  if (scales.empty()) {
+    scales_ = {};
+    return;
+  }
+  if (scales.block_rows <= 0 || scales.block_cols <= 0) {
+    fail("scale blocks of {} x {} are impossible", scales.block_rows, scales.block_cols);
+  }
+  const std::int64_t down = (rows_ + scales.block_rows - 1) / scales.block_rows;
+  const std::int64_t across = (cols_ + scales.block_cols - 1) / scales.block_cols;
+  if (static_cast<std::int64_t>(scales.values.size()) != down * across) {
+    fail("a matrix of {} x {} in blocks of {} x {} needs {} scales, not {}", rows_, cols_, scales.block_rows,
+         scales.block_cols, down * across, scales.values.size());
+  }
+  if (dtype_ != DType::f8_e4m3) fail("block scales go with F8_E4M3, not with {}", name_of(dtype_));
+  scales_ = std::move(scales);
+}
+
+float Matrix::at(std::int64_t row, std::int64_t col) const {
+  const float v = element(dtype_, panel(row / kPanel) + offset_in_panel(dtype_, row % kPanel, col));
+  if (scales_.empty()) return v;
+  const std::int64_t across = (cols_ + scales_.block_cols - 1) / scales_.block_cols;
+  return v * scales_.values[static_cast<std::size_t>(row / scales_.block_rows * across + col / scales_.block_cols)];
+}
+
+void Matrix::unpack_row(std::int64_t row, float* out) const {
+  const std::byte* from = panel(row / kPanel) + offset_in_panel(dtype_, row % kPanel, 0);
+  if (size_of(dtype_) == 2) {
+    for (std::int64_t c = 0; c < cols_; ++c) out[c] = element(dtype_, from + c / 2 * 64 + c % 2 * 2);
+  } else {
+    const std::int64_t step = kPanel * static_cast<std::int64_t>(size_of(dtype_));
+    for (std::int64_t c = 0; c < cols_; ++c) out[c] = element(dtype_, from + c * step);
+  }
+  if (scales_.empty()) return;
+  const std::int64_t across = (cols_ + scales_.block_cols - 1) / scales_.block_cols;
+  const float* scale = scales_.values.data() + row / scales_.block_rows * across;
+  for (std::int64_t c = 0; c < cols_; ++c) out[c] *= scale[c / scales_.block_cols];
+}
+
+std::int64_t Matrix::bytes() const {
+  return panels() * panel_bytes() + static_cast<std::int64_t>(scales_.values.size() * sizeof(float));
+}
+
+}  // namespace shoal

@@ -1,0 +1,254 @@
+#include "kernels/reference.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <numeric>
+
+namespace shoal {
+namespace {
+
+double sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
+
+float cache_element(const KvLayer& cache, std::int64_t row, int column) {
+  const std::int64_t at = row * cache.width + column;
+  if (cache.dtype == DType::bf16) return bf16_to_f32(static_cast<const std::uint16_t*>(cache.data)[at]);
+  return static_cast<const float*>(cache.data)[at];
+}
+
+std::int64_t cache_row(const AttentionQuery& query, const KvLayer& cache, std::int64_t position) {
+  return std::int64_t{query.pages[position / cache.page_tokens]} * cache.page_tokens + position % cache.page_tokens;
+}
+
+/// Indices of the `keep` largest values, ascending; ties go to the lower index.
+std::vector<int> largest(const std::vector<double>& value, int keep) {
+  std::vector<int> order(value.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int a, int b) { return value[std::size_t(a)] > value[std::size_t(b)]; });
+  order.resize(static_cast<std::size_t>(keep));
+  std::sort(order.begin(), order.end());
+  return order;
+}
+
+class ReferenceBackend final : public Backend {
+ public:
+  explicit ReferenceBackend(Compute compute) : compute_(compute) {}
+
+  std::string description() const override { return "reference loops"; }
+
+  std::shared_ptr<void> allocate(std::size_t bytes) override {
+    bytes = (bytes + 63) / 64 * 64;
+    std::shared_ptr<void> p(std::aligned_alloc(64, bytes), std::free);
+    std::memset(p.get(), 0, bytes);
+    return p;
+  }
+
+  void embed(std::span<const std::int32_t> ids, const Matrix& table, Rows<float> out) override {
+    for (std::size_t t = 0; t < ids.size(); ++t) {
+      for (std::int64_t c = 0; c < table.cols(); ++c) out[std::int64_t(t)][c] = table.at(ids[t], c);
+    }
+  }
+
+  void rms_norm(Rows<const float> x, std::span<const float> weight, float eps, Rows<float> out) override {
+    for (std::int64_t t = 0; t < x.rows; ++t) {
+      double squares = 0;
+      for (std::int64_t c = 0; c < x.cols; ++c) squares += double(x[t][c]) * x[t][c];
+      const double scale = 1.0 / std::sqrt(squares / double(x.cols) + eps);
+      for (std::int64_t c = 0; c < x.cols; ++c) out[t][c] = float(x[t][c] * scale * weight[std::size_t(c)]);
+    }
+  }
+
+  void add(Rows<const float> x, Rows<float> acc) override {
+    for (std::int64_t t = 0; t < x.rows; ++t) {
+      for (std::int64_t c = 0; c < x.cols; ++c) acc[t][c] += x[t][c];
+    }
+  }
+
+  void linear(Rows<const float> x, const Matrix& w, std::span<const float> bias, Rows<float> out) override {
+    for (std::int64_t t = 0; t < x.rows; ++t) {
+      for (std::int64_t r = 0; r < w.rows(); ++r) {
+        out[t][r] = float(dot(x[t], w, r) + (bias.empty() ? 0.0 : double(bias[std::size_t(r)])));
+      }
+    }
+  }
+
+  void linear_per_head(Rows<const float> x, std::int64_t x_step, std::span<const Matrix> w, Rows<float> out,
+                       std::int64_t out_step) override {
+    for (std::size_t h = 0; h < w.size(); ++h) {
+      const auto i = static_cast<std::int64_t>(h);
+      linear(x.columns(i * x_step, w[h].cols()), w[h], {}, out.columns(i * out_step, w[h].rows()));
+    }
+  }
+
+  void feed_forward(Rows<const float> x, const FeedForward& ffn, Rows<float> out) override {
+    std::vector<double> y(static_cast<std::size_t>(out.cols));
+    for (std::int64_t t = 0; t < x.rows; ++t) {
+      swiglu(x[t], ffn, y);
+      std::copy(y.begin(), y.end(), out[t]);
+    }
+  }
+
+  void rope(Rows<float> x, int heads, std::int64_t head_step, const RopeAngles& angles, RopePairing pairing) override {
+    const std::int64_t pairs = angles.cos.cols;
+    for (std::int64_t t = 0; t < x.rows; ++t) {
+      for (int h = 0; h < heads; ++h) {
+        float* v = x[t] + h * head_step;
+        for (std::int64_t i = 0; i < pairs; ++i) {
+          float& a = pairing == RopePairing::interleaved ? v[2 * i] : v[i];
+          float& b = pairing == RopePairing::interleaved ? v[2 * i + 1] : v[i + pairs];
+          const double cos = angles.cos[t][i], sin = angles.sin[t][i], first = a, second = b;
+          a = float(first * cos - second * sin);
+          b = float(second * cos + first * sin);
+        }
+      }
+    }
+  }
+
+  void write_kv(Rows<const float> x, std::span<const std::int64_t> slots, int column, const KvLayer& cache) override {
+    for (std::int64_t t = 0; t < x.rows; ++t) {
+      for (std::int64_t c = 0; c < x.cols; ++c) {
+        const std::int64_t at = slots[std::size_t(t)] * cache.width + column + c;
+        if (cache.dtype == DType::bf16) {
+          static_cast<std::uint16_t*>(cache.data)[at] = f32_to_bf16(x[t][c]);
+        } else {
+          static_cast<float*>(cache.data)[at] = x[t][c];
+        }
+      }
+    }
+  }
+
+  void mla_attention(Rows<const float> q, const MlaShape& shape, float scale, std::span<const AttentionQuery> queries,
+                     const KvLayer& cache, Rows<float> out) override {
+    const int width = shape.kv_lora_rank + shape.qk_rope_head_dim;
+    for (std::size_t t = 0; t < queries.size(); ++t) {
+      for (int h = 0; h < shape.heads; ++h) {
+        const auto row = static_cast<std::int64_t>(t);
+        attend(q[row] + h * width, width, 0, shape.kv_lora_rank, 0, scale, queries[t], cache,
+               out[row] + h * shape.kv_lora_rank);
+      }
+    }
+  }
+
+  void gqa_attention(Rows<const float> q, const GqaShape& shape, float scale, std::span<const AttentionQuery> queries,
+                     const KvLayer& cache, Rows<float> out) override {
+    const int dim = shape.head_dim, values = shape.kv_heads * dim;
+    for (std::size_t t = 0; t < queries.size(); ++t) {
+      for (int h = 0; h < shape.heads; ++h) {
+        const int key = h / (shape.heads / shape.kv_heads) * dim;
+        const auto row = static_cast<std::int64_t>(t);
+        attend(q[row] + h * dim, dim, key, dim, values + key, scale, queries[t], cache, out[row] + h * dim);
+      }
+    }
+  }
+
+  void route(Rows<const float> logits, std::span<const float> bias, const RouterShape& shape, Rows<std::int32_t> expert,
+             Rows<float> weight) override {
+    const auto n = static_cast<std::size_t>(shape.n_experts);
+    for (std::int64_t t = 0; t < logits.rows; ++t) {
+      std::vector<double> score(n), choice(n);
+      double sum = 0;
+      for (std::size_t i = 0; i < n; ++i) {
+        const double x = logits[t][i];
+        score[i] = shape.scoring == Scoring::sigmoid ? sigmoid(x) : std::exp(x);
+        sum += score[i];
+      }
+      if (shape.scoring == Scoring::softmax) {
+        for (double& s : score) s /= sum;
+      }
+      for (std::size_t i = 0; i < n; ++i) choice[i] = score[i] + (bias.empty() ? 0.0 : double(bias[i]));
+
+      if (shape.group_score != GroupScore::none) {
+        const std::size_t size = n / std::size_t(shape.n_group);
+        std::vector<double> group;
+        for (std::size_t g = 0; g < std::size_t(shape.n_group); ++g) {
+          std::vector<double> members(choice.begin() + std::ptrdiff_t(g * size),
+                                      choice.begin() + std::ptrdiff_t((g + 1) * size));
+          std::sort(members.rbegin(), members.rend());
+          group.push_back(members[0] + (shape.group_score == GroupScore::best_two_sum && size > 1 ? members[1] : 0.0));
+        }
+        const std::vector<int> kept = largest(group, shape.topk_group);
+        for (std::size_t i = 0; i < n; ++i) {
+          if (!std::binary_search(kept.begin(), kept.end(), int(i / size))) {
+            choice[i] = -std::numeric_limits<double>::infinity();
+          }
+        }
+      }
+
+      const std::vector<int> chosen = largest(choice, shape.top_k);
+      double total = 1e-20;
+      for (const int e : chosen) total += score[std::size_t(e)];
+      for (std::size_t k = 0; k < chosen.size(); ++k) {
+        const double s = score[std::size_t(chosen[k])];
+        expert[t][k] = chosen[k];
+        weight[t][k] = float((shape.norm_topk_prob ? s / total : s) * shape.routed_scaling_factor);
+      }
+    }
+  }
+
+  void experts(const ExpertBatch& batch, std::span<const FeedForward> experts) override {
+    if (batch.rows.empty()) return;
+    const auto width = static_cast<std::size_t>(experts[0].down.rows());
+    std::vector<double> y(width), sum(width);
+    for (std::size_t r = 0; r < batch.rows.size(); ++r) {
+      std::fill(sum.begin(), sum.end(), 0.0);
+      for (std::int32_t i = batch.first[r]; i < batch.first[r + 1]; ++i) {
+        swiglu(batch.rows[r], experts[std::size_t(batch.expert[std::size_t(i)])], y);
+        for (std::size_t c = 0; c < width; ++c) sum[c] += double(batch.weight[std::size_t(i)]) * y[c];
+      }
+      std::copy(sum.begin(), sum.end(), batch.out[r]);
+    }
+  }
+
+ private:
+  float activation(float x, const Matrix& w) const {
+    const bool rounds = w.dtype() == DType::bf16 || w.dtype() == DType::f8_e4m3;
+    return compute_ == Compute::bf16 && rounds ? bf16_to_f32(f32_to_bf16(x)) : x;
+  }
+
+  double dot(const float* x, const Matrix& w, std::int64_t row) const {
+    double sum = 0;
+    for (std::int64_t c = 0; c < w.cols(); ++c) sum += double(activation(x[c], w)) * double(w.at(row, c));
+    return sum;
+  }
+
+  void swiglu(const float* x, const FeedForward& ffn, std::vector<double>& out) const {
+    std::vector<float> hidden(static_cast<std::size_t>(ffn.gate.rows()));
+    for (std::size_t i = 0; i < hidden.size(); ++i) {
+      const double gate = dot(x, ffn.gate, std::int64_t(i)), up = dot(x, ffn.up, std::int64_t(i));
+      hidden[i] = float(gate * sigmoid(gate) * up);
+    }
+    for (std::size_t i = 0; i < out.size(); ++i) out[i] = dot(hidden.data(), ffn.down, std::int64_t(i));
+  }
+
+  static void attend(const float* q, int key_dim, int key, int value_dim, int value, float scale,
+                     const AttentionQuery& query, const KvLayer& cache, float* out) {
+    std::vector<double> score(static_cast<std::size_t>(query.length));
+    double best = -std::numeric_limits<double>::infinity(), sum = 0;
+    for (std::size_t i = 0; i < score.size(); ++i) {
+      double s = 0;
+      const std::int64_t row = cache_row(query, cache, std::int64_t(i));
+      for (int d = 0; d < key_dim; ++d) s += double(q[d]) * cache_element(cache, row, key + d);
+      score[i] = s * scale;
+      best = std::max(best, score[i]);
+    }
+    for (double& s : score) sum += s = std::exp(s - best);
+    for (int d = 0; d < value_dim; ++d) {
+      double v = 0;
+      for (std::size_t i = 0; i < score.size(); ++i) {
+        v += score[i] * cache_element(cache, cache_row(query, cache, std::int64_t(i)), value + d);
+      }
+      out[d] = float(v / sum);
+    }
+  }
+
+  Compute compute_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> make_reference_backend(Compute compute) { return std::make_unique<ReferenceBackend>(compute); }
+
+}  // namespace shoal

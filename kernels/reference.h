@@ -1,0 +1,13 @@
+#pragma once
+#include <memory>
+
+#include "kernels/backend.h"
+
+namespace shoal {
+
+/// Every operation as plain loops that read like its definition, summed in double precision: what the optimised ones
+/// are tested against. Slow. With Compute::bf16 the activations of products with BF16 and F8 weights are rounded to
+/// BF16.
+std::unique_ptr<Backend> make_reference_backend(Compute compute = Compute::f32);
+
+}  // namespace shoal

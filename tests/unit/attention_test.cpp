@@ -1,0 +1,159 @@
+#include <algorithm>
+
+#include "tests/unit/kernel_test_support.h"
+
+namespace shoal::kernel_test {
+namespace {
+
+constexpr double kTolerance = 1e-5;
+
+/// Sequences in a paged cache filled with random numbers: pages in random order, one page table for each sequence.
+struct PagedCache {
+  PagedCache(Random& random, Backend& backend, DType dtype, int page_tokens, int width,
+             const std::vector<int>& lengths) {
+    Random contents(42);  // the first sequence begins with the same rows in every cache of this width
+    int pages = 0;
+    for (const int n : lengths) pages += (n + page_tokens - 1) / page_tokens;
+    std::vector<std::int32_t> order(static_cast<std::size_t>(pages));
+    for (int i = 0; i < pages; ++i) order[std::size_t(i)] = i;
+    for (std::size_t i = order.size(); i > 1; --i)
+      std::swap(order[i - 1], order[std::size_t(random.whole(0, int(i) - 1))]);
+
+    memory = backend.allocate(static_cast<std::size_t>(pages * page_tokens * width) * size_of(dtype));
+    layer = {memory.get(), dtype, page_tokens, width};
+    std::size_t next = 0;
+    for (const int n : lengths) {
+      const auto count = static_cast<std::size_t>((n + page_tokens - 1) / page_tokens);
+      tables.emplace_back(order.begin() + std::ptrdiff_t(next), order.begin() + std::ptrdiff_t(next + count));
+      next += count;
+      std::vector<std::int64_t> slots;
+      for (int t = 0; t < n; ++t) {
+        slots.push_back(std::int64_t{tables.back()[std::size_t(t / page_tokens)]} * page_tokens + t % page_tokens);
+      }
+      const auto rows = contents.floats(std::int64_t{n} * width);
+      // In two parts, so that writing at a column is tested too.
+      const int first = width / 3;
+      const Rows<const float> all(rows.data(), n, width);
+      backend.write_kv(all.columns(0, first), slots, 0, layer);
+      backend.write_kv(all.columns(first, width - first), slots, first, layer);
+    }
+  }
+
+  AttentionQuery query(std::size_t sequence, int length) const { return {tables[sequence].data(), length}; }
+
+  std::shared_ptr<void> memory;
+  KvLayer layer;
+  std::vector<std::vector<std::int32_t>> tables;
+};
+
+class AttentionTest : public EveryIsa {};
+
+TEST_P(AttentionTest, MlaMatchesReference) {
+  Random random;
+  const auto tested = backend(2), reference = make_reference_backend();
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    for (const MlaShape& shape : {MlaShape{16, 512, 64}, MlaShape{5, 33, 6}, MlaShape{1, 16, 2}, MlaShape{9, 48, 16}}) {
+      const int width = shape.kv_lora_rank + shape.qk_rope_head_dim;
+      const PagedCache cache(random, *tested, dtype, 16, width, {90, 1, 33});
+      const std::vector<AttentionQuery> queries{cache.query(0, 88), cache.query(0, 89), cache.query(0, 90),
+                                                cache.query(1, 1),  cache.query(2, 32), cache.query(2, 33)};
+      const auto n = std::ssize(queries);
+      const auto q = random.floats(n * shape.heads * width);
+      std::vector<float> actual(std::size_t(n * shape.heads * shape.kv_lora_rank)), expected(actual.size());
+      const float scale = 1.0f / std::sqrt(float(width));
+      const std::int64_t out_cols = std::int64_t{shape.heads} * shape.kv_lora_rank;
+      const Rows<const float> q_rows(q.data(), n, std::int64_t{shape.heads} * width);
+      tested->mla_attention(q_rows, shape, scale, queries, cache.layer, {actual.data(), n, out_cols});
+      reference->mla_attention(q_rows, shape, scale, queries, cache.layer, {expected.data(), n, out_cols});
+      expect_near(actual, expected, kTolerance, "MLA with " + std::to_string(shape.heads) + " heads");
+    }
+  }
+}
+
+TEST_P(AttentionTest, GqaMatchesReference) {
+  Random random(2);
+  const auto tested = backend(2), reference = make_reference_backend();
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    for (const GqaShape& shape : {GqaShape{12, 2, 128}, GqaShape{4, 4, 20}, GqaShape{6, 3, 7}, GqaShape{7, 1, 64}}) {
+      const PagedCache cache(random, *tested, dtype, 7, 2 * shape.kv_heads * shape.head_dim, {700, 40});
+      const std::vector<AttentionQuery> queries{cache.query(0, 699), cache.query(0, 700), cache.query(1, 40)};
+      const auto n = std::ssize(queries);
+      const std::int64_t cols = std::int64_t{shape.heads} * shape.head_dim;
+      const auto q = random.floats(n * cols);
+      std::vector<float> actual(q.size()), expected(q.size());
+      tested->gqa_attention({q.data(), n, cols}, shape, 0.3f, queries, cache.layer, {actual.data(), n, cols});
+      reference->gqa_attention({q.data(), n, cols}, shape, 0.3f, queries, cache.layer, {expected.data(), n, cols});
+      expect_near(actual, expected, kTolerance, "GQA with " + std::to_string(shape.heads) + " heads");
+    }
+  }
+}
+
+/// Contexts on both sides of the stretches that are merged, in calls that split them over threads and calls that do
+/// not.
+TEST_P(AttentionTest, AQueryDoesNotDependOnItsNeighboursNorThreadsNorPages) {
+  Random random(3);
+  const MlaShape shape{12, 64, 16};
+  const int width = 80;
+  const auto one = backend(1), three = backend(3), eight = backend(8);
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    const std::vector<int> lengths{1400, 513, 512, 31, 1, 64};
+    const PagedCache cache(random, *one, dtype, 16, width, lengths);
+    const PagedCache other_pages(random, *one, dtype, 300, width, {1400});
+    std::vector<AttentionQuery> queries;
+    for (std::size_t s = 0; s < lengths.size(); ++s) {
+      for (int i = std::min(lengths[s], 20); i > 0; --i) queries.push_back(cache.query(s, lengths[s] - i + 1));
+    }
+    const auto n = std::ssize(queries);
+    const std::int64_t q_cols = shape.heads * width, out_cols = shape.heads * shape.kv_lora_rank;
+    const auto q = random.floats(n * q_cols);
+    std::vector<float> alone(std::size_t(n * out_cols)), together(alone.size());
+    for (std::int64_t t = 0; t < n; ++t) {
+      one->mla_attention({q.data() + t * q_cols, 1, q_cols}, shape, 0.2f, {&queries[std::size_t(t)], 1}, cache.layer,
+                         {alone.data() + t * out_cols, 1, out_cols});
+    }
+    for (const auto* b : {&one, &three, &eight}) {
+      (*b)->mla_attention({q.data(), n, q_cols}, shape, 0.2f, queries, cache.layer, {together.data(), n, out_cols});
+      EXPECT_TRUE(same_bits(together.data(), alone.data(), n * out_cols));
+      (*b)->mla_attention({q.data(), 1, q_cols}, shape, 0.2f, {queries.data(), 1}, cache.layer,
+                          {together.data(), 1, out_cols});
+      EXPECT_TRUE(same_bits(together.data(), alone.data(), out_cols));
+    }
+    const AttentionQuery elsewhere = other_pages.query(0, queries[0].length);
+    three->mla_attention({q.data(), 1, q_cols}, shape, 0.2f, {&elsewhere, 1}, other_pages.layer,
+                         {together.data(), 1, out_cols});
+    EXPECT_TRUE(same_bits(together.data(), alone.data(), out_cols));
+  }
+}
+
+TEST_P(AttentionTest, LargeScoresDoNotOverflow) {
+  Random random(5);
+  const auto tested = backend(1), reference = make_reference_backend();
+  const MlaShape shape{4, 32, 8};
+  const PagedCache cache(random, *tested, DType::f32, 16, 40, {600});
+  const AttentionQuery query = cache.query(0, 600);
+  const auto q = random.floats(160, 60.0f);
+  std::vector<float> actual(128), expected(128);
+  tested->mla_attention({q.data(), 1, 160}, shape, 1.0f, {&query, 1}, cache.layer, {actual.data(), 1, 128});
+  reference->mla_attention({q.data(), 1, 160}, shape, 1.0f, {&query, 1}, cache.layer, {expected.data(), 1, 128});
+  expect_near(actual, expected, 1e-3, "scores of some hundreds");  // whose own rounding is 1e-5 before exp
+}
+
+TEST_P(AttentionTest, NotANumberStaysInItsToken) {
+  Random random(6);
+  const auto tested = backend(1);
+  const MlaShape shape{4, 32, 8};
+  const PagedCache cache(random, *tested, DType::bf16, 16, 40, {50});
+  const std::vector<AttentionQuery> queries{cache.query(0, 49), cache.query(0, 50)};
+  auto q = random.floats(2 * 160);
+  q[170] = NAN;
+  std::vector<float> out(2 * 128);
+  tested->mla_attention({q.data(), 2, 160}, shape, 0.1f, queries, cache.layer, {out.data(), 2, 128});
+  EXPECT_TRUE(std::isfinite(out[0]));
+  EXPECT_TRUE(std::isnan(out[128]));
+  tested->mla_attention({q.data(), 0, 160}, shape, 0.1f, {}, cache.layer, {out.data(), 0, 128});
+}
+
+INSTANTIATE_TEST_SUITE_P(Cpu, AttentionTest, all_isas(), isa_name);
+
+}  // namespace
+}  // namespace shoal::kernel_test

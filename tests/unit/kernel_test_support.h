@@ -1,0 +1,122 @@
+#pragma once
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "kernels/cpu/isa.h"
+#include "kernels/reference.h"
+
+/// What the kernel tests share: random inputs, and the back ends of every instruction set this machine has.
+namespace shoal::kernel_test {
+
+/// Random numbers of a test, the same at every run.
+class Random {
+ public:
+  explicit Random(unsigned seed = 1) : engine_(seed) {}
+  float normal(float deviation = 1.0f) { return std::normal_distribution<float>(0.0f, deviation)(engine_); }
+  int whole(int low, int high) { return std::uniform_int_distribution<int>(low, high)(engine_); }
+  std::vector<float> floats(std::int64_t n, float deviation = 1.0f) {
+    std::vector<float> v(static_cast<std::size_t>(n));
+    for (float& f : v) f = normal(deviation);
+    return v;
+  }
+
+ private:
+  std::mt19937 engine_;
+};
+
+inline std::uint16_t f32_to_f16_of_normal(float f) {
+  const auto u = std::bit_cast<std::uint32_t>(f);
+  const std::uint32_t sign = (u >> 16) & 0x8000u;
+  const int exponent = static_cast<int>((u >> 23) & 0xffu) - 112;
+  if (exponent <= 0) return static_cast<std::uint16_t>(sign);
+  return static_cast<std::uint16_t>(sign | (static_cast<unsigned>(exponent) << 10) | ((u >> 13) & 0x3ffu));
+}
+
+/// A matrix of `dtype` with random values; F8 gets block scales unless `block_rows` is 0.
+inline Matrix random_matrix(Random& random, DType dtype, std::int64_t rows, std::int64_t cols, int block_rows = 128,
+                            int block_cols = 128) {
+  Matrix m(dtype, rows, cols);
+  const std::size_t size = size_of(dtype);
+  std::vector<std::byte> row(static_cast<std::size_t>(cols) * size);
+  for (std::int64_t r = 0; r < rows; ++r) {
+    for (std::int64_t c = 0; c < cols; ++c) {
+      const float f = random.normal();
+      std::byte* to = row.data() + static_cast<std::size_t>(c) * size;
+      const std::uint16_t bf16 = f32_to_bf16(f), f16 = f32_to_f16_of_normal(f);
+      switch (dtype) {
+        case DType::f32:
+          std::memcpy(to, &f, 4);
+          break;
+        case DType::bf16:
+          std::memcpy(to, &bf16, 2);
+          break;
+        case DType::f16:
+          std::memcpy(to, &f16, 2);
+          break;
+        case DType::f8_e4m3: {
+          const int code = random.whole(0, 253);  // all codes but the two of NaN
+          *to = static_cast<std::byte>(code < 127 ? code : code + 1);
+        }
+      }
+    }
+    m.pack_rows(r, 1, row.data(), static_cast<std::int64_t>(row.size()));
+  }
+  if (dtype == DType::f8_e4m3 && block_rows > 0) {
+    const std::int64_t n = ((rows + block_rows - 1) / block_rows) * ((cols + block_cols - 1) / block_cols);
+    BlockScales scales{{}, block_rows, block_cols};
+    for (std::int64_t i = 0; i < n; ++i) scales.values.push_back(std::exp(random.normal()) / 256.0f);
+    m.set_scales(std::move(scales));
+  }
+  return m;
+}
+
+inline std::unique_ptr<Backend> backend_of(Isa isa, int threads, Compute compute = Compute::f32) {
+  CpuOptions options;
+  options.threads = threads;
+  options.compute = compute;
+  options.isa = std::string(name_of(isa));
+  return make_cpu_backend(options);
+}
+
+/// A test that runs once for each instruction set and says so when the machine lacks it.
+class EveryIsa : public testing::TestWithParam<Isa> {
+ protected:
+  void SetUp() override {
+    if (!cpu::supports(GetParam())) GTEST_SKIP() << "this machine has no " << name_of(GetParam());
+  }
+  std::unique_ptr<Backend> backend(int threads = 2, Compute compute = Compute::f32) {
+    return backend_of(GetParam(), threads, compute);
+  }
+};
+
+inline std::string isa_name(const testing::TestParamInfo<Isa>& info) { return std::string(name_of(info.param)); }
+inline auto all_isas() { return testing::Values(Isa::portable, Isa::avx2, Isa::avx512, Isa::amx); }
+
+/// Every element within tolerance * (1 + |expected| + spread), spread being the root mean square of what is expected.
+inline void expect_near(const std::vector<float>& actual, const std::vector<float>& expected, double tolerance,
+                        const std::string& what) {
+  ASSERT_EQ(actual.size(), expected.size());
+  double squares = 0;
+  for (const float f : expected) squares += double(f) * f;
+  const double spread = std::sqrt(squares / double(std::max<std::size_t>(1, expected.size())));
+  double worst = 0;
+  std::size_t at = 0;
+  for (std::size_t i = 0; i < actual.size(); ++i) {
+    const double error = std::abs(double(actual[i]) - expected[i]) / (std::abs(double(expected[i])) + spread + 1e-30);
+    if (!(error <= worst)) worst = error, at = i;
+  }
+  if (actual.empty()) return;
+  EXPECT_LE(worst, tolerance) << what << ": element " << at << " is " << actual[at] << ", not " << expected[at];
+}
+
+inline bool same_bits(const float* a, const float* b, std::int64_t n) {
+  return std::memcmp(a, b, static_cast<std::size_t>(n) * sizeof(float)) == 0;
+}
+
+}  // namespace shoal::kernel_test
