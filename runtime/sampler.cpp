@@ -17,10 +17,13 @@ namespace {
 constexpr std::size_t block_size = 64;
 constexpr float infinity = std::numeric_limits<float>::infinity();
 
-/// exp(x) for x <= 0, to about 1e-7 of the value; 0 below -87.7 and for NaN. Branch-free arithmetic that compilers turn
-/// into vector code, which calls of std::exp are not: x = n ln 2 + r, e^r by the Taylor series on |r| <= ln(2) / 2.
+/// exp(x) for x <= 0, to about 1e-7 of the value; 0 below -87.7 and for NaN. Straight-line arithmetic, which compilers
+/// turn into vector code as they do not with std::exp: x = n ln 2 + r, e^r by the Taylor series on |r| <= ln(2) / 2.
 inline float fast_exp(float x) {
-  x = x > -88.0f ? x : -88.0f;               // there n is -127, and 2^n as built below is 0
+  // Clamps at -88, where n is -127 and 2^n as built below is 0. As integers, since a comparison of floats would be a
+  // branch to the compiler; with the sign set, larger bits are more negative numbers, and NaN is beyond them all.
+  const std::int32_t bits = std::bit_cast<std::int32_t>(x) | std::numeric_limits<std::int32_t>::min();
+  x = std::bit_cast<float>(std::min(bits, std::bit_cast<std::int32_t>(-88.0f)));
   constexpr float round_bias = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
   const float biased = x * 1.44269504f + round_bias;
   const float n = biased - round_bias;

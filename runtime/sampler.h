@@ -11,7 +11,7 @@ namespace shoal {
 /// Of logits that are no numbers: NaN counts as -inf; tokens at +inf share all of the probability; a row that is NaN or
 /// -inf throughout throws Error, for it says nothing (and means that the model has overflowed).
 
-/// Draws the token that will stand at `position`. temperature <= 0 is greedy: the largest logit, of equal ones the
+/// Draws the token that follows `position`. temperature <= 0 is greedy: the largest logit, of equal ones the
 /// lowest id. Otherwise softmax(logits / temperature) is cut down in the usual order: to the `top_k` most likely
 /// tokens, then to the fewest of these that hold `top_p` of their mass, then to those at least `min_p` times as likely
 /// as the likeliest. Among tokens equally likely the lower ids stay. The draw depends on seed and position alone

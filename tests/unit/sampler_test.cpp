@@ -117,7 +117,8 @@ TEST(Sampler, GreedyTakesTheLargestAndOfEqualsTheFirst) {
       EXPECT_EQ(sample(changed, sampling(0), 7), static_cast<std::int32_t>(at));
       EXPECT_EQ(sample(changed, sampling(1, 1, 1), 7), static_cast<std::int32_t>(at)) << "top_k = 1";
       EXPECT_EQ(sample(changed, sampling(1, 0), 7), static_cast<std::int32_t>(at)) << "top_p = 0";
-      EXPECT_EQ(sample(changed, sampling(1e-42f, 0.9f), 7) == static_cast<std::int32_t>(at) || at < vocab - 1, true);
+      changed[at] = 101;
+      EXPECT_EQ(sample(changed, sampling(1e-42f, 0.9f), 7), static_cast<std::int32_t>(at)) << "hardly any temperature";
     }
     std::fill(logits.begin(), logits.end(), -3.0f);
     EXPECT_EQ(sample(logits, sampling(0), 0), 0);
@@ -128,31 +129,31 @@ TEST(Sampler, DrawsFromTheDistribution) {
   const auto small = any_logits(10, 1), odd = any_logits(203, 2), wide = any_logits(1000, 3);
   for (const auto& logits : {small, odd, wide}) {
     for (const float temperature : {0.3f, 1.0f, 2.5f}) {
-      expect_distribution(logits, sampling(temperature), 20000);
-      expect_distribution(logits, sampling(temperature, 0.9f), 20000);
-      expect_distribution(logits, sampling(temperature, 1, 7), 20000);
-      expect_distribution(logits, sampling(temperature, 1, 0, 0.05f), 20000);
-      expect_distribution(logits, sampling(temperature, 0.8f, 5), 20000);
-      expect_distribution(logits, sampling(temperature, 0.95f, 40, 0.1f), 20000);
-      expect_distribution(logits, sampling(temperature, 0.6f, 0, 0.02f), 20000);
+      expect_distribution(logits, sampling(temperature), 2000);
+      expect_distribution(logits, sampling(temperature, 0.9f), 2000);
+      expect_distribution(logits, sampling(temperature, 1, 7), 2000);
+      expect_distribution(logits, sampling(temperature, 1, 0, 0.05f), 2000);
+      expect_distribution(logits, sampling(temperature, 0.8f, 5), 2000);
+      expect_distribution(logits, sampling(temperature, 0.95f, 40, 0.1f), 2000);
+      expect_distribution(logits, sampling(temperature, 0.6f, 0, 0.02f), 2000);
     }
   }
 }
 
 TEST(Sampler, DrawsFromTheDistributionOfAFullVocabulary) {
   const auto logits = any_logits(129280, 4, 3);
-  expect_distribution(logits, sampling(1), 1000);
-  expect_distribution(logits, sampling(0.6f, 0.95f), 1000);  // R1's own recommendation
-  expect_distribution(logits, sampling(1, 0.9f, 50), 1000);
-  expect_distribution(logits, sampling(1, 1, 5000, 0.01f), 1000);
+  expect_distribution(logits, sampling(1), 200);
+  expect_distribution(logits, sampling(0.6f, 0.95f), 200);  // R1's own recommendation
+  expect_distribution(logits, sampling(1, 0.9f, 50), 200);
+  expect_distribution(logits, sampling(1, 1, 5000, 0.01f), 200);
 }
 
 TEST(Sampler, EqualLogitsKeepTheLowestIds) {
   const std::vector<float> flat(500, 1.5f);
-  expect_distribution(flat, sampling(1), 20000);
+  expect_distribution(flat, sampling(1), 2000);
   expect_distribution(flat, sampling(1, 1, 3), 2000);
-  expect_distribution(flat, sampling(1, 0.0999f), 20000);
-  expect_distribution(flat, sampling(1, 1, 0, 1), 20000);
+  expect_distribution(flat, sampling(1, 0.0999f), 2000);
+  expect_distribution(flat, sampling(1, 1, 0, 1), 2000);
 }
 
 TEST(Sampler, DependsOnSeedAndPositionOnly) {

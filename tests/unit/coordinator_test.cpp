@@ -1,0 +1,333 @@
+#include "runtime/coordinator.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <random>
+#include <thread>
+
+#include "runtime/control_plane.h"
+#include "tests/unit/fake_worker.h"
+
+namespace shoal {
+namespace {
+
+using namespace std::chrono_literals;
+using test::FakeWorker;
+
+/// Where the sink of one request puts what it is told.
+class Answer {
+ public:
+  EventSink sink() {
+    return [this](const GenerationEvent& event) {
+      const std::lock_guard lock(mutex_);
+      EXPECT_EQ(finish_, FinishReason::none) << "an event after the last";
+      if (!event.prompt.empty()) prompt_ = event.prompt;
+      if (event.token >= 0) tokens_.push_back(event.token);
+      finish_ = event.finish;
+      error_ = event.error;
+      changed_.notify_all();
+    };
+  }
+  FinishReason wait() {
+    std::unique_lock lock(mutex_);
+    EXPECT_TRUE(changed_.wait_for(lock, 60s, [&] { return finish_ != FinishReason::none; })) << "no end in a minute";
+    return finish_;
+  }
+  void wait_for_tokens(std::size_t n) {
+    std::unique_lock lock(mutex_);
+    EXPECT_TRUE(changed_.wait_for(lock, 60s, [&] { return tokens_.size() >= n; })) << "no token in a minute";
+  }
+  std::vector<std::int32_t> tokens() const {
+    const std::lock_guard lock(mutex_);
+    return tokens_;
+  }
+  std::vector<TokenLogprob> prompt() const {
+    const std::lock_guard lock(mutex_);
+    return prompt_;
+  }
+  std::string error() const {
+    const std::lock_guard lock(mutex_);
+    return error_;
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<std::int32_t> tokens_;
+  std::vector<TokenLogprob> prompt_;
+  FinishReason finish_ = FinishReason::none;
+  std::string error_;
+};
+
+/// A coordinator with its control plane and fake workers, each on a thread of its own.
+class Job {
+ public:
+  /// What rank `rank` answers to a step; by default, what its FakeWorker computes.
+  using Reply = std::function<Frame(int rank, FakeWorker&, const StepPlan&)>;
+
+  explicit Job(CoordinatorOptions options, Reply reply = compute)
+      : control_(options.ranks, ControlOptions{}), options_(options) {
+    for (int rank = 0; rank < options_.ranks; ++rank) {
+      threads_.emplace_back([this, rank, reply] {
+        FakeWorker worker(options_, rank);
+        ControlClient client(rank, control_.contact(), ControlOptions{});
+        while (const auto frame = client.receive()) {
+          if (frame->type == static_cast<std::uint16_t>(Message::step)) {
+            client.send(reply(rank, worker, decode_step_plan(frame->payload)));
+          }
+        }
+      });
+    }
+    control_.wait_for_all();
+    control_.on_lost([this](int, const std::string& why) {
+      if (coordinator) coordinator->fail_all(why);
+    });
+    coordinator.emplace(control_, options_);
+  }
+  ~Job() {
+    coordinator->stop();
+    control_.close();
+    for (std::thread& thread : threads_) thread.join();
+  }
+
+  static Frame compute(int, FakeWorker& worker, const StepPlan& plan) { return result_frame(worker.run(plan)); }
+  static Frame result_frame(const StepResult& result) {
+    return {static_cast<std::uint16_t>(Message::result), encode(result)};
+  }
+
+ private:
+  ControlServer control_;
+  CoordinatorOptions options_;
+  std::vector<std::thread> threads_;
+
+ public:
+  std::optional<Coordinator> coordinator;
+};
+
+CoordinatorOptions options_for(int ranks, bool tensor_parallel = false) {
+  CoordinatorOptions options;
+  options.ranks = ranks;
+  options.tensor_parallel = tensor_parallel;
+  options.page_tokens = 4;
+  options.kv_pages.assign(static_cast<std::size_t>(ranks), 60);
+  options.max_model_len = 200;
+  options.max_num_seqs = 8;
+  options.max_batched_tokens = 16;
+  return options;
+}
+
+GenerationRequest request_of(int prompt_tokens, int max_tokens, std::uint64_t seed = 1) {
+  GenerationRequest request;
+  for (int i = 0; i < prompt_tokens; ++i)
+    request.prompt.push_back((i * 3 + static_cast<int>(seed % 10)) % test::fake_vocab);
+  request.max_tokens = max_tokens;
+  request.sampling.seed = seed;
+  return request;
+}
+
+/// Outputs are those of rank 0 alone under tensor parallelism.
+Frame compute_tensor_parallel(int rank, FakeWorker& worker, const StepPlan& plan) {
+  StepResult result = worker.run(plan);
+  if (rank > 0) result.outputs.clear();
+  return Job::result_frame(result);
+}
+
+TEST(Coordinator, ManyThreadsSubmitAndEachGetsItsOwnAnswer) {
+  for (const bool tensor_parallel : {false, true}) {
+    for (const int ranks : {1, 3}) {
+      Job job(options_for(ranks, tensor_parallel), tensor_parallel ? compute_tensor_parallel : Job::compute);
+      std::vector<std::thread> users;
+      for (unsigned user = 0; user < 4; ++user) {
+        users.emplace_back([&job, user] {
+          std::mt19937 random(user);
+          for (int i = 0; i < 10; ++i) {
+            GenerationRequest request =
+                request_of(1 + static_cast<int>(random() % 50), static_cast<int>(random() % 20), random());
+            request.prompt_logprobs = random() % 2;
+            Answer answer;
+            job.coordinator->submit(request, answer.sink());
+            EXPECT_EQ(answer.wait(), FinishReason::length);
+            const test::Expected expected = test::expected_of(request, 200);
+            EXPECT_EQ(answer.tokens(), expected.tokens);
+            EXPECT_EQ(answer.prompt().size(), expected.prompt.size());
+          }
+        });
+      }
+      for (std::thread& user : users) user.join();
+      const Coordinator::Load load = job.coordinator->load();
+      EXPECT_EQ(load.running + load.waiting, 0);
+      EXPECT_EQ(load.kv_pages_used, 0);
+      EXPECT_EQ(load.kv_pages, tensor_parallel ? 60 : 60 * ranks);
+      EXPECT_GT(load.steps, 0u);
+      EXPECT_GT(load.generated_tokens, 0u);
+    }
+  }
+}
+
+TEST(Coordinator, CancelEndsARequestAndLeavesOthersAlone) {
+  Job job(options_for(2));
+  Answer endless, other;
+  const auto id = job.coordinator->submit(request_of(5, 190), endless.sink());
+  job.coordinator->submit(request_of(5, 150, 2), other.sink());
+  endless.wait_for_tokens(3);
+  job.coordinator->cancel(id);
+  const FinishReason finish = endless.wait();
+  EXPECT_TRUE(finish == FinishReason::cancelled || finish == FinishReason::length);
+  EXPECT_EQ(other.wait(), FinishReason::length);
+  EXPECT_EQ(other.tokens(), test::expected_of(request_of(5, 150, 2), 200).tokens);
+  job.coordinator->cancel(id);
+  job.coordinator->cancel(999);
+}
+
+TEST(Coordinator, ASinkMayCancelAndSubmit) {
+  Job job(options_for(1));
+  Answer first, second;
+  std::atomic<std::uint64_t> id = 0;
+  std::atomic<int> tokens = 0;
+  EventSink tell_first = first.sink();
+  id = job.coordinator->submit(request_of(5, 190), [&](const GenerationEvent& event) {
+    tell_first(event);
+    while (id == 0) std::this_thread::yield();  // submit may return after the first token
+    if (event.token >= 0 && ++tokens == 5) job.coordinator->cancel(id);
+    if (event.finish != FinishReason::none) job.coordinator->submit(request_of(3, 4), second.sink());
+  });
+  EXPECT_EQ(first.wait(), FinishReason::cancelled);
+  EXPECT_LE(first.tokens().size(), 7u);
+  EXPECT_EQ(second.wait(), FinishReason::length);
+}
+
+TEST(Coordinator, ASinkThatThrowsIsDroppedAlone) {
+  Job job(options_for(1));
+  Answer other;
+  job.coordinator->submit(request_of(5, 190), [](const GenerationEvent&) { throw std::runtime_error("gone"); });
+  job.coordinator->submit(request_of(5, 30), other.sink());
+  EXPECT_EQ(other.wait(), FinishReason::length);
+  Answer later;
+  job.coordinator->submit(request_of(5, 3), later.sink());
+  EXPECT_EQ(later.wait(), FinishReason::length);
+  EXPECT_EQ(job.coordinator->load().kv_pages_used, 0);
+}
+
+TEST(Coordinator, RefusesImpossibleRequestsAndTooManyOfThem) {
+  CoordinatorOptions options = options_for(1);
+  options.max_num_seqs = 1;
+  options.max_waiting = 3;
+  std::atomic<bool> go = false;
+  Job job(options, [&](int rank, FakeWorker& worker, const StepPlan& plan) {
+    while (!go) std::this_thread::sleep_for(1ms);
+    return Job::compute(rank, worker, plan);
+  });
+  EXPECT_THROW(job.coordinator->submit(request_of(0, 5), {}), Error);
+  EXPECT_THROW(job.coordinator->submit(request_of(200, 5), {}), Error);
+  std::vector<Answer> answers(4);
+  job.coordinator->submit(request_of(5, 5), answers[0].sink());
+  while (job.coordinator->load().running == 0) std::this_thread::sleep_for(1ms);
+  for (std::size_t i = 1; i < 4; ++i) job.coordinator->submit(request_of(5, 5), answers[i].sink());
+  EXPECT_EQ(job.coordinator->load().waiting, 3);
+  EXPECT_THROW(job.coordinator->submit(request_of(5, 5), {}), Overloaded);
+  go = true;
+  for (Answer& answer : answers) EXPECT_EQ(answer.wait(), FinishReason::length);
+}
+
+TEST(Coordinator, AWorkerThatFailsFailsEverythingWithItsReason) {
+  Job job(options_for(2), [](int rank, FakeWorker& worker, const StepPlan& plan) -> Frame {
+    if (rank == 1 && plan.step == 4) {
+      const std::string why = "rank 1: the model has overflowed";
+      const auto* bytes = reinterpret_cast<const std::byte*>(why.data());
+      return {static_cast<std::uint16_t>(Message::failed), {bytes, bytes + why.size()}};
+    }
+    return Job::compute(rank, worker, plan);
+  });
+  std::vector<Answer> answers(5);
+  for (Answer& answer : answers) job.coordinator->submit(request_of(5, 100), answer.sink());
+  for (Answer& answer : answers) {
+    EXPECT_EQ(answer.wait(), FinishReason::failed);
+    EXPECT_EQ(answer.error(), "rank 1: the model has overflowed");
+  }
+  try {
+    job.coordinator->submit(request_of(5, 5), {});
+    ADD_FAILURE() << "a request was taken after the failure";
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(), "rank 1: the model has overflowed");
+  }
+  EXPECT_EQ(job.coordinator->load().running, 0);
+}
+
+TEST(Coordinator, AnswersThatMakeNoSenseFailEverything) {
+  const auto nonsense = [](const StepPlan& plan, int kind) -> Frame {
+    StepResult result;
+    result.step = kind == 0 ? plan.step + 1 : plan.step;
+    Frame frame = Job::result_frame(result);  // kind 1: no outputs
+    if (kind == 2) frame.payload.pop_back();
+    if (kind == 3) frame.type = 77;
+    return frame;
+  };
+  for (const int kind : {0, 1, 2, 3}) {
+    Job job(options_for(2), [&](int rank, FakeWorker& worker, const StepPlan& plan) {
+      return rank == 0 ? nonsense(plan, kind) : Job::compute(rank, worker, plan);
+    });
+    Answer answer;
+    job.coordinator->submit(request_of(5, 5), answer.sink());
+    EXPECT_EQ(answer.wait(), FinishReason::failed);
+    EXPECT_EQ(answer.error().substr(0, 6), "rank 0") << answer.error();
+  }
+}
+
+TEST(Coordinator, FailAllWakesAnIdleCoordinator) {
+  Job job(options_for(1));
+  Answer before;
+  job.coordinator->submit(request_of(5, 5), before.sink());
+  EXPECT_EQ(before.wait(), FinishReason::length);
+  job.coordinator->fail_all("rank 3 (host n7): connection closed");
+  job.coordinator->fail_all("a later reason, which is a consequence");
+  try {
+    job.coordinator->submit(request_of(5, 5), {});
+    ADD_FAILURE() << "a request was taken after the failure";
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(), "rank 3 (host n7): connection closed");
+  }
+}
+
+TEST(Coordinator, StopCancelsWhatIsOpenAfterTheRunningStep) {
+  std::vector<Answer> answers(20);
+  {
+    Job job(options_for(2));
+    for (Answer& answer : answers) job.coordinator->submit(request_of(50, 140), answer.sink());
+    answers[0].wait_for_tokens(1);
+    job.coordinator->stop();
+    for (Answer& answer : answers) {
+      const FinishReason finish = answer.wait();
+      EXPECT_TRUE(finish == FinishReason::cancelled || finish == FinishReason::length);
+    }
+    EXPECT_THROW(job.coordinator->submit(request_of(5, 5), {}), Error);
+    job.coordinator->stop();
+    EXPECT_GT(job.coordinator->load().prompt_tokens, 0u);
+  }
+}
+
+TEST(Coordinator, CountsWhatTheRanksReport) {
+  CoordinatorOptions options = options_for(2);
+  std::atomic<int> results = 0;
+  options.on_result = [&](const StepResult&, int) { ++results; };
+  Job job(options, [](int, FakeWorker& worker, const StepPlan& plan) {
+    StepResult result = worker.run(plan);
+    result.expert_tokens = {1, 0, 2};
+    return Job::result_frame(result);
+  });
+  Answer answer;
+  job.coordinator->submit(request_of(5, 4), answer.sink());
+  answer.wait();
+  const Coordinator::Load load = job.coordinator->load();
+  EXPECT_EQ(load.steps, 4u);
+  EXPECT_EQ(results, 8);
+  EXPECT_EQ(load.expert_tokens, (std::vector<std::uint64_t>{8, 0, 16}));
+  EXPECT_EQ(load.prompt_tokens, 5u);
+  EXPECT_EQ(load.generated_tokens, 4u);
+}
+
+}  // namespace
+}  // namespace shoal

@@ -1,0 +1,427 @@
+#include "runtime/scheduler.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <map>
+#include <random>
+#include <set>
+
+#include "base/error.h"
+#include "tests/unit/fake_worker.h"
+
+namespace shoal {
+namespace {
+
+using test::FakeWorker;
+using Random = std::mt19937;
+
+/// What came of one request.
+struct Outcome {
+  std::vector<TokenLogprob> prompt;
+  std::vector<std::int32_t> tokens;
+  std::vector<TokenLogprob> logprobs;
+  FinishReason finish = FinishReason::none;
+  int prompt_events = 0;
+};
+
+/// A scheduler and its ranks, stepped by hand.
+class Job {
+ public:
+  explicit Job(const CoordinatorOptions& options, unsigned seed = 1)
+      : options_(options), random_(seed), scheduler(options) {
+    for (int rank = 0; rank < options.ranks; ++rank) workers.emplace_back(options, rank);
+  }
+
+  std::uint64_t submit(const GenerationRequest& request) {
+    scheduler.submit(last_ + 1, request);
+    outcomes[++last_];
+    return last_;
+  }
+
+  void cancel(std::uint64_t request) { take(scheduler.cancel(request)); }
+
+  /// One step; `midway` is called before each rank's answer.
+  template <class Midway>
+  void step(Midway midway) {
+    plans = scheduler.plan();
+    ASSERT_EQ(plans.size(), options_.tensor_parallel ? 1u : static_cast<std::size_t>(options_.ranks));
+    std::set<std::uint64_t> starts;
+    for (const StepPlan& plan : plans) {
+      for (const SequenceStart& start : plan.start) starts.insert(start.sequence);
+    }
+    if (!starts.empty()) {
+      EXPECT_GT(*starts.begin(), newest_) << "admitted out of turn";
+      newest_ = *starts.rbegin();
+    }
+    std::vector<std::pair<int, StepResult>> results;
+    for (int rank = 0; rank < options_.ranks; ++rank) {
+      const StepPlan& plan = plans[options_.tensor_parallel ? 0 : static_cast<std::size_t>(rank)];
+      StepResult result = workers[static_cast<std::size_t>(rank)].run(decode_step_plan(encode(plan)));
+      if (options_.tensor_parallel && rank > 0) result.outputs.clear();
+      std::shuffle(result.outputs.begin(), result.outputs.end(), random_);
+      results.emplace_back(rank, decode_step_result(encode(result)));
+    }
+    std::shuffle(results.begin(), results.end(), random_);
+    for (auto& [rank, result] : results) {
+      midway();
+      EXPECT_TRUE(scheduler.step_in_flight());
+      take(scheduler.apply(rank, std::move(result)));
+    }
+    EXPECT_FALSE(scheduler.step_in_flight());
+  }
+  void step() {
+    step([] {});
+  }
+  void finish(int most_steps = 100000) {
+    while (scheduler.has_work() && most_steps-- > 0) step();
+    EXPECT_FALSE(scheduler.has_work());
+  }
+
+ private:
+  void take(Scheduler::Events events) {
+    for (auto& [id, event] : events) {
+      Outcome& outcome = outcomes.at(id);
+      EXPECT_EQ(outcome.finish, FinishReason::none) << "an event after the last";
+      if (!event.prompt.empty()) {
+        ++outcome.prompt_events;
+        EXPECT_TRUE(outcome.tokens.empty() && event.token == -1);
+        outcome.prompt = std::move(event.prompt);
+      }
+      if (event.token >= 0) outcome.tokens.push_back(event.token);
+      for (auto& entry : event.logprob) outcome.logprobs.push_back(std::move(entry));
+      outcome.finish = event.finish;
+    }
+  }
+
+  CoordinatorOptions options_;
+  Random random_;
+  std::uint64_t last_ = 0, newest_ = 0;  // submitted, admitted
+
+ public:
+  Scheduler scheduler;
+  std::vector<FakeWorker> workers;
+  std::vector<StepPlan> plans;  // of the last step
+  std::map<std::uint64_t, Outcome> outcomes;
+};
+
+CoordinatorOptions options_for(int ranks, bool tensor_parallel = false) {
+  CoordinatorOptions options;
+  options.ranks = ranks;
+  options.tensor_parallel = tensor_parallel;
+  options.page_tokens = 4;
+  options.kv_pages.assign(static_cast<std::size_t>(ranks), 40);
+  options.max_model_len = 100;
+  options.max_num_seqs = 8;
+  options.max_batched_tokens = 16;
+  return options;
+}
+
+GenerationRequest request_of(int prompt_tokens, int max_tokens) {
+  GenerationRequest request;
+  for (int i = 0; i < prompt_tokens; ++i) request.prompt.push_back(i % 7);
+  request.max_tokens = max_tokens;
+  return request;
+}
+
+GenerationRequest any_request(Random& random) {
+  const auto up_to = [&](int most) { return std::uniform_int_distribution<int>(0, most)(random); };
+  GenerationRequest request;
+  request.prompt.resize(static_cast<std::size_t>(1 + up_to(up_to(3) == 0 ? 60 : 8)));
+  for (auto& token : request.prompt) token = up_to(test::fake_vocab - 1);
+  request.max_tokens = up_to(5) == 0 ? 0 : up_to(30);
+  request.sampling.seed = random();
+  if (up_to(1) == 0) request.stop_token_ids = {up_to(test::fake_vocab - 1), 3};
+  request.logprobs = up_to(2) - 1;
+  request.prompt_logprobs = up_to(2) == 0;
+  return request;
+}
+
+void expect_outcome(const Outcome& outcome, const GenerationRequest& request, int max_model_len) {
+  const test::Expected expected = test::expected_of(request, max_model_len);
+  if (outcome.finish == FinishReason::cancelled) {  // a beginning of it
+    ASSERT_LE(outcome.tokens.size(), expected.tokens.size());
+    EXPECT_TRUE(std::equal(outcome.tokens.begin(), outcome.tokens.end(), expected.tokens.begin()));
+    return;
+  }
+  EXPECT_EQ(outcome.tokens, expected.tokens);
+  EXPECT_EQ(outcome.finish, expected.finish);
+  EXPECT_EQ(outcome.prompt_events, expected.prompt.empty() ? 0 : 1);
+  ASSERT_EQ(outcome.prompt.size(), expected.prompt.size());
+  for (std::size_t i = 0; i < expected.prompt.size(); ++i) {
+    EXPECT_EQ(outcome.prompt[i].token, expected.prompt[i].token);
+    EXPECT_EQ(outcome.prompt[i].logprob, expected.prompt[i].logprob);
+  }
+  EXPECT_EQ(outcome.logprobs.size(), request.logprobs >= 0 ? expected.tokens.size() : 0);
+}
+
+struct Shape {
+  int ranks;
+  bool tensor_parallel;
+};
+class SchedulerInCompany : public testing::TestWithParam<Shape> {};
+
+/// Random requests come, go and are cancelled at any moment; each gets just what it would get alone, no page has two
+/// owners or is lost, and no budget is exceeded (FakeWorker looks at every plan).
+TEST_P(SchedulerInCompany, EveryRequestGetsWhatItWouldGetAlone) {
+  for (unsigned seed = 0; seed < 25; ++seed) {
+    SCOPED_TRACE(seed);
+    Random random(seed);
+    CoordinatorOptions options = options_for(GetParam().ranks, GetParam().tensor_parallel);
+    options.page_tokens = 1 + static_cast<int>(random() % 8);
+    options.max_model_len = random() % 4 == 0 ? 0 : 70;
+    options.max_num_seqs = 1 + static_cast<int>(random() % 12);
+    options.max_batched_tokens = options.max_num_seqs + static_cast<int>(random() % 20);
+    for (int& pages : options.kv_pages) pages = 100 / options.page_tokens + static_cast<int>(random() % 60);
+    Job job(options, seed);
+
+    std::map<std::uint64_t, GenerationRequest> requests;
+    const auto disturb = [&](unsigned one_in) {
+      if (random() % one_in == 0) {
+        const GenerationRequest request = any_request(random);
+        requests[job.submit(request)] = request;
+      }
+      if (!requests.empty() && random() % (8 * one_in) == 0) {
+        job.cancel(std::next(requests.begin(), static_cast<std::ptrdiff_t>(random() % requests.size()))->first);
+      }
+    };
+    for (int i = 0; i < 100; ++i) {
+      disturb(1);
+      job.step([&] { disturb(6); });
+      EXPECT_LE(job.scheduler.kv_pages_used(), job.scheduler.kv_pages());
+    }
+    job.finish();
+    job.step();  // tells the workers of the last ones that left
+
+    for (const auto& [id, request] : requests) expect_outcome(job.outcomes.at(id), request, options.max_model_len);
+    EXPECT_EQ(job.scheduler.kv_pages_used(), 0);
+    EXPECT_EQ(job.scheduler.running() + job.scheduler.waiting(), 0);
+    for (const FakeWorker& worker : job.workers) EXPECT_EQ(worker.known_sequences(), 0u);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, SchedulerInCompany,
+                         testing::Values(Shape{1, false}, Shape{2, false}, Shape{3, false}, Shape{1, true},
+                                         Shape{2, true}, Shape{3, true}),
+                         [](const auto& shape) {
+                           return (shape.param.tensor_parallel ? "Tensor" : "Data") + std::to_string(shape.param.ranks);
+                         });
+
+TEST(Scheduler, DecodesFirstThenPromptsInOrder) {
+  Job job(options_for(1));  // 16 tokens a step
+  job.submit(request_of(3, 9));
+  job.step();
+  job.submit(request_of(20, 2));
+  job.submit(request_of(10, 2));
+  job.step();
+  const auto shape = [&] {
+    std::vector<std::array<int, 4>> all;  // sequence, position, tokens, sample
+    for (const SequenceChunk& chunk : job.plans[0].chunks) {
+      all.push_back({static_cast<int>(chunk.sequence), chunk.position, static_cast<int>(chunk.tokens.size()),
+                     static_cast<int>(chunk.sample)});
+    }
+    return all;
+  };
+  using Chunks = std::vector<std::array<int, 4>>;
+  EXPECT_EQ(shape(), (Chunks{{1, 3, 1, 1}, {2, 0, 15, 0}}));
+  EXPECT_EQ(job.plans[0].chunks[1].next_token, 15 % 7);
+  job.step();
+  EXPECT_EQ(shape(), (Chunks{{1, 4, 1, 1}, {2, 15, 5, 1}, {3, 0, 10, 1}}));
+  EXPECT_EQ(job.plans[0].chunks[2].next_token, -1);
+  EXPECT_EQ(job.scheduler.running(), 3);
+}
+
+TEST(Scheduler, NewSequencesGoToTheRankWithMostFreePages) {
+  CoordinatorOptions options = options_for(3);
+  options.kv_pages = {20, 30, 20};
+  Job job(options);
+  const auto ranks_of_starts = [&] {
+    std::vector<std::size_t> counts;
+    for (const StepPlan& plan : job.plans) counts.push_back(plan.start.size());
+    return counts;
+  };
+  using Counts = std::vector<std::size_t>;
+  job.submit(request_of(4, 37));  // ten pages
+  job.step();
+  EXPECT_EQ(ranks_of_starts(), (Counts{0, 1, 0}));
+  job.submit(request_of(4, 1));  // all have 20: the idle ones first, then the lower one
+  job.step();
+  EXPECT_EQ(ranks_of_starts(), (Counts{1, 0, 0}));
+  job.submit(request_of(4, 1));
+  job.step();
+  EXPECT_EQ(ranks_of_starts(), (Counts{1, 0, 0})) << "the former one has ended";
+  for (int i = 0; i < 4; ++i) job.submit(request_of(4, 20));
+  job.step();
+  EXPECT_EQ(ranks_of_starts(), (Counts{2, 1, 1})) << "ranks 0, 2, 1 in turn, then 0 again, which runs fewer than 1";
+}
+
+TEST(Scheduler, TheLastTokenNeedsNoSlot) {
+  CoordinatorOptions options = options_for(1);
+  options.kv_pages = {2};  // 8 slots
+  Job job(options);
+  EXPECT_THROW(job.submit(request_of(5, 5)), Error);
+  EXPECT_THROW(job.submit(request_of(9, 0)), Error);
+  job.submit(request_of(5, 4));
+  job.submit(request_of(8, 0));
+  job.finish();
+  EXPECT_EQ(job.outcomes.at(1).tokens.size(), 4u);
+  EXPECT_EQ(job.outcomes.at(2).finish, FinishReason::length);
+}
+
+TEST(Scheduler, RefusesWhatCanNeverRun) {
+  Scheduler scheduler(options_for(1));
+  EXPECT_THROW(scheduler.check(request_of(0, 1)), Error);
+  EXPECT_THROW(scheduler.check(request_of(1, -1)), Error);
+  EXPECT_THROW(scheduler.check(request_of(101, 0)), Error);
+  EXPECT_THROW(scheduler.check(request_of(100, 1)), Error);
+  EXPECT_NO_THROW(scheduler.check(request_of(100, 0)));
+  EXPECT_NO_THROW(scheduler.check(request_of(99, std::numeric_limits<int>::max())));
+  scheduler.submit(7, request_of(1, 1));
+  EXPECT_THROW(scheduler.submit(7, request_of(1, 1)), Error);
+}
+
+TEST(Scheduler, RefusesOptionsThatMakeNoSense) {
+  const auto refused = [](auto change) {
+    CoordinatorOptions options = options_for(2);
+    change(options);
+    EXPECT_THROW(Scheduler{options}, Error);
+  };
+  refused([](auto& o) { o.ranks = 0; });
+  refused([](auto& o) { o.kv_pages.pop_back(); });
+  refused([](auto& o) { o.kv_pages[1] = -1; });
+  refused([](auto& o) { o.page_tokens = 0; });
+  refused([](auto& o) { o.max_batched_tokens = 0; });
+  refused([](auto& o) { o.max_num_seqs = 0; });
+}
+
+TEST(Scheduler, EndsAtTheModelsLength) {
+  Job job(options_for(1));
+  GenerationRequest request = request_of(90, 1000);
+  job.submit(request);
+  job.finish();
+  EXPECT_EQ(job.outcomes.at(1).tokens.size(), 10u);
+  EXPECT_EQ(job.outcomes.at(1).finish, FinishReason::length);
+}
+
+TEST(Scheduler, AStopTokenIsReportedAndWinsOverLength) {
+  GenerationRequest request = request_of(5, 8);
+  const auto answer = test::expected_of(request, 100).tokens;
+  request.stop_token_ids = {answer[7]};
+  request.max_tokens = static_cast<int>(std::find(answer.begin(), answer.end(), answer[7]) - answer.begin()) + 1;
+  Job job(options_for(1));
+  job.submit(request);
+  job.finish();
+  EXPECT_EQ(job.outcomes.at(1).tokens.back(), answer[7]);
+  EXPECT_EQ(job.outcomes.at(1).finish, FinishReason::stop);
+}
+
+TEST(Scheduler, ScoresAPromptAcrossChunks) {
+  CoordinatorOptions options = options_for(1);
+  for (const int tokens : {1, 2, 15, 16, 17, 33}) {
+    for (const int answer : {0, 3}) {
+      Job job(options);
+      GenerationRequest request = request_of(tokens, answer);
+      request.prompt_logprobs = true;
+      job.submit(request);
+      job.finish();
+      expect_outcome(job.outcomes.at(1), request, 100);
+    }
+  }
+}
+
+TEST(Scheduler, ALargeRequestIsNotOvertakenForEver) {
+  CoordinatorOptions options = options_for(1);
+  options.max_num_seqs = 100;
+  options.max_batched_tokens = 100;
+  Job job(options);
+  for (int i = 0; i < 10; ++i) job.submit(request_of(8, 9 + i));  // four pages or more each: the cache is full
+  job.step();
+  const auto large = job.submit(request_of(90, 10));
+  int steps = 0;
+  while (job.outcomes.at(large).finish == FinishReason::none && steps++ < 200) {
+    job.submit(request_of(8, 9));  // would fit again and again
+    job.step();
+  }
+  EXPECT_LT(steps, 40);
+}
+
+TEST(Scheduler, CancelFreesPagesOnlyWhenTheStepIsOver) {
+  Job job(options_for(2));
+  const auto one = job.submit(request_of(8, 20));
+  job.step();
+  const auto used = job.scheduler.kv_pages_used();
+  int calls = 0;
+  job.step([&] {
+    if (calls++ == 0) job.cancel(one);
+    EXPECT_EQ(job.outcomes.at(one).finish, FinishReason::cancelled);
+    EXPECT_EQ(job.scheduler.kv_pages_used(), used);
+  });
+  EXPECT_EQ(job.scheduler.kv_pages_used(), 0);
+  EXPECT_EQ(job.outcomes.at(one).tokens.size(), 1u);
+
+  const auto two = job.submit(request_of(8, 20));
+  job.step();
+  job.cancel(two);  // between steps: at once
+  EXPECT_EQ(job.scheduler.kv_pages_used(), 0);
+  EXPECT_FALSE(job.scheduler.has_work());
+  const auto three = job.submit(request_of(8, 20));
+  job.cancel(three);  // never ran
+  job.cancel(three);
+  job.cancel(12345);
+  EXPECT_EQ(job.outcomes.at(three).finish, FinishReason::cancelled);
+  EXPECT_FALSE(job.scheduler.has_work());
+}
+
+TEST(Scheduler, RefusesAnswersToOtherQuestions) {
+  const auto refuses = [](auto spoil) {
+    Scheduler scheduler(options_for(2));
+    scheduler.submit(1, request_of(3, 4));
+    scheduler.submit(2, request_of(3, 4));
+    scheduler.plan();
+    StepResult result{.step = 1, .outputs = {{1, 5, {}, {}}}, .expert_tokens = {}};
+    int rank = 0;
+    spoil(result, rank, scheduler);
+    EXPECT_THROW(scheduler.apply(rank, result), Error);
+  };
+  refuses([](auto& result, int&, auto&) { result.step = 2; });
+  refuses([](auto&, int& rank, auto&) { rank = 1; });  // sequence 1 lives on rank 0
+  refuses([](auto&, int& rank, auto&) { rank = 2; });
+  refuses([](auto&, int& rank, auto&) { rank = -1; });
+  refuses([](auto& result, int&, auto& scheduler) { scheduler.apply(0, result); });  // twice
+  refuses([](auto& result, int&, auto&) { result.outputs.clear(); });
+  refuses([](auto& result, int&, auto&) { result.outputs[0].token = -1; });
+  refuses([](auto& result, int&, auto&) { result.outputs[0].sequence = 9; });
+  refuses([](auto& result, int&, auto&) { result.outputs[0].scored.resize(1); });
+  refuses([](auto& result, int&, auto&) { result.outputs.push_back(result.outputs[0]); });
+  Scheduler scheduler(options_for(1));
+  EXPECT_THROW(scheduler.apply(0, {}), Error);
+  scheduler.plan();
+  EXPECT_THROW(scheduler.plan(), Error);
+}
+
+TEST(Scheduler, ClearForgetsEverythingAndStartsAfresh) {
+  Scheduler scheduler(options_for(2));
+  for (std::uint64_t id = 1; id <= 30; ++id) scheduler.submit(id, request_of(9, 9));
+  scheduler.plan();
+  EXPECT_GT(scheduler.running(), 0);
+  EXPECT_GT(scheduler.waiting(), 0);
+  scheduler.clear();
+  EXPECT_FALSE(scheduler.has_work());
+  EXPECT_FALSE(scheduler.step_in_flight());
+  EXPECT_EQ(scheduler.kv_pages_used() + scheduler.running() + scheduler.waiting(), 0);
+  scheduler.submit(1, request_of(9, 9));
+  EXPECT_EQ(scheduler.plan()[0].start.size(), 1u);
+}
+
+TEST(Scheduler, CountsTokens) {
+  Job job(options_for(2));
+  job.submit(request_of(20, 3));
+  job.submit(request_of(5, 0));
+  job.finish();
+  EXPECT_EQ(job.scheduler.totals().prompt_tokens, 25u);
+  EXPECT_EQ(job.scheduler.totals().generated_tokens, 3u);
+  EXPECT_EQ(job.scheduler.totals().steps, 4u);
+}
+
+}  // namespace
+}  // namespace shoal
