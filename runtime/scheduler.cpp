@@ -97,7 +97,7 @@ std::vector<StepPlan> Scheduler::plan() {
     plans[i].step = totals_.steps;
     plans[i].finish = std::exchange(lane.finish, {});
     lane.budget = options_.max_batched_tokens;
-    // Decoding sequences first: users who already read an answer never wait for somebody's prompt to be split in time.
+    // Decoding sequences first: who already reads an answer should not notice that somebody else's prompt is long.
     for (Sequence* sequence : lane.running) {
       if (sequence->decoding()) add_chunk(*sequence, plans[i]);
     }

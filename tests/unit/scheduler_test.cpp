@@ -171,7 +171,7 @@ TEST_P(SchedulerInCompany, EveryRequestGetsWhatItWouldGetAlone) {
     options.page_tokens = 1 + static_cast<int>(random() % 8);
     options.max_model_len = random() % 4 == 0 ? 0 : 70;
     options.max_num_seqs = 1 + static_cast<int>(random() % 12);
-    options.max_batched_tokens = options.max_num_seqs + static_cast<int>(random() % 20);
+    options.max_batched_tokens = 1 + static_cast<int>(random() % 30);
     for (int& pages : options.kv_pages) pages = 100 / options.page_tokens + static_cast<int>(random() % 60);
     Job job(options, seed);
 
