@@ -1,7 +1,9 @@
-#include "kernels/cpu/kernel_table.h"
+#include "kernels/cpu/amx_tile.h"
+// The products need the instructions above.
+#include "kernels/cpu/gemm_amx.inl"
 
 namespace shoal::cpu {
 
-void fill_gemm_amx(KernelTable&) {}
+void fill_gemm_amx(KernelTable& table) { fill_amx<HardwareTiles>(table); }
 
 }  // namespace shoal::cpu

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "base/error.h"
 #include "kernels/backend.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/reference.h"
