@@ -17,8 +17,6 @@ Scheduler::Scheduler(const CoordinatorOptions& options) : options_(options) {
     fail("page_tokens ({}), max_batched_tokens ({}) and max_num_seqs ({}) must be at least 1", options.page_tokens,
          options.max_batched_tokens, options.max_num_seqs);
   }
-  // With more sequences than tokens in a step, some of them would have to pause while others decode.
-  options_.max_num_seqs = std::min(options.max_num_seqs, options.max_batched_tokens);
   if (options.tensor_parallel) {
     options_.kv_pages = {*std::min_element(options.kv_pages.begin(), options.kv_pages.end())};
   }
@@ -112,6 +110,7 @@ std::vector<StepPlan> Scheduler::plan() {
 Scheduler::Lane* Scheduler::roomiest(int pages) {
   Lane* best = nullptr;
   for (Lane& lane : lanes_) {
+    // Budget is left only where all that run got a token, so no more run than max_batched_tokens and all can decode.
     const bool fits = lane.pool.free() >= pages && lane.budget > 0 &&
                       lane.running.size() < static_cast<std::size_t>(options_.max_num_seqs);
     const auto room = [](const Lane& l) {
