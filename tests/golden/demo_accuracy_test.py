@@ -31,7 +31,8 @@ def responses(server, prompts):
     """(thought, answer) of each, many at a time."""
 
     def ask(prompt):
-        body = {"model": "demo", "messages": [{"role": "user", "content": prompt}], "temperature": 0, "max_tokens": 256}
+        body = {"model": server.model, "messages": [{"role": "user", "content": prompt}], "temperature": 0,
+                "max_tokens": 256}
         message = server.post("/v1/chat/completions", body)["choices"][0]["message"]
         return message.get("reasoning_content"), message["content"].split("</think>")[-1].strip()
 

@@ -24,6 +24,8 @@ class Server:
 
     def __init__(self, url):
         self.url = url
+        with urllib.request.urlopen(url + "/v1/models", timeout=20) as response:
+            self.model = json.load(response)["data"][0]["id"]
 
     def post(self, path, body, timeout=120):
         request = urllib.request.Request(self.url + path, json.dumps(body).encode(),
@@ -36,7 +38,7 @@ class Server:
 
     def complete(self, prompt, **more):
         """The choices for one prompt, or a list of them, given as token ids; greedy unless asked otherwise."""
-        body = {"model": "default", "prompt": prompt, "temperature": 0, **more}
+        body = {"model": self.model, "prompt": prompt, "temperature": 0, **more}
         return sorted(self.post("/v1/completions", body)["choices"], key=lambda choice: choice["index"])
 
     def score(self, prompt, top=0):
