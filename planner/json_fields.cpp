@@ -41,7 +41,7 @@ json read_json_file(const std::filesystem::path& path, std::uint64_t max_bytes) 
     if (event == json::parse_event_t::object_end) open_objects.pop_back();
     if (event == json::parse_event_t::key) {
       const auto& key = parsed.get_ref<const std::string&>();
-      if (!open_objects.back().insert(key).second) fail("{}: the key \"{}\" comes twice", path.string(), key);
+      if (!open_objects.back().insert(key).second) fail("{}: the key {} comes twice", path.string(), parsed.dump());
     }
     return true;
   };

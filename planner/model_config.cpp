@@ -102,7 +102,7 @@ void refuse_sliding_window(const ModelConfig& c, const JsonFields& json) {
                 json.integer_or("max_window_layers", 28, 0, max_context) < c.num_hidden_layers;
   if (const auto* types = json.find("layer_types")) {
     slides = false;
-    for (const auto& type : *types) slides |= type != "full_attention";
+    for (const auto& type : *types) slides |= !type.is_string() || type.get<std::string>() != "full_attention";
   }
   if (slides) json.reject("use_sliding_window", "is on for some layers; sliding-window attention is not supported");
 }

@@ -92,7 +92,7 @@ void parallel_for(std::size_t count, Job job) {
 /// The name of a shard beside its index. A name that leads elsewhere could make Shoal read any file of the machine.
 bool is_plain_file_name(const std::string& name) {
   return !name.empty() && name != "." && name != ".." && name.find('/') == std::string::npos &&
-         name.find('\0') == std::string::npos;
+         !has_control_character(name);
 }
 
 using WeightMap = std::map<std::string, std::string>;  // tensor -> shard
@@ -103,10 +103,11 @@ WeightMap read_index(const fs::path& path) {
   if (!map) fail("{}: weight_map is missing", path.string());
   WeightMap shards;
   for (const auto& [tensor, shard] : document["weight_map"].items()) {
+    if (has_control_character(tensor)) fail("{}: the name of a tensor has a control character", path.string());
     if (!shard.is_string()) map->reject(tensor, "must be a file name");
     const auto& name = shard.get_ref<const std::string&>();
     if (!is_plain_file_name(name))
-      map->reject(tensor, fmt::format("is in \"{}\", which is not a plain file name", name));
+      map->reject(tensor, fmt::format("is in {}, which is not a plain file name", shard.dump()));
     shards.emplace(tensor, name);
   }
   if (shards.empty()) fail("{}: weight_map is empty", path.string());

@@ -73,6 +73,7 @@ class HeaderReader final : public nlohmann::json_sax<json> {
   }
 
   bool key(string_t& value) override {
+    if (has_control_character(value)) fail("{}: its header has a name with a control character", file_);
     if (state_ == State::header) {
       if (!names_.insert(value).second) fail("{}: tensor {} comes twice", file_, value);
       name_ = value;
@@ -184,6 +185,11 @@ class HeaderReader final : public nlohmann::json_sax<json> {
 };
 
 }  // namespace
+
+bool has_control_character(std::string_view name) {
+  return std::any_of(name.begin(), name.end(),
+                     [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; });
+}
 
 std::uint64_t safetensors_header_bytes(std::string_view first_8_bytes, std::uint64_t file_bytes,
                                        const std::string& file) {

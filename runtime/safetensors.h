@@ -16,6 +16,9 @@ constexpr std::uint64_t max_safetensors_header_bytes = 100'000'000;
 std::uint64_t safetensors_header_bytes(std::string_view first_8_bytes, std::uint64_t file_bytes,
                                        const std::string& file);
 
+/// Whether a name would do harm where it is printed, to a terminal or through C strings.
+bool has_control_character(std::string_view name);
+
 /// Reads a header and checks it whole: every tensor has a type, a shape and a range of bytes that agree; the ranges
 /// cover the rest of the file without overlap or gap; no name comes twice. Types the format may gain later are kept by
 /// name, their size unchecked. Offsets in the result count from the start of the file; `file` is 0. Error names `file`
