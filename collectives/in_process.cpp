@@ -1,0 +1,153 @@
+#include <algorithm>
+#include <array>
+#include <condition_variable>
+#include <cstddef>
+#include <exception>
+#include <mutex>
+#include <thread>
+
+#include "base/error.h"
+#include "collectives/aligned_buffer.h"
+#include "collectives/communicator.h"
+#include "collectives/over_all_to_all.h"
+
+namespace shoal {
+namespace {
+
+/// The sender writes a record where the receiver reads it. Nobody says "I have read it", so a slot is written again
+/// only when it cannot be in use any more: who writes exchange e + 4 has waited for e + 2, for which the receiver had
+/// to call post(e + 2), which is what ended its view of exchange e.
+constexpr std::uint64_t kDepth = 4;
+
+struct Slot {
+  AlignedBuffer buffer;
+  std::size_t bytes = 0;
+};
+
+/// The memory of one AllToAll of all ranks.
+struct SharedExchange {
+  explicit SharedExchange(int ranks)
+      : slots(kDepth * static_cast<std::size_t>(ranks) * static_cast<std::size_t>(ranks)),
+        posted(static_cast<std::size_t>(ranks)) {}
+  Slot& slot(std::uint64_t exchange, int src, int dest) {
+    const std::size_t n = posted.size();
+    return slots[(exchange % kDepth * n + static_cast<std::size_t>(src)) * n + static_cast<std::size_t>(dest)];
+  }
+  std::vector<Slot> slots;
+  std::vector<std::uint64_t> posted;  // exchanges a rank has posted; guarded by World::mutex
+};
+
+struct World {
+  explicit World(int n) : ranks(n) {}
+  const int ranks;
+  std::mutex mutex;
+  std::condition_variable changed;
+  int failed_rank = -1;
+  std::vector<std::shared_ptr<SharedExchange>> exchanges;  // in the order in which every rank makes them
+
+  std::shared_ptr<SharedExchange> exchange(std::size_t index) {
+    const std::lock_guard lock(mutex);
+    while (exchanges.size() <= index) exchanges.push_back(std::make_shared<SharedExchange>(ranks));
+    return exchanges[index];
+  }
+  void set_failed(int rank) {
+    const std::lock_guard lock(mutex);
+    if (failed_rank < 0) failed_rank = rank;
+    changed.notify_all();
+  }
+};
+
+class InProcessAllToAll : public AllToAll {
+ public:
+  InProcessAllToAll(std::shared_ptr<World> world, std::shared_ptr<SharedExchange> shared, int rank)
+      : world_(std::move(world)), shared_(std::move(shared)), rank_(rank) {}
+
+  std::span<std::byte> outgoing(int dest, std::size_t bytes) override {
+    check_room();
+    Slot& slot = shared_->slot(posts_, rank_, dest);
+    slot.buffer.reserve(bytes);
+    return {slot.buffer.data(), bytes};
+  }
+
+  void post(std::span<const std::size_t> bytes) override {
+    check_room();
+    for (int d = 0; d < world_->ranks; ++d) {
+      Slot& slot = shared_->slot(posts_, rank_, d);
+      slot.bytes = bytes[static_cast<std::size_t>(d)];
+      if (slot.bytes > slot.buffer.capacity())
+        fail("all-to-all: rank {} sends {} bytes to rank {} and asked for less", rank_, slot.bytes, d);
+    }
+    const std::lock_guard lock(world_->mutex);
+    shared_->posted[static_cast<std::size_t>(rank_)] = ++posts_;
+    world_->changed.notify_all();
+  }
+
+  void wait() override {
+    if (waits_ == posts_) fail("all-to-all: rank {} waits for an exchange that it did not post", rank_);
+    std::unique_lock lock(world_->mutex);
+    const auto all_posted = [&] {
+      return std::all_of(shared_->posted.begin(), shared_->posted.end(), [&](auto posts) { return posts > waits_; });
+    };
+    world_->changed.wait(lock, [&] { return world_->failed_rank >= 0 || all_posted(); });
+    if (!all_posted()) fail("rank {} waited for rank {}, which failed", rank_, world_->failed_rank);
+    ++waits_;
+  }
+
+  std::span<const std::byte> incoming(int src) const override {
+    const Slot& slot = shared_->slot(waits_ - 1, src, rank_);
+    return {slot.buffer.data(), slot.bytes};
+  }
+
+ private:
+  void check_room() const {
+    if (posts_ - waits_ >= 2) fail("all-to-all: rank {} starts a third exchange before it waited for the first", rank_);
+  }
+
+  std::shared_ptr<World> world_;
+  std::shared_ptr<SharedExchange> shared_;
+  const int rank_;
+  std::uint64_t posts_ = 0, waits_ = 0;
+};
+
+class InProcessCommunicator : public CollectivesOverAllToAll {
+ public:
+  InProcessCommunicator(std::shared_ptr<World> world, int rank) : world_(std::move(world)), rank_(rank) {}
+  int rank() const override { return rank_; }
+  int size() const override { return world_->ranks; }
+  std::string description() const override { return "in-process"; }
+  std::unique_ptr<AllToAll> make_all_to_all() override {
+    return std::make_unique<InProcessAllToAll>(world_, world_->exchange(made_++), rank_);
+  }
+
+ private:
+  std::shared_ptr<World> world_;
+  const int rank_;
+  std::size_t made_ = 0;
+};
+
+}  // namespace
+
+std::unique_ptr<Communicator> make_self_communicator() {
+  return std::make_unique<InProcessCommunicator>(std::make_shared<World>(1), 0);
+}
+
+void run_in_process(int ranks, const std::function<void(Communicator&)>& body) {
+  const auto world = std::make_shared<World>(ranks);
+  std::vector<std::exception_ptr> thrown(static_cast<std::size_t>(ranks));
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < ranks; ++rank)
+    threads.emplace_back([&, rank] {
+      try {
+        InProcessCommunicator communicator(world, rank);
+        body(communicator);
+      } catch (...) {
+        thrown[static_cast<std::size_t>(rank)] = std::current_exception();
+        world->set_failed(rank);
+      }
+    });
+  for (std::thread& thread : threads) thread.join();
+  // The first to fail is the cause; others may have thrown because they waited for it.
+  if (world->failed_rank >= 0) std::rethrow_exception(thrown[static_cast<std::size_t>(world->failed_rank)]);
+}
+
+}  // namespace shoal

@@ -1,0 +1,73 @@
+#pragma once
+#include <mpi.h>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "collectives/aligned_buffer.h"
+#include "collectives/communicator.h"
+
+namespace shoal {
+
+/// How records are cut into messages, in bytes. Tests make them small.
+struct MpiMessageSizes {
+  std::size_t eager = 64 << 10;  // what travels with the length, in the first message
+  std::size_t chunk = 1 << 30;   // MPI counts in int
+};
+
+/// AllToAll over MPI messages between each pair of ranks, on a communicator of its own.
+///
+/// The first message is {u64 bytes, payload up to `eager`}: short records need no second one, and no exchange of counts
+/// goes ahead of them. What is longer follows in messages whose size the receiver then knows. Buffers grow when a
+/// record is longer than any before and are kept.
+class MpiAllToAll : public AllToAll {
+ public:
+  /// Collective over `parent`. crowded: see Patience.
+  MpiAllToAll(MPI_Comm parent, bool crowded, MpiMessageSizes sizes = {});
+  ~MpiAllToAll() override;
+  MpiAllToAll(const MpiAllToAll&) = delete;
+  MpiAllToAll& operator=(const MpiAllToAll&) = delete;
+
+  std::span<std::byte> outgoing(int dest, std::size_t bytes) override;
+  void post(std::span<const std::size_t> bytes) override;
+  void wait() override;
+  std::span<const std::byte> incoming(int src) const override;
+
+ private:
+  /// One of the two exchanges that may be under way, with its buffers.
+  struct Round {
+    std::vector<AlignedBuffer> send, receive;  // [ranks]; the length lies just before the payload, which is aligned
+    std::vector<std::size_t> received;         // [ranks] bytes of payload
+    /// [2 * ranks] first messages: from each rank, to each rank; then those that carry what did not fit.
+    std::vector<MPI_Request> requests;
+    std::size_t first_messages = 0;  // not yet here
+    std::size_t pending = 0;         // requests not yet complete
+  };
+
+  Round& round(std::uint64_t exchange) { return rounds_[exchange % 2]; }
+  const Round& round(std::uint64_t exchange) const { return rounds_[exchange % 2]; }
+  AlignedBuffer& own(std::uint64_t exchange) { return own_[exchange % 3]; }
+  void check_room() const;
+  void send(Round& r, int tag, int dest, std::size_t bytes);
+  void receive_rest(Round& r, int tag, int src);
+  void progress(std::uint64_t exchange);
+
+  MPI_Comm comm_ = MPI_COMM_NULL;
+  const bool crowded_;
+  const MpiMessageSizes sizes_;
+  int rank_ = 0, ranks_ = 1;
+  std::array<Round, 2> rounds_;
+  /// What a rank sends to itself stays where it was written. It may be read until the second post() after the exchange,
+  /// and the next record is written before that post: hence three.
+  std::array<AlignedBuffer, 3> own_;
+  std::array<std::size_t, 3> own_bytes_{};
+  std::vector<int> completed_;
+  std::uint64_t posts_ = 0, waits_ = 0;
+};
+
+/// Throws Error with MPI's own words if `code` is not MPI_SUCCESS.
+void check_mpi(int code, const char* what);
+
+}  // namespace shoal

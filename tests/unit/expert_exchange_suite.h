@@ -1,0 +1,179 @@
+#pragma once
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "collectives/bf16_rows.h"
+#include "collectives/communicator.h"
+#include "collectives/expert_exchange.h"
+#include "tests/unit/communicator_suite.h"
+
+/// The exchange against plain loops, on any form of Communicator. Called by all ranks, nothing returns early.
+namespace shoal::test {
+
+/// Expert e of these tests: y = (e + 1) x + e.
+inline float expert_of_test(std::int32_t e, float x) { return static_cast<float>(e + 1) * x + static_cast<float>(e); }
+
+struct ExchangeCase {
+  int n_experts = 16;
+  int top_k = 4;
+  int hidden = 24;
+  bool bf16_wire = false;
+  std::vector<std::int32_t> rank_of;  // of each expert, before "modulo ranks"
+  bool reversed_ids = false;          // a rank numbers its experts downwards
+  int most_tokens = 20;               // a rank has 0 .. most_tokens
+};
+
+inline ExpertMap make_map(const ExchangeCase& c, int ranks) {
+  ExpertMap map;
+  std::vector<std::int32_t> held(static_cast<std::size_t>(ranks));
+  for (int e = 0; e < c.n_experts; ++e) {
+    const std::int32_t rank = c.rank_of[static_cast<std::size_t>(e)] % ranks;
+    map.rank_of.push_back(rank);
+    map.local_of.push_back(held[static_cast<std::size_t>(rank)]++);
+  }
+  if (c.reversed_ids)
+    for (std::size_t e = 0; e < map.rank_of.size(); ++e)
+      map.local_of[e] = held[static_cast<std::size_t>(map.rank_of[e])] - 1 - map.local_of[e];
+  return map;
+}
+
+/// One rank's part of one layer: its tokens and where they are to go.
+struct Tokens {
+  std::int64_t count = 0, stride = 0;
+  std::vector<float> x;
+  std::vector<std::int32_t> expert;
+  std::vector<float> weight;
+};
+
+inline Tokens make_tokens(const ExchangeCase& c, int rank, std::uint64_t layer) {
+  Tokens t;
+  const auto r = static_cast<std::uint64_t>(rank);
+  t.count = static_cast<std::int64_t>(mix(layer, r) % static_cast<std::uint64_t>(c.most_tokens + 1));
+  if (mix(layer, r, 1) % 4 == 0) t.count = 0;
+  t.stride = c.hidden + 3;
+  for (std::int64_t i = 0; i < t.count * t.stride; ++i)
+    t.x.push_back(some_float(static_cast<std::uint64_t>(i), r, layer) * 1e-4f);
+  for (std::int64_t i = 0; i < t.count; ++i) {
+    std::vector<std::int32_t> ids(static_cast<std::size_t>(c.n_experts));
+    for (std::size_t e = 0; e < ids.size(); ++e) ids[e] = static_cast<std::int32_t>(e);
+    for (std::size_t e = 0; e < ids.size(); ++e)
+      std::swap(ids[e], ids[e + mix(layer, static_cast<std::uint64_t>(i), r * 1000 + e) % (ids.size() - e)]);
+    ids.resize(static_cast<std::size_t>(c.top_k));
+    std::sort(ids.begin(), ids.end());
+    for (std::size_t k = 0; k < ids.size(); ++k) {
+      const std::uint64_t z = mix(layer * 100 + r, static_cast<std::uint64_t>(i), k);
+      t.expert.push_back(z % 5 == 0 ? -1 : ids[k]);
+      t.weight.push_back(0.25f + static_cast<float>(z % 97) / 97.0f);
+    }
+  }
+  return t;
+}
+
+/// What the experts of this rank make of what arrived; counts the (token, expert) pairs.
+inline float work(const ExchangeCase& c, const ExpertMap& map, int rank, const DispatchedRows& arrived) {
+  std::vector<std::int32_t> global;  // of a local id
+  for (std::size_t e = 0; e < map.rank_of.size(); ++e) {
+    if (map.rank_of[e] != rank) continue;
+    global.resize(std::max(global.size(), static_cast<std::size_t>(map.local_of[e]) + 1));
+    global[static_cast<std::size_t>(map.local_of[e])] = static_cast<std::int32_t>(e);
+  }
+  EXPECT_EQ(arrived.rows.size(), arrived.results.size());
+  EXPECT_EQ(arrived.rows.size() + 1, arrived.first.size());
+  EXPECT_EQ(arrived.expert.size(), arrived.weight.size());
+  for (std::size_t row = 0; row < arrived.rows.size(); ++row) {
+    const auto* x = reinterpret_cast<const float*>(arrived.rows[row]);
+    auto* result = reinterpret_cast<float*>(arrived.results[row]);
+    EXPECT_LT(arrived.first[row], arrived.first[row + 1]) << "a row came for no expert";
+    std::fill_n(result, c.hidden, 0.0f);
+    for (auto j = static_cast<std::size_t>(arrived.first[row]); j < static_cast<std::size_t>(arrived.first[row + 1]);
+         ++j) {
+      if (j > static_cast<std::size_t>(arrived.first[row])) {
+        EXPECT_GT(arrived.expert[j], arrived.expert[j - 1]);
+      }
+      const std::int32_t e = global.at(static_cast<std::size_t>(arrived.expert[j]));
+      for (int i = 0; i < c.hidden; ++i) result[i] += arrived.weight[j] * expert_of_test(e, x[i]);
+    }
+  }
+  return static_cast<float>(arrived.expert.size());
+}
+
+/// What the wire makes of a value.
+inline float travelled(const ExchangeCase& c, float value) {
+  if (!c.bf16_wire) return value;
+  std::uint16_t bits = 0;
+  pack_bf16({&value, 1}, &bits);
+  unpack_bf16({&bits, 1}, &value);
+  return value;
+}
+
+/// The same by plain loops: for each rank its experts in the order of its own ids, ranks in ascending order.
+inline void reference(const ExchangeCase& c, const ExpertMap& map, int ranks, const Tokens& t, std::vector<float>& out,
+                      std::int64_t out_stride) {
+  for (std::int64_t token = 0; token < t.count; ++token)
+    for (int rank = 0; rank < ranks; ++rank) {
+      std::vector<std::pair<std::int32_t, std::size_t>> there;  // local id, entry
+      for (int k = 0; k < c.top_k; ++k) {
+        const auto entry = static_cast<std::size_t>(token * c.top_k + k);
+        if (t.expert[entry] < 0 || map.rank_of[static_cast<std::size_t>(t.expert[entry])] != rank) continue;
+        there.emplace_back(map.local_of[static_cast<std::size_t>(t.expert[entry])], entry);
+      }
+      std::sort(there.begin(), there.end());
+      if (there.empty()) continue;
+      for (int i = 0; i < c.hidden; ++i) {
+        float sum = 0;
+        const float x = travelled(c, t.x[static_cast<std::size_t>(token * t.stride + i)]);
+        for (const auto& [local, entry] : there) sum += t.weight[entry] * expert_of_test(t.expert[entry], x);
+        out[static_cast<std::size_t>(token * out_stride + i)] += travelled(c, sum);
+      }
+    }
+}
+
+inline void check_expert_exchange(Communicator& comm, const ExchangeCase& c, int layers = 12) {
+  ExpertExchange exchange(comm, c.hidden, c.bf16_wire);
+  const ExpertMap map = make_map(c, comm.size());
+  for (int layer = 0; layer < layers; ++layer) {
+    const Tokens t = make_tokens(c, comm.rank(), static_cast<std::uint64_t>(layer));
+    const std::int64_t out_stride = c.hidden + 5;
+    std::vector<float> out(static_cast<std::size_t>(t.count * out_stride), 0.5f), expected = out;
+    exchange.dispatch(t.x.data(), t.stride, t.count, t.expert.data(), t.weight.data(), c.top_k, map);
+    const float pairs = work(c, map, comm.rank(), exchange.dispatched());
+    exchange.combine();
+    exchange.combined(out.data(), out_stride);
+
+    reference(c, map, comm.size(), t, expected, out_stride);
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      EXPECT_EQ(out[i], expected[i]) << i;
+    }
+    float wanted = 0;
+    for (const std::int32_t e : t.expert) wanted += e >= 0 ? 1.0f : 0.0f;
+    std::vector<float> sums = {pairs, wanted};
+    comm.all_reduce_sum(sums);
+    EXPECT_EQ(sums[0], sums[1]) << "(token, expert) pairs that arrived, and that were sent";
+  }
+}
+
+inline void check_expert_exchanges(Communicator& comm) {
+  for (const bool bf16 : {false, true}) {
+    ExchangeCase c{.bf16_wire = bf16};
+    for (int e = 0; e < c.n_experts; ++e) c.rank_of.push_back(e * comm.size() / c.n_experts);
+    check_expert_exchange(comm, c);  // even, contiguous
+    for (int e = 0; e < c.n_experts; ++e) c.rank_of[static_cast<std::size_t>(e)] = static_cast<int>(mix(5, e) % 64);
+    c.reversed_ids = true;
+    check_expert_exchange(comm, c);  // anywhere
+    c.reversed_ids = false;
+    std::fill(c.rank_of.begin(), c.rank_of.end(), comm.size() - 1);
+    check_expert_exchange(comm, c, 4);  // the others hold none
+    c = {.n_experts = 3, .top_k = 2, .hidden = 7, .bf16_wire = bf16, .rank_of = {0, 1, 2}, .most_tokens = 1};
+    check_expert_exchange(comm, c);  // fewer experts than ranks, odd rows
+    c = {.n_experts = 9, .top_k = 9, .hidden = 1000, .bf16_wire = bf16, .rank_of = {3, 1, 4, 1, 5, 9, 2, 6, 5}};
+    c.most_tokens = 70;
+    check_expert_exchange(comm, c, 3);  // long records
+    c.most_tokens = 0;
+    check_expert_exchange(comm, c, 2);  // no tokens anywhere
+  }
+}
+
+}  // namespace shoal::test
