@@ -12,14 +12,6 @@
 #include "runtime/scheduler.h"
 
 namespace shoal {
-namespace {
-
-std::string text_of(const std::vector<std::byte>& payload) {
-  return {reinterpret_cast<const char*>(payload.data()), payload.size()};
-}
-
-}  // namespace
-
 /// The thread around the scheduler. The mutex guards everything below it; it is never held while sinks run, frames are
 /// sent or answers awaited.
 struct Coordinator::Impl {
@@ -101,8 +93,10 @@ struct Coordinator::Impl {
       if (!received) return lost(step);
       const auto& [rank, frame] = *received;
       if (frame.type == static_cast<std::uint16_t>(Message::failed)) {
-        const std::string why = text_of(frame.payload);
-        return fail_all(why.empty() ? fmt::format("rank {} failed and gave no reason", rank) : why);
+        const Error why = decode_failure(frame.payload);
+        fail_all(why.what());
+        if (options.on_failed) options.on_failed(why);
+        return;
       }
       try {
         if (frame.type != static_cast<std::uint16_t>(Message::result)) {

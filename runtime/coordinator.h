@@ -45,6 +45,7 @@ struct CoordinatorOptions {
   int max_batched_tokens = 512;      // tokens of one rank in one step
   int max_waiting = 4096;            // requests that wait; beyond: Overloaded
   std::function<void(const StepResult&, int rank)> on_result;  // for counters; may be empty
+  std::function<void(const Error&)> on_failed;  // a worker cannot go on, so neither can the job; may be empty
 };
 
 /// Thrown by submit when the queue is full: the client should come back later (HTTP 429).

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstdio>
 #include <fstream>
 #include <future>
@@ -24,18 +25,6 @@ namespace {
 
 constexpr int kPageTokens = 16;
 constexpr int kMaxLogitRows = 32;
-
-std::vector<std::byte> encode_failure(const Error& error) {
-  std::vector<std::byte> payload{static_cast<std::byte>(error.exit_code)};
-  for (const char* c = error.what(); *c; ++c) payload.push_back(static_cast<std::byte>(*c));
-  return payload;
-}
-
-Error decode_failure(std::span<const std::byte> payload) {
-  if (payload.empty()) return Error("a rank failed and did not say why");
-  return Error(std::string(reinterpret_cast<const char*>(payload.data()) + 1, payload.size() - 1),
-               static_cast<ExitCode>(payload[0]));
-}
 
 /// Ends this rank at once, whatever its threads are doing: one of them may wait in MPI for a rank that is gone.
 [[noreturn]] void end_now(ExitCode code) {
@@ -179,6 +168,19 @@ std::string summarize(const ModelConfig& config, const JobOptions& options, cons
   return text;
 }
 
+Frame frame(Message type, std::vector<std::byte> payload) { return {static_cast<std::uint16_t>(type), std::move(payload)}; }
+
+/// Rank 0 says why, once; everyone ends with the same code. Callable from any thread but the control plane's own, which
+/// has to carry the news.
+[[noreturn]] void end_job(Rank& rank, const Error& error) {
+  static std::atomic<bool> ending = false;
+  while (ending.exchange(true)) std::this_thread::sleep_for(std::chrono::hours(1));  // the first cause is told, not its effects
+  std::fprintf(stderr, "shoal: %s\n", error.what());
+  rank.server->send_all(frame(Message::failed, encode(error)));
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));  // let the others hear it
+  end_now(error.exit_code);
+}
+
 /// Rank 0, beside its own worker: waits for the workers, then hands the job to `front`.
 class Lead {
  public:
@@ -209,6 +211,7 @@ class Lead {
         static_cast<int>(std::min<std::int64_t>(allowed, static_cast<std::int64_t>(largest) * kPageTokens));
     c.max_num_seqs = options_.max_num_seqs;
     c.max_batched_tokens = options_.max_batched_tokens;
+    c.on_failed = [this](const Error& error) { end_job(rank_, error); };
     engine.summary = summarize(config, options_, *rank_.comm, ready, engine.max_model_len);
 
     Coordinator coordinator(server, c);
@@ -236,11 +239,9 @@ class Lead {
   const JobOptions& options_;
 };
 
-Frame frame(Message type, std::vector<std::byte> payload) { return {static_cast<std::uint16_t>(type), std::move(payload)}; }
-
 /// Runs a part of the work; what it throws is told to rank 0, which ends the job.
 void report_failure(Rank& rank, const std::function<void()>& part) {
-  const auto report = [&](const Error& error) { rank.client->send(frame(Message::failed, encode_failure(error))); };
+  const auto report = [&](const Error& error) { rank.client->send(frame(Message::failed, encode(error))); };
   try {
     part();
   } catch (const Error& error) {
@@ -287,14 +288,6 @@ void work(const JobOptions& options, Rank& rank) {
   }
 }
 
-/// Rank 0 says why, once; everyone ends with the same code.
-[[noreturn]] void end_job(Rank& rank, const Error& error) {
-  std::fprintf(stderr, "shoal: %s\n", error.what());
-  rank.server->send_all(frame(Message::failed, encode_failure(error)));
-  std::this_thread::sleep_for(std::chrono::milliseconds(300));  // let the others hear it
-  end_now(error.exit_code);
-}
-
 int run_ranks(int* argc, char*** argv, const JobOptions& options, const std::function<int(Engine&)>& front) {
   if (options.device != "auto" && options.device != "cpu")
     throw Error("--device " + options.device + " is not in this build; it has: auto, cpu", ExitCode::usage);
@@ -309,7 +302,6 @@ int run_ranks(int* argc, char*** argv, const JobOptions& options, const std::fun
   }
 
   rank.server->on_lost([&rank](int, const std::string& why) {
-    // Not on this thread, the control plane's own: it has to carry the news.
     std::thread([&rank, why] { end_job(rank, Error(why + "; ending the job")); }).detach();
   });
   int code = 0;

@@ -286,4 +286,18 @@ WorkerReady decode_worker_ready(std::span<const std::byte> bytes) {
   return ready;
 }
 
+std::vector<std::byte> encode(const Error& error) {
+  std::vector<std::byte> payload{static_cast<std::byte>(error.exit_code)};
+  for (const char* c = error.what(); *c; ++c) payload.push_back(static_cast<std::byte>(*c));
+  return payload;
+}
+
+Error decode_failure(std::span<const std::byte> payload) {
+  if (payload.size() < 2) return Error("a rank failed and did not say why");
+  const bool known = payload[0] == static_cast<std::byte>(ExitCode::usage) ||
+                     payload[0] == static_cast<std::byte>(ExitCode::does_not_fit);
+  return Error(std::string(reinterpret_cast<const char*>(payload.data()) + 1, payload.size() - 1),
+               known ? static_cast<ExitCode>(payload[0]) : ExitCode::failure);
+}
+
 }  // namespace shoal

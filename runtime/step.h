@@ -6,6 +6,8 @@
 #include <utility>
 #include <vector>
 
+#include "base/error.h"
+
 /// What passes between the coordinator and the workers, once a step: plain data with a compact binary form.
 namespace shoal {
 
@@ -79,9 +81,12 @@ struct WorkerReady {
 std::vector<std::byte> encode(const StepPlan&);
 std::vector<std::byte> encode(const StepResult&);
 std::vector<std::byte> encode(const WorkerReady&);
+/// Of a failed worker: what it cannot go on for.
+std::vector<std::byte> encode(const Error&);
 /// Throw Error on bytes that are no such message.
 StepPlan decode_step_plan(std::span<const std::byte>);
 StepResult decode_step_result(std::span<const std::byte>);
 WorkerReady decode_worker_ready(std::span<const std::byte>);
+Error decode_failure(std::span<const std::byte>);
 
 }  // namespace shoal
