@@ -1,0 +1,140 @@
+#include "launch/asker.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <future>
+#include <random>
+
+namespace shoal {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+/// Writes an answer to stdout as it grows: thinking, an empty line, the answer. On a terminal the thinking is grey.
+class Display {
+ public:
+  explicit Display(bool show) : show_(show), colours_(isatty(STDOUT_FILENO)) {}
+
+  void grow(const AnswerDelta& delta) {
+    if (!show_) return;
+    if (!delta.reasoning.empty()) {
+      if (colours_ && !grey_) write("\x1b[90m");
+      grey_ = true;
+      write(delta.reasoning);
+    }
+    if (!delta.content.empty()) {
+      if (grey_ && !content_) write(colours_ ? "\x1b[0m\n\n" : "\n\n");
+      content_ = true;
+      write(delta.content);
+    }
+    if (delta.finish != FinishReason::none) write(grey_ && !content_ && colours_ ? "\x1b[0m\n" : "\n");
+    std::fflush(stdout);
+  }
+
+ private:
+  static void write(std::string_view text) { std::fwrite(text.data(), 1, text.size(), stdout); }
+
+  bool show_, colours_;
+  bool grey_ = false, content_ = false;
+};
+
+double seconds(Clock::duration duration) { return std::chrono::duration<double>(duration).count(); }
+
+}  // namespace
+
+Asker::Asker(const Engine& engine, const RunOptions& options)
+    : options_(options), model_(served_model(engine)), service_(generator_of(*engine.coordinator), engine.tokenizer) {
+  if (!engine.tokenizer) fail("{} has no tokenizer.json, so there is no text to ask with", options.job.model.string());
+}
+
+Answer Asker::continue_text(const std::string& text, bool show) {
+  return ask(model_.tokenizer->encode(text, true), {}, show);
+}
+
+Answer Asker::answer(const Json& messages, bool show) {
+  const std::string prompt = model_.render_chat(messages, Json::object());
+  AnswerOptions options;
+  options.split_reasoning = true;
+  options.starts_in_reasoning = ends_in_reasoning(prompt);
+  return ask(model_.tokenizer->encode(prompt, false), std::move(options), show);
+}
+
+Answer Asker::ask(std::vector<std::int32_t> prompt, AnswerOptions options, bool show) {
+  const int room = model_.max_model_len - static_cast<int>(prompt.size());
+  if (room < 1) {
+    fail("the prompt has {} tokens, which leaves no room for an answer in a context of {}", prompt.size(),
+         model_.max_model_len);
+  }
+  Answer answer;
+  answer.prompt_tokens = static_cast<int>(prompt.size());
+
+  GenerationRequest request;
+  request.prompt = std::move(prompt);
+  request.max_tokens = options_.max_tokens > 0 ? std::min(options_.max_tokens, room) : room;
+  request.stop_token_ids = model_.eos_token_ids;
+  request.sampling.temperature = static_cast<float>(options_.temperature);
+  request.sampling.top_p = static_cast<float>(options_.top_p);
+  request.sampling.top_k = options_.top_k;
+  request.sampling.min_p = static_cast<float>(options_.min_p);
+  std::random_device entropy;
+  request.sampling.seed = options_.seed ? *options_.seed : (std::uint64_t{entropy()} << 32) + entropy();
+
+  struct Progress {
+    explicit Progress(bool show) : display(show) {}
+    Display display;
+    Clock::time_point first{}, last{};
+    std::string error;
+    std::promise<void> over;
+  };
+  const auto progress = std::make_shared<Progress>(show);
+  const auto start = Clock::now();
+  auto generation = service_.start(std::move(request), std::move(options),
+                                   [&answer, progress](const AnswerDelta& delta, const AnswerStream& stream) {
+                                     progress->last = Clock::now();
+                                     if (answer.completion_tokens == 0) progress->first = progress->last;
+                                     answer.completion_tokens = stream.completion_tokens();
+                                     answer.reasoning += delta.reasoning;
+                                     answer.content += delta.content;
+                                     progress->display.grow(delta);
+                                     if (delta.finish == FinishReason::none) return;
+                                     answer.finish = delta.finish;
+                                     progress->error = delta.error;
+                                     progress->over.set_value();
+                                   });
+  {
+    const std::lock_guard lock(mutex_);
+    running_ = generation;
+    interrupted_ = false;
+  }
+  progress->over.get_future().wait();
+  {
+    const std::lock_guard lock(mutex_);
+    running_ = nullptr;
+  }
+  if (answer.finish == FinishReason::failed) throw Error(progress->error);
+  answer.ttft_ms = seconds(progress->first - start) * 1000;
+  const double decoding = seconds(progress->last - progress->first);
+  if (answer.completion_tokens > 1 && decoding > 0) answer.tokens_per_s = (answer.completion_tokens - 1) / decoding;
+  return answer;
+}
+
+bool Asker::interrupt() {
+  const std::lock_guard lock(mutex_);
+  if (!running_ || std::exchange(interrupted_, true)) return false;
+  running_->cancel();
+  return true;
+}
+
+std::string describe(const Answer& answer) {
+  std::string text = fmt::format("{} prompt tokens, {} tokens, first after {:.0f} ms, {:.1f} tokens/s",
+                                 answer.prompt_tokens, answer.completion_tokens, answer.ttft_ms, answer.tokens_per_s);
+  if (answer.finish == FinishReason::length) text += "; cut off at the limit of tokens";
+  if (answer.finish == FinishReason::cancelled) text += "; stopped";
+  return text;
+}
+
+}  // namespace shoal

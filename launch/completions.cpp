@@ -1,0 +1,215 @@
+#include "launch/completions.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <ctime>
+
+#include "launch/answer_job.h"
+#include "launch/generation_fields.h"
+#include "launch/logprobs_json.h"
+
+namespace shoal {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr std::size_t max_prompts = 2048;
+
+struct Prompt {
+  std::vector<std::int32_t> ids;
+  std::string text;              // as `echo` gives it back
+  std::size_t added_tokens = 0;  // at the front, by the tokenizer; no part of the text
+};
+
+struct CompletionFields : GenerationFields {
+  std::vector<Prompt> prompts;
+  int max_tokens = 16;
+  int logprobs = -1;
+  bool echo = false;
+};
+
+Prompt text_prompt(const ServedModel& model, const std::string& text) {
+  const Tokenizer& tokenizer = tokenizer_of(model, "prompt");
+  Prompt prompt{tokenizer.encode(text, true), text, 0};
+  const auto added = tokenizer.encode("", true);
+  prompt.added_tokens = static_cast<std::size_t>(
+      std::mismatch(added.begin(), added.end(), prompt.ids.begin(), prompt.ids.end()).first - added.begin());
+  return prompt;
+}
+
+Prompt id_prompt(const ServedModel& model, const Json& ids) {
+  Prompt prompt{checked_token_ids(model, "prompt", ids.get<std::vector<std::int64_t>>()), {}, 0};
+  if (model.tokenizer) prompt.text = model.tokenizer->decode(prompt.ids, false);
+  return prompt;
+}
+
+/// A string, a list of token ids, or a list of either.
+std::vector<Prompt> read_prompts(const ServedModel& model, const Json& value) {
+  const auto refuse = [] {
+    return bad_field("prompt", "'prompt' must be a string, a list of token ids, or a list of either");
+  };
+  const auto is_ids = [](const Json& list) {
+    return list.is_array() && !list.empty() &&
+           std::all_of(list.begin(), list.end(), [](const Json& item) { return item.is_number_integer(); });
+  };
+  const auto one = [&](const Json& item) {
+    if (item.is_string()) return text_prompt(model, item.get_ref<const std::string&>());
+    if (is_ids(item)) return id_prompt(model, item);
+    throw refuse();
+  };
+  if (value.is_string() || is_ids(value)) return {one(value)};
+  if (!value.is_array() || value.empty()) throw refuse();
+  if (value.size() > max_prompts) {
+    throw bad_field("prompt", fmt::format("'prompt' has {} entries; at most {} are taken", value.size(), max_prompts));
+  }
+  std::vector<Prompt> prompts;
+  for (const Json& item : value) prompts.push_back(one(item));
+  return prompts;
+}
+
+CompletionFields read_fields(const ServedModel& model, RequestFields& fields) {
+  CompletionFields result{read_generation_fields(fields, model), {}};
+  result.echo = fields.boolean("echo").value_or(false);
+  result.logprobs = static_cast<int>(fields.integer("logprobs", 0, 20).value_or(-1));
+  result.max_tokens = static_cast<int>(fields.integer("max_tokens", 0, INT32_MAX).value_or(16));
+  if (result.max_tokens == 0 && !result.echo) {
+    throw bad_field("max_tokens", "'max_tokens' is 0, which asks for nothing unless 'echo' is true");
+  }
+  fields.only("best_of", {result.n});
+  fields.only("suffix", {""});
+  result.prompts = read_prompts(model, fields.required("prompt"));
+  fields.finish();
+  for (const Prompt& prompt : result.prompts) {
+    check_prompt_length(model, "prompt", prompt.ids.size(), result.max_tokens > 0);
+  }
+  return result;
+}
+
+class CompletionJob : public AnswerJob {
+ public:
+  CompletionJob(const ServedModel& model, CompletionFields fields, Responder responder)
+      : AnswerJob(std::move(responder), fields.stream),
+        tokenizer_(model.tokenizer),
+        fields_(std::move(fields)),
+        id_(new_id("cmpl")),
+        created_(std::time(nullptr)) {
+    for (const Prompt& prompt : fields_.prompts) {
+      usage_.prompt_tokens += static_cast<int>(prompt.ids.size());
+      for (int i = 0; i < fields_.n; ++i) choices_.emplace_back(prompt, tokenizer_.get());
+    }
+  }
+
+  std::vector<Part> parts() const {
+    std::vector<Part> parts;
+    for (const Prompt& prompt : fields_.prompts) {
+      for (int i = 0; i < fields_.n; ++i) {
+        GenerationRequest request = fields_.request(prompt.ids, fields_.max_tokens, i);
+        request.logprobs = fields_.logprobs;
+        request.prompt_logprobs = fields_.echo && fields_.logprobs >= 0;
+        parts.push_back({std::move(request), fields_.answer_options()});
+      }
+    }
+    return parts;
+  }
+
+ private:
+  /// What there is of a choice and was not sent yet.
+  struct Choice {
+    const Prompt& prompt;
+    std::string text;
+    LegacyLogprobs logprobs;
+    std::vector<std::int32_t> token_ids;
+    FinishReason finish = FinishReason::none;
+    bool begun = false;
+
+    Choice(const Prompt& its_prompt, const Tokenizer* tokenizer) : prompt(its_prompt), logprobs(tokenizer) {}
+  };
+
+  bool in_text(std::int32_t token) const {
+    return tokenizer_ && !(fields_.skip_special_tokens && tokenizer_->is_special(token));
+  }
+
+  /// The prompt's part of the choice: its log-probabilities are there with the first delta.
+  void echo(Choice& choice, const std::vector<TokenLogprob>& scores) {
+    choice.text = choice.prompt.text;
+    if (fields_.logprobs < 0) return;
+    const bool has_text = tokenizer_ != nullptr;
+    choice.logprobs.add_first(choice.prompt.ids.front(), has_text && choice.prompt.added_tokens == 0);
+    for (std::size_t i = 0; i < scores.size(); ++i) {
+      choice.logprobs.add(scores[i], has_text && i + 1 >= choice.prompt.added_tokens);
+    }
+  }
+
+  void grew(std::size_t part, const AnswerDelta& delta, const AnswerStream& answer) override {
+    Choice& choice = choices_[part];
+    const bool first = !std::exchange(choice.begun, true);
+    if (first && fields_.echo) echo(choice, delta.prompt);
+    choice.text += delta.content;
+    for (const TokenLogprob& token : delta.logprobs) choice.logprobs.add(token, in_text(token.token));
+    if (fields_.return_token_ids) {
+      choice.token_ids.insert(choice.token_ids.end(), delta.tokens.begin(), delta.tokens.end());
+    }
+    choice.finish = delta.finish;
+    if (delta.finish != FinishReason::none) usage_.completion_tokens += answer.completion_tokens();
+    if (!streaming()) return;
+    const bool news = !choice.text.empty() || !delta.logprobs.empty() || !choice.token_ids.empty();
+    if (news || first || delta.finish != FinishReason::none) send_event(chunk(Json::array({take_choice(part, first)})));
+  }
+
+  void completed() override {
+    if (!streaming()) {
+      Json choices = Json::array();
+      for (std::size_t i = 0; i < choices_.size(); ++i) choices.push_back(take_choice(i, true));
+      Json response = object(std::move(choices));
+      response["usage"] = to_json(usage_, false);
+      send_json(response);
+    } else if (fields_.include_usage) {
+      Json last = object(Json::array());
+      last["usage"] = to_json(usage_, false);
+      send_event(last);
+    }
+  }
+
+  Json take_choice(std::size_t index, bool first) {
+    Choice& choice = choices_[index];
+    Json json = {{"index", index},
+                 {"text", std::exchange(choice.text, {})},
+                 {"logprobs", fields_.logprobs >= 0 ? choice.logprobs.take() : Json(nullptr)},
+                 {"finish_reason", to_json(choice.finish)}};
+    if (fields_.return_token_ids) {
+      if (first) json["prompt_token_ids"] = choice.prompt.ids;
+      json["token_ids"] = std::exchange(choice.token_ids, {});
+    }
+    return json;
+  }
+
+  Json object(Json choices) const {
+    return {{"id", id_},
+            {"object", "text_completion"},
+            {"created", created_},
+            {"model", fields_.model},
+            {"choices", std::move(choices)}};
+  }
+  Json chunk(Json choices) const {
+    Json json = object(std::move(choices));
+    if (fields_.include_usage) json["usage"] = nullptr;
+    return json;
+  }
+
+  const std::shared_ptr<const Tokenizer> tokenizer_;
+  const CompletionFields fields_;
+  const std::string id_;
+  const std::int64_t created_;
+  std::vector<Choice> choices_;  // those of the first prompt, then those of the second ...
+  Usage usage_;
+};
+
+}  // namespace
+
+void complete(const ServedModel& model, GenerationService& service, RequestFields fields, Responder responder) {
+  auto job = std::make_shared<CompletionJob>(model, read_fields(model, fields), std::move(responder));
+  job->start(service, job->parts());
+}
+
+}  // namespace shoal

@@ -1,0 +1,138 @@
+#include "launch/generation_fields.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <mutex>
+#include <random>
+
+#include "launch/api_error.h"
+
+namespace shoal {
+namespace {
+
+using Json = RequestFields::Json;
+
+std::uint64_t random_seed() {
+  static std::mutex mutex;
+  static std::mt19937_64 generator{std::random_device{}()};
+  const std::lock_guard lock(mutex);
+  return generator();
+}
+
+SamplingParams read_sampling(RequestFields& fields) {
+  SamplingParams sampling;
+  sampling.temperature = static_cast<float>(fields.number("temperature", 0, 2).value_or(1));
+  sampling.top_p = static_cast<float>(fields.number("top_p", 0, 1).value_or(1));
+  sampling.top_k = static_cast<int>(std::max<std::int64_t>(0, fields.integer("top_k", -1, INT32_MAX).value_or(0)));
+  sampling.min_p = static_cast<float>(fields.number("min_p", 0, 1).value_or(0));
+  const auto seed = fields.integer("seed", INT64_MIN, INT64_MAX);
+  sampling.seed = seed ? static_cast<std::uint64_t>(*seed) : random_seed();
+  return sampling;
+}
+
+void read_stream(RequestFields& fields, GenerationFields& result) {
+  result.stream = fields.boolean("stream").value_or(false);
+  const Json* options = fields.find("stream_options");
+  if (!options) return;
+  if (!result.stream) throw bad_field("stream_options", "'stream_options' is only allowed with 'stream': true");
+  if (!options->is_object()) throw bad_field("stream_options", "'stream_options' must be an object");
+  RequestFields inner(*options);
+  result.include_usage = inner.boolean("include_usage").value_or(false);
+  inner.ignore({"include_obfuscation", "continuous_usage_stats"});
+  inner.finish();
+}
+
+/// What changes answers elsewhere and is not here yet, and what changes none.
+void refuse_what_is_not_there(RequestFields& fields) {
+  for (const char* penalty : {"presence_penalty", "frequency_penalty"}) fields.only(penalty, {0});
+  fields.only("repetition_penalty", {1});
+  fields.only("logit_bias", {Json::object()});
+  fields.only("min_tokens", {0});
+  fields.only("use_beam_search", {false});
+  fields.only("response_format", {{{"type", "text"}}});
+  fields.ignore(
+      {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"});
+}
+
+}  // namespace
+
+void check_model(const ServedModel& model, const std::string& name) {
+  if (name == "default" || std::find(model.names.begin(), model.names.end(), name) != model.names.end()) return;
+  throw ApiError(404, fmt::format("the model '{}' is not served here; '{}' is", name, model.names.front()), "model",
+                 "model_not_found");
+}
+
+void check_prompt_length(const ServedModel& model, const std::string& field, std::size_t tokens, bool answer_wanted) {
+  if (tokens == 0) throw bad_field(field, fmt::format("'{}' is empty; at least one token is needed", field));
+  const auto limit = static_cast<std::size_t>(model.max_model_len);
+  if (tokens < limit || (tokens == limit && !answer_wanted)) return;
+  throw ApiError(400,
+                 fmt::format("the context of this model is {} tokens, but the prompt has {}{}", limit, tokens,
+                             tokens == limit ? ", which leaves no room for an answer" : ""),
+                 field, "context_length_exceeded");
+}
+
+std::vector<std::int32_t> checked_token_ids(const ServedModel& model, const std::string& field,
+                                            const std::vector<std::int64_t>& ids) {
+  std::vector<std::int32_t> checked;
+  checked.reserve(ids.size());
+  for (const std::int64_t id : ids) {
+    if (id < 0 || id >= model.vocab_size) {
+      throw bad_field(field, fmt::format("'{}' has the token id {}, but the vocabulary is 0 to {}", field, id,
+                                         model.vocab_size - 1));
+    }
+    checked.push_back(static_cast<std::int32_t>(id));
+  }
+  return checked;
+}
+
+const Tokenizer& tokenizer_of(const ServedModel& model, const std::string& field) {
+  if (model.tokenizer) return *model.tokenizer;
+  throw bad_field(field,
+                  fmt::format("this model has no tokenizer.json, so '{}' cannot be text; give token ids", field));
+}
+
+GenerationFields read_generation_fields(RequestFields& fields, const ServedModel& model) {
+  GenerationFields result;
+  const auto name = fields.string("model");
+  if (!name) fields.required("model");
+  check_model(model, *name);
+  result.model = model.names.front();
+
+  result.n = static_cast<int>(fields.integer("n", 1, 128).value_or(1));
+  result.sampling = read_sampling(fields);
+  result.stop = fields.strings("stop", 16);
+  std::erase(result.stop, std::string());
+  if (!result.stop.empty()) tokenizer_of(model, "stop");
+  if (const auto ids = fields.integers("stop_token_ids")) {
+    result.stop_token_ids = checked_token_ids(model, "stop_token_ids", *ids);
+  }
+  if (!fields.boolean("ignore_eos").value_or(false)) {
+    result.stop_token_ids.insert(result.stop_token_ids.end(), model.eos_token_ids.begin(), model.eos_token_ids.end());
+  }
+  read_stream(fields, result);
+  result.skip_special_tokens = fields.boolean("skip_special_tokens").value_or(true);
+  result.return_token_ids = fields.boolean("return_token_ids").value_or(false);
+  refuse_what_is_not_there(fields);
+  return result;
+}
+
+GenerationRequest GenerationFields::request(std::vector<std::int32_t> prompt, int max_tokens, int i) const {
+  GenerationRequest request;
+  request.prompt = std::move(prompt);
+  request.max_tokens = max_tokens;
+  request.sampling = sampling;
+  request.sampling.seed += static_cast<std::uint64_t>(i);  // every answer differs, and each can be had again
+  request.stop_token_ids = stop_token_ids;
+  return request;
+}
+
+AnswerOptions GenerationFields::answer_options() const {
+  AnswerOptions options;
+  options.stop = stop;
+  options.skip_special_tokens = skip_special_tokens;
+  return options;
+}
+
+}  // namespace shoal

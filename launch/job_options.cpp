@@ -1,0 +1,39 @@
+#include "launch/job_options.h"
+
+#include <map>
+#include <string>
+
+namespace shoal {
+
+void add_job_options(CLI::App& app, JobOptions& options) {
+  const std::string group = "Model and job";
+  app.add_option("--model", options.model, "Hugging Face folder with the model")->required()->group(group);
+  app.add_option("--max-model-len", options.max_model_len,
+                 "Longest prompt and answer together, in tokens; 0: what the model and the memory allow")
+      ->check(CLI::NonNegativeNumber)
+      ->group(group);
+  app.add_option("--max-num-seqs", options.max_num_seqs, "Answers that are generated at once on one rank")
+      ->check(CLI::PositiveNumber)
+      ->group(group);
+  app.add_option("--max-batched-tokens", options.max_batched_tokens, "Tokens of one rank in one step")
+      ->check(CLI::PositiveNumber)
+      ->group(group);
+  app.add_option("--kv-cache-gb", options.kv_cache_gb, "GB of KV cache on each rank; 0: a share of the free memory")
+      ->check(CLI::NonNegativeNumber)
+      ->group(group);
+  app.add_option("--threads", options.threads, "Threads of each rank; 0: this host's cores shared by its ranks")
+      ->check(CLI::NonNegativeNumber)
+      ->group(group);
+  app.add_option("--device", options.device, "What computes: auto, cpu")->group(group);
+  app.add_option("--collectives", options.collectives, "What carries data between ranks: auto, mpi")->group(group);
+  app.add_option("--isa", options.isa, "CPU instructions: auto, portable, avx2, avx512, amx")->group(group);
+  const std::map<std::string, Compute> types = {{"f32", Compute::f32}, {"bf16", Compute::bf16}};
+  app.add_option("--compute", options.compute, "Type of activations, KV cache and exchanged rows: f32, bf16")
+      ->transform(CLI::CheckedTransformer(types))
+      ->type_name("TYPE")
+      ->default_str("f32")
+      ->group(group);
+  app.add_flag("--quiet", options.quiet, "No progress while the model is loaded")->group(group);
+}
+
+}  // namespace shoal

@@ -1,0 +1,11 @@
+#pragma once
+#include <CLI/CLI.hpp>
+
+#include "runtime/job.h"
+
+namespace shoal {
+
+/// Registers the options that all commands with a model in memory have in common.
+void add_job_options(CLI::App& app, JobOptions& options);
+
+}  // namespace shoal

@@ -1,0 +1,65 @@
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <exception>
+#include <sstream>
+
+#include "base/error.h"
+#include "collectives/mpi.h"
+#include "launch/inspect.h"
+#include "launch/run.h"
+#include "launch/serve.h"
+#include "launch/version.h"
+
+namespace shoal {
+namespace {
+
+/// Runs the command that the arguments name. Every rank returns the same code, and one of them speaks.
+int run_command(int argc, char** argv, bool speaks) {
+  CLI::App app("Serves DeepSeek-R1 and its relatives over many machines. Start it with mpirun to use more than one.",
+               "shoal");
+  app.option_defaults()->always_capture_default();
+  app.set_version_flag("--version", std::string("shoal ") + version);
+  app.require_subcommand(1);
+  app.footer(
+      "Exit codes: 0 done, 2 wrong usage, 3 does not fit, 1 anything else. 'shoal COMMAND --help' explains a command.");
+
+  RunOptions run_options;
+  ServeOptions serve_options;
+  InspectOptions inspect_options;
+  add_run(app, run_options);
+  add_serve(app, serve_options);
+  add_inspect(app, inspect_options);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    std::ostringstream out, err;
+    const bool wrong = app.exit(error, out, err) != 0;
+    if (speaks) {
+      std::fputs(out.str().c_str(), stdout);
+      std::fputs(err.str().c_str(), stderr);
+    }
+    return static_cast<int>(wrong ? ExitCode::usage : ExitCode::ok);
+  }
+  if (app.got_subcommand("run")) return run(run_options, &argc, &argv);
+  if (app.got_subcommand("serve")) return serve(serve_options, &argc, &argv);
+  if (speaks) return inspect(inspect_options);
+  return inspection(inspect_options)["whole"].get<bool>() ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace shoal
+
+int main(int argc, char** argv) {
+  bool speaks = true;
+  int code = static_cast<int>(shoal::ExitCode::failure);
+  try {
+    speaks = shoal::read_launch_environment().rank == 0;
+    return shoal::run_command(argc, argv, speaks);
+  } catch (const shoal::Error& error) {
+    code = static_cast<int>(error.exit_code);
+    if (speaks) std::fprintf(stderr, "shoal: %s\n", error.what());
+  } catch (const std::exception& error) {
+    if (speaks) std::fprintf(stderr, "shoal: %s\n", error.what());
+  }
+  return code;
+}
