@@ -22,22 +22,26 @@ struct Bf16Dot {
   }
 };
 
-/// Two columns of F8 as pairs of BF16, exact. Exponents are rebased in place; the seven subnormals come from a table.
+/// Two columns of F8 as pairs of BF16, kUnit times too small, exact. Exponent and mantissa are moved into place and the
+/// exponent's bias made good but for a factor of 256, which then needs no addition; the seven subnormals come from a
+/// table.
 struct F8Dot : Bf16Dot {
   static constexpr std::int64_t kStepBytes = 32;
+  static constexpr float kUnit = 256.0f;
   static SHOAL_INLINE Loaded load(const std::byte* p) {
-    const __m512i first = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-    const __m512i second = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 16)));
-    const __m512i code = _mm512_or_si512(first, _mm512_slli_epi32(second, 16));
-    const __m512i magnitude = _mm512_slli_epi16(_mm512_and_si512(code, _mm512_set1_epi16(0x7f)), 4);
-    const __m512i sign = _mm512_slli_epi16(_mm512_and_si512(code, _mm512_set1_epi16(0x80)), 8);
+    const __m128i first = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    const __m128i second = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 16));
+    const __m256i pairs = _mm256_set_m128i(_mm_unpackhi_epi8(first, second), _mm_unpacklo_epi8(first, second));
+    const __m512i code = _mm512_cvtepi8_epi16(pairs);  // the upper half of each word is its sign
+    constexpr int kAndOr = 0xea, kOrAnd = 0xf8;        // (a & b) | c and a | (b & c)
+    __m512i value = _mm512_ternarylogic_epi32(_mm512_slli_epi16(code, 4), _mm512_set1_epi16(0x07f0),
+                                              _mm512_set1_epi16((127 - 7 - 8) << 7), kAndOr);
     const __mmask32 subnormal = _mm512_testn_epi16_mask(code, _mm512_set1_epi16(0x78));
-    // m * 2^-9 for m = 0..7, looked up by the code's low bits.
+    // m * 2^-17 for m = 0..7, looked up by the code's low bits.
     const __m512i small =
-        _mm512_castsi128_si512(_mm_setr_epi16(0x0000, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60));
-    __m512i value = _mm512_add_epi16(magnitude, _mm512_set1_epi16(120 << 7));
+        _mm512_castsi128_si512(_mm_setr_epi16(0x0000, 0x3700, 0x3780, 0x37c0, 0x3800, 0x3820, 0x3840, 0x3860));
     value = _mm512_mask_permutexvar_epi16(value, subnormal, code, small);
-    return _mm512_or_si512(value, sign);
+    return _mm512_ternarylogic_epi32(value, code, _mm512_set1_epi16(static_cast<short>(0x8000)), kOrAnd);
   }
 };
 
