@@ -86,6 +86,14 @@ def queries_and_keys(q, kv, k_rope, cos, sin, nope: int):
     return q, k
 
 
+@compiled
+def causal_attention(q, k, v, scale: float):
+    """Softmax attention to the past; for short sequences plain products beat a flash kernel."""
+    scores = (q @ k.mT).float() * scale
+    future = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool).triu(1)
+    return scores.masked_fill(future, float("-inf")).softmax(-1).to(v.dtype) @ v
+
+
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotates interleaved pairs; the result holds first all even, then all odd components."""
     even, odd = x[..., 0::2], x[..., 1::2]
@@ -133,7 +141,7 @@ class Attention(nn.Module):
         q, k = queries_and_keys(q, kv, k_rope, cos, sin, c.qk_nope_head_dim)
         v = kv[..., c.qk_nope_head_dim:].transpose(1, 2)
         if cache is None:
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale)
+            out = causal_attention(q, k, v, self.scale)
         else:
             index = positions[:, None, :, None]
             cache[0].scatter_(2, index.expand_as(k), k.to(cache[0].dtype))

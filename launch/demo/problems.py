@@ -40,17 +40,16 @@ def sequence(rng: random.Random) -> Problem:
     kind = rng.choice(["constant", "double", "more", "sum"])
     count = rng.randint(5, 6)
     if kind == "constant":
-        first, step = rng.randint(1, 60), rng.randint(2, 15)
+        first, step = rng.randint(1, 80), rng.randint(2, 9)
         terms = [first + i * step for i in range(count)]
         rule = "The difference is always the same."
     elif kind == "double":
         count = rng.randint(5, 7)
-        step = rng.randint(1, 5 if count < 7 else 2)
-        first = step if rng.random() < 0.3 else rng.randint(1, 20)
+        first, step = rng.randint(1, 30), 1 if count == 7 else rng.randint(1, 2)
         terms = [first + step * (2**i - 1) for i in range(count)]
         rule = "Each difference is twice the last."
     elif kind == "more":
-        first, step, grow = rng.randint(1, 30), rng.randint(1, 8), rng.randint(1, 5)
+        first, step, grow = rng.randint(1, 60), rng.randint(1, 4), rng.randint(1, 2)
         terms = [first]
         for i in range(count - 1):
             terms.append(terms[-1] + step + i * grow)
@@ -58,9 +57,11 @@ def sequence(rng: random.Random) -> Problem:
             return sequence(rng)
         rule = f"Each difference is {grow} more than the last."
     else:
-        terms = sorted(rng.sample(range(1, 12), 2))
+        terms = [rng.randint(1, 4), rng.randint(2, 7)]
         while len(terms) < count:
             terms.append(terms[-1] + terms[-2])
+        if terms[1] <= terms[0]:
+            return sequence(rng)
         rule = "Each number is the sum of the two before."
     steps = [f"{b}-{a}={b - a}" for a, b in zip(terms, terms[1:])]
     last = terms[-1] - terms[-2]
@@ -95,9 +96,9 @@ COMPARISONS = [("taller", "shorter", "tallest", "shortest"), ("older", "younger"
 
 
 def ordering(rng: random.Random) -> Problem:
-    """Order three to five people from pairwise comparisons."""
+    """Order three or four people from pairwise comparisons."""
     more, less, most, least = rng.choice(COMPARISONS)
-    people = rng.sample(NAMES, rng.randint(3, 5))
+    people = rng.sample(NAMES, rng.randint(3, 4))
     pairs = list(zip(people, people[1:]))
     rng.shuffle(pairs)
     facts = [f"{a} is {more} than {b}." if rng.random() < 0.5 else f"{b} is {less} than {a}."
@@ -118,38 +119,27 @@ def ordering(rng: random.Random) -> Problem:
 
 
 def arithmetic(rng: random.Random) -> Problem:
-    """Add, subtract or multiply digit by digit."""
-    operator = rng.choice("++--*")
-    if operator == "*":
-        a, b = rng.randint(10, 99), rng.randint(2, 9)
-        answer = a * b
-    else:
-        digits = rng.choice([2, 3, 3])
-        a = rng.randint(10 ** (digits - 1), 10**digits - 1)
-        b = rng.randint(10, a if operator == "-" else 10**digits - 1)
-        answer = a + b if operator == "+" else a - b
+    """Add or subtract digit by digit, from the right."""
+    operator = rng.choice("+-")
+    digits = rng.choice([2, 3])
+    a = rng.randint(10 ** (digits - 1), 10**digits - 1)
+    b = rng.randint(10, a if operator == "-" else 10**digits - 1)
+    answer = a + b if operator == "+" else a - b
     steps, carry = [], 0
-    for place in range(len(str(a))):
-        x = a // 10**place % 10
-        y = b // 10**place % 10
-        if operator == "*":
-            product = x * b
-            total = product + carry
-            steps.append(f"{x}*{b}={product}")
-            steps.append(f"{product}+{carry}={total} write {total % 10} carry {total // 10}")
-            carry = total // 10
-        elif operator == "+":
+    for place in range(digits):
+        x, y = a // 10**place % 10, b // 10**place % 10
+        if operator == "+":
             total = x + y + carry
-            steps.append(f"{x}+{y}+{carry}={total} write {total % 10} carry {total // 10}")
+            step = f"{x}+{y}={x + y}+{carry}={total} write {total % 10} carry"
             carry = total // 10
         else:
             total = x - y - carry
-            borrow = int(total < 0)
-            steps.append(f"{x}-{y}-{carry}={total} write {total % 10} borrow {borrow}")
-            carry = borrow
+            step = f"{x}-{y}={x - y}-{carry}={total} write {total % 10} borrow"
+            carry = int(total < 0)
+        steps.append(f"{step} {carry}")
     expression = f"{a}{operator}{b}"
     thought = "\n".join(["Work from the right.", *steps, f"{expression}={answer}"])
-    word = {"+": "plus", "-": "minus", "*": "times"}[operator]
+    word = {"+": "plus", "-": "minus"}[operator]
     prompt = rng.choice([
         f"What is {a} {operator} {b}?", f"What is {expression}?", f"Compute {a} {operator} {b}.",
         f"What is {a} {word} {b}?", f"Calculate {expression}", f"{a} {operator} {b} = ?",
@@ -219,7 +209,7 @@ def passage(rng: random.Random) -> Problem:
     """Answer a question by quoting the sentence of the passage that holds the answer."""
     facts, seen = [], set()
     people = rng.sample(NAMES, 3)
-    count = rng.randint(4, 6)
+    count = rng.randint(3, 5)
     while len(facts) < count:
         name, place = rng.choice(people), rng.choice(PLACES)
         hour, dollars, thing = rng.randint(6, 12), rng.randint(10, 99), rng.choice(THINGS)

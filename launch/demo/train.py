@@ -122,7 +122,7 @@ def owners(parameters: dict[str, torch.Tensor], workers: int) -> dict[str, int]:
 
 def adamw(parameters: dict[str, torch.Tensor], lr: float) -> torch.optim.AdamW:
     """AdamW for embeddings, head, norms and routers, each with its own rate relative to Muon's."""
-    rates = {"embed_tokens": 0.5, "lm_head": 0.2, "norm": 0.2, "gate.weight": 0.2}
+    rates = {"embed_tokens": 0.2, "lm_head": 0.04, "norm": 0.08, "gate.weight": 0.04}
     groups = [{"params": [p for n, p in parameters.items() if key in n], "rate": lr * rate}
               for key, rate in rates.items()]
     return torch.optim.AdamW([g for g in groups if g["params"]], betas=(0.9, 0.98), eps=1e-8,
