@@ -90,9 +90,10 @@ void print_text(const Json& r) {
     }
   }
 
-  if (r["mtp_layers"] < r["mtp_layers_configured"]) {
-    fmt::print("\nThe configuration names {} MTP layer(s), {} stored. Answers do not depend on them.\n",
-               r["mtp_layers_configured"].get<int>(), r["mtp_layers"].get<int>());
+  const int configured = r["mtp_layers_configured"].get<int>(), stored = r["mtp_layers"].get<int>();
+  if (stored < configured) {
+    fmt::print("\nThe configuration names {} MTP layer(s), {} stored. Answers do not depend on them.\n", configured,
+               stored);
   }
   print_names("missing", r["missing"]);
   print_names("of the wrong shape or type", r["wrong"]);

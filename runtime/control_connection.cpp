@@ -80,6 +80,7 @@ void Connection::read(const Buffer& buffer, Then then) {
       },
       [self = shared_from_this(), then](error_code error, std::size_t) {
         if (!self->open_) return;
+        if (self->trusted_) self->silent_ticks_ = 0;
         if (error) return self->end(error == asio::error::eof ? "connection closed" : error.message());
         then(*self);
       });

@@ -1,6 +1,5 @@
 #include "runtime/checkpoint.h"
 
-#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
@@ -15,9 +14,6 @@ namespace shoal {
 namespace {
 
 namespace fs = std::filesystem;
-using ::testing::AllOf;
-using ::testing::ElementsAre;
-using ::testing::HasSubstr;
 
 std::string index_of(std::string_view weight_map) {
   return fmt::format(R"({{"metadata":{{}},"weight_map":{}}})", weight_map);
@@ -46,17 +42,17 @@ TEST(Checkpoint, ReadsWhatAFileHolds) {
   ASSERT_TRUE(first);
   EXPECT_EQ(first->type, "BF16");
   EXPECT_EQ(first->dtype, DType::bf16);
-  EXPECT_THAT(first->shape, ElementsAre(2, 2));
+  EXPECT_EQ(first->shape, (std::vector<std::int64_t>{2, 2}));
   EXPECT_EQ(first->bytes, 8u);
   EXPECT_EQ(checkpoint.find("third"), nullptr);
 
   std::array<std::byte, 2> bytes;
   checkpoint.read(*first, 3, bytes);
-  EXPECT_THAT(bytes, ElementsAre(std::byte{3}, std::byte{4}));
+  EXPECT_EQ(bytes, (std::array{std::byte{3}, std::byte{4}}));
   const TensorInfo* second = checkpoint.find("second");
   EXPECT_EQ(second->dtype, std::nullopt) << "a type that nothing computes with is still listed";
   checkpoint.read(*second, 2, bytes);
-  EXPECT_THAT(bytes, ElementsAre(std::byte{10}, std::byte{11}));
+  EXPECT_EQ(bytes, (std::array{std::byte{10}, std::byte{11}}));
   checkpoint.read(*second, 4, {});
 }
 
@@ -65,7 +61,7 @@ TEST(Checkpoint, RefusesToReadPastATensor) {
   folder.write("model.safetensors", safetensors_file("{" + entry("a", "U8", "8", 0, 8) + "}", 8));
   const Checkpoint checkpoint = Checkpoint::open(folder.path());
   std::array<std::byte, 4> bytes;
-  EXPECT_THAT(error_of([&] { checkpoint.read(*checkpoint.find("a"), 5, bytes); }), HasSubstr("tensor a: bytes [5, 9)"));
+  EXPECT_PRED2(contains, error_of([&] { checkpoint.read(*checkpoint.find("a"), 5, bytes); }), "tensor a: bytes [5, 9)");
   EXPECT_NE(error_of([&] { checkpoint.read(*checkpoint.find("a"), ~std::uint64_t{0}, bytes); }), "");
 }
 
@@ -82,10 +78,10 @@ TEST(Checkpoint, ReadsFloatsOfThreeTypes) {
                    data);
   const Checkpoint checkpoint = Checkpoint::open(folder.path());
   for (const char* name : {"f32", "bf16", "f16"}) {
-    EXPECT_THAT(checkpoint.read_floats(*checkpoint.find(name)), ElementsAre(1.5f, -2.0f)) << name;
+    EXPECT_EQ(checkpoint.read_floats(*checkpoint.find(name)), (std::vector<float>{1.5f, -2.0f})) << name;
   }
-  EXPECT_THAT(error_of([&] { checkpoint.read_floats(*checkpoint.find("f8")); }),
-              HasSubstr("tensor f8 has the type F8"));
+  EXPECT_PRED2(contains, error_of([&] { checkpoint.read_floats(*checkpoint.find("f8")); }),
+               "tensor f8 has the type F8");
 }
 
 TEST(Checkpoint, ReadsFloatsInManyPieces) {
@@ -107,13 +103,16 @@ TEST(Checkpoint, RequireChecksTheShape) {
   folder.write("model.safetensors", safetensors_file("{" + entry("a", "F32", "1, 2", 0, 8) + "}", 8));
   const Checkpoint checkpoint = Checkpoint::open(folder.path());
   EXPECT_EQ(&checkpoint.require("a", std::array<std::int64_t, 2>{1, 2}), checkpoint.find("a"));
-  EXPECT_THAT(
-      error_of([&] {
-        checkpoint.require("a", std::array<std::int64_t, 2>{2, 1});
-      }),
-      AllOf(HasSubstr(folder.path().string()), HasSubstr("tensor a has the shape [1, 2], and must have [2, 1]")));
-  EXPECT_THAT(error_of([&] { checkpoint.require("b", std::array<std::int64_t, 1>{2}); }),
-              HasSubstr("tensor b is missing"));
+  EXPECT_PRED2(contains, error_of([&] {
+                 checkpoint.require("a", std::array<std::int64_t, 2>{2, 1});
+               }),
+               folder.path().string());
+  EXPECT_PRED2(contains, error_of([&] {
+                 checkpoint.require("a", std::array<std::int64_t, 2>{2, 1});
+               }),
+               "tensor a has the shape [1, 2], and must have [2, 1]");
+  EXPECT_PRED2(contains, error_of([&] { checkpoint.require("b", std::array<std::int64_t, 1>{2}); }),
+               "tensor b is missing");
 }
 
 TEST(Checkpoint, OpensEveryLayoutOfAFolder) {
@@ -125,7 +124,7 @@ TEST(Checkpoint, OpensEveryLayoutOfAFolder) {
     EXPECT_EQ(Checkpoint::open(folder.path()).tensors().size(), 1u);
     EXPECT_EQ(Checkpoint::open(file).tensors().size(), 1u);
     folder.write("more.safetensors", two);
-    EXPECT_THAT(error_of([&] { Checkpoint::open(folder.path()); }), HasSubstr("holds 2 .safetensors files and no"));
+    EXPECT_PRED2(contains, error_of([&] { Checkpoint::open(folder.path()); }), "holds 2 .safetensors files and no");
     folder.write("model.safetensors.index.json", index_of(R"({"a":"weights.safetensors","b":"more.safetensors"})"));
     const Checkpoint checkpoint = Checkpoint::open(folder.path());
     EXPECT_EQ(checkpoint.tensors().size(), 2u);
@@ -154,10 +153,10 @@ TEST(Checkpoint, AllowsWhatTheFormatAllows) {
 }
 
 TEST(Checkpoint, RefusesAFileThatIsNoSafetensors) {
-  EXPECT_THAT(refusal(""), HasSubstr("0 bytes are too few"));
-  EXPECT_THAT(refusal("1234567"), HasSubstr("7 bytes are too few"));
-  EXPECT_THAT(refusal("version https://git-lfs.github.com/spec/v1\n"), HasSubstr("git lfs pull"));
-  EXPECT_THAT(refusal("GGUF and some more bytes"), HasSubstr("damaged"));
+  EXPECT_PRED2(contains, refusal(""), "0 bytes are too few");
+  EXPECT_PRED2(contains, refusal("1234567"), "7 bytes are too few");
+  EXPECT_PRED2(contains, refusal("version https://git-lfs.github.com/spec/v1\n"), "git lfs pull");
+  EXPECT_PRED2(contains, refusal("GGUF and some more bytes"), "damaged");
 }
 
 TEST(Checkpoint, RefusesALengthThatLies) {
@@ -166,12 +165,12 @@ TEST(Checkpoint, RefusesALengthThatLies) {
     std::memcpy(file.data(), &length, sizeof(length));
     return refusal(file);
   };
-  EXPECT_THAT(with_length(3), HasSubstr("cut off: it claims a header of 3 bytes"));
-  EXPECT_THAT(with_length(99'999'999), HasSubstr("cut off"));
-  EXPECT_THAT(with_length(100'000'001), HasSubstr("damaged"));
-  EXPECT_THAT(with_length(~std::uint64_t{0}), HasSubstr("damaged"));
-  EXPECT_THAT(with_length(1), HasSubstr("is not valid JSON"));
-  EXPECT_THAT(with_length(0), HasSubstr("is not valid JSON"));
+  EXPECT_PRED2(contains, with_length(3), "cut off: it claims a header of 3 bytes");
+  EXPECT_PRED2(contains, with_length(99'999'999), "cut off");
+  EXPECT_PRED2(contains, with_length(100'000'001), "damaged");
+  EXPECT_PRED2(contains, with_length(~std::uint64_t{0}), "damaged");
+  EXPECT_PRED2(contains, with_length(1), "is not valid JSON");
+  EXPECT_PRED2(contains, with_length(0), "is not valid JSON");
 }
 
 TEST(Checkpoint, NamesFileAndTensorOfAHeaderThatLies) {
@@ -227,11 +226,12 @@ TEST(Checkpoint, NamesFileAndTensorOfAHeaderThatLies) {
       {"{" + entry("a", "F_UNKNOWN", "8", 0, ~std::uint64_t{0}) + "}", "past the end of the file"},
   };
   for (const auto& [header, says] : lies) {
-    EXPECT_THAT(refusal_of_header(header), AllOf(HasSubstr("model.safetensors: "), HasSubstr(says))) << header;
+    EXPECT_PRED2(contains, refusal_of_header(header), "model.safetensors: ") << header;
+    EXPECT_PRED2(contains, refusal_of_header(header), says) << header;
   }
   std::string ones = "1";
   for (int i = 0; i < 100; ++i) ones += ",1";
-  EXPECT_THAT(refusal_of_header("{" + entry("a", "U8", ones, 0, 1) + "}"), HasSubstr("more than 64 dimensions"));
+  EXPECT_PRED2(contains, refusal_of_header("{" + entry("a", "U8", ones, 0, 1) + "}"), "more than 64 dimensions");
   EXPECT_NE(refusal_of_header("{\"a\":" + std::string(1'000'000, '[')), "") << "depth must not cost stack";
 }
 
@@ -252,34 +252,34 @@ TEST(Checkpoint, RefusesAnIndexThatLies) {
   };
   EXPECT_EQ(saying(index_of(R"({"a":"one.safetensors","b":"two.safetensors","c":"two.safetensors"})")), "");
 
-  EXPECT_THAT(saying(index_of(R"({"a":"one.safetensors","b":"two.safetensors"})")),
-              HasSubstr("two.safetensors: holds tensor c, which the index lacks"));
-  EXPECT_THAT(saying(index_of(R"({"a":"one.safetensors","b":"one.safetensors","c":"two.safetensors"})")),
-              HasSubstr("two.safetensors: holds tensor b, which the index places in one.safetensors"));
-  EXPECT_THAT(saying(index_of(R"({"a":"one.safetensors","d":"one.safetensors"})")),
-              HasSubstr("one.safetensors lacks tensor d"));
-  EXPECT_THAT(saying(index_of(R"({"a":"one.safetensors","x":"three.safetensors","y":"four.safetensors"})")),
-              HasSubstr("2 of 3 files are missing: four.safetensors, three.safetensors"));
+  EXPECT_PRED2(contains, saying(index_of(R"({"a":"one.safetensors","b":"two.safetensors"})")),
+               "two.safetensors: holds tensor c, which the index lacks");
+  EXPECT_PRED2(contains, saying(index_of(R"({"a":"one.safetensors","b":"one.safetensors","c":"two.safetensors"})")),
+               "two.safetensors: holds tensor b, which the index places in one.safetensors");
+  EXPECT_PRED2(contains, saying(index_of(R"({"a":"one.safetensors","d":"one.safetensors"})")),
+               "one.safetensors lacks tensor d");
+  EXPECT_PRED2(contains, saying(index_of(R"({"a":"one.safetensors","x":"three.safetensors","y":"four.safetensors"})")),
+               "2 of 3 files are missing: four.safetensors, three.safetensors");
 
   for (const char* path : {"../one.safetensors", "/etc/passwd", "a/../one.safetensors", "./one.safetensors", "..", ".",
                            "", "one.safetensors\\u0000.txt"}) {
-    EXPECT_THAT(saying(index_of(fmt::format(R"({{"a":"{}"}})", path))), HasSubstr("which is not a plain file name"))
+    EXPECT_PRED2(contains, saying(index_of(fmt::format(R"({{"a":"{}"}})", path))), "which is not a plain file name")
         << path;
   }
-  EXPECT_THAT(saying(index_of(R"({"a":7})")), HasSubstr("a must be a file name"));
-  EXPECT_THAT(saying(index_of("{}")), HasSubstr("weight_map is empty"));
-  EXPECT_THAT(saying(index_of("[]")), HasSubstr("weight_map: must be a JSON object"));
-  EXPECT_THAT(saying("{}"), HasSubstr("weight_map is missing"));
-  EXPECT_THAT(saying("{"), HasSubstr("is not valid JSON"));
-  EXPECT_THAT(saying(index_of(R"({"a":"one.safetensors","a":"two.safetensors"})")), HasSubstr("\"a\" comes twice"));
+  EXPECT_PRED2(contains, saying(index_of(R"({"a":7})")), "a must be a file name");
+  EXPECT_PRED2(contains, saying(index_of("{}")), "weight_map is empty");
+  EXPECT_PRED2(contains, saying(index_of("[]")), "weight_map: must be a JSON object");
+  EXPECT_PRED2(contains, saying("{}"), "weight_map is missing");
+  EXPECT_PRED2(contains, saying("{"), "is not valid JSON");
+  EXPECT_PRED2(contains, saying(index_of(R"({"a":"one.safetensors","a":"two.safetensors"})")), "\"a\" comes twice");
 }
 
 TEST(Checkpoint, RefusesWhatIsNoModel) {
   const ScratchFolder folder;
-  EXPECT_THAT(error_of([&] { Checkpoint::open(folder.path()); }), HasSubstr("holds no .safetensors files"));
-  EXPECT_THAT(error_of([&] { Checkpoint::open(folder.path() / "none"); }), HasSubstr("neither a folder nor"));
+  EXPECT_PRED2(contains, error_of([&] { Checkpoint::open(folder.path()); }), "holds no .safetensors files");
+  EXPECT_PRED2(contains, error_of([&] { Checkpoint::open(folder.path() / "none"); }), "neither a folder nor");
   ASSERT_EQ(::mkfifo((folder.path() / "model.safetensors").c_str(), 0600), 0);
-  EXPECT_THAT(error_of([&] { Checkpoint::open(folder.path()); }), HasSubstr("is not a regular file"));
+  EXPECT_PRED2(contains, error_of([&] { Checkpoint::open(folder.path()); }), "is not a regular file");
 }
 
 TEST(Checkpoint, SaysWhenAFileShrinksUnderIt) {
@@ -288,8 +288,9 @@ TEST(Checkpoint, SaysWhenAFileShrinksUnderIt) {
   const Checkpoint checkpoint = Checkpoint::open(folder.path());
   fs::resize_file(file, fs::file_size(file) - 3);
   std::array<std::byte, 8> bytes;
-  EXPECT_THAT(error_of([&] { checkpoint.read(*checkpoint.find("a"), 0, bytes); }),
-              AllOf(HasSubstr("model.safetensors: tensor a: the file ends"), HasSubstr("became shorter")));
+  EXPECT_PRED2(contains, error_of([&] { checkpoint.read(*checkpoint.find("a"), 0, bytes); }),
+               "model.safetensors: tensor a: the file ends");
+  EXPECT_PRED2(contains, error_of([&] { checkpoint.read(*checkpoint.find("a"), 0, bytes); }), "became shorter");
 }
 
 TEST(Checkpoint, OpensManyShardsAndReadsFromManyThreads) {
@@ -320,7 +321,7 @@ TEST(Checkpoint, OpensManyShardsAndReadsFromManyThreads) {
       });
     }
   }
-  EXPECT_THAT(wrong, ElementsAre(0, 0, 0, 0));
+  EXPECT_EQ(wrong, (std::array{0, 0, 0, 0}));
 }
 
 }  // namespace

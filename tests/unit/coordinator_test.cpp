@@ -6,6 +6,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
+#include <optional>
 #include <random>
 #include <thread>
 
@@ -66,8 +67,8 @@ class Answer {
 /// A coordinator with its control plane and fake workers, each on a thread of its own.
 class Job {
  public:
-  /// What rank `rank` answers to a step; by default, what its FakeWorker computes.
-  using Reply = std::function<Frame(int rank, FakeWorker&, const StepPlan&)>;
+  /// What rank `rank` answers to a step; by default, what its FakeWorker computes. Nothing: the rank vanishes.
+  using Reply = std::function<std::optional<Frame>(int rank, FakeWorker&, const StepPlan&)>;
 
   explicit Job(CoordinatorOptions options, Reply reply = compute)
       : control_(options.ranks, ControlOptions{}), options_(options) {
@@ -76,9 +77,10 @@ class Job {
         FakeWorker worker(options_, rank);
         ControlClient client(rank, control_.contact(), ControlOptions{});
         while (const auto frame = client.receive()) {
-          if (frame->type == static_cast<std::uint16_t>(Message::step)) {
-            client.send(reply(rank, worker, decode_step_plan(frame->payload)));
-          }
+          if (frame->type != static_cast<std::uint16_t>(Message::step)) continue;
+          auto answer = reply(rank, worker, decode_step_plan(frame->payload));
+          if (!answer) return;
+          client.send(std::move(*answer));
         }
       });
     }
@@ -236,9 +238,7 @@ TEST(Coordinator, RefusesImpossibleRequestsAndTooManyOfThem) {
 TEST(Coordinator, AWorkerThatFailsFailsEverythingWithItsReason) {
   Job job(options_for(2), [](int rank, FakeWorker& worker, const StepPlan& plan) -> Frame {
     if (rank == 1 && plan.step == 4) {
-      const std::string why = "rank 1: the model has overflowed";
-      const auto* bytes = reinterpret_cast<const std::byte*>(why.data());
-      return {static_cast<std::uint16_t>(Message::failed), {bytes, bytes + why.size()}};
+      return {static_cast<std::uint16_t>(Message::failed), encode(Error("rank 1: the model has overflowed"))};
     }
     return Job::compute(rank, worker, plan);
   });
@@ -255,6 +255,20 @@ TEST(Coordinator, AWorkerThatFailsFailsEverythingWithItsReason) {
     EXPECT_STREQ(error.what(), "rank 1: the model has overflowed");
   }
   EXPECT_EQ(job.coordinator->load().running, 0);
+}
+
+TEST(Coordinator, ARankThatVanishesFailsEverythingAndIsNamed) {
+  Job job(options_for(3), [](int rank, FakeWorker& worker, const StepPlan& plan) -> std::optional<Frame> {
+    if (rank == 2 && plan.step == 4) return std::nullopt;
+    return Job::compute(rank, worker, plan);
+  });
+  std::vector<Answer> answers(5);
+  for (Answer& answer : answers) job.coordinator->submit(request_of(5, 100), answer.sink());
+  for (Answer& answer : answers) {
+    EXPECT_EQ(answer.wait(), FinishReason::failed);
+    EXPECT_EQ(answer.error().substr(0, 6), "rank 2") << answer.error();
+  }
+  EXPECT_THROW(job.coordinator->submit(request_of(5, 5), {}), Error);
 }
 
 TEST(Coordinator, AnswersThatMakeNoSenseFailEverything) {

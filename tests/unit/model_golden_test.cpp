@@ -223,8 +223,8 @@ TEST_P(ModelGolden, ChunksCompanyAndDecodeChangeNoBit) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, ModelGolden, testing::ValuesIn(model_names()), [](const auto& info) {
-  std::string name = info.param;
+INSTANTIATE_TEST_SUITE_P(Families, ModelGolden, testing::ValuesIn(model_names()), [](const auto& family) {
+  std::string name = family.param;
   std::replace(name.begin(), name.end(), '-', '_');
   return name;
 });

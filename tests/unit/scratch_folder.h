@@ -48,4 +48,7 @@ std::string error_of(Call call) {
   return "";
 }
 
+/// For EXPECT_PRED2, which prints both.
+inline bool contains(std::string_view text, std::string_view part) { return text.find(part) != std::string_view::npos; }
+
 }  // namespace shoal
