@@ -13,7 +13,7 @@ ServedModel served_model(const Engine& engine) {
   model.tokenizer = engine.tokenizer;
   if (engine.tokenizer && engine.chat_template) {
     model.render_chat = [&engine](const ServedModel::Json& messages, const ServedModel::Json& extra) {
-      return engine.chat_template->render(messages, nullptr, true, extra);
+      return engine.chat_template->render(messages, nullptr, true, &extra);
     };
   }
   return model;
