@@ -1,3 +1,4 @@
+#include "kernels/cpu/convert_avx512.h"
 #include "kernels/cpu/simd_avx512.h"
 // The products need the operations above.
 #include "kernels/cpu/gemm_quantized.inl"
@@ -5,20 +6,8 @@
 namespace shoal::cpu {
 namespace {
 
-struct Vnni512 {
+struct Vnni512 : Convert512 {
   static constexpr int kWidths[] = {1, 2, 3, 4, 6, 8, 12};
-  static constexpr bool kWideCodesAreSigned = false;
-
-  static void halves(const std::byte* from, float* to) {
-    _mm512_store_ps(to, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
-  }
-
-  static void look_up(std::uint8_t* codes, const std::uint8_t* table) {
-    const __m512i entries = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
-    for (int i = 0; i < kStepCodes; i += 64) {
-      _mm512_store_si512(codes + i, _mm512_shuffle_epi8(entries, _mm512_load_si512(codes + i)));
-    }
-  }
 
   template <int T, int G>
   static void multiply(const RecordProduct& p) {

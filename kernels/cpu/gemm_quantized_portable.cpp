@@ -1,23 +1,11 @@
+#include "kernels/cpu/convert_portable.h"
 #include "kernels/cpu/gemm_quantized.inl"
 
 namespace shoal::cpu {
 namespace {
 
-struct Portable {
+struct Portable : ConvertPortable {
   static constexpr int kWidths[] = {1, 2, 3};
-  static constexpr bool kWideCodesAreSigned = false;
-
-  static void halves(const std::byte* from, float* to) {
-    for (int r = 0; r < 16; ++r) {
-      std::uint16_t bits;
-      std::memcpy(&bits, from + 2 * r, 2);
-      to[r] = f16_to_f32(bits);
-    }
-  }
-
-  static void look_up(std::uint8_t* codes, const std::uint8_t* table) {
-    for (int i = 0; i < kStepCodes; ++i) codes[i] = table[codes[i]];
-  }
 
   template <int T, int G>
   static void multiply(const RecordProduct& p) {
