@@ -16,7 +16,8 @@ std::string upper(std::string text) {
 
 bool is_linear(const ExpectedTensor& t) {
   if (t.shape.size() < 2) return false;
-  if (t.part == Part::mtp) return t.name.ends_with("_proj.weight") || t.name.ends_with("kv_a_proj_with_mqa.weight");
+  // Of the MTP layer, R1 keeps the input projection in BF16.
+  if (t.part == Part::mtp) return t.name.find("_proj") != std::string::npos && !t.name.ends_with("eh_proj.weight");
   return t.part != Part::embedding && t.part != Part::head && t.part != Part::router && t.part != Part::norms;
 }
 
