@@ -292,12 +292,9 @@ void read_token_ids(ModelConfig& c, const JsonFields& json, const std::optional<
 
 }  // namespace
 
-ModelConfig ModelConfig::from_file(const std::filesystem::path& path) {
-  std::error_code ignored;  // what cannot be looked at is reported when it is opened
-  const auto file = std::filesystem::is_directory(path, ignored) ? path / "config.json" : path;
-  const auto document = read_json_file(file);
-  const JsonFields json(document, file.string());
-
+ModelConfig ModelConfig::from_json(const nlohmann::json& document, const std::string& place,
+                                   const std::optional<JsonFields>& generation) {
+  const JsonFields json(document, place);
   ModelConfig c;
   const FamilyDefaults family = family_of(json);
   c.architecture = family.architecture;
@@ -312,7 +309,14 @@ ModelConfig ModelConfig::from_file(const std::filesystem::path& path) {
   if (c.architecture == Architecture::qwen2) refuse_sliding_window(c, json);
   read_rope(c, json);
   read_quantization(c, json);
+  read_token_ids(c, json, generation, family);
+  return c;
+}
 
+ModelConfig ModelConfig::from_file(const std::filesystem::path& path) {
+  std::error_code ignored;  // what cannot be looked at is reported when it is opened
+  const auto file = std::filesystem::is_directory(path, ignored) ? path / "config.json" : path;
+  const auto document = read_json_file(file);
   const auto beside = file.parent_path() / "generation_config.json";
   nlohmann::json generation;
   std::optional<JsonFields> generation_fields;
@@ -320,8 +324,7 @@ ModelConfig ModelConfig::from_file(const std::filesystem::path& path) {
     generation = read_json_file(beside);
     generation_fields.emplace(generation, beside.string());
   }
-  read_token_ids(c, json, generation_fields, family);
-  return c;
+  return from_json(document, file.string(), generation_fields);
 }
 
 }  // namespace shoal

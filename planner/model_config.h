@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "planner/json_fields.h"
+
 namespace shoal {
 
 /// The families of layers Shoal runs: multi-head latent attention with experts (DeepSeek-V2, V3, R1), and grouped-query
@@ -17,16 +19,16 @@ struct RopeScaling {
   Type type = Type::none;
   float factor = 1;
   int original_max_position_embeddings = 0;
-  float beta_fast = 32, beta_slow = 1;               // yarn
-  std::optional<float> mscale, mscale_all_dim;       // yarn, DeepSeek
-  std::optional<float> attention_factor;             // yarn, overrides the computed magnitude
-  bool truncate = true;                              // yarn: round the correction range to whole dimensions
-  float low_freq_factor = 1, high_freq_factor = 4;   // llama3
+  float beta_fast = 32, beta_slow = 1;              // yarn
+  std::optional<float> mscale, mscale_all_dim;      // yarn, DeepSeek
+  std::optional<float> attention_factor;            // yarn, overrides the computed magnitude
+  bool truncate = true;                             // yarn: round the correction range to whole dimensions
+  float low_freq_factor = 1, high_freq_factor = 4;  // llama3
 };
 
 /// How the checkpoint's linear weights are quantized, if they are.
 struct WeightQuantization {
-  std::string method;             // "fp8"
+  std::string method;  // "fp8"
   int block_rows = 0, block_cols = 0;
 };
 
@@ -45,10 +47,10 @@ struct ModelConfig {
   float rope_theta = 10000;
   RopeScaling rope_scaling;
   bool tie_word_embeddings = false;
-  bool attention_bias = false;       // qwen2: q, k, v; llama with attention_bias: q, k, v, o
+  bool attention_bias = false;  // qwen2: q, k, v; llama with attention_bias: q, k, v, o
   bool attention_output_bias = false;
   bool mlp_bias = false;
-  std::vector<int> eos_token_ids;    // from generation_config.json too
+  std::vector<int> eos_token_ids;  // from generation_config.json too
   std::optional<int> bos_token_id;
   std::string torch_dtype;
 
@@ -73,8 +75,8 @@ struct ModelConfig {
   int n_group = 1, topk_group = 1;
   bool norm_topk_prob = false;
   float routed_scaling_factor = 1;
-  std::string scoring_func;  // "sigmoid", "softmax"
-  std::string topk_method;   // "noaux_tc", "group_limited_greedy", "greedy"
+  std::string scoring_func;          // "sigmoid", "softmax"
+  std::string topk_method;           // "noaux_tc", "group_limited_greedy", "greedy"
   int num_nextn_predict_layers = 0;  // MTP layers, stored behind the last layer
 
   std::optional<WeightQuantization> quantization;
@@ -87,14 +89,17 @@ struct ModelConfig {
   /// Elements of KV cache per token and layer.
   int kv_width() const { return is_mla() ? kv_lora_rank + qk_rope_head_dim : 2 * num_key_value_heads * head_dim; }
 
-  /// Reads `config.json` (a file or a folder that holds one), with `generation_config.json` beside it. Both spellings of
-  /// rope settings (`rope_scaling` + `rope_theta`, `rope_parameters`) are read. Every field is checked (present where the
-  /// family needs it, in range, consistent); Error names file and field.
+  /// Reads `config.json` (a file or a folder that holds one), with `generation_config.json` beside it. Both spellings
+  /// of rope settings (`rope_scaling` + `rope_theta`, `rope_parameters`) are read. Every field is checked (present
+  /// where the family needs it, in range, consistent); Error names file and field.
   static ModelConfig from_file(const std::filesystem::path& path);
+  /// The same for a `config.json` in memory; `place` is what messages call it.
+  static ModelConfig from_json(const nlohmann::json& document, const std::string& place,
+                               const std::optional<JsonFields>& generation = {});
 };
 
-/// Inverse frequencies [rope_dim / 2] after scaling, in FP32 as transformers computes them, and the factor that multiplies
-/// cos and sin.
+/// Inverse frequencies [rope_dim / 2] after scaling, in FP32 as transformers computes them, and the factor that
+/// multiplies cos and sin.
 struct RopeFrequencies {
   std::vector<float> inv_freq;
   float magnitude = 1;

@@ -38,7 +38,8 @@ std::vector<std::int32_t> Placement::experts_on(int layer, int rank) const {
 }
 
 Placement place_evenly(const ModelConfig& config, int ranks) {
-  Placement placement{.ranks = ranks, .tensor_parallel = ranks > 1 && config.n_routed_experts == 0, .rank_of_expert = {}};
+  Placement placement{
+      .ranks = ranks, .tensor_parallel = ranks > 1 && config.n_routed_experts == 0, .rank_of_expert = {}};
   std::vector<std::int32_t> even(static_cast<std::size_t>(config.n_routed_experts));
   for (int r = 0; r < ranks; ++r) {
     const Slice mine = slice_of(config.n_routed_experts, ranks, r);
