@@ -211,6 +211,7 @@ class Lead {
         static_cast<int>(std::min<std::int64_t>(allowed, static_cast<std::int64_t>(largest) * kPageTokens));
     c.max_num_seqs = options_.max_num_seqs;
     c.max_batched_tokens = options_.max_batched_tokens;
+    c.max_prefill_tokens = options_.max_prefill_tokens;
     c.on_failed = [this](const Error& error) { end_job(rank_, error); };
     engine.summary = summarize(config, options_, *rank_.comm, ready, engine.max_model_len);
 

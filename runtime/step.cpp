@@ -138,11 +138,11 @@ class Reader {
 };
 
 // Fewest bytes an element takes: what its fixed fields and empty vectors need.
-constexpr std::size_t min_start_bytes = 8 + (4 + 4 + 4 + 4 + 8) + 4 + 4;
-constexpr std::size_t min_chunk_bytes = 8 + 4 + 4 + 1 + 1 + 4;
+constexpr std::size_t min_start_bytes = 8 + (4 + 4 + 4 + 4 + 8) + 4;
+constexpr std::size_t min_chunk_bytes = 8 + 4 + 4 + 4 + 4 + 1 + 1 + 4;
 constexpr std::size_t min_logprob_bytes = 4 + 4 + 4;
 constexpr std::size_t top_entry_bytes = 4 + 4;
-constexpr std::size_t min_output_bytes = 8 + 4 + 4 + 4;
+constexpr std::size_t min_output_bytes = 8 + 4 + 4 + 4 + 4;
 
 void put(Writer& out, const std::vector<TokenLogprob>& logprobs) {
   out.count(logprobs.size());
@@ -184,13 +184,14 @@ std::vector<std::byte> encode(const StepPlan& plan) {
     out.number(start.sampling.min_p);
     out.number(start.sampling.seed);
     out.number(start.logprobs);
-    out.numbers(start.pages);
   }
   out.count(plan.chunks.size());
   for (const SequenceChunk& chunk : plan.chunks) {
     out.number(chunk.sequence);
     out.number(chunk.position);
+    out.numbers(chunk.pages);
     out.numbers(chunk.tokens);
+    out.number(chunk.drafts);
     out.flag(chunk.sample);
     out.flag(chunk.score);
     out.number(chunk.next_token);
@@ -212,13 +213,14 @@ StepPlan decode_step_plan(std::span<const std::byte> bytes) {
     in.number(start.sampling.min_p);
     in.number(start.sampling.seed);
     in.number(start.logprobs);
-    in.numbers(start.pages);
   }
   plan.chunks.resize(in.count(min_chunk_bytes));
   for (SequenceChunk& chunk : plan.chunks) {
     in.number(chunk.sequence);
     in.number(chunk.position);
+    in.numbers(chunk.pages);
     in.numbers(chunk.tokens);
+    in.number(chunk.drafts);
     chunk.sample = in.flag();
     chunk.score = in.flag();
     in.number(chunk.next_token);
@@ -234,9 +236,10 @@ std::vector<std::byte> encode(const StepResult& result) {
   out.count(result.outputs.size());
   for (const SequenceOutput& output : result.outputs) {
     out.number(output.sequence);
-    out.number(output.token);
+    out.numbers(output.tokens);
     put(out, output.sampled);
     put(out, output.scored);
+    out.numbers(output.drafts);
   }
   out.count(result.expert_tokens.size());
   for (const std::uint32_t tokens : result.expert_tokens) out.varint(tokens);
@@ -252,9 +255,10 @@ StepResult decode_step_result(std::span<const std::byte> bytes) {
   result.outputs.resize(in.count(min_output_bytes));
   for (SequenceOutput& output : result.outputs) {
     in.number(output.sequence);
-    in.number(output.token);
+    in.numbers(output.tokens);
     get(in, output.sampled);
     get(in, output.scored);
+    in.numbers(output.drafts);
   }
   result.expert_tokens.resize(in.count(1));
   for (std::uint32_t& tokens : result.expert_tokens) tokens = in.varint();

@@ -11,12 +11,16 @@ namespace shoal {
 Worker::Worker(Model& model, const KvCache& cache, int max_logit_rows, bool outputs)
     : model_(model), cache_(cache), max_logit_rows_(max_logit_rows), outputs_(outputs) {}
 
+Worker::Sequence& Worker::sequence_of(const SequenceChunk& chunk, const StepPlan& plan) {
+  const auto found = sequences_.find(chunk.sequence);
+  if (found == sequences_.end()) fail("step {} names sequence {}, which was never started", plan.step, chunk.sequence);
+  return found->second;
+}
+
 TokenBatch Worker::make_batch(const StepPlan& plan, std::vector<LogitRow>& wanted, StepResult& result) const {
   TokenBatch batch;
   for (const SequenceChunk& chunk : plan.chunks) {
-    const auto found = sequences_.find(chunk.sequence);
-    if (found == sequences_.end()) fail("step {} names sequence {}, which was never started", plan.step, chunk.sequence);
-    const Sequence& sequence = found->second;
+    const Sequence& sequence = sequences_.at(chunk.sequence);
     const auto n = static_cast<std::int32_t>(chunk.tokens.size());
     if (static_cast<std::size_t>(chunk.position + n) >
         sequence.pages.size() * static_cast<std::size_t>(cache_.page_tokens()))
@@ -44,14 +48,19 @@ void Worker::read_logits(const LogitRow& row, std::span<const float> logits, Seq
   const int top = std::max(0, sequence.logprobs);
   if (row.scored >= 0) output.scored.push_back(log_probability(logits, row.scored, top));
   if (!row.sample) return;
-  output.token = sample(logits, sequence.sampling, row.position);
-  if (sequence.logprobs >= 0) output.sampled.push_back(log_probability(logits, output.token, top));
+  const std::int32_t token = sample(logits, sequence.sampling, row.position);
+  output.tokens.push_back(token);
+  if (sequence.logprobs >= 0) output.sampled.push_back(log_probability(logits, token, top));
 }
 
 StepResult Worker::run(const StepPlan& plan) {
   const auto start = std::chrono::steady_clock::now();
   for (const std::uint64_t id : plan.finish) sequences_.erase(id);
-  for (const SequenceStart& s : plan.start) sequences_[s.sequence] = {s.sampling, s.logprobs, s.pages};
+  for (const SequenceStart& s : plan.start) sequences_[s.sequence] = {s.sampling, s.logprobs, {}};
+  for (const SequenceChunk& chunk : plan.chunks) {
+    auto& pages = sequence_of(chunk, plan).pages;
+    pages.insert(pages.end(), chunk.pages.begin(), chunk.pages.end());
+  }
 
   StepResult result;
   result.step = plan.step;

@@ -32,6 +32,7 @@ class Worker {
     bool sample;
   };
 
+  Sequence& sequence_of(const SequenceChunk& chunk, const StepPlan& plan);
   TokenBatch make_batch(const StepPlan& plan, std::vector<LogitRow>& wanted, StepResult& result) const;
   void read_logits(const LogitRow& row, std::span<const float> logits, SequenceOutput& output) const;
 
