@@ -8,8 +8,18 @@
 
 namespace shoal {
 
-Worker::Worker(Model& model, const KvCache& cache, int max_logit_rows, bool outputs)
-    : model_(model), cache_(cache), max_logit_rows_(max_logit_rows), outputs_(outputs) {}
+Worker::Worker(Model& model, const KvCache& cache, int max_logit_rows, bool outputs,
+               std::shared_ptr<const grammar::TokenTable> tokens)
+    : model_(model), cache_(cache), max_logit_rows_(max_logit_rows), outputs_(outputs) {
+  if (tokens) grammars_.emplace(std::move(tokens));
+}
+
+void Worker::start(const SequenceStart& start) {
+  Sequence& sequence = sequences_[start.sequence] = {start.sampling, start.logprobs, start.pages, std::nullopt};
+  if (!outputs_ || start.sampling.rules.empty()) return;
+  sequence.steering.emplace(start.sampling.rules, grammars_ ? &*grammars_ : nullptr);
+  for (const std::int32_t token : start.answer) sequence.steering->push(token);
+}
 
 TokenBatch Worker::make_batch(const StepPlan& plan, std::vector<LogitRow>& wanted, StepResult& result) const {
   TokenBatch batch;
@@ -39,19 +49,34 @@ TokenBatch Worker::make_batch(const StepPlan& plan, std::vector<LogitRow>& wante
   return batch;
 }
 
-void Worker::read_logits(const LogitRow& row, std::span<const float> logits, SequenceOutput& output) const {
-  const Sequence& sequence = sequences_.at(output.sequence);
+std::int32_t Worker::next_token(Sequence& sequence, std::span<const float> logits, std::int32_t position) {
+  if (!sequence.steering) return sample(logits, sequence.sampling, position);
+  TokenSteering& steering = *sequence.steering;
+  std::int32_t token;
+  if (const auto forced = steering.forced()) {
+    token = *forced;
+  } else {
+    steered_.assign(logits.begin(), logits.end());
+    steering.apply(steered_);
+    token = sample(steered_, sequence.sampling, position);
+  }
+  steering.push(token);
+  return token;
+}
+
+void Worker::read_logits(const LogitRow& row, std::span<const float> logits, SequenceOutput& output) {
+  Sequence& sequence = sequences_.at(output.sequence);
   const int top = std::max(0, sequence.logprobs);
   if (row.scored >= 0) output.scored.push_back(log_probability(logits, row.scored, top));
   if (!row.sample) return;
-  output.token = sample(logits, sequence.sampling, row.position);
+  output.token = next_token(sequence, logits, row.position);
   if (sequence.logprobs >= 0) output.sampled.push_back(log_probability(logits, output.token, top));
 }
 
 StepResult Worker::run(const StepPlan& plan) {
-  const auto start = std::chrono::steady_clock::now();
+  const auto begin = std::chrono::steady_clock::now();
   for (const std::uint64_t id : plan.finish) sequences_.erase(id);
-  for (const SequenceStart& s : plan.start) sequences_[s.sequence] = {s.sampling, s.logprobs, s.pages};
+  for (const SequenceStart& s : plan.start) start(s);
 
   StepResult result;
   result.step = plan.step;
@@ -75,7 +100,7 @@ StepResult Worker::run(const StepPlan& plan) {
   }
   if (!outputs_) result.outputs.clear();
   result.expert_tokens = model_.counters().expert_tokens;
-  const std::chrono::duration<double, std::micro> total = std::chrono::steady_clock::now() - start;
+  const std::chrono::duration<double, std::micro> total = std::chrono::steady_clock::now() - begin;
   result.exchange_us = static_cast<std::uint32_t>(model_.counters().exchange_us);
   result.compute_us = static_cast<std::uint32_t>(std::max(0.0, total.count() - model_.counters().exchange_us));
   return result;
