@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "runtime/token_rules.h"
 
 /// What passes between the coordinator and the workers, once a step: plain data with a compact binary form.
 namespace shoal {
@@ -17,6 +18,7 @@ struct SamplingParams {
   int top_k = 0;             // 0: all
   float min_p = 0.0f;
   std::uint64_t seed = 0;    // the draw for a position depends on seed and position only
+  TokenRules rules;
 };
 
 /// A sequence enters, for the first time or again after it had to leave: how to sample. Sent with its first chunk.
@@ -24,6 +26,7 @@ struct SequenceStart {
   std::uint64_t sequence = 0;
   SamplingParams sampling;
   int logprobs = -1;                // alternatives to report with each token; 0: the chosen one only; -1: none
+  std::vector<std::int32_t> answer; // what was sampled before, where it starts again: rules go on from there
 };
 
 /// Some consecutive tokens of a sequence, to be computed in this step. The first chunk may begin behind the first

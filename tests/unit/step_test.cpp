@@ -38,14 +38,34 @@ std::vector<TokenLogprob> any_logprobs(Random& random) {
   return all;
 }
 
+TokenRules any_rules(Random& random) {
+  TokenRules rules;
+  rules.presence_penalty = any_float(random);
+  rules.frequency_penalty = any_float(random);
+  rules.repetition_penalty = any_float(random);
+  rules.prompt_tokens = any_tokens(random, 5);
+  for (int i = number_up_to(random, 3); i > 0; --i) {
+    rules.logit_bias.emplace_back(static_cast<std::int32_t>(random()), any_float(random));
+  }
+  rules.allowed = any_tokens(random, 3);
+  rules.min_tokens = number_up_to(random, 100);
+  rules.end_tokens = any_tokens(random, 3);
+  rules.starts_thinking = random() % 2;
+  rules.thinking = {number_up_to(random, 100) - 1, static_cast<std::int32_t>(random()), any_tokens(random, 3)};
+  rules.grammar.assign(static_cast<std::size_t>(number_up_to(random, 20)), 'g');
+  return rules;
+}
+
 StepPlan any_plan(Random& random) {
   StepPlan plan;
   plan.step = random();
   plan.start.resize(static_cast<std::size_t>(number_up_to(random, 3)));
   for (auto& start : plan.start) {
     start.sequence = random();
-    start.sampling = {any_float(random), any_float(random), number_up_to(random, 1000), any_float(random), random()};
+    start.sampling = {any_float(random), any_float(random), number_up_to(random, 1000), any_float(random), random(),
+                      any_rules(random)};
     start.logprobs = number_up_to(random, 21) - 1;
+    start.answer = any_tokens(random, 5);
   }
   plan.chunks.resize(static_cast<std::size_t>(number_up_to(random, 3)));
   for (auto& chunk : plan.chunks) {
@@ -109,7 +129,9 @@ TEST(Step, PlanSurvivesTheWire) {
       EXPECT_EQ(b.sampling.top_k, a.sampling.top_k);
       EXPECT_EQ(b.sampling.min_p, a.sampling.min_p);
       EXPECT_EQ(b.sampling.seed, a.sampling.seed);
+      EXPECT_EQ(b.sampling.rules, a.sampling.rules);
       EXPECT_EQ(b.logprobs, a.logprobs);
+      EXPECT_EQ(b.answer, a.answer);
     }
     ASSERT_EQ(copy.chunks.size(), plan.chunks.size());
     for (std::size_t j = 0; j < plan.chunks.size(); ++j) {
