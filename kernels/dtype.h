@@ -38,6 +38,22 @@ constexpr float f16_to_f32(std::uint16_t h) {
   return sign ? -tiny : tiny;
 }
 
+/// Round to nearest, ties to even; too large becomes infinite, NaN stays NaN.
+constexpr std::uint16_t f32_to_f16(float f) {
+  const auto u = std::bit_cast<std::uint32_t>(f);
+  const auto sign = static_cast<std::uint16_t>((u >> 16) & 0x8000u);
+  const std::uint32_t magnitude = u & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return static_cast<std::uint16_t>(sign | 0x7e00u);
+  if (magnitude >= 0x47800000u) return static_cast<std::uint16_t>(sign | 0x7c00u);  // 65536 and above
+  const std::uint32_t exponent = magnitude >> 23;
+  if (exponent < 102) return sign;  // below half of the smallest subnormal
+  // Bits that the shorter mantissa loses: 13 of a normal number, more of a subnormal one.
+  const std::uint32_t shift = exponent < 113 ? 126 - exponent : 13;
+  const std::uint32_t mantissa = exponent < 113 ? (magnitude & 0x7fffffu) | 0x800000u : magnitude - (112u << 23);
+  const std::uint32_t odd = (mantissa >> shift) & 1u;
+  return static_cast<std::uint16_t>(sign | ((mantissa + (1u << (shift - 1)) - 1 + odd) >> shift));
+}
+
 /// E4M3 as in "FP8 Formats for Deep Learning" (arXiv 2209.05433): no infinities, 0x7f and 0xff are NaN, largest 448.
 constexpr float f8_e4m3_to_f32(std::uint8_t v) {
   const std::uint32_t sign = (v & 0x80u) << 24, exponent = (v >> 3) & 15u, mantissa = v & 7u;

@@ -208,7 +208,26 @@ class ReferenceBackend final : public Backend {
     return compute_ == Compute::bf16 && rounds ? bf16_to_f32(f32_to_bf16(x)) : x;
   }
 
+  /// Quantized weights meet activations of 8 bits: 32 of them with one scale, the largest becoming 127.
+  static double dot_of_bytes(const float* x, const Matrix& w, std::int64_t row) {
+    std::vector<float> worth(static_cast<std::size_t>(w.cols()));
+    w.unpack_row(row, worth.data());
+    double sum = 0;
+    for (std::int64_t first = 0; first < w.cols(); first += 32) {
+      float most = 0;
+      for (int i = 0; i < 32; ++i) most = std::max(most, std::abs(x[first + i]));
+      if (most == 0) continue;
+      double of_bytes = 0;
+      for (int i = 0; i < 32; ++i) {
+        of_bytes += double(std::nearbyint(x[first + i] * (127.0f / most))) * double(worth[std::size_t(first + i)]);
+      }
+      sum += of_bytes * double(most) / 127.0;
+    }
+    return sum;
+  }
+
   double dot(const float* x, const Matrix& w, std::int64_t row) const {
+    if (w.format()) return dot_of_bytes(x, w, row);
     double sum = 0;
     for (std::int64_t c = 0; c < w.cols(); ++c) sum += double(activation(x[c], w)) * double(w.at(row, c));
     return sum;

@@ -13,7 +13,7 @@ constexpr std::size_t context_tokens = 4;
 AnswerStream::AnswerStream(const Tokenizer* tokenizer, AnswerOptions options, std::span<const std::int32_t> prompt)
     : tokenizer_(tokenizer),
       options_(std::move(options)),
-      finder_(options_.stop),
+      finder_(options_.stop, options_.include_stop),
       splitter_(options_.split_reasoning && options_.starts_in_reasoning) {
   if (!tokenizer) return;
   decoder_.emplace(*tokenizer, options_.skip_special_tokens);
@@ -62,7 +62,7 @@ AnswerDelta AnswerStream::push(const GenerationEvent& event) {
     if (decoder_ && event.finish != FinishReason::stop) {
       const std::string text = decode(event.token);
       decoded_bytes_ += text.size();
-      add_text(finder_.push(text), delta);
+      add_text(completion_tokens_ > options_.min_tokens ? finder_.push(text) : text, delta);
     }
   }
   if (event.finish != FinishReason::none && decoder_ && !finder_.found()) {

@@ -16,6 +16,8 @@ namespace shoal {
 /// How tokens become an answer.
 struct AnswerOptions {
   std::vector<std::string> stop;
+  bool include_stop = false;         // the stop string stays in the text
+  int min_tokens = 0;                // no stop string counts before the answer has more
   bool skip_special_tokens = true;
   bool split_reasoning = false;      // tell thinking from answer; else all text is content
   bool starts_in_reasoning = false;  // the prompt ended with <think>

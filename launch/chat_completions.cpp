@@ -46,6 +46,20 @@ int read_logprobs(RequestFields& fields) {
   return wanted ? static_cast<int>(top.value_or(0)) : -1;
 }
 
+/// `max_reasoning_tokens`: at so many the model is made to end its thinking and answer.
+void read_thinking_budget(RequestFields& fields, const ServedModel& model, ChatFields& result) {
+  TokenRules& rules = result.sampling.rules;
+  rules.starts_thinking = result.starts_in_reasoning;
+  const auto end = model.tokenizer->token_to_id("</think>");
+  if (end) rules.thinking.end_token = *end;
+  const auto most = fields.integer("max_reasoning_tokens", 0, INT32_MAX);
+  if (!most) return;
+  if (!end) throw bad_field("max_reasoning_tokens", "this model has no token </think>, so its thinking has no end");
+  if (!result.starts_in_reasoning) return;
+  rules.thinking.max_tokens = static_cast<int>(*most);
+  rules.thinking.closing = model.tokenizer->encode("\n</think>\n\n", false);
+}
+
 ChatFields read_fields(const ServedModel& model, RequestFields& fields) {
   ChatFields result{read_generation_fields(fields, model), {}};
   refuse_what_is_not_there(fields);
@@ -55,8 +69,10 @@ ChatFields read_fields(const ServedModel& model, RequestFields& fields) {
   // The template wrote the special tokens itself.
   result.prompt = model.tokenizer->encode(prompt, false);
   result.max_tokens = read_max_tokens(fields, model, result.prompt.size());
+  read_thinking_budget(fields, model, result);
   fields.finish();
   check_prompt_length(model, "messages", result.prompt.size(), true);
+  check_min_tokens(result, result.max_tokens);
   return result;
 }
 

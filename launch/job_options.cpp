@@ -18,6 +18,10 @@ void add_job_options(CLI::App& app, JobOptions& options) {
   app.add_option("--max-batched-tokens", options.max_batched_tokens, "Tokens of one rank in one step")
       ->check(CLI::PositiveNumber)
       ->group(group);
+  app.add_option("--max-prefill-tokens", options.max_prefill_tokens,
+                 "Of these, prompt tokens while answers are generated: fewer keep answers smooth, more read prompts sooner")
+      ->check(CLI::PositiveNumber)
+      ->group(group);
   app.add_option("--kv-cache-gb", options.kv_cache_gb, "GB of KV cache on each rank; 0: a share of the free memory")
       ->check(CLI::NonNegativeNumber)
       ->group(group);

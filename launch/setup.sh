@@ -5,7 +5,7 @@
 # Names in Debian 12, Ubuntu 22.04 and newer.
 build_packages=(
   g++ cmake ninja-build pkg-config
-  libfmt-dev libspdlog-dev nlohmann-json3-dev libcli11-dev libboost-dev libpcre2-dev libutf8proc-dev libssl-dev
+  libfmt-dev libspdlog-dev nlohmann-json3-dev libcli11-dev libboost-dev libpcre2-dev libutf8proc-dev libxxhash-dev libssl-dev
   openmpi-bin libopenmpi-dev
 )
 test_packages=(libgtest-dev libbenchmark-dev python3-venv git)

@@ -94,6 +94,7 @@ struct LoadedModel {
   std::unique_ptr<Backend> backend;
   std::unique_ptr<KvCache> cache;
   ModelWeights weights;
+  std::shared_ptr<const grammar::TokenTable> tokens;  // null: the model has no tokenizer
 };
 
 int kv_pages(const ModelConfig& config, const JobOptions& options, const Rank& rank, std::uint64_t page_bytes,
@@ -143,6 +144,10 @@ LoadedModel load_model(const ModelConfig& config, const Checkpoint& checkpoint, 
                                    static_cast<std::uint64_t>(config.num_hidden_layers);
   const int pages = kv_pages(config, options, rank, page_bytes, available_memory_bytes());
   loaded.cache = std::make_unique<KvCache>(*loaded.backend, config.num_hidden_layers, pages, kPageTokens, width, kv_type);
+  if (std::filesystem::exists(options.model / "tokenizer.json")) {
+    loaded.tokens =
+        std::make_shared<grammar::TokenTable>(Tokenizer::from_model_dir(options.model), config.vocab_size);
+  }
   return loaded;
 }
 
@@ -211,6 +216,7 @@ class Lead {
         static_cast<int>(std::min<std::int64_t>(allowed, static_cast<std::int64_t>(largest) * kPageTokens));
     c.max_num_seqs = options_.max_num_seqs;
     c.max_batched_tokens = options_.max_batched_tokens;
+    c.max_prefill_tokens = options_.max_prefill_tokens;
     c.on_failed = [this](const Error& error) { end_job(rank_, error); };
     engine.summary = summarize(config, options_, *rank_.comm, ready, engine.max_model_len);
 
@@ -281,7 +287,7 @@ void work(const JobOptions& options, Rank& rank) {
         model = std::make_unique<Model>(config, std::move(loaded.weights), loaded.placement, *loaded.backend, *rank.comm,
                                         *loaded.cache, bf16(options));
         const bool outputs = rank.leads() || !loaded.placement.tensor_parallel;
-        worker = std::make_unique<Worker>(*model, *loaded.cache, kMaxLogitRows, outputs);
+        worker = std::make_unique<Worker>(*model, *loaded.cache, kMaxLogitRows, outputs, loaded.tokens);
       }
       client.send(frame(Message::result, encode(worker->run(decode_step_plan(received->payload)))));
     });

@@ -8,15 +8,29 @@
 
 namespace shoal {
 
-Worker::Worker(Model& model, const KvCache& cache, int max_logit_rows, bool outputs)
-    : model_(model), cache_(cache), max_logit_rows_(max_logit_rows), outputs_(outputs) {}
+Worker::Worker(Model& model, const KvCache& cache, int max_logit_rows, bool outputs,
+               std::shared_ptr<const grammar::TokenTable> tokens)
+    : model_(model), cache_(cache), max_logit_rows_(max_logit_rows), outputs_(outputs) {
+  if (tokens) grammars_.emplace(std::move(tokens));
+}
+
+void Worker::start(const SequenceStart& start) {
+  Sequence& sequence = sequences_[start.sequence] = {start.sampling, start.logprobs, {}, std::nullopt};
+  if (!outputs_ || start.sampling.rules.empty()) return;
+  sequence.steering.emplace(start.sampling.rules, grammars_ ? &*grammars_ : nullptr);
+  for (const std::int32_t token : start.answer) sequence.steering->push(token);
+}
+
+Worker::Sequence& Worker::sequence_of(const SequenceChunk& chunk, const StepPlan& plan) {
+  const auto found = sequences_.find(chunk.sequence);
+  if (found == sequences_.end()) fail("step {} names sequence {}, which was never started", plan.step, chunk.sequence);
+  return found->second;
+}
 
 TokenBatch Worker::make_batch(const StepPlan& plan, std::vector<LogitRow>& wanted, StepResult& result) const {
   TokenBatch batch;
   for (const SequenceChunk& chunk : plan.chunks) {
-    const auto found = sequences_.find(chunk.sequence);
-    if (found == sequences_.end()) fail("step {} names sequence {}, which was never started", plan.step, chunk.sequence);
-    const Sequence& sequence = found->second;
+    const Sequence& sequence = sequences_.at(chunk.sequence);
     const auto n = static_cast<std::int32_t>(chunk.tokens.size());
     if (static_cast<std::size_t>(chunk.position + n) >
         sequence.pages.size() * static_cast<std::size_t>(cache_.page_tokens()))
@@ -39,19 +53,39 @@ TokenBatch Worker::make_batch(const StepPlan& plan, std::vector<LogitRow>& wante
   return batch;
 }
 
-void Worker::read_logits(const LogitRow& row, std::span<const float> logits, SequenceOutput& output) const {
-  const Sequence& sequence = sequences_.at(output.sequence);
+std::int32_t Worker::next_token(Sequence& sequence, std::span<const float> logits, std::int32_t position) {
+  if (!sequence.steering) return sample(logits, sequence.sampling, position);
+  TokenSteering& steering = *sequence.steering;
+  std::int32_t token;
+  if (const auto forced = steering.forced()) {
+    token = *forced;
+  } else {
+    steered_.assign(logits.begin(), logits.end());
+    steering.apply(steered_);
+    token = sample(steered_, sequence.sampling, position);
+  }
+  steering.push(token);
+  return token;
+}
+
+void Worker::read_logits(const LogitRow& row, std::span<const float> logits, SequenceOutput& output) {
+  Sequence& sequence = sequences_.at(output.sequence);
   const int top = std::max(0, sequence.logprobs);
   if (row.scored >= 0) output.scored.push_back(log_probability(logits, row.scored, top));
   if (!row.sample) return;
-  output.token = sample(logits, sequence.sampling, row.position);
-  if (sequence.logprobs >= 0) output.sampled.push_back(log_probability(logits, output.token, top));
+  const std::int32_t token = next_token(sequence, logits, row.position);
+  output.tokens.push_back(token);
+  if (sequence.logprobs >= 0) output.sampled.push_back(log_probability(logits, token, top));
 }
 
 StepResult Worker::run(const StepPlan& plan) {
-  const auto start = std::chrono::steady_clock::now();
+  const auto begin = std::chrono::steady_clock::now();
   for (const std::uint64_t id : plan.finish) sequences_.erase(id);
-  for (const SequenceStart& s : plan.start) sequences_[s.sequence] = {s.sampling, s.logprobs, s.pages};
+  for (const SequenceStart& s : plan.start) start(s);
+  for (const SequenceChunk& chunk : plan.chunks) {
+    auto& pages = sequence_of(chunk, plan).pages;
+    pages.insert(pages.end(), chunk.pages.begin(), chunk.pages.end());
+  }
 
   StepResult result;
   result.step = plan.step;
@@ -75,7 +109,7 @@ StepResult Worker::run(const StepPlan& plan) {
   }
   if (!outputs_) result.outputs.clear();
   result.expert_tokens = model_.counters().expert_tokens;
-  const std::chrono::duration<double, std::micro> total = std::chrono::steady_clock::now() - start;
+  const std::chrono::duration<double, std::micro> total = std::chrono::steady_clock::now() - begin;
   result.exchange_us = static_cast<std::uint32_t>(model_.counters().exchange_us);
   result.compute_us = static_cast<std::uint32_t>(std::max(0.0, total.count() - model_.counters().exchange_us));
   return result;

@@ -1,20 +1,24 @@
 #pragma once
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <unordered_map>
 #include <vector>
 
 #include "runtime/kv_cache.h"
 #include "runtime/model.h"
 #include "runtime/step.h"
+#include "runtime/token_steering.h"
 
 namespace shoal {
 
 /// One rank's part of every step: turns a StepPlan into a batch, runs the model, samples for the sequences it owns.
 class Worker {
  public:
-  /// `outputs`: this rank answers for the sequences (under tensor parallelism rank 0 alone does).
-  Worker(Model& model, const KvCache& cache, int max_logit_rows, bool outputs);
+  /// `outputs`: this rank answers for the sequences (under tensor parallelism rank 0 alone does). `tokens` may be null:
+  /// answers cannot be bound to a grammar then.
+  Worker(Model& model, const KvCache& cache, int max_logit_rows, bool outputs,
+         std::shared_ptr<const grammar::TokenTable> tokens);
   StepResult run(const StepPlan& plan);
 
  private:
@@ -22,6 +26,7 @@ class Worker {
     SamplingParams sampling;
     int logprobs = -1;
     std::vector<std::int32_t> pages;
+    std::optional<TokenSteering> steering;  // of a request that asks for it
   };
   /// One row of logits: whose it is, and what for.
   struct LogitRow {
@@ -32,13 +37,18 @@ class Worker {
     bool sample;
   };
 
+  Sequence& sequence_of(const SequenceChunk& chunk, const StepPlan& plan);
   TokenBatch make_batch(const StepPlan& plan, std::vector<LogitRow>& wanted, StepResult& result) const;
-  void read_logits(const LogitRow& row, std::span<const float> logits, SequenceOutput& output) const;
+  void start(const SequenceStart& start);
+  void read_logits(const LogitRow& row, std::span<const float> logits, SequenceOutput& output);
+  std::int32_t next_token(Sequence& sequence, std::span<const float> logits, std::int32_t position);
 
   Model& model_;
   const KvCache& cache_;
   const int max_logit_rows_;
   const bool outputs_;
+  std::optional<grammar::GrammarCache> grammars_;
+  std::vector<float> steered_;  // [vocab] the row being changed
   std::unordered_map<std::uint64_t, Sequence> sequences_;
 };
 

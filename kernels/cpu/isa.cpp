@@ -63,6 +63,8 @@ bool has_amx() {
 
 }  // namespace
 
+bool has_avx512_vnni() { return has_avx512() && bit(cpuid(7).ecx, 11); }
+
 bool has_avx512_bf16() { return has_avx512() && cpuid(7).eax >= 1 && bit(cpuid(7, 1).eax, 5); }
 
 bool supports(Isa isa) {
@@ -84,10 +86,13 @@ Isa choose_isa(const std::string& name) {
   for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512, Isa::amx}) {
     if (name != name_of(isa)) continue;
     if (!supports(isa))
-      fail("this CPU (or its operating system) has no {}; the best it has is {}", name, name_of(detect_isa()));
+      throw Error(fmt::format("--isa: this CPU (or its operating system) has no {}; the best it has is {}", name,
+                              name_of(detect_isa())),
+                  ExitCode::usage);
     return isa;
   }
-  fail("unknown instruction set '{}': auto, portable, avx2, avx512 or amx", name);
+  throw Error(fmt::format("--isa: unknown instruction set '{}'; it takes auto, portable, avx2, avx512 or amx", name),
+              ExitCode::usage);
 }
 
 }  // namespace cpu

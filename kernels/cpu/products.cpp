@@ -13,14 +13,37 @@ constexpr int kPiecesPerThread = 6;
 /// Reading a weight costs about as much time as multiplying it so many times.
 constexpr double kReadCost = 4;
 
+QuantizedLayout layout_of(const PackedFormat& f) {
+  return {f.bits,
+          f.record(),
+          f.groups(),
+          f.scales == Scales::super,
+          f.scales == Scales::power,
+          f.minima,
+          f.offset,
+          f.unit,
+          f.minimum_unit,
+          f.has_table ? f.table.data() : nullptr,
+          f.head_bytes(),
+          f.step_bytes(),
+          f.scale_bytes(),
+          f.record_bytes()};
+}
+
 Weights weights_of(const Matrix& m) {
   const BlockScales& s = m.scales();
   const std::int64_t scale_cols = s.empty() ? 0 : (m.cols() + s.block_cols - 1) / s.block_cols;
-  return {m.panel(0), m.panel_bytes(), m.cols(),    m.padded_cols(), m.rows(), s.empty() ? nullptr : s.values.data(),
-          scale_cols, s.block_rows,    s.block_cols};
+  Weights w{m.panel(0),   m.panel_bytes(),
+            m.cols(),     m.padded_cols(),
+            m.rows(),     s.empty() ? nullptr : s.values.data(),
+            scale_cols,   s.block_rows,
+            s.block_cols, {}};
+  if (m.format()) w.quantized = layout_of(*m.format());
+  return w;
 }
 
 WeightKind kind_of(const KernelTable& kernels, const Matrix& m) {
+  if (m.format()) return WeightKind::quantized;
   switch (m.dtype()) {
     case DType::f32:
       return WeightKind::f32;
@@ -56,6 +79,13 @@ std::int64_t panels_of_cost(double cost, double cost_of_one) {
 
 bool packed_alike(const Team& team, const Matrix& a, const Matrix& b) {
   return a.cols() == b.cols() && gemm_for(team, a).pack == gemm_for(team, b).pack;
+}
+
+bool same_tiles(const Team& team, const Matrix& a, const Matrix& b) {
+  const Gemm &x = gemm_for(team, a), &y = gemm_for(team, b);
+  for (std::int64_t n = 1; n <= 32; ++n)
+    if (x.tile_width(n) != y.tile_width(n)) return false;
+  return true;
 }
 
 Product product_of(const Team& team, const Matrix& w, const PackedRows& x) { return {&w, &x, &gemm_for(team, w)}; }

@@ -49,6 +49,8 @@ struct PackedRows {
 
 /// Whether the same packed rows serve both matrices.
 bool packed_alike(const Team& team, const Matrix& a, const Matrix& b);
+/// Whether rows for either are divided into the same tiles.
+bool same_tiles(const Team& team, const Matrix& a, const Matrix& b);
 
 /// Packs the planned tiles of all sets into storage of layout.size() bytes.
 void pack(Team& team, std::span<const PackedRows> sets, std::byte* storage);

@@ -72,6 +72,7 @@ std::map<std::size_t, Answer> run_jobs(Station& station, Communicator& comm, con
   struct Live {
     std::size_t job;
     std::vector<std::int32_t> ids;
+    std::vector<std::int32_t> pages;
     std::size_t done = 0;
     Answer answer;
   };
@@ -84,11 +85,11 @@ std::map<std::size_t, Answer> run_jobs(Station& station, Communicator& comm, con
     const std::size_t n = jobs[j].ids.size();
     steps = std::max(steps, (n + jobs[j].chunk - 1) / jobs[j].chunk + static_cast<std::size_t>(jobs[j].greedy));
     if (!tp && j % static_cast<std::size_t>(comm.size()) != static_cast<std::size_t>(comm.rank())) continue;
-    SequenceStart start{.sequence = j, .sampling = {.temperature = 0}, .logprobs = 0, .pages = {}};
-    for (std::size_t t = 0; t < n + static_cast<std::size_t>(jobs[j].greedy); t += 16) start.pages.push_back(next_page++);
-    std::reverse(start.pages.begin(), start.pages.end());  // pages come in any order
-    plan.start.push_back(start);
-    live.push_back({j, jobs[j].ids, 0, {}});
+    plan.start.push_back({.sequence = j, .sampling = {.temperature = 0}, .logprobs = 0});
+    live.push_back({j, jobs[j].ids, {}, 0, {}});
+    auto& pages = live.back().pages;
+    for (std::size_t t = 0; t < n + static_cast<std::size_t>(jobs[j].greedy); t += 16) pages.push_back(next_page++);
+    std::reverse(pages.begin(), pages.end());  // pages come in any order
   }
   for (std::size_t step = 1; step <= steps; ++step) {
     plan.step = step;
@@ -97,6 +98,7 @@ std::map<std::size_t, Answer> run_jobs(Station& station, Communicator& comm, con
       if (l.answer.tokens.size() == static_cast<std::size_t>(job.greedy) && l.done >= job.ids.size()) continue;
       const std::size_t count = std::min(job.chunk, l.ids.size() - l.done);
       SequenceChunk chunk{.sequence = l.job, .position = static_cast<std::int32_t>(l.done)};
+      if (l.done == 0) chunk.pages = l.pages;
       chunk.tokens.assign(l.ids.begin() + static_cast<std::ptrdiff_t>(l.done),
                           l.ids.begin() + static_cast<std::ptrdiff_t>(l.done + count));
       l.done += count;
@@ -120,11 +122,11 @@ std::map<std::size_t, Answer> run_jobs(Station& station, Communicator& comm, con
     for (const SequenceOutput& out : result.outputs) {
       Live& l = *std::find_if(live.begin(), live.end(), [&](const Live& x) { return x.job == out.sequence; });
       for (const TokenLogprob& s : out.scored) l.answer.logprobs.push_back(s.logprob);
-      if (out.token < 0) continue;
-      l.answer.tokens.push_back(out.token);
+      if (out.tokens.empty()) continue;
+      l.answer.tokens.push_back(out.tokens.at(0));
       l.answer.token_logprobs.push_back(out.sampled.at(0).logprob);
-      l.ids.push_back(out.token);
-      std::int32_t token = out.token;
+      l.ids.push_back(out.tokens.at(0));
+      std::int32_t token = out.tokens.at(0);
       if (tp) comm.broadcast(std::as_writable_bytes(std::span(&token, 1)), 0);
     }
     plan = {};
