@@ -158,12 +158,6 @@ double HeldWeights::dense_bytes(int tensor_parallel, int rank) const {
   return sum;
 }
 
-double HeldWeights::model_bytes() const {
-  double sum = dense_bytes(1, 0);
-  for (const double bytes : expert_) sum += bytes * config_.n_routed_experts;
-  return sum;
-}
-
 int sequences_on(const Workload& workload, const Layout& layout, int rank) {
   const int groups = layout.ranks / layout.tensor_parallel, group = rank / layout.tensor_parallel;
   return workload.concurrency / groups + (group < workload.concurrency % groups ? 1 : 0);
