@@ -8,6 +8,7 @@
 #include "base/units.h"
 #include "launch/plan_search.h"
 #include "launch/plan_table.h"
+#include "base/error.h"
 #include "planner/cards.h"
 #include "planner/plan.h"
 

@@ -49,7 +49,7 @@ struct Station {
     cache = std::make_unique<KvCache>(*backend, config.num_hidden_layers, 256, 16, width, bf16 ? DType::bf16 : DType::f32);
     model = std::make_unique<Model>(config, load_weights(config, Checkpoint::open(dir), placement, comm.rank(), {}),
                                     placement, *backend, comm, *cache, bf16);
-    worker = std::make_unique<Worker>(*model, *cache, 7, comm.rank() == 0 || !tp);
+    worker = std::make_unique<Worker>(*model, *cache, 7, comm.rank() == 0 || !tp, nullptr);
   }
 };
 
