@@ -2,30 +2,40 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
+#include <map>
 
 #include "base/error.h"
 #include "base/units.h"
 #include "launch/plan_search.h"
 #include "launch/plan_table.h"
-#include "base/error.h"
 #include "planner/cards.h"
 #include "planner/plan.h"
 
 namespace shoal {
 namespace {
 
+/// A list of layers, or an object whose `layers` names them by number, as launch/demo-model/expert_load.json does.
 std::vector<std::vector<double>> read_loads(const std::string& path) {
   const auto document = read_json_file(path, std::uint64_t{256} << 20);
   const auto wrong = [&] {
     fail("{}: must be a list, for each layer with experts, of a number for each expert", path);
   };
-  if (!document.is_array()) wrong();
+  std::map<int, const nlohmann::json*> layers;
+  if (document.is_array()) {
+    for (const auto& layer : document) layers[static_cast<int>(layers.size())] = &layer;
+  } else if (document.is_object() && document.contains("layers") && document["layers"].is_object()) {
+    for (const auto& [name, layer] : document["layers"].items()) {
+      if (name.empty() || name.size() > 5 || name.find_first_not_of("0123456789") != std::string::npos) wrong();
+      layers[std::stoi(name)] = &layer;
+    }
+  } else {
+    wrong();
+  }
   std::vector<std::vector<double>> loads;
-  for (const auto& layer : document) {
-    if (!layer.is_array()) wrong();
+  for (const auto& [number, layer] : layers) {
+    if (!layer->is_array()) wrong();
     auto& numbers = loads.emplace_back();
-    for (const auto& load : layer) {
+    for (const auto& load : *layer) {
       if (!load.is_number()) wrong();
       numbers.push_back(load.get<double>());
     }
