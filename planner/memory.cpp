@@ -40,7 +40,7 @@ double kv_element_bytes(KvType type) {
 /// Working memory of a step of `tokens` on a CPU rank: the FP32 buffers of runtime/model.cpp, and what kernels/cpu
 /// packs of the inputs of feed-forward blocks, in the type that is computed in (`packed_bytes`), routed experts'
 /// included.
-double cpu_activations(const ModelConfig& c, double tokens, int tensor_parallel, double packed_bytes) {
+double cpu_activations(const ModelConfig& c, double tokens, int tensor_parallel, double packed_bytes, double peak) {
   const double hidden = c.hidden_size, heads = std::ceil(static_cast<double>(c.num_attention_heads) / tensor_parallel);
   double width = 3 * hidden;  // residual stream, normed, branch
   if (c.is_mla()) {
@@ -52,7 +52,7 @@ double cpu_activations(const ModelConfig& c, double tokens, int tensor_parallel,
   const double logits = std::max(tokens * c.n_routed_experts, static_cast<double>(logit_rows) * c.vocab_size);
   const double ffn = std::ceil(static_cast<double>(c.intermediate_size) / tensor_parallel);
   const double dense = tokens * (hidden + ffn);
-  const double experts = tokens * c.num_experts_per_tok * (hidden + c.moe_intermediate_size);
+  const double experts = tokens * peak * c.num_experts_per_tok * (hidden + c.moe_intermediate_size);
   return 4 * scratch_growth * (tokens * width + logits) + packed_bytes * packed_growth * std::max(dense, experts);
 }
 
@@ -186,19 +186,20 @@ RankMemory rank_memory(const ModelConfig& config, const HeldWeights& weights, co
       sequences_on(workload, layout, rank) * static_cast<double>(round_up(workload.context, page_tokens)) * per_token;
 
   const double tokens = workload.max_batched_tokens;
-  double arriving = 0;  // rows that other ranks' tokens bring, at even routing
+  const bool bf16_rows = workload.kv != KvType::f32;
+  // Steps differ in where their tokens go, and buffers keep the size of the largest.
+  const double peak = layout.ranks > 1 ? 1.25 : 1;
+  double arriving = 0;  // rows that all ranks' tokens bring, at even routing
   if (config.n_routed_experts > 0) {
-    const double ranks_of_token = std::min(config.num_experts_per_tok, layout.ranks);
-    arriving = tokens * ranks_of_token;
-    const double row = config.hidden_size * (workload.kv == KvType::f32 ? 4.0 : 2.0);
+    arriving = tokens * std::min(config.num_experts_per_tok, layout.ranks);
     // Dispatch and combine, out and in; on a CPU with BF16 rows, their FP32 forms too.
-    m.exchange = arriving * row * 4 * packed_growth;  // collectives/aligned_buffer.h grows by the same
-    if (!gpu && workload.kv != KvType::f32) m.exchange += arriving * config.hidden_size * 4.0 * 2;
+    const double row = config.hidden_size * (4 * (bf16_rows ? 2.0 : 4.0) + (!gpu && bf16_rows ? 2 * 4.0 : 0));
+    m.exchange = arriving * row * peak * packed_growth;  // collectives/aligned_buffer.h grows by as much
   } else if (tp > 1) {
     m.exchange = tokens * config.hidden_size * 4.0;
   }
   m.activations = gpu ? gpu_activations(config, tokens, tp, arriving)
-                      : cpu_activations(config, tokens, tp, workload.kv == KvType::f32 ? 4 : 2);
+                      : cpu_activations(config, tokens, tp, bf16_rows ? 2 : 4, peak);
   m.reserve = gpu ? gpu_reserve : cpu_reserve;
   if (device.companion) m.companion = dense + m.kv + gpu_activations(config, tokens, tp, 0) + gpu_reserve;
   return m;
