@@ -2,28 +2,40 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
+#include <map>
 
-#include "base/units.h"
-#include "launch/plan_table.h"
 #include "base/error.h"
+#include "base/units.h"
+#include "launch/plan_search.h"
+#include "launch/plan_table.h"
 #include "planner/cards.h"
 #include "planner/plan.h"
 
 namespace shoal {
 namespace {
 
+/// A list of layers, or an object whose `layers` names them by number, as launch/demo-model/expert_load.json does.
 std::vector<std::vector<double>> read_loads(const std::string& path) {
   const auto document = read_json_file(path, std::uint64_t{256} << 20);
   const auto wrong = [&] {
     fail("{}: must be a list, for each layer with experts, of a number for each expert", path);
   };
-  if (!document.is_array()) wrong();
+  std::map<int, const nlohmann::json*> layers;
+  if (document.is_array()) {
+    for (const auto& layer : document) layers[static_cast<int>(layers.size())] = &layer;
+  } else if (document.is_object() && document.contains("layers") && document["layers"].is_object()) {
+    for (const auto& [name, layer] : document["layers"].items()) {
+      if (name.empty() || name.size() > 5 || name.find_first_not_of("0123456789") != std::string::npos) wrong();
+      layers[std::stoi(name)] = &layer;
+    }
+  } else {
+    wrong();
+  }
   std::vector<std::vector<double>> loads;
-  for (const auto& layer : document) {
-    if (!layer.is_array()) wrong();
+  for (const auto& [number, layer] : layers) {
+    if (!layer->is_array()) wrong();
     auto& numbers = loads.emplace_back();
-    for (const auto& load : layer) {
+    for (const auto& load : *layer) {
       if (!load.is_number()) wrong();
       numbers.push_back(load.get<double>());
     }
@@ -129,6 +141,24 @@ CLI::App* add_plan(CLI::App& root, PlanOptions& o) {
   app->add_flag("--json", o.json, "Print the plan as JSON, which 'serve --plan' reads");
   app->add_flag("--table", o.table,
                 "Print memory by context and concurrency, and the smallest bundled cluster for each");
+  const std::string group = "Search and simulation";
+  app->add_flag("--sweep", o.sweep, "Find the best layout on up to --nodes nodes, and print the Pareto front")
+      ->group(group);
+  app->add_option("--target-tpot-ms", o.target_tpot_ms, "With --sweep: the slowest next token that is good enough")
+      ->check(CLI::NonNegativeNumber)
+      ->group(group);
+  app->add_flag("--simulate", o.simulate, "Play a trace of requests on the planned layout")->group(group);
+  app->add_option("--trace", o.trace,
+                  "JSON file of [seconds, prompt tokens, answer tokens]; without it: random arrivals")
+      ->group(group);
+  app->add_option("--rate", o.rate, "Requests a second")->group(group);
+  app->add_option("--requests", o.requests, "Requests in all")->check(CLI::PositiveNumber)->group(group);
+  app->add_option("--output", o.output, "Tokens of an answer")->check(CLI::PositiveNumber)->group(group);
+  app->add_option("--prefix-hits", o.prefix_hits, "Part of the prompt tokens that the prefix cache has")
+      ->check(CLI::Range(0.0, 1.0))
+      ->group(group);
+  app->add_option("--prefill-nodes", o.prefill_nodes, "Nodes that compute prompts and nothing else; 0: all do both")
+      ->group(group);
   return app;
 }
 
@@ -142,7 +172,10 @@ int plan(const PlanOptions& options, bool speaks) {
   }
   if (options.model.empty()) throw Error("--model is required (a card, a folder or a config.json)", ExitCode::usage);
   if (options.cluster.empty()) throw Error("--cluster is required (a card or a JSON file)", ExitCode::usage);
-  const Plan result = make_plan(read_request(options));
+  const PlanRequest request = read_request(options);
+  if (options.sweep) return print_sweep(request, options, speaks);
+  if (options.simulate) return print_simulation(request, options, speaks);
+  const Plan result = make_plan(request);
   if (speaks && options.json)
     fmt::print("{}\n", result.to_json().dump());
   else if (speaks)

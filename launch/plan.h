@@ -20,6 +20,17 @@ struct PlanOptions {
   int tensor_parallel = 0;
   bool json = false;
   bool table = false;
+
+  bool sweep = false;
+  double target_tpot_ms = 0;  // 0: none
+
+  bool simulate = false;
+  std::string trace;  // JSON file: [[at_s, prompt, output], ...]; empty: Poisson arrivals
+  double rate = 1;    // requests a second
+  int requests = 1000;
+  int output = 200;
+  double prefix_hits = 0;
+  int prefill_nodes = 0;  // nodes that compute prompts alone; 0: all do both
 };
 
 CLI::App* add_plan(CLI::App& root, PlanOptions& options);

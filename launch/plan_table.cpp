@@ -50,13 +50,14 @@ void add_rows(std::string& text, const std::string& model, const std::string& pr
   // What ranks hold differs by the kind of device alone.
   const HeldWeights on_cpu(config, request.precision, Device::Kind::cpu),
       on_gpu(config, request.precision, Device::Kind::gpu);
+  const auto weights = static_cast<double>(checkpoint_bytes(config, request.precision, false));
   for (const int context : contexts) {
     if (context > config.max_position_embeddings) continue;
-    text += fmt::format("| {} | {} | {} | {}K |", model, precision, human_bytes(on_gpu.model_bytes()), context / 1024);
+    text += fmt::format("| {} | {} | {} | {}K |", model, precision, human_bytes(weights), context / 1024);
     for (const int concurrency : concurrencies) {
       request.workload = {.context = context, .concurrency = concurrency};
       const double kv = kv_bytes_per_token(config, KvType::bf16) * context * concurrency;
-      const double least = on_gpu.model_bytes() + kv;
+      const double least = weights + kv;
       const Size* smallest = nullptr;
       for (const Size& size : sizes) {
         if (size.bytes < least && !size.cluster.groups[0].device.companion) continue;

@@ -13,9 +13,10 @@ namespace {
 constexpr int panel_rows = 16;           // kernels/matrix.h
 constexpr int page_tokens = 16;          // runtime/job.cpp
 constexpr double huge_page = 2 << 20;    // matrices from 4 MB on occupy whole ones
-constexpr double cpu_reserve = 64e6;     // program, MPI and threads of an idle rank, measured
+constexpr double cpu_reserve = 24e6;     // program, MPI and threads of an idle rank, measured
 constexpr double gpu_reserve = 3e9;      // CUDA context, libraries' workspaces, NCCL, fragmentation
 constexpr int logit_rows = 32;           // runtime/job.cpp: logits are made for so many rows at a time
+constexpr double packed_growth = 1.5;    // kernels/cpu/scratch.h
 constexpr double scratch_growth = 1.25;  // runtime/model.cpp, Scratch
 
 constexpr auto kv_types = std::to_array<std::pair<KvType, std::string_view>>(
@@ -36,8 +37,10 @@ double kv_element_bytes(KvType type) {
   return 4;
 }
 
-/// Working memory of a step of `tokens` on a CPU rank: the buffers of runtime/model.cpp, all FP32.
-double cpu_activations(const ModelConfig& c, double tokens, int tensor_parallel, double arriving) {
+/// Working memory of a step of `tokens` on a CPU rank: the FP32 buffers of runtime/model.cpp, and what kernels/cpu
+/// packs of the inputs of feed-forward blocks, in the type that is computed in (`packed_bytes`), routed experts'
+/// included.
+double cpu_activations(const ModelConfig& c, double tokens, int tensor_parallel, double packed_bytes, double peak) {
   const double hidden = c.hidden_size, heads = std::ceil(static_cast<double>(c.num_attention_heads) / tensor_parallel);
   double width = 3 * hidden;  // residual stream, normed, branch
   if (c.is_mla()) {
@@ -46,11 +49,11 @@ double cpu_activations(const ModelConfig& c, double tokens, int tensor_parallel,
   } else {
     width += 2 * heads * c.head_dim + c.kv_width() / static_cast<double>(tensor_parallel);
   }
-  const double ffn = std::max(std::ceil(static_cast<double>(c.intermediate_size) / tensor_parallel),
-                              static_cast<double>(c.moe_intermediate_size) * c.n_shared_experts);
   const double logits = std::max(tokens * c.n_routed_experts, static_cast<double>(logit_rows) * c.vocab_size);
-  const double experts = arriving * (hidden + c.moe_intermediate_size);  // packed rows and the hidden ones of experts
-  return 4 * scratch_growth * (tokens * (width + hidden + ffn) + logits + experts);
+  const double ffn = std::ceil(static_cast<double>(c.intermediate_size) / tensor_parallel);
+  const double dense = tokens * (hidden + ffn);
+  const double experts = tokens * peak * c.num_experts_per_tok * (hidden + c.moe_intermediate_size);
+  return 4 * scratch_growth * (tokens * width + logits) + packed_bytes * packed_growth * std::max(dense, experts);
 }
 
 double gpu_activations(const ModelConfig& c, double tokens, int tensor_parallel, double arriving) {
@@ -158,12 +161,6 @@ double HeldWeights::dense_bytes(int tensor_parallel, int rank) const {
   return sum;
 }
 
-double HeldWeights::model_bytes() const {
-  double sum = dense_bytes(1, 0);
-  for (const double bytes : expert_) sum += bytes * config_.n_routed_experts;
-  return sum;
-}
-
 int sequences_on(const Workload& workload, const Layout& layout, int rank) {
   const int groups = layout.ranks / layout.tensor_parallel, group = rank / layout.tensor_parallel;
   return workload.concurrency / groups + (group < workload.concurrency % groups ? 1 : 0);
@@ -189,18 +186,20 @@ RankMemory rank_memory(const ModelConfig& config, const HeldWeights& weights, co
       sequences_on(workload, layout, rank) * static_cast<double>(round_up(workload.context, page_tokens)) * per_token;
 
   const double tokens = workload.max_batched_tokens;
-  double arriving = 0;  // rows that other ranks' tokens bring, at even routing
+  const bool bf16_rows = workload.kv != KvType::f32;
+  // Steps differ in where their tokens go, and buffers keep the size of the largest.
+  const double peak = layout.ranks > 1 ? 1.25 : 1;
+  double arriving = 0;  // rows that all ranks' tokens bring, at even routing
   if (config.n_routed_experts > 0) {
-    const double ranks_of_token = std::min(config.num_experts_per_tok, layout.ranks);
-    arriving = tokens * ranks_of_token;
-    const double row = config.hidden_size * (workload.kv == KvType::f32 ? 4.0 : 2.0);
+    arriving = tokens * std::min(config.num_experts_per_tok, layout.ranks);
     // Dispatch and combine, out and in; on a CPU with BF16 rows, their FP32 forms too.
-    m.exchange = arriving * row * 4;
-    if (!gpu && workload.kv != KvType::f32) m.exchange += arriving * config.hidden_size * 4.0 * 2;
+    const double row = config.hidden_size * (4 * (bf16_rows ? 2.0 : 4.0) + (!gpu && bf16_rows ? 2 * 4.0 : 0));
+    m.exchange = arriving * row * peak * packed_growth;  // collectives/aligned_buffer.h grows by as much
   } else if (tp > 1) {
     m.exchange = tokens * config.hidden_size * 4.0;
   }
-  m.activations = gpu ? gpu_activations(config, tokens, tp, arriving) : cpu_activations(config, tokens, tp, arriving);
+  m.activations = gpu ? gpu_activations(config, tokens, tp, arriving)
+                      : cpu_activations(config, tokens, tp, bf16_rows ? 2 : 4, peak);
   m.reserve = gpu ? gpu_reserve : cpu_reserve;
   if (device.companion) m.companion = dense + m.kv + gpu_activations(config, tokens, tp, 0) + gpu_reserve;
   return m;

@@ -51,8 +51,6 @@ class HeldWeights {
   /// All but routed experts, on `rank` of a tensor-parallel group.
   double dense_bytes(int tensor_parallel, int rank) const;
   double expert_bytes(int layer) const { return expert_[static_cast<std::size_t>(layer)]; }
-  /// One copy of everything that is served (no MTP layer).
-  double model_bytes() const;
 
  private:
   struct Piece {

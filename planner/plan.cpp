@@ -228,7 +228,7 @@ Plan make_plan(const PlanRequest& r) {
   plan.workload = r.workload;
   plan.layout = chosen.layout;
   plan.redundant_experts = r.redundant_experts;
-  plan.weights_bytes = weights.model_bytes();
+  plan.weights_bytes = static_cast<double>(checkpoint_bytes(r.config, r.precision, false));
   plan.kv_bytes_per_token = kv_bytes_per_token(r.config, r.workload.kv);
   plan.memory = chosen.memory;
   plan.fits = chosen.fits;

@@ -37,7 +37,7 @@ struct Plan {
   std::vector<LayerPlacement> experts;  // [num_hidden_layers], empty for layers without
   double imbalance = 1;                 // of the placement: largest rank load over the mean, worst layer
 
-  double weights_bytes = 0;  // one copy of the model, without MTP
+  double weights_bytes = 0;  // of a checkpoint, without MTP; ranks hold more where they share nothing
   double kv_bytes_per_token = 0;
   std::vector<RankMemory> memory;  // [ranks]
   bool fits = false;

@@ -68,12 +68,12 @@ Arithmetic Precision::arithmetic() const {
   return linear_->name.starts_with("INT8") ? Arithmetic::int8 : Arithmetic::bf16;
 }
 
-std::int64_t checkpoint_bytes(const ModelConfig& config, const Precision& precision) {
+std::int64_t checkpoint_bytes(const ModelConfig& config, const Precision& precision, bool mtp) {
   std::int64_t bytes = 0;
   for (const ExpectedTensor& t : expected_tensors(config)) {
     const bool copy_in_mtp = t.part == Part::mtp && t.need == Need::never;
     if (t.need == Need::with_fp8_weight || (t.need == Need::never && !copy_in_mtp)) continue;  // factors: of the type
-    if (t.part == Part::mtp && precision.is_gguf()) continue;
+    if (t.part == Part::mtp && (precision.is_gguf() || !mtp)) continue;
     const std::int64_t rows = t.shape.size() > 1 ? t.shape[0] : 1, cols = t.shape.back();
     bytes += precision.type_of(config, t).bytes(rows, cols);
   }

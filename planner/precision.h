@@ -37,7 +37,7 @@ class Precision {
 };
 
 /// Bytes of a checkpoint's tensors. A GGUF file has no MTP layer; a Hugging Face folder has it with its copies of
-/// embedding and head.
-std::int64_t checkpoint_bytes(const ModelConfig& config, const Precision& precision);
+/// embedding and head, which are left out where `mtp` is false.
+std::int64_t checkpoint_bytes(const ModelConfig& config, const Precision& precision, bool mtp = true);
 
 }  // namespace shoal

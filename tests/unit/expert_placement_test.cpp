@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <fstream>
+#include <nlohmann/json.hpp>
 #include <numeric>
 #include <random>
 
@@ -99,6 +101,32 @@ TEST(ExpertPlacement, NeverWorseThanThePeerAndNearTheBound) {
           EXPECT_LE(ours, bound * 1.021);
         }
       }
+}
+
+/// What launch/demo-model's own router does on its puzzles, all of them and each kind alone (traffic of one kind is
+/// skewed).
+TEST(ExpertPlacement, BeatsThePeerOnTheDemoModelsLoads) {
+  std::ifstream in(std::string(SHOAL_SOURCE_DIR) + "/launch/demo-model/expert_load.json");
+  const auto document = nlohmann::json::parse(in);
+  std::vector<Loads> all;
+  const auto add = [&](const nlohmann::json& layers) {
+    for (const auto& layer : layers) all.push_back(layer.get<Loads>());
+  };
+  add(document.at("layers"));
+  for (const auto& task : document.at("tasks")) add(task.at("layers"));
+  ASSERT_GE(all.size(), 8u);
+  for (const Loads& loads : all) {
+    const auto experts = static_cast<int>(loads.size());
+    for (const int redundant : {0, experts / 2}) {
+      const ExpertRanks ranks = ExpertRanks::equal(4, 4, experts, redundant);
+      const double ours = check_sound(place_experts(loads, ranks, 1), loads, ranks);
+      const double peer = Eplb::largest(Eplb::place(loads, experts + redundant, 1, 1, 4), loads, 4);
+      EXPECT_LE(ours, peer * (1 + 1e-5));
+      if (redundant > 0) {
+        EXPECT_LE(ours, load_bound(loads, ranks, 1) * 1.02);
+      }
+    }
+  }
 }
 
 /// Every placement of a small problem, the shares found by bisection over a flow (here: subsets of experts whose
