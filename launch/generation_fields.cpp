@@ -8,6 +8,7 @@
 #include <mutex>
 #include <random>
 
+#include "launch/answer_format.h"
 #include "launch/api_error.h"
 
 namespace shoal {
@@ -64,6 +65,8 @@ TokenRules read_rules(RequestFields& fields, const ServedModel& model) {
     rules.allowed = checked_token_ids(model, "allowed_token_ids", *allowed);
     if (rules.allowed.empty()) throw bad_field("allowed_token_ids", "'allowed_token_ids' allows no token");
   }
+  rules.grammar = read_answer_format(fields);
+  if (!rules.grammar.empty()) tokenizer_of(model, "response_format");
   rules.min_tokens = static_cast<int>(fields.integer("min_tokens", 0, INT32_MAX).value_or(0));
   return rules;
 }
@@ -83,7 +86,6 @@ void read_stream(RequestFields& fields, GenerationFields& result) {
 /// What changes answers elsewhere and is not here yet, and what changes none.
 void refuse_what_is_not_there(RequestFields& fields) {
   fields.only("use_beam_search", {false});
-  fields.only("response_format", {{{"type", "text"}}});
   fields.ignore(
       {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"});
 }
@@ -109,8 +111,8 @@ void check_prompt_length(const ServedModel& model, const std::string& field, std
 void check_min_tokens(const GenerationFields& fields, int max_tokens) {
   const int least = fields.sampling.rules.min_tokens;
   if (least <= max_tokens) return;
-  throw bad_field("min_tokens", fmt::format("'min_tokens' is {}, more than the {} that the answer may have", least,
-                                            max_tokens));
+  throw bad_field("min_tokens",
+                  fmt::format("'min_tokens' is {}, more than the {} that the answer may have", least, max_tokens));
 }
 
 std::vector<std::int32_t> checked_token_ids(const ServedModel& model, const std::string& field,
