@@ -442,7 +442,7 @@ class Session : public std::enable_shared_from_this<Session> {
     bool chunked = false;
     for (bool ended = false; !ended;) {
       Responder::Exchange::Output output = exchange_->take();
-      if (closed_ || output.breaks) {
+      if (closed_) {
         keep = false;
         break;
       }
@@ -459,8 +459,9 @@ class Session : public std::enable_shared_from_this<Session> {
           output.bytes.clear();
         }
       }
-      if (!ec && exchange_->streaming && !head) co_await write_stream_part(output.bytes, chunked, ended, ec);
-      if (ec) {
+      const bool whole = ended && !output.breaks;
+      if (!ec && exchange_->streaming && !head) co_await write_stream_part(output.bytes, chunked, whole, ec);
+      if (ec || output.breaks) {
         keep = false;
         break;
       }

@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "collectives/mpi.h"
 #include "launch/inspect.h"
+#include "launch/plan.h"
 #include "launch/run.h"
 #include "launch/serve.h"
 #include "launch/version.h"
@@ -26,9 +27,11 @@ int run_command(int argc, char** argv, bool speaks) {
   RunOptions run_options;
   ServeOptions serve_options;
   InspectOptions inspect_options;
+  PlanOptions plan_options;
   add_run(app, run_options);
   add_serve(app, serve_options);
   add_inspect(app, inspect_options);
+  add_plan(app, plan_options);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -42,6 +45,7 @@ int run_command(int argc, char** argv, bool speaks) {
   }
   if (app.got_subcommand("run")) return run(run_options, &argc, &argv);
   if (app.got_subcommand("serve")) return serve(serve_options, &argc, &argv);
+  if (app.got_subcommand("plan")) return plan(plan_options, speaks);
   if (speaks) return inspect(inspect_options);
   return inspection(inspect_options)["whole"].get<bool>() ? 0 : 1;
 }

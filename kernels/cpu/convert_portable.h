@@ -20,6 +20,13 @@ struct ConvertPortable {
     }
   }
 
+  static void multiply_signed(const float* by, const std::byte* bytes, float* to) {
+    for (int r = 0; r < 16; ++r) to[r] = by[r] * static_cast<float>(static_cast<std::int8_t>(bytes[r]));
+  }
+  static void multiply_unsigned(const float* by, const std::byte* bytes, float* to) {
+    for (int r = 0; r < 16; ++r) to[r] = by[r] * static_cast<float>(static_cast<std::uint8_t>(bytes[r]));
+  }
+
   static void look_up(std::uint8_t* codes, const std::uint8_t* table) {
     for (int i = 0; i < 512; ++i) codes[i] = table[codes[i]];
   }

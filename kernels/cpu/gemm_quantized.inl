@@ -3,6 +3,7 @@
 //   kWidths               widths of token tiles, narrowest first
 //   kWideCodesAreSigned   codes of 8 bits (and of tables) are multiplied as code - 128
 //   halves(from, to)      16 FP16 as floats
+//   multiply_signed, multiply_unsigned(by, bytes, to)   16 floats times as many bytes
 //   look_up(codes, table) replaces the codes of a step by their table entries
 //   multiply<T, G>(...)   the inner loop: T tokens, G scales a step
 //
@@ -73,19 +74,23 @@ inline void pack_bytes(const float* const* rows, int tokens, int width, std::int
 
 // ---- Weights ----
 
-/// Bits [kLow, kLow + kWidth) of a step's codes, from a plane; sets them where kLow is 0, else adds them.
+/// Bits [kLow, kLow + kWidth) of a step's codes, from a plane; sets them where kLow is 0, else adds them. Eight bytes
+/// at a time: what a shift brings in from a neighbour is masked off.
 template <int kWidth, int kLow>
 inline const std::uint8_t* take_plane(const std::uint8_t* from, std::uint8_t* codes) {
-  constexpr unsigned kMask = (1u << kWidth) - 1;
+  constexpr std::uint64_t kMask = 0x0101010101010101u * ((1u << kWidth) - 1);
+  std::uint64_t plane[kWidth][8], code[8];
+  std::memcpy(plane, from, sizeof plane);
 #pragma GCC unroll 8
   for (int q = 0; q < kQuadsOfStep; ++q) {
-    const std::uint8_t* part = from + q % kWidth * 64;
-    const int shift = q / kWidth * kWidth;
     std::uint8_t* to = codes + q * 64;
-    for (int i = 0; i < 64; ++i) {
-      const auto bits = static_cast<std::uint8_t>(((part[i] >> shift) & kMask) << kLow);
-      to[i] = kLow == 0 ? bits : static_cast<std::uint8_t>(to[i] | bits);
+    if (kLow > 0) std::memcpy(code, to, sizeof code);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      const std::uint64_t bits = ((plane[q % kWidth][i] >> (q / kWidth * kWidth)) & kMask) << kLow;
+      code[i] = kLow == 0 ? bits : code[i] | bits;
     }
+    std::memcpy(to, code, sizeof code);
   }
   return from + kWidth * 64;
 }
@@ -144,14 +149,17 @@ inline void expand(const QuantizedLayout& f, const std::byte* record, Expanded& 
     for (int g = 0; g < f.groups; ++g) {
       float* scale = out.scale[s * f.groups + g];
       float* minimum = out.minimum[s * f.groups + g];
-      const auto* scales = reinterpret_cast<const std::int8_t*>(step + g * 16);
-      const auto* minima = reinterpret_cast<const std::uint8_t*>(step + (f.groups + g) * 16);
-      for (int r = 0; r < 16; ++r) scale[r] = f.super ? d[r] * static_cast<float>(scales[r]) : d[r];
+      if (f.super) {
+        Isa::multiply_signed(d, step + g * 16, scale);
+      } else {
+        std::memcpy(scale, d, sizeof d);
+      }
       if (!f.minima) {
         for (int r = 0; r < 16; ++r) minimum[r] = scale[r] * offset;
+      } else if (f.super) {  // of unsigned codes: no format has minima and wide codes
+        Isa::multiply_unsigned(dmin, step + (f.groups + g) * 16, minimum);
       } else {
-        // Signed codes would need the 128 back here; no format has both.
-        for (int r = 0; r < 16; ++r) minimum[r] = f.super ? dmin[r] * static_cast<float>(minima[r]) : dmin[r];
+        std::memcpy(minimum, dmin, sizeof dmin);
       }
     }
   }

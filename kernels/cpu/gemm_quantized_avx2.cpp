@@ -17,6 +17,19 @@ struct Avx2 {
     _mm256_store_ps(to + 8, _mm256_cvtph_ps(_mm_loadu_si128(p + 1)));
   }
 
+  static void multiply_signed(const float* by, const std::byte* bytes, float* to) {
+    for (int r = 0; r < 16; r += 8) {
+      const __m256i wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes + r)));
+      _mm256_store_ps(to + r, _mm256_mul_ps(_mm256_load_ps(by + r), _mm256_cvtepi32_ps(wide)));
+    }
+  }
+  static void multiply_unsigned(const float* by, const std::byte* bytes, float* to) {
+    for (int r = 0; r < 16; r += 8) {
+      const __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes + r)));
+      _mm256_store_ps(to + r, _mm256_mul_ps(_mm256_load_ps(by + r), _mm256_cvtepi32_ps(wide)));
+    }
+  }
+
   static void look_up(std::uint8_t* codes, const std::uint8_t* table) {
     const __m256i entries = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
     for (int i = 0; i < kStepCodes; i += 32) {

@@ -65,6 +65,16 @@ const Gemm& gemm_for(const Team& team, const Matrix& m) {
   return team.compute == Compute::bf16 ? team.kernels.gemm_bf16[kind] : team.kernels.gemm[kind];
 }
 
+/// Width of the next tile where both products must do with it: the narrowest that holds all, else the widest.
+int common_width(const Gemm& a, const Gemm& b, std::int64_t remaining) {
+  if (a.tile_width == b.tile_width) return a.tile_width(remaining);
+  constexpr int kWidest = 32;
+  int width = 1;
+  for (int candidate = 1; candidate <= kWidest && width < remaining; ++candidate)
+    if (a.tile_width(candidate) == candidate && b.tile_width(candidate) == candidate) width = candidate;
+  return width;
+}
+
 double cost_of_panel(const Product& p) {
   return static_cast<double>(p.w->cols()) * (static_cast<double>(p.x->rows.size()) + kReadCost);
 }
@@ -81,22 +91,16 @@ bool packed_alike(const Team& team, const Matrix& a, const Matrix& b) {
   return a.cols() == b.cols() && gemm_for(team, a).pack == gemm_for(team, b).pack;
 }
 
-bool same_tiles(const Team& team, const Matrix& a, const Matrix& b) {
-  const Gemm &x = gemm_for(team, a), &y = gemm_for(team, b);
-  for (std::int64_t n = 1; n <= 32; ++n)
-    if (x.tile_width(n) != y.tile_width(n)) return false;
-  return true;
-}
-
 Product product_of(const Team& team, const Matrix& w, const PackedRows& x) { return {&w, &x, &gemm_for(team, w)}; }
 
-void PackedRows::plan(const Team& team, const Matrix& w, Layout& layout) {
+void PackedRows::plan(const Team& team, const Matrix& w, const Matrix& partner, Layout& layout) {
   gemm = &gemm_for(team, w);
+  const Gemm& other = gemm_for(team, partner);
   cols = w.cols();
   tiles.clear();
   const auto n = static_cast<std::int64_t>(rows.size());
   for (std::int64_t first = 0; first < n;) {
-    const int width = gemm->tile_width(n - first);
+    const int width = common_width(*gemm, other, n - first);
     const std::int64_t tokens = std::min<std::int64_t>(width, n - first);
     tiles.push_back({first, tokens, width, layout.add(gemm->tile_bytes(width, cols))});
     first += tokens;
