@@ -87,7 +87,7 @@ void read_stream(RequestFields& fields, GenerationFields& result) {
 void refuse_what_is_not_there(RequestFields& fields) {
   fields.only("use_beam_search", {false});
   fields.ignore(
-      {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"});
+      {"metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"});
 }
 
 }  // namespace
@@ -144,6 +144,8 @@ GenerationFields read_generation_fields(RequestFields& fields, const ServedModel
 
   result.n = static_cast<int>(fields.integer("n", 1, 128).value_or(1));
   result.sampling = read_sampling(fields);
+  result.client = fields.string("user").value_or("");
+  result.cache_salt = fields.string("cache_salt").value_or("");
   result.stop = fields.strings("stop", 16);
   std::erase(result.stop, std::string());
   if (!result.stop.empty()) tokenizer_of(model, "stop");
@@ -167,6 +169,8 @@ GenerationRequest GenerationFields::request(std::vector<std::int32_t> prompt, in
   request.prompt = std::move(prompt);
   request.max_tokens = max_tokens;
   request.sampling = sampling;
+  request.client = client;
+  request.cache_salt = cache_salt;
   request.sampling.seed += static_cast<std::uint64_t>(i);  // every answer differs, and each can be had again
   if (TokenRules& rules = request.sampling.rules; rules.repetition_penalty != 1) {
     rules.prompt_tokens = request.prompt;

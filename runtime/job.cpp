@@ -131,20 +131,25 @@ LoadedModel load_model(const ModelConfig& config, const Checkpoint& checkpoint, 
   const Placement& placement = loaded.placement = place_evenly(config, rank.comm->size());
   const int cores = static_cast<int>(std::thread::hardware_concurrency());
   const LoadOptions load{.threads = std::clamp(2 * cores / rank.launch.local_size, 1, 16),
-                         .progress = rank.leads() && !options.quiet};
+                         .progress = rank.leads() && !options.quiet,
+                         .mtp = options.mtp};
   loaded.weights = load_weights(config, checkpoint, placement, rank.comm->rank(), load);
 
   const HeadSlice heads = placement.tensor_parallel ? head_slice(config.num_attention_heads, config.num_key_value_heads,
                                                                  rank.comm->size(), rank.comm->rank())
                                                     : HeadSlice{};
-  const int width =
-      placement.tensor_parallel ? static_cast<int>(2 * heads.kv_heads.count * config.head_dim) : config.kv_width();
-  const DType kv_type = bf16(options) ? DType::bf16 : DType::f32;
-  const std::uint64_t page_bytes = static_cast<std::uint64_t>(std::max(width, 1)) * size_of(kv_type) * kPageTokens *
-                                   static_cast<std::uint64_t>(config.num_hidden_layers);
+  const int width = placement.tensor_parallel ? static_cast<int>(2 * heads.kv_heads.count * config.head_dim)
+                                              : config.kv_width();
+  const KvType kv_type = options.kv_cache_dtype.value_or(bf16(options) ? KvType::bf16 : KvType::f32);
+  if (has_scales(kv_type) && !config.is_mla() && config.head_dim % kKvGroup != 0)
+    throw Error(fmt::format("--kv-cache-dtype {} needs heads of a multiple of {} elements; this model's have {}",
+                            name_of(kv_type), kKvGroup, config.head_dim),
+                ExitCode::usage);
+  const int layers = config.num_hidden_layers + (options.mtp ? 1 : 0);
+  const std::uint64_t page_bytes = static_cast<std::uint64_t>(kv_row_bytes(kv_type, std::max(width, 1))) * kPageTokens *
+                                   static_cast<std::uint64_t>(layers);
   const int pages = kv_pages(config, options, rank, page_bytes, available_memory_bytes());
-  loaded.cache =
-      std::make_unique<KvCache>(*loaded.backend, config.num_hidden_layers, pages, kPageTokens, width, kv_type);
+  loaded.cache = std::make_unique<KvCache>(*loaded.backend, layers, pages, kPageTokens, width, kv_type);
   if (std::filesystem::exists(options.model / "tokenizer.json")) {
     loaded.tokens = std::make_shared<grammar::TokenTable>(Tokenizer::from_model_dir(options.model), config.vocab_size);
   }
@@ -170,6 +175,7 @@ std::string summarize(const ModelConfig& config, const JobOptions& options, cons
   text += fmt::format("memory    weights {:.3f} GB, KV cache {:.3f} GB on the largest rank\n",
                       static_cast<double>(weights) / 1e9, static_cast<double>(kv) / 1e9);
   text += fmt::format("context   {} tokens a request, {} tokens of KV cache in all\n", max_model_len, tokens);
+  if (options.mtp) text += "guesses   one token ahead, by the model's MTP layer\n";
   return text;
 }
 

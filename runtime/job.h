@@ -29,6 +29,8 @@ struct JobOptions {
   std::string collectives = "auto";  // auto, mpi
   std::string isa = "auto";
   Compute compute = Compute::f32;
+  std::optional<KvType> kv_cache_dtype;  // not set: FP32 or BF16, as `compute`
+  bool mtp = false;                      // speculative decoding with the model's MTP layer
   bool quiet = false;
 };
 
