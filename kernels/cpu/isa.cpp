@@ -84,10 +84,13 @@ Isa choose_isa(const std::string& name) {
   for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512, Isa::amx}) {
     if (name != name_of(isa)) continue;
     if (!supports(isa))
-      fail("this CPU (or its operating system) has no {}; the best it has is {}", name, name_of(detect_isa()));
+      throw Error(fmt::format("--isa: this CPU (or its operating system) has no {}; the best it has is {}", name,
+                              name_of(detect_isa())),
+                  ExitCode::usage);
     return isa;
   }
-  fail("unknown instruction set '{}': auto, portable, avx2, avx512 or amx", name);
+  throw Error(fmt::format("--isa: unknown instruction set '{}'; it takes auto, portable, avx2, avx512 or amx", name),
+              ExitCode::usage);
 }
 
 }  // namespace cpu
