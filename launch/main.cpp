@@ -5,7 +5,9 @@
 
 #include "base/error.h"
 #include "collectives/mpi.h"
+#include "launch/eval.h"
 #include "launch/inspect.h"
+#include "launch/quantize.h"
 #include "launch/run.h"
 #include "launch/serve.h"
 #include "launch/version.h"
@@ -26,9 +28,13 @@ int run_command(int argc, char** argv, bool speaks) {
   RunOptions run_options;
   ServeOptions serve_options;
   InspectOptions inspect_options;
+  QuantizeOptions quantize_options;
+  EvalOptions eval_options;
   add_run(app, run_options);
   add_serve(app, serve_options);
   add_inspect(app, inspect_options);
+  add_quantize(app, quantize_options);
+  add_eval(app, eval_options);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -42,6 +48,8 @@ int run_command(int argc, char** argv, bool speaks) {
   }
   if (app.got_subcommand("run")) return run(run_options, &argc, &argv);
   if (app.got_subcommand("serve")) return serve(serve_options, &argc, &argv);
+  if (app.got_subcommand("eval")) return eval(eval_options, &argc, &argv);
+  if (app.got_subcommand("quantize")) return speaks ? quantize(quantize_options) : 0;
   if (speaks) return inspect(inspect_options);
   return inspection(inspect_options)["whole"].get<bool>() ? 0 : 1;
 }

@@ -17,6 +17,7 @@
 #include "runtime/control_plane.h"
 #include "runtime/kv_cache.h"
 #include "runtime/model.h"
+#include "runtime/model_source.h"
 #include "runtime/weights.h"
 #include "runtime/worker.h"
 
@@ -136,13 +137,14 @@ LoadedModel load_model(const ModelConfig& config, const Checkpoint& checkpoint, 
   const HeadSlice heads = placement.tensor_parallel ? head_slice(config.num_attention_heads, config.num_key_value_heads,
                                                                  rank.comm->size(), rank.comm->rank())
                                                     : HeadSlice{};
-  const int width = placement.tensor_parallel ? static_cast<int>(2 * heads.kv_heads.count * config.head_dim)
-                                              : config.kv_width();
+  const int width =
+      placement.tensor_parallel ? static_cast<int>(2 * heads.kv_heads.count * config.head_dim) : config.kv_width();
   const DType kv_type = bf16(options) ? DType::bf16 : DType::f32;
   const std::uint64_t page_bytes = static_cast<std::uint64_t>(std::max(width, 1)) * size_of(kv_type) * kPageTokens *
                                    static_cast<std::uint64_t>(config.num_hidden_layers);
   const int pages = kv_pages(config, options, rank, page_bytes, available_memory_bytes());
-  loaded.cache = std::make_unique<KvCache>(*loaded.backend, config.num_hidden_layers, pages, kPageTokens, width, kv_type);
+  loaded.cache =
+      std::make_unique<KvCache>(*loaded.backend, config.num_hidden_layers, pages, kPageTokens, width, kv_type);
   return loaded;
 }
 
@@ -156,8 +158,8 @@ std::string summarize(const ModelConfig& config, const JobOptions& options, cons
     kv = std::max(kv, r.kv_bytes);
     tokens += static_cast<std::int64_t>(r.kv_pages) * kPageTokens;
   }
-  std::string text = fmt::format("model     {} ({}, {} layers", options.model.string(), config.model_type,
-                                 config.num_hidden_layers);
+  std::string text =
+      fmt::format("model     {} ({}, {} layers", options.model.string(), config.model_type, config.num_hidden_layers);
   if (config.n_routed_experts > 0)
     text += fmt::format(", {} experts, {} per token", config.n_routed_experts, config.num_experts_per_tok);
   text += fmt::format(")\nranks     {} over {}\n", ranks.size(), comm.description());
@@ -168,13 +170,16 @@ std::string summarize(const ModelConfig& config, const JobOptions& options, cons
   return text;
 }
 
-Frame frame(Message type, std::vector<std::byte> payload) { return {static_cast<std::uint16_t>(type), std::move(payload)}; }
+Frame frame(Message type, std::vector<std::byte> payload) {
+  return {static_cast<std::uint16_t>(type), std::move(payload)};
+}
 
 /// Rank 0 says why, once; everyone ends with the same code. Callable from any thread but the control plane's own, which
 /// has to carry the news.
 [[noreturn]] void end_job(Rank& rank, const Error& error) {
   static std::atomic<bool> ending = false;
-  while (ending.exchange(true)) std::this_thread::sleep_for(std::chrono::hours(1));  // the first cause is told, not its effects
+  while (ending.exchange(true))
+    std::this_thread::sleep_for(std::chrono::hours(1));  // the first cause is told, not its effects
   std::fprintf(stderr, "shoal: %s\n", error.what());
   rank.server->send_all(frame(Message::failed, encode(error)));
   std::this_thread::sleep_for(std::chrono::milliseconds(300));  // let the others hear it
@@ -191,13 +196,11 @@ class Lead {
     server.wait_for_all();
     const std::vector<WorkerReady> ready = wait_until_loaded();
     Engine engine;
-    const ModelConfig config = engine.config = ModelConfig::from_file(options_.model);
-    engine.model_name = std::filesystem::weakly_canonical(options_.model).filename().string();
+    const ModelConfig config = engine.config = read_model_config(options_.model);
+    engine.model_name = model_name(options_.model);
     engine.ranks = rank_.comm->size();
-    if (std::filesystem::exists(options_.model / "tokenizer.json")) {
-      engine.tokenizer = std::make_shared<const Tokenizer>(Tokenizer::from_file(options_.model / "tokenizer.json"));
-      engine.chat_template = ChatTemplate::from_model_dir(options_.model);
-    }
+    engine.tokenizer = read_tokenizer(options_.model);
+    if (engine.tokenizer) engine.chat_template = read_chat_template(options_.model);
 
     CoordinatorOptions c;
     c.ranks = engine.ranks;
@@ -258,11 +261,11 @@ void work(const JobOptions& options, Rank& rank) {
   auto loading = std::async(std::launch::async, [&] {
     LoadedModel loaded;
     report_failure(rank, [&] {
-      config = ModelConfig::from_file(options.model);
+      config = read_model_config(options.model);
       loaded = load_model(config, Checkpoint::open(options.model), options, rank);
-      client.send(frame(Message::ready, encode(WorkerReady{loaded.weights.bytes, loaded.cache->bytes(),
-                                                           loaded.cache->pages(), loaded.backend->description(),
-                                                           host_name()})));
+      client.send(
+          frame(Message::ready, encode(WorkerReady{loaded.weights.bytes, loaded.cache->bytes(), loaded.cache->pages(),
+                                                   loaded.backend->description(), host_name()})));
     });
     return loaded;
   });
@@ -278,8 +281,8 @@ void work(const JobOptions& options, Rank& rank) {
     report_failure(rank, [&] {
       if (!worker) {  // the first step reaches all ranks together: the time for collective set-up
         loaded = loading.get();
-        model = std::make_unique<Model>(config, std::move(loaded.weights), loaded.placement, *loaded.backend, *rank.comm,
-                                        *loaded.cache, bf16(options));
+        model = std::make_unique<Model>(config, std::move(loaded.weights), loaded.placement, *loaded.backend,
+                                        *rank.comm, *loaded.cache, bf16(options));
         const bool outputs = rank.leads() || !loaded.placement.tensor_parallel;
         worker = std::make_unique<Worker>(*model, *loaded.cache, kMaxLogitRows, outputs);
       }

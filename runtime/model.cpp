@@ -57,6 +57,7 @@ struct Model::State {
   KvCache& cache;
   const RopeFrequencies frequencies = rope_frequencies(config);
   const float scale = attention_scale(config);
+  const RopePairing pairing = config.rope_interleave ? RopePairing::interleaved : RopePairing::halves;
   const RouterShape router = router_shape(config);
   GqaShape gqa_shape{};
   std::vector<std::size_t> vocab_counts;  // [ranks] each rank's part of the LM head
@@ -74,9 +75,10 @@ struct Model::State {
         bool bf16_wire)
       : config(c), weights(std::move(w)), placement(p), backend(b), comm(cm), cache(kc) {
     if (config.n_routed_experts > 0) exchange = std::make_unique<ExpertExchange>(comm, config.hidden_size, bf16_wire);
-    const HeadSlice mine = placement.tensor_parallel
-                               ? head_slice(config.num_attention_heads, config.num_key_value_heads, comm.size(), comm.rank())
-                               : HeadSlice{{0, config.num_attention_heads}, {0, config.num_key_value_heads}};
+    const HeadSlice mine =
+        placement.tensor_parallel
+            ? head_slice(config.num_attention_heads, config.num_key_value_heads, comm.size(), comm.rank())
+            : HeadSlice{{0, config.num_attention_heads}, {0, config.num_key_value_heads}};
     gqa_shape = {static_cast<int>(mine.heads.count), static_cast<int>(mine.kv_heads.count), config.head_dim};
     for (int r = 0; r < comm.size(); ++r)
       vocab_counts.push_back(
@@ -116,7 +118,6 @@ struct Model::State {
     backend.linear(h, w.kv_a_proj, w.kv_a_bias, latent);
     backend.rms_norm(latent.columns(0, rank), w.kv_a_norm, kLatentNormEps, latent.columns(0, rank));
 
-    const RopePairing pairing = config.rope_interleave ? RopePairing::interleaved : RopePairing::halves;
     backend.rope(latent.columns(rank, rope), 1, rope, angles, pairing);
     backend.write_kv(latent, batch.slots, 0, layer);
 
@@ -126,7 +127,8 @@ struct Model::State {
     for (std::int64_t t = 0; t < tokens; ++t)
       for (std::int64_t head = 0; head < heads; ++head)
         std::copy_n(query[t] + head * head_dim + nope, rope, absorbed[t] + head * latent_dim + rank);
-    backend.rope(absorbed.columns(rank, heads * latent_dim - rank), static_cast<int>(heads), latent_dim, angles, pairing);
+    backend.rope(absorbed.columns(rank, heads * latent_dim - rank), static_cast<int>(heads), latent_dim, angles,
+                 pairing);
 
     const Rows<float> attended = o.rows(tokens, heads * rank);
     backend.mla_attention(absorbed, {static_cast<int>(heads), static_cast<int>(rank), static_cast<int>(rope)}, scale,
@@ -145,8 +147,8 @@ struct Model::State {
     backend.linear(h, w.q_proj, w.q_bias, query);
     backend.linear(h, w.k_proj, w.k_bias, key);
     backend.linear(h, w.v_proj, w.v_bias, value);
-    backend.rope(query, gqa_shape.heads, dim, angles, RopePairing::halves);
-    backend.rope(key, gqa_shape.kv_heads, dim, angles, RopePairing::halves);
+    backend.rope(query, gqa_shape.heads, dim, angles, pairing);
+    backend.rope(key, gqa_shape.kv_heads, dim, angles, pairing);
     backend.write_kv(key, batch.slots, 0, layer);
     backend.write_kv(value, batch.slots, static_cast<int>(kv_heads * dim), layer);
     backend.gqa_attention(query, gqa_shape, scale, batch.queries, layer, attended);
@@ -215,8 +217,8 @@ Rows<const float> Model::forward(const TokenBatch& batch) {
   State& s = *state_;
   const std::int64_t tokens = batch.size(), hidden = s.config.hidden_size;
   s.counters.exchange_us = 0;
-  const auto moe_layers = static_cast<std::size_t>(
-      std::count_if(s.placement.rank_of_expert.begin(), s.placement.rank_of_expert.end(), [](auto& l) { return !l.empty(); }));
+  const auto moe_layers = static_cast<std::size_t>(std::count_if(
+      s.placement.rank_of_expert.begin(), s.placement.rank_of_expert.end(), [](auto& l) { return !l.empty(); }));
   s.counters.expert_tokens.assign(moe_layers * static_cast<std::size_t>(s.config.n_routed_experts), 0);
 
   s.x = s.x_memory.rows(tokens, hidden);

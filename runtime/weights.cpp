@@ -12,7 +12,11 @@ namespace {
 class LayerLoader {
  public:
   LayerLoader(const ModelConfig& config, const Placement& placement, int rank, int layer, TensorLoader& loader)
-      : config_(config), placement_(placement), rank_(rank), layer_(layer), loader_(loader),
+      : config_(config),
+        placement_(placement),
+        rank_(rank),
+        layer_(layer),
+        loader_(loader),
         prefix_(fmt::format("model.layers.{}.", layer)) {}
 
   void load(LayerWeights& to) {
@@ -76,9 +80,10 @@ class LayerLoader {
 
   void feed_forward(FeedForward& to, const std::string& p, std::int64_t intermediate) {
     // Cuts fall on whole panels, and on whole FP8 blocks where there are any.
-    const int unit = config_.quantization ? config_.quantization->block_rows : Matrix::kPanel;
-    const Slice mine = placement_.tensor_parallel ? slice_of(intermediate, placement_.ranks, rank_, unit)
-                                                  : Slice{0, intermediate};
+    const bool blocks = config_.quantization && config_.quantization->block_rows > 0;
+    const int unit = blocks ? config_.quantization->block_rows : Matrix::kPanel;
+    const Slice mine =
+        placement_.tensor_parallel ? slice_of(intermediate, placement_.ranks, rank_, unit) : Slice{0, intermediate};
     loader_.matrix(to.gate, p + "gate_proj.weight", intermediate, config_.hidden_size, mine);
     loader_.matrix(to.up, p + "up_proj.weight", intermediate, config_.hidden_size, mine);
     loader_.matrix(to.down, p + "down_proj.weight", config_.hidden_size, intermediate, {}, mine);
@@ -115,8 +120,7 @@ class LayerLoader {
 
 ModelWeights load_weights(const ModelConfig& config, const Checkpoint& checkpoint, const Placement& placement, int rank,
                           const LoadOptions& options) {
-  const auto& quantization = config.quantization;
-  TensorLoader loader(checkpoint, quantization ? quantization->block_rows : 0, quantization ? quantization->block_cols : 0);
+  TensorLoader loader(checkpoint, config.quantization.value_or(WeightQuantization{}));
   ModelWeights weights;
   weights.vocab = placement.tensor_parallel ? slice_of(config.vocab_size, placement.ranks, rank, Matrix::kPanel)
                                             : Slice{0, config.vocab_size};
