@@ -7,7 +7,7 @@ namespace shoal {
 
 void add_job_options(CLI::App& app, JobOptions& options) {
   const std::string group = "Model and job";
-  app.add_option("--model", options.model, "Hugging Face folder with the model")->required()->group(group);
+  app.add_option("--model", options.model, "The model: a Hugging Face folder or a GGUF file")->required()->group(group);
   app.add_option("--max-model-len", options.max_model_len,
                  "Longest prompt and answer together, in tokens; 0: what the model and the memory allow")
       ->check(CLI::NonNegativeNumber)

@@ -17,6 +17,7 @@
 #include "runtime/control_plane.h"
 #include "runtime/kv_cache.h"
 #include "runtime/model.h"
+#include "runtime/model_source.h"
 #include "runtime/weights.h"
 #include "runtime/worker.h"
 
@@ -150,9 +151,8 @@ LoadedModel load_model(const ModelConfig& config, const Checkpoint& checkpoint, 
                                    static_cast<std::uint64_t>(layers);
   const int pages = kv_pages(config, options, rank, page_bytes, available_memory_bytes());
   loaded.cache = std::make_unique<KvCache>(*loaded.backend, layers, pages, kPageTokens, width, kv_type);
-  if (std::filesystem::exists(options.model / "tokenizer.json")) {
-    loaded.tokens = std::make_shared<grammar::TokenTable>(Tokenizer::from_model_dir(options.model), config.vocab_size);
-  }
+  if (const auto tokenizer = read_tokenizer(options.model))
+    loaded.tokens = std::make_shared<grammar::TokenTable>(*tokenizer, config.vocab_size);
   return loaded;
 }
 
@@ -205,13 +205,11 @@ class Lead {
     server.wait_for_all();
     const std::vector<WorkerReady> ready = wait_until_loaded();
     Engine engine;
-    const ModelConfig config = engine.config = ModelConfig::from_file(options_.model);
-    engine.model_name = std::filesystem::weakly_canonical(options_.model).filename().string();
+    const ModelConfig config = engine.config = read_model_config(options_.model);
+    engine.model_name = model_name(options_.model);
     engine.ranks = rank_.comm->size();
-    if (std::filesystem::exists(options_.model / "tokenizer.json")) {
-      engine.tokenizer = std::make_shared<const Tokenizer>(Tokenizer::from_file(options_.model / "tokenizer.json"));
-      engine.chat_template = ChatTemplate::from_model_dir(options_.model);
-    }
+    engine.tokenizer = read_tokenizer(options_.model);
+    if (engine.tokenizer) engine.chat_template = read_chat_template(options_.model);
 
     CoordinatorOptions c;
     c.ranks = engine.ranks;
@@ -277,7 +275,7 @@ void work(const JobOptions& options, Rank& rank) {
   auto loading = std::async(std::launch::async, [&] {
     LoadedModel loaded;
     report_failure(rank, [&] {
-      config = ModelConfig::from_file(options.model);
+      config = read_model_config(options.model);
       loaded = load_model(config, Checkpoint::open(options.model), options, rank);
       client.send(
           frame(Message::ready, encode(WorkerReady{loaded.weights.bytes, loaded.cache->bytes(), loaded.cache->pages(),

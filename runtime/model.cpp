@@ -57,6 +57,7 @@ struct Model::State {
   KvCache& cache;
   const RopeFrequencies frequencies = rope_frequencies(config);
   const float scale = attention_scale(config);
+  const RopePairing pairing = config.rope_interleave ? RopePairing::interleaved : RopePairing::halves;
   const RouterShape router = router_shape(config);
   GqaShape gqa_shape{};
   std::vector<std::size_t> vocab_counts;  // [ranks] each rank's part of the LM head
@@ -119,7 +120,6 @@ struct Model::State {
     backend.linear(h, w.kv_a_proj, w.kv_a_bias, latent);
     backend.rms_norm(latent.columns(0, rank), w.kv_a_norm, kLatentNormEps, latent.columns(0, rank));
 
-    const RopePairing pairing = config.rope_interleave ? RopePairing::interleaved : RopePairing::halves;
     backend.rope(latent.columns(rank, rope), 1, rope, angles, pairing);
     backend.write_kv(latent, batch.slots, 0, layer);
 
@@ -149,8 +149,8 @@ struct Model::State {
     backend.linear(h, w.q_proj, w.q_bias, query);
     backend.linear(h, w.k_proj, w.k_bias, key);
     backend.linear(h, w.v_proj, w.v_bias, value);
-    backend.rope(query, gqa_shape.heads, dim, angles, RopePairing::halves);
-    backend.rope(key, gqa_shape.kv_heads, dim, angles, RopePairing::halves);
+    backend.rope(query, gqa_shape.heads, dim, angles, pairing);
+    backend.rope(key, gqa_shape.kv_heads, dim, angles, pairing);
     backend.write_kv(key, batch.slots, 0, layer);
     backend.write_kv(value, batch.slots, static_cast<int>(kv_heads * dim), layer);
     backend.gqa_attention(query, gqa_shape, scale, batch.queries, layer, attended);

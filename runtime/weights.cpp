@@ -93,7 +93,8 @@ class LayerLoader {
 
   void feed_forward(FeedForward& to, const std::string& p, std::int64_t intermediate) {
     // Cuts fall on whole panels, and on whole FP8 blocks where there are any.
-    const int unit = config_.quantization ? config_.quantization->block_rows : Matrix::kPanel;
+    const bool blocks = config_.quantization && config_.quantization->block_rows > 0;
+    const int unit = blocks ? config_.quantization->block_rows : Matrix::kPanel;
     const Slice mine =
         placement_.tensor_parallel ? slice_of(intermediate, placement_.ranks, rank_, unit) : Slice{0, intermediate};
     loader_.matrix(to.gate, p + "gate_proj.weight", intermediate, config_.hidden_size, mine);
@@ -132,9 +133,7 @@ class LayerLoader {
 
 ModelWeights load_weights(const ModelConfig& config, const Checkpoint& checkpoint, const Placement& placement, int rank,
                           const LoadOptions& options) {
-  const auto& quantization = config.quantization;
-  TensorLoader loader(checkpoint, quantization ? quantization->block_rows : 0,
-                      quantization ? quantization->block_cols : 0);
+  TensorLoader loader(checkpoint, config.quantization.value_or(WeightQuantization{}));
   ModelWeights weights;
   weights.vocab = placement.tensor_parallel ? slice_of(config.vocab_size, placement.ranks, rank, Matrix::kPanel)
                                             : Slice{0, config.vocab_size};

@@ -6,7 +6,7 @@ namespace shoal {
 namespace {
 
 TEST(PrometheusText, CountersAndLabels) {
-  PrometheusText text({{"model", "a\"b\\c\nd"}});
+  PrometheusText text(PrometheusText::Labels{{"model", "a\"b\\c\nd"}});
   text.family("x_total", "counter", "All of them.");
   text.sample(12345678901.0, {{"rank", "0"}});
   text.sample(0.25);
