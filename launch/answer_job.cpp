@@ -12,6 +12,7 @@ nlohmann::ordered_json to_json(const Usage& usage, bool with_reasoning) {
   nlohmann::ordered_json json = {{"prompt_tokens", usage.prompt_tokens},
                                  {"completion_tokens", usage.completion_tokens},
                                  {"total_tokens", usage.prompt_tokens + usage.completion_tokens}};
+  json["prompt_tokens_details"] = {{"cached_tokens", usage.cached_tokens}};
   if (with_reasoning) json["completion_tokens_details"] = {{"reasoning_tokens", usage.reasoning_tokens}};
   return json;
 }

@@ -13,6 +13,7 @@ namespace shoal {
 
 struct Usage {
   int prompt_tokens = 0, completion_tokens = 0, reasoning_tokens = 0;
+  int cached_tokens = 0;  // of the prompt's, which the prefix cache had
 };
 nlohmann::ordered_json to_json(const Usage& usage, bool with_reasoning);
 

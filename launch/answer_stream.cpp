@@ -63,6 +63,7 @@ AnswerDelta AnswerStream::push(const GenerationEvent& event) {
   AnswerDelta delta;
   if (finished_) return delta;
   delta.prompt = event.prompt;
+  cached_tokens_ = std::max(cached_tokens_, event.cached_tokens);
   if (event.token >= 0) {
     ++completion_tokens_;
     if (options_.split_reasoning && splitter_.inside()) ++reasoning_tokens_;

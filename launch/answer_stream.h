@@ -57,7 +57,9 @@ class AnswerStream {
 
   /// Tokens generated so far, those of stop strings and of the end of the answer included.
   int completion_tokens() const { return completion_tokens_; }
-  /// Those of them that are thinking, </think> included. 0 unless split_reasoning.
+  /// Tokens of the prompt that the prefix cache had.
+  int cached_tokens() const { return cached_tokens_; }
+  /// Those of completion_tokens() that are thinking, </think> included. 0 unless split_reasoning.
   int reasoning_tokens() const { return reasoning_tokens_; }
 
  private:
@@ -79,7 +81,7 @@ class AnswerStream {
   std::optional<ToolCallFinder> calls_;
   std::deque<PendingToken> pending_;
   std::size_t decoded_bytes_ = 0, certain_bytes_ = 0;  // before and behind the stop finder
-  int completion_tokens_ = 0, reasoning_tokens_ = 0;
+  int completion_tokens_ = 0, reasoning_tokens_ = 0, cached_tokens_ = 0;
   bool finished_ = false;
 };
 

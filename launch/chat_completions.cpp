@@ -62,6 +62,8 @@ class ChatJob : public AnswerJob {
     if (over) {
       usage_.completion_tokens += answer.completion_tokens();
       usage_.reasoning_tokens += answer.reasoning_tokens();
+      // All answers have the same prompt, which the later ones find in the cache for the first one's sake.
+      if (part == 0) usage_.cached_tokens = answer.cached_tokens();
     }
     if (!streaming()) return keep(choices_[part], delta);
     Json news = Json::object();

@@ -165,7 +165,10 @@ class CompletionJob : public AnswerJob {
       choice.token_ids.insert(choice.token_ids.end(), delta.tokens.begin(), delta.tokens.end());
     }
     choice.finish = delta.finish;
-    if (delta.finish != FinishReason::none) usage_.completion_tokens += answer.completion_tokens();
+    if (delta.finish != FinishReason::none) {
+      usage_.completion_tokens += answer.completion_tokens();
+      if (part % static_cast<std::size_t>(fields_.best_of) == 0) usage_.cached_tokens += answer.cached_tokens();
+    }
     if (!streaming()) return;
     const bool news = !choice.text.empty() || !delta.logprobs.empty() || !choice.token_ids.empty();
     if (news || first || delta.finish != FinishReason::none) send_event(chunk(Json::array({take_choice(part, first)})));
@@ -191,7 +194,9 @@ class CompletionJob : public AnswerJob {
   /// Of each prompt the n choices that are likeliest per token, those first; all, in order, where no more were made.
   std::vector<std::size_t> best_choices() const {
     const auto of_prompt = static_cast<std::size_t>(fields_.best_of);
-    const auto score = [this](std::size_t i) { return choices_[i].logprob_sum / std::max(1, choices_[i].scored_tokens); };
+    const auto score = [this](std::size_t i) {
+      return choices_[i].logprob_sum / std::max(1, choices_[i].scored_tokens);
+    };
     std::vector<std::size_t> best;
     for (std::size_t first = 0; first < choices_.size(); first += of_prompt) {
       std::vector<std::size_t> order(of_prompt);

@@ -144,7 +144,8 @@ GenerationFields read_generation_fields(RequestFields& fields, const ServedModel
 
   result.n = static_cast<int>(fields.integer("n", 1, 128).value_or(1));
   result.sampling = read_sampling(fields);
-  result.client = fields.string("user").value_or("");
+  result.client = fields.client;
+  if (const auto user = fields.string("user")) result.client += "/" + user->substr(0, 256);
   result.cache_salt = fields.string("cache_salt").value_or("");
   result.stop = fields.strings("stop", 16);
   std::erase(result.stop, std::string());

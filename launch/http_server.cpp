@@ -483,6 +483,7 @@ class Session : public std::enable_shared_from_this<Session> {
     };
     if (!watching_ && !peer_gone_) watch();
     HttpRequest request = plain(std::move(message));
+    request.client = client_;
     HttpRecord record{request.id, client_, request.method, request.path};
     const auto begin = Clock::now();
     own_headers_ = cors_headers(request);
@@ -524,7 +525,7 @@ class Session : public std::enable_shared_from_this<Session> {
         keep = false;
         break;
       }
-      record.whole = ended;
+      record.whole = whole;
       if (!ended && output.bytes.empty() && !output.begins) co_await wait();
     }
     record.seconds = std::chrono::duration<double>(Clock::now() - begin).count();

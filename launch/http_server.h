@@ -17,6 +17,7 @@ using HttpHeaders = std::vector<std::pair<std::string, std::string>>;
 
 struct HttpRequest {
   std::string id;      // from X-Request-Id, or made up; the response has it too
+  std::string client;  // its address
   std::string method;  // "GET"
   std::string path;    // without the query; percent-encoded, as it came
   std::string query;   // what is behind '?'

@@ -178,6 +178,7 @@ void chat(const ServedModel& model, GenerationService& service, RequestFields fi
   if (const Json* tools = fields.find("tools")) body["tools"] = *tools;
   fields.finish();
   RequestFields openai(std::move(body));
+  openai.client = fields.client;
   start(OllamaJob::Kind::chat, read_chat_fields(model, openai), service, std::move(responder));
 }
 
@@ -205,6 +206,7 @@ void generate(const ServedModel& model, GenerationService& service, RequestField
   messages.push_back({{"role", "user"}, {"content", prompt}});
   body["messages"] = std::move(messages);
   RequestFields openai(std::move(body));
+  openai.client = fields.client;
   ChatFields chat = read_chat_fields(model, openai);
   if (raw) {
     chat.prompt = model.tokenizer->encode(prompt, true);

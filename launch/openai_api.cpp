@@ -83,6 +83,13 @@ Json detokenize(const ServedModel& model, RequestFields fields) {
   return {{"prompt", tokenizer_of(model, "tokens").decode(ids, false)}};
 }
 
+RequestFields fields_of(const HttpRequest& request) {
+  RequestFields fields = RequestFields::parse(request.body);
+  const std::string_view key = request.header("Authorization");
+  fields.client = key.empty() ? request.client : std::string(key);
+  return fields;
+}
+
 void send_json(const Responder& responder, const Json& json) { responder.send(200, "application/json", to_text(json)); }
 
 void send_error(const HttpRequest& request, const Responder& responder, const ApiError& error) {
@@ -147,16 +154,16 @@ bool OpenAiApi::openai(const HttpRequest& request, const Responder& responder) c
     send_json(responder, model_card(model_, name, started_));
   } else if (path == "/v1/completions") {
     allow(request, "POST");
-    complete(model_, service_, RequestFields::parse(request.body), responder);
+    complete(model_, service_, fields_of(request), responder);
   } else if (path == "/v1/chat/completions") {
     allow(request, "POST");
-    complete_chat(model_, service_, RequestFields::parse(request.body), responder);
+    complete_chat(model_, service_, fields_of(request), responder);
   } else if (path == "/tokenize") {
     allow(request, "POST");
-    send_json(responder, tokenize(model_, RequestFields::parse(request.body)));
+    send_json(responder, tokenize(model_, fields_of(request)));
   } else if (path == "/detokenize") {
     allow(request, "POST");
-    send_json(responder, detokenize(model_, RequestFields::parse(request.body)));
+    send_json(responder, detokenize(model_, fields_of(request)));
   } else {
     return false;
   }
@@ -173,13 +180,13 @@ bool OpenAiApi::ollama(const HttpRequest& request, const Responder& responder) c
     send_json(responder, ollama::list(model_, started_));
   } else if (path == "/api/show") {
     allow(request, "POST");
-    send_json(responder, ollama::show(model_, RequestFields::parse(request.body), started_));
+    send_json(responder, ollama::show(model_, fields_of(request), started_));
   } else if (path == "/api/chat") {
     allow(request, "POST");
-    ollama::chat(model_, service_, RequestFields::parse(request.body), responder);
+    ollama::chat(model_, service_, fields_of(request), responder);
   } else if (path == "/api/generate") {
     allow(request, "POST");
-    ollama::generate(model_, service_, RequestFields::parse(request.body), responder);
+    ollama::generate(model_, service_, fields_of(request), responder);
   } else {
     return false;
   }

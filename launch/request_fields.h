@@ -20,6 +20,9 @@ class RequestFields {
   static RequestFields parse(std::string_view body);
   explicit RequestFields(Json object);
 
+  /// Whose request it is, for those who share fairly between clients: not a field.
+  std::string client;
+
   /// Null where absent.
   const Json* find(const std::string& name);
   /// The field, or ApiError.

@@ -74,6 +74,15 @@ std::string ServerStatus::metrics() const {
   one("kv_cache_pages", "gauge", "KV pages of all ranks.", static_cast<double>(load.kv_pages));
   one("prompt_tokens_total", "counter", "Prompt tokens computed.", static_cast<double>(load.prompt_tokens));
   one("generation_tokens_total", "counter", "Tokens generated.", static_cast<double>(load.generated_tokens));
+  one("prefix_cache_queries_total", "counter", "Prompt tokens looked up in the prefix cache.",
+      static_cast<double>(load.prefix_queries));
+  one("prefix_cache_hits_total", "counter", "Prompt tokens found in the prefix cache.",
+      static_cast<double>(load.prefix_hits));
+  one("num_preemptions_total", "counter", "Sequences that had to leave for want of pages.",
+      static_cast<double>(load.preemptions));
+  one("spec_decode_num_draft_tokens_total", "counter", "Tokens guessed ahead.", static_cast<double>(load.drafted));
+  one("spec_decode_num_accepted_tokens_total", "counter", "Guesses that were right.",
+      static_cast<double>(load.accepted));
   one("steps_total", "counter", "Steps of the whole job.", static_cast<double>(load.steps));
   one("ranks", "gauge", "Ranks of the job.", engine_.ranks);
   requests_.write(text, "shoal:");
@@ -118,6 +127,7 @@ Json ServerStatus::json() const {
           {"summary", engine_.summary},
           {"queue", {{"running", load.running}, {"waiting", load.waiting}, {"finished", requests.requests}}},
           {"kv_pages", {{"used", load.kv_pages_used}, {"all", load.kv_pages}}},
+          {"prefix_cache", {{"queries", load.prefix_queries}, {"hits", load.prefix_hits}}},
           {"tokens", {{"prompt", load.prompt_tokens}, {"generated", load.generated_tokens}, {"steps", load.steps}}},
           {"recent", {{"ttft_s", requests.ttft_s}, {"inter_token_s", requests.inter_token_s}}},
           {"ranks", std::move(ranks)},

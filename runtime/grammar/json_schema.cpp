@@ -280,12 +280,14 @@ class SchemaWriter {
     const Json required = schema.value("required", Json::array());
     if (!properties.is_object()) refuse(place, "'properties' must be an object");
     if (!required.is_array()) refuse(place, "'required' must be a list");
-    const Json additional = schema.value("additionalProperties", Json(properties.empty() && required.empty()));
+    const Json additional = schema.value("additionalProperties", Json(!schema.contains("properties")));
     std::set<std::string> must;
     for (const Json& name : required) {
       if (!name.is_string()) refuse(place, "'required' must be a list of names");
       must.insert(name.get<std::string>());
-      if (!properties.contains(name.get<std::string>())) properties[name.get<std::string>()] = additional;
+      if (!properties.contains(name.get<std::string>())) {
+        properties[name.get<std::string>()] = schema.value("additionalProperties", Json(true));
+      }
     }
     if (properties.empty() && additional == Json(true)) return "object";
 

@@ -69,7 +69,16 @@ def test_streamed_chat_says_the_same(client, server, puzzle):
     reasoning, content, finish, usage = joined(stream)
     message = whole.choices[0].message
     assert reasoning == message.reasoning_content and content == message.content
-    assert finish == whole.choices[0].finish_reason and usage == whole.usage
+    assert finish == whole.choices[0].finish_reason
+    assert (usage.prompt_tokens, usage.completion_tokens) == (whole.usage.prompt_tokens, whole.usage.completion_tokens)
+
+
+def test_a_prompt_that_was_read_before_is_cached(client, server):
+    question = "Which of these is it? " * 20
+    first, again, salted = (ask(client, server, question, max_tokens=1, extra_body={"cache_salt": salt}).usage
+                            for salt in ("mine", "mine", "another's"))
+    assert first.prompt_tokens_details.cached_tokens < again.prompt_tokens_details.cached_tokens < again.prompt_tokens
+    assert salted.prompt_tokens_details.cached_tokens == 0
 
 
 def test_stream_has_no_usage_unless_asked(client, server):
@@ -107,10 +116,11 @@ def test_conversation_goes_into_the_prompt(client, server):
 
 
 def test_several_answers(client, server):
-    answer = ask(client, server, n=3, temperature=1, seed=7, max_tokens=24)
+    strange = "fish house tree fish Monday"  # nothing the model is sure of
+    answer = ask(client, server, strange, n=3, temperature=1.5, seed=7, max_tokens=24)
     texts = [choice.message.reasoning_content for choice in answer.choices]
     assert [choice.index for choice in answer.choices] == [0, 1, 2] and len(set(texts)) > 1
-    again = ask(client, server, n=3, temperature=1, seed=7, max_tokens=24)
+    again = ask(client, server, strange, n=3, temperature=1.5, seed=7, max_tokens=24)
     assert [choice.message.reasoning_content for choice in again.choices] == texts
 
 

@@ -60,7 +60,8 @@ def test_metrics_count_what_happened(server):
     def grew(name):
         return total(after, "shoal:" + name) - total(before, "shoal:" + name)
     generated = sum(one["completion_tokens"] for one in usage)
-    assert grew("prompt_tokens_total") == sum(one["prompt_tokens"] for one in usage)
+    # What the prefix cache had was not computed.
+    assert grew("prompt_tokens_total") + grew("prefix_cache_hits_total") == sum(one["prompt_tokens"] for one in usage)
     assert grew("generation_tokens_total") == generated == grew("request_generation_tokens_sum")
     assert grew("request_success_total") == answers == grew("time_to_first_token_seconds_count")
     assert grew("inter_token_latency_seconds_count") == generated - answers
@@ -73,7 +74,7 @@ def test_metrics_count_what_happened(server):
 
 def test_status(server):
     status = json.loads(request(server.url, "/status.json")[2])
-    assert len(status["ranks"]) == 2 and len(status["expert_tokens"]) == 3 and len(status["expert_tokens"][0]) == 8
+    assert len(status["ranks"]) == 2 and len(status["expert_tokens"]) >= 3 and len(status["expert_tokens"][0]) == 8
     assert sum(map(sum, status["expert_tokens"])) == sum(rank["expert_tokens"] for rank in status["ranks"])
     assert status["kv_pages"]["all"] > 0 and status["queue"]["running"] == 0
 

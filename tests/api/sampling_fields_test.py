@@ -9,6 +9,7 @@ from conftest import DEMO_MODEL
 from tokenizers import Tokenizer
 
 PROMPT = "What number comes next? 2, 4, 6, 8, 10"
+STRANGE = "fish house tree fish Monday"  # nothing the model knows, so that it is sure of nothing
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +29,15 @@ def tokenizer():
 
 
 @pytest.mark.parametrize("penalties", [
-    {"presence_penalty": 1.5}, {"frequency_penalty": 0.7}, {"presence_penalty": -1, "frequency_penalty": 1.2},
+    {"presence_penalty": 2}, {"frequency_penalty": 0.7}, {"presence_penalty": -1, "frequency_penalty": 1.2},
     {"repetition_penalty": 1.3}, {"repetition_penalty": 0.8, "frequency_penalty": 0.5}])
 def test_penalties(server, complete, tokenizer, penalties):
-    """Raw log-probabilities differ from logits by a constant, which matters to the repetition penalty only: there the
-    order of the tokens that were not said must be kept, and the chosen one be among the best after the penalty."""
+    """Raw log-probabilities differ from logits by a constant, so the chosen token can be worked out from them, except
+    with the repetition penalty, which multiplies: its formula is tested in tests/unit/token_steering_test.cpp."""
     repetition = penalties.pop("repetition_penalty", 1)
-    said = complete(max_tokens=24, logprobs=20, extra_body={"repetition_penalty": repetition}, **penalties)
-    plain = complete(max_tokens=24)
+    said = complete(STRANGE, max_tokens=48, logprobs=20,
+                    extra_body={"repetition_penalty": repetition, "ignore_eos": True}, **penalties)
+    plain = complete(STRANGE, max_tokens=48, extra_body={"ignore_eos": True})
     assert said.token_ids != plain.token_ids, "the penalties changed nothing"
     if repetition != 1:
         return

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <random>
 #include <regex>
 
@@ -135,8 +136,21 @@ TEST(Automaton, MatchesWhatRegularExpressionsMatch) {
   for (int i = 0; i < 200; ++i) {
     // The same random expression in both notations.
     std::string gbnf, regex;
-    const auto add = [&](const auto& self, int depth) -> void {
-      switch (random() % (depth > 3 ? 2 : 5)) {
+    // Repetitions are not nested: std::regex would try all ways to share the text out between them.
+    const auto add = [&](const auto& self, int depth, bool repeated) -> void {
+      const auto group = [&](const std::string& times, bool with_choice) {
+        gbnf += " (";
+        regex += "(?:";
+        self(self, depth + 1, repeated || !times.empty());
+        if (with_choice) {
+          gbnf += " |";
+          regex += "|";
+          self(self, depth + 1, repeated);
+        }
+        gbnf += ")" + times;
+        regex += ")" + times;
+      };
+      switch (random() % (depth > 3 ? 2 : repeated ? 3 : 5)) {
         case 0:
           gbnf += " \"a\"";
           regex += "a";
@@ -146,31 +160,17 @@ TEST(Automaton, MatchesWhatRegularExpressionsMatch) {
           regex += "[ab]";
           break;
         case 2:
-          gbnf += " (";
-          regex += "(?:";
-          self(self, depth + 1);
-          gbnf += " |";
-          regex += "|";
-          self(self, depth + 1);
-          gbnf += ")";
-          regex += ")";
+          group("", true);
           break;
-        case 3: {
-          const char* times[] = {"*", "+", "?", "{1,3}", "{2}"};
-          const char* chosen = times[random() % 5];
-          gbnf += " (";
-          regex += "(?:";
-          self(self, depth + 1);
-          gbnf += std::string(")") + chosen;
-          regex += std::string(")") + chosen;
+        case 3:
+          group(std::array{"*", "+", "?", "{1,3}", "{2}"}[random() % 5], false);
           break;
-        }
         default:
-          self(self, depth + 1);
-          self(self, depth + 1);
+          self(self, depth + 1, repeated);
+          self(self, depth + 1, repeated);
       }
     };
-    add(add, 0);
+    add(add, 0, false);
     Automaton automaton(network("root ::=" + gbnf));
     const std::regex reference(regex);
     for (int length = 0, j = 0; j < 60; ++j, length = static_cast<int>(random() % 8)) {
@@ -206,6 +206,17 @@ nlohmann::json any_json(Random& random, int depth) {
   }
 }
 
+/// None where the parser gives up early because a number is too large for a double.
+std::optional<bool> is_json(const std::string& text) {
+  try {
+    return !nlohmann::json::parse(text).is_discarded();
+  } catch (const nlohmann::json::out_of_range&) {
+    return std::nullopt;
+  } catch (const nlohmann::json::parse_error&) {
+    return false;
+  }
+}
+
 TEST(Automaton, TakesJsonAsAParserDoes) {
   Random random(4);
   Automaton automaton(network(json_gbnf));
@@ -220,9 +231,10 @@ TEST(Automaton, TakesJsonAsAParserDoes) {
         text.erase(random() % text.size(), 1);
       }
     }
-    const bool expected = nlohmann::json::accept(text);
-    ++(expected ? valid : invalid);
-    EXPECT_EQ(matches(automaton, text), expected) << text;
+    const auto expected = is_json(text);
+    if (!expected) continue;
+    ++(*expected ? valid : invalid);
+    EXPECT_EQ(matches(automaton, text), *expected) << text;
   }
   EXPECT_GT(valid, 1000);
   EXPECT_GT(invalid, 1000);

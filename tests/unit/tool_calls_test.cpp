@@ -30,7 +30,8 @@ Found find(ToolSyntax syntax, const std::string& text, unsigned seed) {
   return found;
 }
 
-void expect(ToolSyntax syntax, const std::string& text, const std::string& content, const std::vector<ToolCall>& calls) {
+void expect(ToolSyntax syntax, const std::string& text, const std::string& content,
+            const std::vector<ToolCall>& calls) {
   for (unsigned seed = 0; seed < 50; ++seed) {
     const Found found = find(syntax, text, seed);
     EXPECT_EQ(found.content, content) << text;
@@ -52,8 +53,9 @@ TEST(ToolCalls, TheWayR1WritesThem) {
 
 TEST(ToolCalls, TheWayV31WritesThem) {
   expect(ToolSyntax::deepseek,
-         "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>add<｜tool▁sep｜>{\"a\": \"```\"}<｜tool▁call▁end｜><｜tool▁calls▁end｜>", "",
-         {{"add", "{\"a\": \"```\"}"}});
+         "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>add<｜tool▁sep｜>{\"a\": "
+         "\"```\"}<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+         "", {{"add", "{\"a\": \"```\"}"}});
 }
 
 TEST(ToolCalls, TheWayHermesWritesThem) {
