@@ -17,6 +17,7 @@
 #include "runtime/control_plane.h"
 #include "runtime/kv_cache.h"
 #include "runtime/model.h"
+#include "runtime/planned_job.h"
 #include "runtime/weights.h"
 #include "runtime/worker.h"
 
@@ -128,7 +129,9 @@ LoadedModel load_model(const ModelConfig& config, const Checkpoint& checkpoint, 
   cpu.local_ranks = rank.launch.local_size;
   loaded.backend = make_cpu_backend(cpu);
 
-  const Placement& placement = loaded.placement = place_evenly(config, rank.comm->size());
+  const Placement& placement = loaded.placement = job_placement(options, config, rank.comm->size());
+  refuse_what_does_not_fit(config, options, placement, rank.comm->rank(),
+                           available_memory_bytes() / static_cast<std::uint64_t>(std::max(1, rank.launch.local_size)));
   const int cores = static_cast<int>(std::thread::hardware_concurrency());
   const LoadOptions load{.threads = std::clamp(2 * cores / rank.launch.local_size, 1, 16),
                          .progress = rank.leads() && !options.quiet};
@@ -137,16 +140,16 @@ LoadedModel load_model(const ModelConfig& config, const Checkpoint& checkpoint, 
   const HeadSlice heads = placement.tensor_parallel ? head_slice(config.num_attention_heads, config.num_key_value_heads,
                                                                  rank.comm->size(), rank.comm->rank())
                                                     : HeadSlice{};
-  const int width = placement.tensor_parallel ? static_cast<int>(2 * heads.kv_heads.count * config.head_dim)
-                                              : config.kv_width();
+  const int width =
+      placement.tensor_parallel ? static_cast<int>(2 * heads.kv_heads.count * config.head_dim) : config.kv_width();
   const DType kv_type = bf16(options) ? DType::bf16 : DType::f32;
   const std::uint64_t page_bytes = static_cast<std::uint64_t>(std::max(width, 1)) * size_of(kv_type) * kPageTokens *
                                    static_cast<std::uint64_t>(config.num_hidden_layers);
   const int pages = kv_pages(config, options, rank, page_bytes, available_memory_bytes());
-  loaded.cache = std::make_unique<KvCache>(*loaded.backend, config.num_hidden_layers, pages, kPageTokens, width, kv_type);
+  loaded.cache =
+      std::make_unique<KvCache>(*loaded.backend, config.num_hidden_layers, pages, kPageTokens, width, kv_type);
   if (std::filesystem::exists(options.model / "tokenizer.json")) {
-    loaded.tokens =
-        std::make_shared<grammar::TokenTable>(Tokenizer::from_model_dir(options.model), config.vocab_size);
+    loaded.tokens = std::make_shared<grammar::TokenTable>(Tokenizer::from_model_dir(options.model), config.vocab_size);
   }
   return loaded;
 }
@@ -161,8 +164,8 @@ std::string summarize(const ModelConfig& config, const JobOptions& options, cons
     kv = std::max(kv, r.kv_bytes);
     tokens += static_cast<std::int64_t>(r.kv_pages) * kPageTokens;
   }
-  std::string text = fmt::format("model     {} ({}, {} layers", options.model.string(), config.model_type,
-                                 config.num_hidden_layers);
+  std::string text =
+      fmt::format("model     {} ({}, {} layers", options.model.string(), config.model_type, config.num_hidden_layers);
   if (config.n_routed_experts > 0)
     text += fmt::format(", {} experts, {} per token", config.n_routed_experts, config.num_experts_per_tok);
   text += fmt::format(")\nranks     {} over {}\n", ranks.size(), comm.description());
@@ -173,13 +176,16 @@ std::string summarize(const ModelConfig& config, const JobOptions& options, cons
   return text;
 }
 
-Frame frame(Message type, std::vector<std::byte> payload) { return {static_cast<std::uint16_t>(type), std::move(payload)}; }
+Frame frame(Message type, std::vector<std::byte> payload) {
+  return {static_cast<std::uint16_t>(type), std::move(payload)};
+}
 
 /// Rank 0 says why, once; everyone ends with the same code. Callable from any thread but the control plane's own, which
 /// has to carry the news.
 [[noreturn]] void end_job(Rank& rank, const Error& error) {
   static std::atomic<bool> ending = false;
-  while (ending.exchange(true)) std::this_thread::sleep_for(std::chrono::hours(1));  // the first cause is told, not its effects
+  while (ending.exchange(true))
+    std::this_thread::sleep_for(std::chrono::hours(1));  // the first cause is told, not its effects
   std::fprintf(stderr, "shoal: %s\n", error.what());
   rank.server->send_all(frame(Message::failed, encode(error)));
   std::this_thread::sleep_for(std::chrono::milliseconds(300));  // let the others hear it
@@ -266,9 +272,9 @@ void work(const JobOptions& options, Rank& rank) {
     report_failure(rank, [&] {
       config = ModelConfig::from_file(options.model);
       loaded = load_model(config, Checkpoint::open(options.model), options, rank);
-      client.send(frame(Message::ready, encode(WorkerReady{loaded.weights.bytes, loaded.cache->bytes(),
-                                                           loaded.cache->pages(), loaded.backend->description(),
-                                                           host_name()})));
+      client.send(
+          frame(Message::ready, encode(WorkerReady{loaded.weights.bytes, loaded.cache->bytes(), loaded.cache->pages(),
+                                                   loaded.backend->description(), host_name()})));
     });
     return loaded;
   });
@@ -284,8 +290,8 @@ void work(const JobOptions& options, Rank& rank) {
     report_failure(rank, [&] {
       if (!worker) {  // the first step reaches all ranks together: the time for collective set-up
         loaded = loading.get();
-        model = std::make_unique<Model>(config, std::move(loaded.weights), loaded.placement, *loaded.backend, *rank.comm,
-                                        *loaded.cache, bf16(options));
+        model = std::make_unique<Model>(config, std::move(loaded.weights), loaded.placement, *loaded.backend,
+                                        *rank.comm, *loaded.cache, bf16(options));
         const bool outputs = rank.leads() || !loaded.placement.tensor_parallel;
         worker = std::make_unique<Worker>(*model, *loaded.cache, kMaxLogitRows, outputs, loaded.tokens);
       }
@@ -327,8 +333,10 @@ int run_ranks(int* argc, char*** argv, const JobOptions& options, const std::fun
 
 }  // namespace
 
-int run_job(int* argc, char*** argv, const JobOptions& options, const std::function<int(Engine&)>& front) {
+int run_job(int* argc, char*** argv, const JobOptions& asked, const std::function<int(Engine&)>& front) {
   try {
+    JobOptions options = asked;
+    apply_plan(options);
     return run_ranks(argc, argv, options, front);
   } catch (const Error& error) {
     std::fprintf(stderr, "shoal: %s\n", error.what());
