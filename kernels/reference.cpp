@@ -13,9 +13,7 @@ namespace {
 double sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
 
 float cache_element(const KvLayer& cache, std::int64_t row, int column) {
-  const std::int64_t at = row * cache.width + column;
-  if (cache.dtype == DType::bf16) return bf16_to_f32(static_cast<const std::uint16_t*>(cache.data)[at]);
-  return static_cast<const float*>(cache.data)[at];
+  return decode_kv(cache.type, cache.row(row), column, cache.width);
 }
 
 std::int64_t cache_row(const AttentionQuery& query, const KvLayer& cache, std::int64_t position) {
@@ -109,14 +107,7 @@ class ReferenceBackend final : public Backend {
 
   void write_kv(Rows<const float> x, std::span<const std::int64_t> slots, int column, const KvLayer& cache) override {
     for (std::int64_t t = 0; t < x.rows; ++t) {
-      for (std::int64_t c = 0; c < x.cols; ++c) {
-        const std::int64_t at = slots[std::size_t(t)] * cache.width + column + c;
-        if (cache.dtype == DType::bf16) {
-          static_cast<std::uint16_t*>(cache.data)[at] = f32_to_bf16(x[t][c]);
-        } else {
-          static_cast<float*>(cache.data)[at] = x[t][c];
-        }
-      }
+      encode_kv(cache.type, x[t], x.cols, column, cache.width, cache.row(slots[std::size_t(t)]));
     }
   }
 

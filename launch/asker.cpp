@@ -48,7 +48,7 @@ double seconds(Clock::duration duration) { return std::chrono::duration<double>(
 
 Asker::Asker(const Engine& engine, const RunOptions& options)
     : options_(options), model_(served_model(engine)), service_(generator_of(*engine.coordinator), engine.tokenizer) {
-  if (!engine.tokenizer) fail("{} has no tokenizer.json, so there is no text to ask with", options.job.model.string());
+  if (!engine.tokenizer) fail("{} has no tokenizer, so there is no text to ask with", options.job.model.string());
 }
 
 Answer Asker::continue_text(const std::string& text, bool show) {
@@ -56,7 +56,7 @@ Answer Asker::continue_text(const std::string& text, bool show) {
 }
 
 Answer Asker::answer(const Json& messages, bool show) {
-  const std::string prompt = model_.render_chat(messages, Json::object());
+  const std::string prompt = model_.render_chat(messages, nullptr, Json::object());
   AnswerOptions options;
   options.split_reasoning = true;
   options.starts_in_reasoning = ends_in_reasoning(prompt);

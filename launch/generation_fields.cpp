@@ -8,6 +8,7 @@
 #include <mutex>
 #include <random>
 
+#include "launch/answer_format.h"
 #include "launch/api_error.h"
 
 namespace shoal {
@@ -64,6 +65,8 @@ TokenRules read_rules(RequestFields& fields, const ServedModel& model) {
     rules.allowed = checked_token_ids(model, "allowed_token_ids", *allowed);
     if (rules.allowed.empty()) throw bad_field("allowed_token_ids", "'allowed_token_ids' allows no token");
   }
+  rules.grammar = read_answer_format(fields);
+  if (!rules.grammar.empty()) tokenizer_of(model, "response_format");
   rules.min_tokens = static_cast<int>(fields.integer("min_tokens", 0, INT32_MAX).value_or(0));
   return rules;
 }
@@ -83,9 +86,8 @@ void read_stream(RequestFields& fields, GenerationFields& result) {
 /// What changes answers elsewhere and is not here yet, and what changes none.
 void refuse_what_is_not_there(RequestFields& fields) {
   fields.only("use_beam_search", {false});
-  fields.only("response_format", {{{"type", "text"}}});
   fields.ignore(
-      {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"});
+      {"metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"});
 }
 
 }  // namespace
@@ -109,8 +111,8 @@ void check_prompt_length(const ServedModel& model, const std::string& field, std
 void check_min_tokens(const GenerationFields& fields, int max_tokens) {
   const int least = fields.sampling.rules.min_tokens;
   if (least <= max_tokens) return;
-  throw bad_field("min_tokens", fmt::format("'min_tokens' is {}, more than the {} that the answer may have", least,
-                                            max_tokens));
+  throw bad_field("min_tokens",
+                  fmt::format("'min_tokens' is {}, more than the {} that the answer may have", least, max_tokens));
 }
 
 std::vector<std::int32_t> checked_token_ids(const ServedModel& model, const std::string& field,
@@ -142,6 +144,8 @@ GenerationFields read_generation_fields(RequestFields& fields, const ServedModel
 
   result.n = static_cast<int>(fields.integer("n", 1, 128).value_or(1));
   result.sampling = read_sampling(fields);
+  result.client = fields.string("user").value_or("");
+  result.cache_salt = fields.string("cache_salt").value_or("");
   result.stop = fields.strings("stop", 16);
   std::erase(result.stop, std::string());
   if (!result.stop.empty()) tokenizer_of(model, "stop");
@@ -165,6 +169,8 @@ GenerationRequest GenerationFields::request(std::vector<std::int32_t> prompt, in
   request.prompt = std::move(prompt);
   request.max_tokens = max_tokens;
   request.sampling = sampling;
+  request.client = client;
+  request.cache_salt = cache_salt;
   request.sampling.seed += static_cast<std::uint64_t>(i);  // every answer differs, and each can be had again
   if (TokenRules& rules = request.sampling.rules; rules.repetition_penalty != 1) {
     rules.prompt_tokens = request.prompt;

@@ -15,6 +15,8 @@ struct GenerationFields {
   std::string model;  // as the answer names it
   int n = 1;
   SamplingParams sampling;
+  std::string client;      // `user`: who takes turns with others
+  std::string cache_salt;  // as vLLM's: only requests with the same share what is cached of their prompts
   std::vector<std::string> stop;
   std::vector<std::int32_t> stop_token_ids;
   bool stream = false;

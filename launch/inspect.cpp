@@ -9,6 +9,7 @@
 #include "planner/tensor_names.h"
 #include "runtime/checkpoint.h"
 #include "runtime/completeness.h"
+#include "runtime/model_source.h"
 
 namespace shoal {
 namespace {
@@ -105,22 +106,26 @@ void print_text(const Json& r) {
 
 CLI::App* add_inspect(CLI::App& root, InspectOptions& options) {
   CLI::App* app = root.add_subcommand("inspect", "Show what is in a checkpoint, and whether it is whole");
-  app->add_option("model", options.model, "Hugging Face folder")->required();
+  app->add_option("model", options.model, "Hugging Face folder or GGUF file")->required();
   app->add_flag("--json", options.json, "Print JSON");
   app->add_flag("--tensors", options.tensors, "List every tensor with its type and shape");
   return app;
 }
 
 nlohmann::ordered_json inspection(const InspectOptions& options) {
-  const ModelConfig config = ModelConfig::from_file(options.model);
+  const ModelConfig config = read_model_config(options.model);
   const Checkpoint checkpoint = Checkpoint::open(options.model);
   const auto expected = expected_tensors(config);
   const Completeness state = compare(checkpoint, expected);
 
   Json report = {{"model", options.model}, {"architecture", config.model_type}};
   if (config.quantization) {
-    report["quantization"] = fmt::format("{} in blocks of {} x {}", config.quantization->method,
-                                         config.quantization->block_rows, config.quantization->block_cols);
+    const WeightQuantization& q = *config.quantization;
+    std::string how = q.method;
+    if (q.bits != 8) how += fmt::format(" of {} bits", q.bits);
+    if (q.block_rows > 0) how += fmt::format(" in blocks of {} x {}", q.block_rows, q.block_cols);
+    if (q.group_size > 0) how += fmt::format(" in groups of {}", q.group_size);
+    report["quantization"] = how;
   }
   report["dimensions"] = dimensions(config);
   report["kv_bytes_per_token"] = std::int64_t{config.kv_width()} * config.num_hidden_layers * 2;

@@ -7,7 +7,7 @@ namespace shoal {
 
 void add_job_options(CLI::App& app, JobOptions& options) {
   const std::string group = "Model and job";
-  app.add_option("--model", options.model, "Hugging Face folder with the model")->required()->group(group);
+  app.add_option("--model", options.model, "The model: a Hugging Face folder or a GGUF file")->required()->group(group);
   app.add_option("--plan", options.plan,
                  "Plan from 'shoal plan --json': places experts, and sets context, step, KV cache and computing type")
       ->check(CLI::ExistingFile)
@@ -41,6 +41,19 @@ void add_job_options(CLI::App& app, JobOptions& options) {
       ->transform(CLI::CheckedTransformer(types))
       ->type_name("TYPE")
       ->default_str("f32")
+      ->group(group);
+  const std::map<std::string, KvType> kv_types = {
+      {"f32", KvType::f32}, {"bf16", KvType::bf16}, {"fp8", KvType::fp8}, {"int8", KvType::int8}};
+  app.add_option("--kv-cache-dtype", options.kv_cache_dtype,
+                 "Type of the KV cache: f32, bf16, fp8, int8; without it as --compute says")
+      ->transform(CLI::CheckedTransformer(kv_types))
+      ->type_name("TYPE")
+      ->group(group);
+  app.add_option_function<std::string>(
+         "--speculative", [&options](const std::string& how) { options.mtp = how == "mtp"; },
+         "Guess tokens ahead and verify them: none, mtp (the model's own MTP layer). Answers stay the same")
+      ->check(CLI::IsMember({"none", "mtp"}))
+      ->default_str("none")
       ->group(group);
   app.add_flag("--quiet", options.quiet, "No progress while the model is loaded")->group(group);
 }

@@ -5,8 +5,10 @@
 
 #include "base/error.h"
 #include "collectives/mpi.h"
+#include "launch/eval.h"
 #include "launch/inspect.h"
 #include "launch/plan.h"
+#include "launch/quantize.h"
 #include "launch/run.h"
 #include "launch/serve.h"
 #include "launch/version.h"
@@ -28,9 +30,13 @@ int run_command(int argc, char** argv, bool speaks) {
   ServeOptions serve_options;
   InspectOptions inspect_options;
   PlanOptions plan_options;
+  QuantizeOptions quantize_options;
+  EvalOptions eval_options;
   add_run(app, run_options);
   add_serve(app, serve_options);
   add_inspect(app, inspect_options);
+  add_quantize(app, quantize_options);
+  add_eval(app, eval_options);
   add_plan(app, plan_options);
   try {
     app.parse(argc, argv);
@@ -46,6 +52,8 @@ int run_command(int argc, char** argv, bool speaks) {
   if (app.got_subcommand("run")) return run(run_options, &argc, &argv);
   if (app.got_subcommand("serve")) return serve(serve_options, &argc, &argv);
   if (app.got_subcommand("plan")) return plan(plan_options, speaks);
+  if (app.got_subcommand("eval")) return eval(eval_options, &argc, &argv);
+  if (app.got_subcommand("quantize")) return speaks ? quantize(quantize_options) : 0;
   if (speaks) return inspect(inspect_options);
   return inspection(inspect_options)["whole"].get<bool>() ? 0 : 1;
 }

@@ -254,7 +254,7 @@ void mla(benchmark::State& state, int heads, std::int32_t context) {
   std::vector<float> out(static_cast<std::size_t>(tokens * heads * 512));
   for (auto _ : state) {
     backend.mla_attention({q.data(), tokens, std::int64_t{heads} * kWidth}, shape, 0.1f, queries,
-                          {memory.get(), DType::bf16, kPage, kWidth}, {out.data(), tokens, std::int64_t{heads} * 512});
+                          {memory.get(), KvType::bf16, kPage, kWidth}, {out.data(), tokens, std::int64_t{heads} * 512});
   }
   report(state, 2.0 * double(tokens) * heads * context * (576 + 512), double(context) * kWidth * 2);
 }

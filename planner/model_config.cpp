@@ -240,28 +240,98 @@ void read_rope(ModelConfig& c, const JsonFields& json) {
   }
 }
 
+void read_weight_blocks(WeightQuantization& q, const JsonFields& fields) {
+  const auto block = fields.integers("weight_block_size");
+  if (block.size() != 2 || block[0] < 1 || block[1] < 1 || block[0] > max_width || block[1] > max_width) {
+    fields.reject("weight_block_size", "must be two positive numbers, rows and columns");
+  }
+  q.block_rows = static_cast<int>(block[0]);
+  q.block_cols = static_cast<int>(block[1]);
+}
+
 /// DeepSeek's FP8: E4M3 weights with an FP32 factor for each block, activations quantized as they come.
+void read_fp8(WeightQuantization& q, const JsonFields& fields) {
+  const std::string format = fields.string_or("fmt", "e4m3");
+  if (format != "e4m3") fields.reject("fmt", fmt::format("\"{}\" is not supported (e4m3 is)", format));
+  read_weight_blocks(q, fields);
+}
+
+/// Codes that fill words of 32 bits, in groups along the inputs; -1 is one group of all.
+void read_packed(WeightQuantization& q, const JsonFields& fields, const char* bits_key) {
+  q.bits = fields.integer(bits_key, 1, 8);
+  if (q.bits != 2 && q.bits != 4 && q.bits != 8)
+    fields.reject(bits_key, fmt::format("is {}; 2, 4 and 8 are supported", q.bits));
+  q.group_size = std::max(0, fields.integer_or("group_size", -1, -1, max_width));
+}
+
+void read_awq(WeightQuantization& q, const JsonFields& fields) {
+  read_packed(q, fields, fields.has("w_bit") ? "w_bit" : "bits");
+  if (q.bits != 4) fields.reject("bits", fmt::format("is {}; only 4 is supported", q.bits));
+  if (fields.has("q_group_size")) q.group_size = std::max(0, fields.integer("q_group_size", -1, max_width));
+  const std::string version = fields.string_or("version", "gemm");
+  if (version != "gemm" && version != "GEMM")
+    fields.reject("version", fmt::format("\"{}\" is not supported (gemm is)", version));
+}
+
+void read_gptq(WeightQuantization& q, const JsonFields& fields) {
+  read_packed(q, fields, "bits");
+  const std::string format = fields.string_or("checkpoint_format", "gptq");
+  if (format != "gptq" && format != "gptq_v2") {
+    fields.reject("checkpoint_format", fmt::format("\"{}\" is not supported (gptq and gptq_v2 are)", format));
+  }
+  q.zero_offset = format == "gptq" ? 1 : 0;
+}
+
+/// Its "pack-quantized" INT4 and "int-quantized" INT8 weights, all layers alike.
+void read_compressed_tensors(WeightQuantization& q, const JsonFields& fields) {
+  const std::string format = fields.string_or("format", "");
+  if (format != "pack-quantized" && format != "int-quantized") {
+    fields.reject("format", fmt::format("\"{}\" is not supported (pack-quantized and int-quantized are)", format));
+  }
+  const auto groups = fields.object("config_groups");
+  const nlohmann::json* all = fields.find("config_groups");
+  if (!groups || all->size() != 1) fields.reject("config_groups", "must be one group; others are not supported");
+  const auto group = groups->object(all->begin().key().c_str());
+  const auto weights = group ? group->object("weights") : std::nullopt;
+  if (!weights) groups->reject(all->begin().key(), "says nothing of weights");
+  if (weights->string_or("type", "int") != "int") weights->reject("type", "must be int");
+  read_packed(q, *weights, "num_bits");
+  if (format == "int-quantized") {
+    if (q.bits != 8) weights->reject("num_bits", fmt::format("is {}, and must be 8 for int-quantized", q.bits));
+    q.method = "int8";
+  }
+}
+
+/// How the linear weights are stored. Activations are quantized, where at all, as the kernels choose, so what files say
+/// of them only matters where it names a fixed scale.
 void read_quantization(ModelConfig& c, const JsonFields& json) {
   const auto fields = json.object("quantization_config");
   if (!fields) return;
-  WeightQuantization quantization;
-  quantization.method = fields->string_or("quant_method", "");
-  if (quantization.method != "fp8") {
-    fields->reject("quant_method", fmt::format("\"{}\" is not supported (fp8 is)", quantization.method));
-  }
-  const std::string format = fields->string_or("fmt", "e4m3");
-  if (format != "e4m3") fields->reject("fmt", fmt::format("\"{}\" is not supported (e4m3 is)", format));
+  WeightQuantization q;
+  q.method = fields->string_or("quant_method", "");
   const std::string activations = fields->string_or("activation_scheme", "dynamic");
   if (activations != "dynamic") {
     fields->reject("activation_scheme", fmt::format("\"{}\" is not supported (dynamic is)", activations));
   }
-  const auto block = fields->integers("weight_block_size");
-  if (block.size() != 2 || block[0] < 1 || block[1] < 1 || block[0] > max_width || block[1] > max_width) {
-    fields->reject("weight_block_size", "must be two positive numbers, rows and columns");
+  if (q.method == "fp8") {
+    read_fp8(q, *fields);
+  } else if (q.method == "blockwise_int8") {
+    q.method = "int8";
+    read_weight_blocks(q, *fields);
+  } else if (q.method == "w8a8_int8") {
+    q.method = "int8";
+  } else if (q.method == "awq") {
+    read_awq(q, *fields);
+  } else if (q.method == "gptq") {
+    read_gptq(q, *fields);
+  } else if (q.method == "compressed-tensors") {
+    read_compressed_tensors(q, *fields);
+  } else {
+    fields->reject("quant_method", fmt::format("\"{}\" is not supported (fp8, blockwise_int8, w8a8_int8, awq, gptq and "
+                                               "compressed-tensors are)",
+                                               q.method));
   }
-  quantization.block_rows = static_cast<int>(block[0]);
-  quantization.block_cols = static_cast<int>(block[1]);
-  c.quantization = quantization;
+  c.quantization = q;
 }
 
 /// Ends of a text: what both files name (Qwen2's instruct models list more of them in generation_config.json). The
@@ -292,9 +362,19 @@ void read_token_ids(ModelConfig& c, const JsonFields& json, const std::optional<
 
 }  // namespace
 
-ModelConfig ModelConfig::from_json(const nlohmann::json& document, const std::string& place,
-                                   const std::optional<JsonFields>& generation) {
-  const JsonFields json(document, place);
+ModelConfig ModelConfig::from_file(const std::filesystem::path& path) {
+  std::error_code ignored;  // what cannot be looked at is reported when it is opened
+  const auto file = std::filesystem::is_directory(path, ignored) ? path / "config.json" : path;
+  const auto document = read_json_file(file);
+  const auto beside = file.parent_path() / "generation_config.json";
+  if (!std::filesystem::exists(beside, ignored)) return from_json(document, file.string());
+  const auto generation = read_json_file(beside);
+  return from_json(document, file.string(), &generation);
+}
+
+ModelConfig ModelConfig::from_json(const nlohmann::json& config, const std::string& place,
+                                   const nlohmann::json* generation) {
+  const JsonFields json(config, place);
   ModelConfig c;
   const FamilyDefaults family = family_of(json);
   c.architecture = family.architecture;
@@ -309,22 +389,13 @@ ModelConfig ModelConfig::from_json(const nlohmann::json& document, const std::st
   if (c.architecture == Architecture::qwen2) refuse_sliding_window(c, json);
   read_rope(c, json);
   read_quantization(c, json);
-  read_token_ids(c, json, generation, family);
-  return c;
-}
-
-ModelConfig ModelConfig::from_file(const std::filesystem::path& path) {
-  std::error_code ignored;  // what cannot be looked at is reported when it is opened
-  const auto file = std::filesystem::is_directory(path, ignored) ? path / "config.json" : path;
-  const auto document = read_json_file(file);
-  const auto beside = file.parent_path() / "generation_config.json";
-  nlohmann::json generation;
   std::optional<JsonFields> generation_fields;
-  if (std::filesystem::exists(beside, ignored)) {
-    generation = read_json_file(beside);
-    generation_fields.emplace(generation, beside.string());
+  if (generation) {
+    const auto beside = std::filesystem::path(place).parent_path() / "generation_config.json";
+    generation_fields.emplace(*generation, beside.string());
   }
-  return from_json(document, file.string(), generation_fields);
+  read_token_ids(c, json, generation_fields, family);
+  return c;
 }
 
 }  // namespace shoal

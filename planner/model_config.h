@@ -1,6 +1,7 @@
 #pragma once
 #include <cstdint>
 #include <filesystem>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 #include <vector>
@@ -13,9 +14,10 @@ namespace shoal {
 /// attention with dense feed-forward blocks (DeepSeek V1 67B, Llama, Qwen2).
 enum class Architecture { deepseek_v3, deepseek_v2, qwen2, llama };
 
-/// Rotary position scaling. `yarn`: arXiv 2309.00071; `llama3`: the rule of Llama 3.1; `linear`: position / factor.
+/// Rotary position scaling. `yarn`: arXiv 2309.00071; `llama3`: the rule of Llama 3.1; `linear`: position / factor;
+/// `factors`: a divisor for each frequency, as GGUF stores llama3's result.
 struct RopeScaling {
-  enum class Type { none, linear, llama3, yarn };
+  enum class Type { none, linear, llama3, yarn, factors };
   Type type = Type::none;
   float factor = 1;
   int original_max_position_embeddings = 0;
@@ -24,12 +26,16 @@ struct RopeScaling {
   std::optional<float> attention_factor;            // yarn, overrides the computed magnitude
   bool truncate = true;                             // yarn: round the correction range to whole dimensions
   float low_freq_factor = 1, high_freq_factor = 4;  // llama3
+  std::vector<float> factors;                       // [head_dim / 2]
 };
 
 /// How the checkpoint's linear weights are quantized, if they are.
 struct WeightQuantization {
-  std::string method;  // "fp8"
-  int block_rows = 0, block_cols = 0;
+  std::string method;                  // "fp8", "int8", "awq", "gptq", "compressed-tensors"
+  int block_rows = 0, block_cols = 0;  // fp8, int8: that share a scale; 0: one a row
+  int bits = 8;
+  int group_size = 0;   // awq, gptq, compressed-tensors: inputs that share a scale; 0: all
+  int zero_offset = 0;  // gptq: what is added to a stored zero
 };
 
 /// What `config.json` says, in R1's own names where it has them. Fields a family lacks stay at their defaults.
@@ -63,7 +69,7 @@ struct ModelConfig {
   int qk_nope_head_dim = 0;
   int qk_rope_head_dim = 0;
   int v_head_dim = 0;
-  bool rope_interleave = true;
+  bool rope_interleave = true;  // rotated pairs are neighbours; for grouped-query attention too (GGUF's Llama)
 
   // Mixture of experts.
   int n_routed_experts = 0;  // 0: dense
@@ -93,9 +99,9 @@ struct ModelConfig {
   /// of rope settings (`rope_scaling` + `rope_theta`, `rope_parameters`) are read. Every field is checked (present
   /// where the family needs it, in range, consistent); Error names file and field.
   static ModelConfig from_file(const std::filesystem::path& path);
-  /// The same for a `config.json` in memory; `place` is what messages call it.
-  static ModelConfig from_json(const nlohmann::json& document, const std::string& place,
-                               const std::optional<JsonFields>& generation = {});
+  /// The same from the contents of a config.json that came from elsewhere; errors begin with `place`.
+  static ModelConfig from_json(const nlohmann::json& config, const std::string& place,
+                               const nlohmann::json* generation = nullptr);
 };
 
 /// Inverse frequencies [rope_dim / 2] after scaling, in FP32 as transformers computes them, and the factor that

@@ -45,7 +45,7 @@ Placement place_evenly(const ModelConfig& config, int ranks) {
     const Slice mine = slice_of(config.n_routed_experts, ranks, r);
     std::fill_n(even.begin() + mine.first, mine.count, r);
   }
-  for (int layer = 0; layer < config.num_hidden_layers; ++layer)
+  for (int layer = 0; layer < config.num_hidden_layers + config.num_nextn_predict_layers; ++layer)
     placement.rank_of_expert.push_back(config.is_moe_layer(layer) ? even : std::vector<std::int32_t>{});
   return placement;
 }

@@ -86,6 +86,9 @@ RopeFrequencies rope_frequencies(const ModelConfig& config) {
     case RopeScaling::Type::yarn:
       apply_yarn(rope, scaling, dim, config.rope_theta);
       break;
+    case RopeScaling::Type::factors:
+      for (std::size_t i = 0; i < rope.inv_freq.size(); ++i) rope.inv_freq[i] /= scaling.factors[i];
+      break;
   }
   return rope;
 }

@@ -21,6 +21,8 @@ class TensorList {
     // With tied embeddings the head is the embedding; older files store it once more.
     const bool tied = c_.tie_word_embeddings;
     add("lm_head.weight", {c_.vocab_size, c_.hidden_size}, Part::head, tied ? Need::never : Need::always);
+    // GGUF's form of Llama 3.1's rotation.
+    if (!c_.is_mla()) add("rope_freqs.weight", {c_.head_dim / 2}, Part::norms, Need::never);
   }
 
   void layer(int index) {
@@ -73,7 +75,12 @@ class TensorList {
     }
     linear(p + "kv_a_proj_with_mqa", c_.kv_width(), c_.hidden_size, Part::attention, c_.attention_bias);
     add(p + "kv_a_layernorm.weight", {c_.kv_lora_rank}, Part::norms);
-    linear(p + "kv_b_proj", heads * (c_.qk_nope_head_dim + c_.v_head_dim), c_.kv_lora_rank, Part::attention);
+    linear(p + "kv_b_proj", heads * (c_.qk_nope_head_dim + c_.v_head_dim), c_.kv_lora_rank, Part::attention, false,
+           Need::unless_split);
+    if (!mtp_) {
+      add(p + "k_b_proj.weight", {heads, c_.kv_lora_rank, c_.qk_nope_head_dim}, Part::attention, Need::never);
+      add(p + "v_b_proj.weight", {heads, c_.v_head_dim, c_.kv_lora_rank}, Part::attention, Need::never);
+    }
     linear(p + "o_proj", c_.hidden_size, heads * c_.v_head_dim, Part::attention, c_.attention_output_bias);
   }
 
@@ -106,10 +113,11 @@ class TensorList {
     linear(p + "down_proj", c_.hidden_size, intermediate, part);
   }
 
-  void linear(const std::string& name, std::int64_t out, std::int64_t in, Part part, bool bias = false) {
-    add(name + ".weight", {out, in}, part);
+  void linear(const std::string& name, std::int64_t out, std::int64_t in, Part part, bool bias = false,
+              Need need = Need::always) {
+    add(name + ".weight", {out, in}, part, need);
     if (bias) add(name + ".bias", {out}, part);
-    if (c_.quantization) {
+    if (c_.quantization && c_.quantization->block_rows > 0) {
       const auto blocks = [](std::int64_t n, std::int64_t block) { return (n + block - 1) / block; };
       add(name + ".weight_scale_inv",
           {blocks(out, c_.quantization->block_rows), blocks(in, c_.quantization->block_cols)}, part,
@@ -119,7 +127,7 @@ class TensorList {
 
   void add(std::string name, std::vector<std::int64_t> shape, Part part, Need need = Need::always) {
     if (mtp_) part = Part::mtp;
-    if (mtp_ && need == Need::always) need = Need::with_mtp_layer;
+    if (mtp_ && (need == Need::always || need == Need::unless_split)) need = Need::with_mtp_layer;
     list_.push_back({std::move(name), std::move(shape), part, need, layer_});
   }
 
@@ -167,7 +175,8 @@ std::vector<ExpectedTensor> expected_tensors(const ModelConfig& config) {
 ParameterCounts count_parameters(const ModelConfig& config, std::span<const ExpectedTensor> tensors) {
   ParameterCounts counts;
   for (const ExpectedTensor& tensor : tensors) {
-    const bool counted = tensor.need == Need::always || tensor.part == Part::mtp;
+    const bool needed = tensor.need == Need::always || tensor.need == Need::unless_split;
+    const bool counted = needed || tensor.part == Part::mtp;
     if (!counted || tensor.need == Need::with_fp8_weight) continue;
     counts.by_part[static_cast<std::size_t>(tensor.part)] +=
         std::accumulate(tensor.shape.begin(), tensor.shape.end(), std::int64_t{1}, std::multiplies<>());

@@ -18,6 +18,7 @@ std::string_view name_of(Part part);
 /// When a checkpoint must hold a tensor.
 enum class Need {
   always,
+  unless_split,     // where its two halves are not stored instead, as newer GGUF files store kv_b_proj
   with_fp8_weight,  // factors of a quantized weight: where that weight is stored as F8_E4M3
   with_mtp_layer,   // where anything of that MTP layer is stored; transformers drops these layers, but keeps
                     // num_nextn_predict_layers

@@ -1,13 +1,7 @@
 #include "runtime/checkpoint.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <atomic>
-#include <cerrno>
-#include <cstring>
 #include <exception>
 #include <set>
 #include <system_error>
@@ -15,6 +9,9 @@
 
 #include "base/error.h"
 #include "planner/json_fields.h"
+#include "runtime/gguf.h"
+#include "runtime/gguf_names.h"
+#include "runtime/input_file.h"
 #include "runtime/safetensors.h"
 
 namespace shoal {
@@ -25,43 +22,13 @@ namespace fs = std::filesystem;
 /// An index with an entry for each of R1's 92,000 tensors has 9 MB.
 constexpr std::uint64_t max_index_bytes = 256u << 20;
 
-std::string reason() { return std::generic_category().message(errno); }
-
-/// Fills `out` from `offset` on, however few bytes the kernel hands over at a time.
-void read_exactly(int fd, std::uint64_t offset, std::span<std::byte> out, const std::string& what) {
-  while (!out.empty()) {
-    const ssize_t got = ::pread(fd, out.data(), out.size(), static_cast<off_t>(offset));
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) fail("{}: reading at byte {} failed: {}", what, offset, reason());
-    if (got == 0) fail("{}: the file ends at byte {}; it became shorter while it was in use", what, offset);
-    offset += static_cast<std::uint64_t>(got);
-    out = out.subspan(static_cast<std::size_t>(got));
-  }
-}
-
-/// Opens a regular file and returns its size with it. Symbolic links are followed: Hugging Face's cache is made of
-/// them.
-std::pair<int, std::uint64_t> open_file(const fs::path& path) {
-  // Without O_NONBLOCK, opening a named pipe waits for its other end forever.
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (fd < 0 && errno == ENOENT) fail("{}: is missing", path.string());
-  if (fd < 0) fail("{}: cannot be opened: {}", path.string(), reason());
-  struct stat status {};
-  const bool regular = ::fstat(fd, &status) == 0 && S_ISREG(status.st_mode);
-  if (!regular) {
-    ::close(fd);
-    fail("{}: is not a regular file", path.string());
-  }
-  ::posix_fadvise(fd, 0, 0, POSIX_FADV_SEQUENTIAL);
-  return {fd, static_cast<std::uint64_t>(status.st_size)};
-}
-
-std::vector<TensorInfo> read_header(int fd, std::uint64_t file_bytes, const std::string& file) {
-  std::string text(static_cast<std::size_t>(std::min<std::uint64_t>(8, file_bytes)), '\0');
-  read_exactly(fd, 0, std::as_writable_bytes(std::span(text)), file);
-  text.resize(static_cast<std::size_t>(safetensors_header_bytes(text, file_bytes, file)));
-  read_exactly(fd, 8, std::as_writable_bytes(std::span(text)), file);
-  return parse_safetensors_header(text, file_bytes, file);
+std::vector<TensorInfo> read_header(const InputFile& file) {
+  const std::string name = file.path().string();
+  std::string text(static_cast<std::size_t>(std::min<std::uint64_t>(8, file.bytes())), '\0');
+  file.read(0, std::as_writable_bytes(std::span(text)));
+  text.resize(static_cast<std::size_t>(safetensors_header_bytes(text, file.bytes(), name)));
+  file.read(8, std::as_writable_bytes(std::span(text)));
+  return parse_safetensors_header(text, file.bytes(), name);
 }
 
 /// Calls `job(0)` ... `job(count - 1)` from a few threads. Where some throw, the exception of the lowest index is
@@ -124,7 +91,8 @@ struct Layout {
 Layout layout_of(const fs::path& model) {
   std::error_code ignored;
   if (fs::is_regular_file(model, ignored) && model.extension() == ".safetensors") return {{model}, {}, {}};
-  if (!fs::is_directory(model, ignored)) fail("{}: is neither a folder nor a .safetensors file", model.string());
+  if (!fs::is_directory(model, ignored))
+    fail("{}: is neither a folder nor a .safetensors or .gguf file", model.string());
   if (const auto one = model / "model.safetensors"; fs::exists(one, ignored)) return {{one}, {}, {}};
 
   if (const auto index = model / "model.safetensors.index.json"; fs::exists(index, ignored)) {
@@ -182,28 +150,26 @@ void check_against_index(const Layout& layout, const std::vector<std::vector<Ten
 }  // namespace
 
 struct Checkpoint::Files {
-  explicit Files(fs::path path, std::size_t count) : model(std::move(path)), descriptors(count, -1) {}
-  ~Files() {
-    for (const int fd : descriptors) {
-      if (fd >= 0) ::close(fd);
-    }
-  }
-  Files(const Files&) = delete;
-  Files& operator=(const Files&) = delete;
-
   fs::path model;
-  std::vector<int> descriptors;
+  std::vector<std::optional<InputFile>> files;
 };
 
+void TensorInfo::set_format(const QuantFormat* f) {
+  format = f;
+  for (const DType t : {DType::f32, DType::f16, DType::bf16}) {
+    if (f->name == name_of(t)) dtype = t;
+  }
+}
+
 Checkpoint Checkpoint::open(const fs::path& model) {
+  if (is_gguf(model)) return open_gguf(model);
   Layout layout = layout_of(model);
   Checkpoint checkpoint;
-  checkpoint.handles_ = std::make_shared<Files>(model, layout.files.size());
+  checkpoint.handles_ = std::make_shared<Files>(Files{model, {}});
+  checkpoint.handles_->files.resize(layout.files.size());
   std::vector<std::vector<TensorInfo>> by_file(layout.files.size());
   parallel_for(layout.files.size(), [&](std::size_t i) {
-    const auto [fd, bytes] = open_file(layout.files[i]);
-    checkpoint.handles_->descriptors[i] = fd;
-    by_file[i] = read_header(fd, bytes, layout.files[i].string());
+    by_file[i] = read_header(checkpoint.handles_->files[i].emplace(layout.files[i]));
   });
   if (layout.index) check_against_index(layout, by_file);
 
@@ -215,6 +181,21 @@ Checkpoint Checkpoint::open(const fs::path& model) {
     }
   }
   checkpoint.files_ = std::move(layout.files);
+  return checkpoint;
+}
+
+Checkpoint Checkpoint::open_gguf(const fs::path& model) {
+  Gguf gguf = Gguf::open(model);
+  Checkpoint checkpoint;
+  checkpoint.handles_ = std::make_shared<Files>(Files{model, {}});
+  for (const fs::path& file : gguf.files) checkpoint.handles_->files.emplace_back(file);
+  for (TensorInfo& tensor : under_hugging_face_names(gguf)) {
+    std::string name = tensor.name;
+    if (!checkpoint.tensors_.emplace(name, std::move(tensor)).second) {
+      fail("{}: holds tensor {} under two names", model.string(), name);
+    }
+  }
+  checkpoint.files_ = std::move(gguf.files);
   return checkpoint;
 }
 
@@ -234,30 +215,31 @@ const TensorInfo& Checkpoint::require(std::string_view name, std::span<const std
 }
 
 void Checkpoint::read(const TensorInfo& tensor, std::uint64_t from, std::span<std::byte> out) const {
-  const auto file = static_cast<std::size_t>(tensor.file);
-  const std::string what = fmt::format("{}: tensor {}", files_.at(file).string(), tensor.name);
+  const InputFile& file = *handles_->files.at(static_cast<std::size_t>(tensor.file));
   if (from > tensor.bytes || out.size() > tensor.bytes - from) {
-    fail("{}: bytes [{}, {}) were asked for, and it has {}", what, from, from + out.size(), tensor.bytes);
+    fail("{}: tensor {}: bytes [{}, {}) were asked for, and it has {}", file.path().string(), tensor.name, from,
+         from + out.size(), tensor.bytes);
   }
-  read_exactly(handles_->descriptors[file], tensor.offset + from, out, what);
+  file.read(tensor.offset + from, out, ": tensor " + tensor.name);
 }
 
 std::vector<float> Checkpoint::read_floats(const TensorInfo& tensor) const {
-  if (!tensor.dtype || *tensor.dtype == DType::f8_e4m3) {
+  const QuantFormat* format = tensor.format;
+  if (!format && tensor.dtype) format = find_format(name_of(*tensor.dtype));
+  if (!format) {
     fail("{}: tensor {} has the type {}, and must be F32, F16 or BF16",
          files_.at(static_cast<std::size_t>(tensor.file)).string(), tensor.name, tensor.type);
   }
-  std::vector<float> values(tensor.bytes / size_of(*tensor.dtype));
-  if (*tensor.dtype == DType::f32) {
-    read(tensor, 0, std::as_writable_bytes(std::span(values)));
-    return values;
-  }
-  std::vector<std::uint16_t> piece(std::min<std::size_t>(values.size(), 1u << 19));
-  for (std::size_t done = 0; done < values.size(); done += piece.size()) {
-    piece.resize(std::min(piece.size(), values.size() - done));
-    read(tensor, 2 * done, std::as_writable_bytes(std::span(piece)));
-    std::transform(piece.begin(), piece.end(), values.begin() + static_cast<std::ptrdiff_t>(done),
-                   *tensor.dtype == DType::bf16 ? bf16_to_f32 : f16_to_f32);
+  const auto block_bytes = static_cast<std::uint64_t>(format->block_bytes);
+  const auto block_elements = static_cast<std::uint64_t>(format->block_elements);
+  std::vector<float> values(tensor.bytes / block_bytes * block_elements);
+  const std::uint64_t piece = (1u << 20) / block_bytes * block_bytes;
+  std::vector<std::byte> staging(std::min(piece, tensor.bytes));
+  for (std::uint64_t done = 0; done < tensor.bytes; done += staging.size()) {
+    staging.resize(std::min(piece, tensor.bytes - done));
+    read(tensor, done, staging);
+    format->dequantize(staging.data(), static_cast<std::int64_t>(staging.size() / block_bytes * block_elements),
+                       values.data() + done / block_bytes * block_elements);
   }
   return values;
 }

@@ -17,6 +17,7 @@
 #include "runtime/control_plane.h"
 #include "runtime/kv_cache.h"
 #include "runtime/model.h"
+#include "runtime/model_source.h"
 #include "runtime/planned_job.h"
 #include "runtime/weights.h"
 #include "runtime/worker.h"
@@ -130,11 +131,14 @@ LoadedModel load_model(const ModelConfig& config, const Checkpoint& checkpoint, 
   loaded.backend = make_cpu_backend(cpu);
 
   const Placement& placement = loaded.placement = job_placement(options, config, rank.comm->size());
-  refuse_what_does_not_fit(config, options, placement, rank.comm->rank(),
-                           available_memory_bytes() / static_cast<std::uint64_t>(std::max(1, rank.launch.local_size)));
+  if (std::filesystem::is_directory(options.model))  // of a GGUF file, config does not say the types
+    refuse_what_does_not_fit(
+        config, options, placement, rank.comm->rank(),
+        available_memory_bytes() / static_cast<std::uint64_t>(std::max(1, rank.launch.local_size)));
   const int cores = static_cast<int>(std::thread::hardware_concurrency());
   const LoadOptions load{.threads = std::clamp(2 * cores / rank.launch.local_size, 1, 16),
-                         .progress = rank.leads() && !options.quiet};
+                         .progress = rank.leads() && !options.quiet,
+                         .mtp = options.mtp};
   loaded.weights = load_weights(config, checkpoint, placement, rank.comm->rank(), load);
 
   const HeadSlice heads = placement.tensor_parallel ? head_slice(config.num_attention_heads, config.num_key_value_heads,
@@ -142,15 +146,18 @@ LoadedModel load_model(const ModelConfig& config, const Checkpoint& checkpoint, 
                                                     : HeadSlice{};
   const int width =
       placement.tensor_parallel ? static_cast<int>(2 * heads.kv_heads.count * config.head_dim) : config.kv_width();
-  const DType kv_type = bf16(options) ? DType::bf16 : DType::f32;
-  const std::uint64_t page_bytes = static_cast<std::uint64_t>(std::max(width, 1)) * size_of(kv_type) * kPageTokens *
-                                   static_cast<std::uint64_t>(config.num_hidden_layers);
+  const KvType kv_type = options.kv_cache_dtype.value_or(bf16(options) ? KvType::bf16 : KvType::f32);
+  if (has_scales(kv_type) && !config.is_mla() && config.head_dim % kKvGroup != 0)
+    throw Error(fmt::format("--kv-cache-dtype {} needs heads of a multiple of {} elements; this model's have {}",
+                            name_of(kv_type), kKvGroup, config.head_dim),
+                ExitCode::usage);
+  const int layers = config.num_hidden_layers + (options.mtp ? 1 : 0);
+  const std::uint64_t page_bytes = static_cast<std::uint64_t>(kv_row_bytes(kv_type, std::max(width, 1))) * kPageTokens *
+                                   static_cast<std::uint64_t>(layers);
   const int pages = kv_pages(config, options, rank, page_bytes, available_memory_bytes());
-  loaded.cache =
-      std::make_unique<KvCache>(*loaded.backend, config.num_hidden_layers, pages, kPageTokens, width, kv_type);
-  if (std::filesystem::exists(options.model / "tokenizer.json")) {
-    loaded.tokens = std::make_shared<grammar::TokenTable>(Tokenizer::from_model_dir(options.model), config.vocab_size);
-  }
+  loaded.cache = std::make_unique<KvCache>(*loaded.backend, layers, pages, kPageTokens, width, kv_type);
+  if (const auto tokenizer = read_tokenizer(options.model))
+    loaded.tokens = std::make_shared<grammar::TokenTable>(*tokenizer, config.vocab_size);
   return loaded;
 }
 
@@ -173,6 +180,7 @@ std::string summarize(const ModelConfig& config, const JobOptions& options, cons
   text += fmt::format("memory    weights {:.3f} GB, KV cache {:.3f} GB on the largest rank\n",
                       static_cast<double>(weights) / 1e9, static_cast<double>(kv) / 1e9);
   text += fmt::format("context   {} tokens a request, {} tokens of KV cache in all\n", max_model_len, tokens);
+  if (options.mtp) text += "guesses   one token ahead, by the model's MTP layer\n";
   return text;
 }
 
@@ -202,13 +210,11 @@ class Lead {
     server.wait_for_all();
     const std::vector<WorkerReady> ready = wait_until_loaded();
     Engine engine;
-    const ModelConfig config = engine.config = ModelConfig::from_file(options_.model);
-    engine.model_name = std::filesystem::weakly_canonical(options_.model).filename().string();
+    const ModelConfig config = engine.config = read_model_config(options_.model);
+    engine.model_name = model_name(options_.model);
     engine.ranks = rank_.comm->size();
-    if (std::filesystem::exists(options_.model / "tokenizer.json")) {
-      engine.tokenizer = std::make_shared<const Tokenizer>(Tokenizer::from_file(options_.model / "tokenizer.json"));
-      engine.chat_template = ChatTemplate::from_model_dir(options_.model);
-    }
+    engine.tokenizer = read_tokenizer(options_.model);
+    if (engine.tokenizer) engine.chat_template = read_chat_template(options_.model);
 
     CoordinatorOptions c;
     c.ranks = engine.ranks;
@@ -223,6 +229,10 @@ class Lead {
     c.max_num_seqs = options_.max_num_seqs;
     c.max_batched_tokens = options_.max_batched_tokens;
     c.max_prefill_tokens = options_.max_prefill_tokens;
+    engine.workers = ready;
+    const auto counters = std::make_shared<StepCounters>(place_evenly(config, engine.ranks));
+    engine.counters = counters;
+    c.on_result = [counters](const StepResult& result, int rank) { counters->add(result, rank); };
     c.on_failed = [this](const Error& error) { end_job(rank_, error); };
     engine.summary = summarize(config, options_, *rank_.comm, ready, engine.max_model_len);
 
@@ -270,7 +280,7 @@ void work(const JobOptions& options, Rank& rank) {
   auto loading = std::async(std::launch::async, [&] {
     LoadedModel loaded;
     report_failure(rank, [&] {
-      config = ModelConfig::from_file(options.model);
+      config = read_model_config(options.model);
       loaded = load_model(config, Checkpoint::open(options.model), options, rank);
       client.send(
           frame(Message::ready, encode(WorkerReady{loaded.weights.bytes, loaded.cache->bytes(), loaded.cache->pages(),

@@ -10,6 +10,7 @@
 #include "kernels/backend.h"
 #include "planner/model_config.h"
 #include "runtime/coordinator.h"
+#include "runtime/step_counters.h"
 #include "runtime/text/chat_template.h"
 #include "runtime/text/tokenizer.h"
 
@@ -19,7 +20,7 @@ namespace shoal {
 struct JobOptions {
   std::filesystem::path model;
   std::filesystem::path plan;  // of `shoal plan --json`; empty: experts evenly, memory as it comes
-  int max_model_len = 0;       // 0: what the model allows, less if memory is short
+  int max_model_len = 0;  // 0: what the model allows, less if memory is short
   int max_num_seqs = 256;
   int max_batched_tokens = 512;
   int max_prefill_tokens = 256;
@@ -29,6 +30,8 @@ struct JobOptions {
   std::string collectives = "auto";  // auto, mpi
   std::string isa = "auto";
   Compute compute = Compute::f32;
+  std::optional<KvType> kv_cache_dtype;  // not set: FP32 or BF16, as `compute`
+  bool mtp = false;                      // speculative decoding with the model's MTP layer
   bool quiet = false;
 };
 
@@ -40,7 +43,9 @@ struct Engine {
   std::optional<ChatTemplate> chat_template;
   int max_model_len = 0;
   int ranks = 1;
-  std::string summary;  // several lines, for people
+  std::string summary;               // several lines, for people
+  std::vector<WorkerReady> workers;  // [ranks]
+  std::shared_ptr<const StepCounters> counters;
   Coordinator* coordinator = nullptr;
 };
 

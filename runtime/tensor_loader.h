@@ -6,8 +6,10 @@
 #include <vector>
 
 #include "kernels/matrix.h"
+#include "planner/model_config.h"
 #include "planner/placement.h"
 #include "runtime/checkpoint.h"
+#include "runtime/integer_weight.h"
 
 namespace shoal {
 
@@ -15,16 +17,18 @@ namespace shoal {
 /// Destinations must stay where they are until run() returned.
 class TensorLoader {
  public:
-  TensorLoader(const Checkpoint& checkpoint, int fp8_block_rows, int fp8_block_cols);
+  TensorLoader(const Checkpoint& checkpoint, WeightQuantization quantization);
 
   /// Rows and columns (whole if not given) of a matrix [rows, cols] under `name`, kept in the type the file has.
-  /// FP8 comes with its `<name>_scale_inv`.
+  /// FP8 comes with its `<name>_scale_inv`; formats of blocks (Q4_K, ...) and integers (integer_weight.h) are expanded
+  /// to FP32.
   void matrix(Matrix& to, const std::string& name, std::int64_t rows, std::int64_t cols,
               std::optional<Slice> row_slice = {}, std::optional<Slice> col_slice = {});
   /// A matrix converted to FP32.
   void matrix_f32(Matrix& to, const std::string& name, std::int64_t rows, std::int64_t cols);
-  /// kv_b_proj [heads * (qk_nope_head_dim + v_head_dim), kv_lora_rank] into per-head matrices: the key half transposed.
-  /// FP8 becomes BF16, since a transposed block does not keep its scales.
+  /// kv_b_proj [heads * (qk_nope_head_dim + v_head_dim), kv_lora_rank] into per-head matrices: the key half transposed,
+  /// with FP8 its blocks of scales too. Where the tensor is missing, its halves are loaded: k_b_proj [heads,
+  /// kv_lora_rank, qk_nope_head_dim], already transposed, and v_b_proj [heads, v_head_dim, kv_lora_rank].
   void kv_b(std::vector<Matrix>& k_up, std::vector<Matrix>& v_up, const std::string& name, int heads,
             int qk_nope_head_dim, int v_head_dim, int kv_lora_rank);
   /// A vector as FP32; a slice of it if given.
@@ -41,10 +45,21 @@ class TensorLoader {
     std::function<void(std::vector<std::byte>& staging)> work;
   };
   BlockScales scales(const std::string& name, std::int64_t rows, std::int64_t cols, Slice row_slice, Slice col_slice);
+  /// Where the weight is stored as integers: takes over matrix().
+  void expanded_matrix(Matrix& to, const std::shared_ptr<const IntegerWeight>& weight, std::int64_t cols, Slice rows,
+                       Slice columns);
+  void expanded_kv_b(std::vector<Matrix>& k_up, std::vector<Matrix>& v_up,
+                     const std::shared_ptr<const IntegerWeight>& weight, int heads, std::int64_t nope,
+                     std::int64_t value_dim, std::int64_t rank);
+  void packed_matrix(Matrix& to, const TensorInfo& tensor, const PackedFormat& packed, std::int64_t cols, Slice rows,
+                     Slice columns);
+  /// The matrices of a stack [heads, rows, cols].
+  void per_head_matrices(std::vector<Matrix>& to, const std::string& name, int heads, std::int64_t rows,
+                         std::int64_t cols);
   void add(std::uint64_t bytes, std::function<void(std::vector<std::byte>&)> work);
 
   const Checkpoint& checkpoint_;
-  int block_rows_, block_cols_;
+  const WeightQuantization quantization_;
   std::vector<Task> tasks_;
   std::uint64_t bytes_ = 0;
 };

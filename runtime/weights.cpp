@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "base/error.h"
 #include "runtime/progress.h"
 #include "runtime/tensor_loader.h"
 
@@ -12,8 +13,24 @@ namespace {
 class LayerLoader {
  public:
   LayerLoader(const ModelConfig& config, const Placement& placement, int rank, int layer, TensorLoader& loader)
-      : config_(config), placement_(placement), rank_(rank), layer_(layer), loader_(loader),
+      : config_(config),
+        placement_(placement),
+        rank_(rank),
+        layer_(layer),
+        loader_(loader),
         prefix_(fmt::format("model.layers.{}.", layer)) {}
+
+  void load_mtp(MtpWeights& to) {
+    const std::int64_t hidden = config_.hidden_size;
+    if (config_.num_nextn_predict_layers < 1 || !loader_.has(prefix_ + "eh_proj.weight"))
+      throw Error("this model has no MTP layer to guess tokens with (" + prefix_ + "eh_proj.weight is not there)",
+                  ExitCode::usage);
+    loader_.vector(to.embedding_norm, prefix_ + "enorm.weight", hidden);
+    loader_.vector(to.hidden_norm, prefix_ + "hnorm.weight", hidden);
+    loader_.matrix(to.projection, prefix_ + "eh_proj.weight", hidden, 2 * hidden);
+    loader_.vector(to.head_norm, prefix_ + "shared_head.norm.weight", hidden);
+    load(to.layer);
+  }
 
   void load(LayerWeights& to) {
     loader_.vector(to.attention_norm, prefix_ + "input_layernorm.weight", config_.hidden_size);
@@ -76,9 +93,10 @@ class LayerLoader {
 
   void feed_forward(FeedForward& to, const std::string& p, std::int64_t intermediate) {
     // Cuts fall on whole panels, and on whole FP8 blocks where there are any.
-    const int unit = config_.quantization ? config_.quantization->block_rows : Matrix::kPanel;
-    const Slice mine = placement_.tensor_parallel ? slice_of(intermediate, placement_.ranks, rank_, unit)
-                                                  : Slice{0, intermediate};
+    const bool blocks = config_.quantization && config_.quantization->block_rows > 0;
+    const int unit = blocks ? config_.quantization->block_rows : Matrix::kPanel;
+    const Slice mine =
+        placement_.tensor_parallel ? slice_of(intermediate, placement_.ranks, rank_, unit) : Slice{0, intermediate};
     loader_.matrix(to.gate, p + "gate_proj.weight", intermediate, config_.hidden_size, mine);
     loader_.matrix(to.up, p + "up_proj.weight", intermediate, config_.hidden_size, mine);
     loader_.matrix(to.down, p + "down_proj.weight", config_.hidden_size, intermediate, {}, mine);
@@ -115,8 +133,7 @@ class LayerLoader {
 
 ModelWeights load_weights(const ModelConfig& config, const Checkpoint& checkpoint, const Placement& placement, int rank,
                           const LoadOptions& options) {
-  const auto& quantization = config.quantization;
-  TensorLoader loader(checkpoint, quantization ? quantization->block_rows : 0, quantization ? quantization->block_cols : 0);
+  TensorLoader loader(checkpoint, config.quantization.value_or(WeightQuantization{}));
   ModelWeights weights;
   weights.vocab = placement.tensor_parallel ? slice_of(config.vocab_size, placement.ranks, rank, Matrix::kPanel)
                                             : Slice{0, config.vocab_size};
@@ -124,6 +141,8 @@ ModelWeights load_weights(const ModelConfig& config, const Checkpoint& checkpoin
   weights.layers.resize(static_cast<std::size_t>(config.num_hidden_layers));
   for (int layer = 0; layer < config.num_hidden_layers; ++layer)
     LayerLoader(config, placement, rank, layer, loader).load(weights.layers[static_cast<std::size_t>(layer)]);
+  if (options.mtp)
+    LayerLoader(config, placement, rank, config.num_hidden_layers, loader).load_mtp(weights.mtp.emplace());
   loader.vector(weights.final_norm, "model.norm.weight", config.hidden_size);
   if (!config.tie_word_embeddings || placement.tensor_parallel)
     loader.matrix(weights.lm_head, config.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight",

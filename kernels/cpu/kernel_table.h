@@ -62,8 +62,9 @@ constexpr int kWeightKinds = 6;
 /// For each (token, head): the largest score, the sum of exp(score - largest), and the values weighted by those.
 struct AttentionStretch {
   const std::byte* cache;
-  bool cache_is_bf16;
-  std::int64_t cache_width;  // elements in a cache row
+  KvType cache_type;
+  std::int64_t cache_width;      // elements in a cache row
+  std::int64_t cache_row_bytes;
   int page_tokens;
   std::int64_t begin, end;
   int key_offset, key_dim, value_offset, value_dim;  // columns of a cache row

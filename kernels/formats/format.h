@@ -20,8 +20,8 @@ struct QuantFormat {
   void (*dequantize)(const std::byte* blocks, std::int64_t elements, float* out) = nullptr;
 
   /// The inverse, with the error sum(importance * (value - stored)^2) made small within each block; importance
-  /// [elements] >= 0, or null: all count alike. Null for formats that are only read. Not finite values must be kept out
-  /// by the caller.
+  /// [elements] >= 0, or null: all count alike. The caller keeps out values that are not finite: a block with one would
+  /// say nothing of the others.
   void (*quantize)(const float* values, std::int64_t elements, const float* importance, std::byte* blocks) = nullptr;
 
   constexpr std::int64_t bytes(std::int64_t elements) const { return elements / block_elements * block_bytes; }

@@ -85,4 +85,12 @@ void decode(const BlockIQ3_S& block, float* out);
 void decode(const BlockIQ1_S& block, float* out);
 void decode(const BlockIQ1_M& block, float* out);
 
+void encode(const float* values, const float* importance, BlockIQ2_XXS& block);
+void encode(const float* values, const float* importance, BlockIQ2_XS& block);
+void encode(const float* values, const float* importance, BlockIQ2_S& block);
+void encode(const float* values, const float* importance, BlockIQ3_XXS& block);
+void encode(const float* values, const float* importance, BlockIQ3_S& block);
+void encode(const float* values, const float* importance, BlockIQ1_S& block);
+void encode(const float* values, const float* importance, BlockIQ1_M& block);
+
 }  // namespace shoal::formats

@@ -14,7 +14,7 @@ namespace shoal::grammar {
 /// look-up: a deterministic automaton, made lazily. Not thread-safe.
 class Automaton {
  public:
-  explicit Automaton(Network network);
+  explicit Automaton(std::shared_ptr<const Network> network);
 
   using State = std::int32_t;
   static constexpr State dead = -1;  // nothing can follow
@@ -23,6 +23,9 @@ class Automaton {
   State after(State state, std::uint8_t byte);
   /// The text that led here is a whole one.
   bool accepts(State state) const { return states_[static_cast<std::size_t>(state)].accepts; }
+
+  /// A state of another automaton of the same network, as a state of this one.
+  State adopt(const Automaton& other, State state);
 
   std::size_t states() const { return states_.size(); }
   /// Places looked at for new states since construction: the measure of work.
@@ -46,9 +49,11 @@ class Automaton {
   };
 
   std::int32_t frame(std::int32_t node, std::int32_t outer);
+  std::int32_t adopt_frame(const Automaton& other, std::int32_t number);
   State settle(std::vector<Place> open);
+  State state_of(std::vector<Place> places);
 
-  const Network network_;
+  const std::shared_ptr<const Network> network_;
   std::vector<Frame> frames_;  // frames_[0]: there is nothing to return to
   std::unordered_map<std::uint64_t, std::int32_t> frame_numbers_;
   std::vector<StateData> states_;

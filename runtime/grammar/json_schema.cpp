@@ -36,10 +36,25 @@ null ::= "null"
 constexpr const char* types[] = {"object", "array", "string", "number", "integer", "boolean", "null"};
 
 // Assertions that no grammar of this size can express.
-constexpr const char* not_expressible[] = {
-    "multipleOf", "not", "if", "then", "else", "patternProperties", "propertyNames", "dependentSchemas",
-    "dependentRequired", "dependencies", "contains", "minContains", "maxContains", "unevaluatedProperties",
-    "unevaluatedItems", "minProperties", "maxProperties", "$dynamicRef", "$recursiveRef"};
+constexpr const char* not_expressible[] = {"multipleOf",
+                                           "not",
+                                           "if",
+                                           "then",
+                                           "else",
+                                           "patternProperties",
+                                           "propertyNames",
+                                           "dependentSchemas",
+                                           "dependentRequired",
+                                           "dependencies",
+                                           "contains",
+                                           "minContains",
+                                           "maxContains",
+                                           "unevaluatedProperties",
+                                           "unevaluatedItems",
+                                           "minProperties",
+                                           "maxProperties",
+                                           "$dynamicRef",
+                                           "$recursiveRef"};
 
 const std::map<std::string, const char*> formats = {
     {"date", "^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])$"},
@@ -65,11 +80,11 @@ const std::map<std::string, std::set<std::string>> keywords_of = {
 
 class SchemaWriter {
  public:
-  explicit SchemaWriter(const Json& root) : root_(root) {}
+  SchemaWriter(const Json& root, std::string name) : root_(root), name_(std::move(name)) {}
 
   std::string write() {
     const std::string start = visit(root_, "#");
-    return "root ::= " + start + "\n" + rules_ + json_rules;
+    return name_ + " ::= " + start + "\n" + rules_;
   }
 
  private:
@@ -79,7 +94,7 @@ class SchemaWriter {
 
   /// Adds a rule and returns its name.
   std::string rule(const std::string& body) {
-    const std::string name = fmt::format("r{}", ++rule_count_);
+    const std::string name = fmt::format("{}-{}", name_, ++rule_count_);
     rules_ += name + " ::= " + body + "\n";
     return name;
   }
@@ -105,7 +120,8 @@ class SchemaWriter {
   const Json& resolve(const Json& target, const std::string& place) const {
     if (!target.is_string()) refuse(place, "'$ref' must be a string");
     const std::string ref = target.get<std::string>();
-    if (ref.empty() || ref[0] != '#') refuse(place, fmt::format("'$ref' to '{}': only references within the schema", ref));
+    if (ref.empty() || ref[0] != '#')
+      refuse(place, fmt::format("'$ref' to '{}': only references within the schema", ref));
     try {
       return root_.at(Json::json_pointer(ref.substr(1)));
     } catch (const Json::exception&) {
@@ -115,9 +131,9 @@ class SchemaWriter {
 
   /// Keywords that assert something, beside `name`.
   static bool has_assertions_beside(const Json& schema, const std::string& name) {
-    static const std::set<std::string> silent = {
-        "$schema", "$id", "$comment", "$defs", "definitions", "$anchor", "title", "description", "default", "examples",
-        "deprecated", "readOnly", "writeOnly", "discriminator"};
+    static const std::set<std::string> silent = {"$schema",    "$id",      "$comment",    "$defs",        "definitions",
+                                                 "$anchor",    "title",    "description", "default",      "examples",
+                                                 "deprecated", "readOnly", "writeOnly",   "discriminator"};
     return std::any_of(schema.items().begin(), schema.items().end(),
                        [&](const auto& item) { return item.key() != name && !silent.contains(item.key()); });
   }
@@ -135,7 +151,7 @@ class SchemaWriter {
     const auto [at, is_new] = references_.try_emplace(ref, "");
     if (is_new) {
       // Named before it is written: a schema may contain itself.
-      at->second = fmt::format("ref{}", references_.size());
+      at->second = fmt::format("{}-ref{}", name_, references_.size());
       const std::string name = at->second;
       const std::string body = visit(target, ref);
       rules_ += name + " ::= " + body + "\n";
@@ -359,8 +375,8 @@ class SchemaWriter {
 
     std::string body;
     for (int i = 0; i < given; ++i) {
-      body += (i ? "\",\" ws " : "") + visit(first[static_cast<std::size_t>(i)], fmt::format("{}/prefixItems/{}", place, i)) +
-              " ws ";
+      body += (i ? "\",\" ws " : "") +
+              visit(first[static_cast<std::size_t>(i)], fmt::format("{}/prefixItems/{}", place, i)) + " ws ";
     }
     if (most && *most == given) return rule("\"[\" ws " + body + "\"]\"");
     const std::string item = rule(visit(items, place + "/items") + " ws");
@@ -413,6 +429,7 @@ class SchemaWriter {
   }
 
   const Json& root_;
+  const std::string name_;
   std::string rules_;
   int rule_count_ = 0, merges_ = 0;
   std::map<std::string, std::string> references_;
@@ -420,7 +437,13 @@ class SchemaWriter {
 
 }  // namespace
 
-std::string gbnf_of_json_schema(const Json& schema) { return SchemaWriter(schema).write(); }
+std::string gbnf_of_json_schema(const Json& schema) { return json_schema_rules(schema, "root") + json_rules; }
+
+std::string json_schema_rules(const Json& schema, const std::string& name) {
+  return SchemaWriter(schema, name).write();
+}
+
+std::string common_json_rules() { return json_rules; }
 
 std::string gbnf_of_any_object() { return std::string("root ::= object\n") + json_rules; }
 

@@ -16,6 +16,11 @@ namespace shoal::grammar {
 /// bounded, so that a model cannot fill its answer with it.
 std::string gbnf_of_json_schema(const nlohmann::ordered_json& schema);
 
+/// The same as a part of a larger grammar: the rule `name`, and others whose names begin with it. The grammar needs
+/// common_json_rules() too, once.
+std::string json_schema_rules(const nlohmann::ordered_json& schema, const std::string& name);
+std::string common_json_rules();
+
 /// Any JSON object.
 std::string gbnf_of_any_object();
 

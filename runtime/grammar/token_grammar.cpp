@@ -16,18 +16,17 @@ constexpr std::uint64_t max_work_per_token = 1000000;
 }  // namespace
 
 TokenGrammar::TokenGrammar(std::string_view gbnf, std::shared_ptr<const TokenTable> tokens)
-    : gbnf_(gbnf),
+    : network_(std::make_shared<const Network>(parse_gbnf(gbnf))),
       tokens_(std::move(tokens)),
-      automaton_(std::make_unique<Automaton>(parse_gbnf(gbnf_))),
+      automaton_(std::make_shared<Automaton>(network_)),
       none_((tokens_->vocab_size() + 63) / 64) {}
 
-std::uint64_t TokenGrammar::trim() {
+std::shared_ptr<Automaton> TokenGrammar::automaton() {
   if (automaton_->states() > max_states) {
     masks_.clear();
-    automaton_ = std::make_unique<Automaton>(parse_gbnf(gbnf_));
-    ++generation_;
+    automaton_ = std::make_shared<Automaton>(network_);
   }
-  return generation_;
+  return automaton_;
 }
 
 const TokenMask& TokenGrammar::allowed(Automaton::State state) {
@@ -62,24 +61,19 @@ TokenMask TokenGrammar::make_mask(Automaton::State state) {
 }
 
 Matcher::Matcher(std::shared_ptr<TokenGrammar> grammar)
-    : grammar_(std::move(grammar)), state_(grammar_->automaton().start()), generation_(grammar_->generation()) {}
+    : grammar_(std::move(grammar)), automaton_(grammar_->automaton()), state_(automaton_->start()) {}
 
 void Matcher::catch_up() {
-  if (generation_ == grammar_->trim()) return;
-  generation_ = grammar_->generation();
-  Automaton& automaton = grammar_->automaton();
-  if (state_ == Automaton::dead) return;
-  automaton.stop_at(~std::uint64_t{0});
-  state_ = automaton.start();
-  for (const char c : text_) state_ = automaton.after(state_, static_cast<std::uint8_t>(c));
+  auto latest = grammar_->automaton();
+  if (latest == automaton_) return;
+  state_ = latest->adopt(*automaton_, state_);
+  automaton_ = std::move(latest);
 }
 
 bool Matcher::push(std::string_view bytes) {
   catch_up();
-  Automaton& automaton = grammar_->automaton();
-  automaton.stop_at(automaton.work() + max_work_per_token);
-  for (const char c : bytes) state_ = automaton.after(state_, static_cast<std::uint8_t>(c));
-  text_ += bytes;
+  automaton_->stop_at(automaton_->work() + max_work_per_token);
+  for (const char c : bytes) state_ = automaton_->after(state_, static_cast<std::uint8_t>(c));
   return state_ != Automaton::dead;
 }
 
@@ -88,10 +82,7 @@ const TokenMask& Matcher::allowed() {
   return grammar_->allowed(state_);
 }
 
-bool Matcher::accepts() {
-  catch_up();
-  return state_ != Automaton::dead && grammar_->automaton().accepts(state_);
-}
+bool Matcher::accepts() const { return state_ != Automaton::dead && automaton_->accepts(state_); }
 
 std::shared_ptr<TokenGrammar> GrammarCache::get(const std::string& gbnf) {
   const auto known =

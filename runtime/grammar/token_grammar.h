@@ -22,24 +22,20 @@ class TokenGrammar {
   TokenGrammar(std::string_view gbnf, std::shared_ptr<const TokenTable> tokens);
 
   const TokenTable& tokens() const { return *tokens_; }
-  /// The tokens that may follow an answer so far; none where no token does.
+  /// The tokens that may follow an answer that has led to this state of automaton(); none where no token does.
   const TokenMask& allowed(Automaton::State state);
-  Automaton& automaton() { return *automaton_; }
-
-  /// Forgets the states seen when they have become many, and then returns another number: who holds a state must walk
-  /// to it again.
-  std::uint64_t trim();
-  std::uint64_t generation() const { return generation_; }
+  /// Another one from time to time, when the states seen have become many. Who holds a state of the old one takes it
+  /// along (Automaton::adopt).
+  std::shared_ptr<Automaton> automaton();
 
  private:
   TokenMask make_mask(Automaton::State state);
 
-  const std::string gbnf_;
+  const std::shared_ptr<const Network> network_;
   std::shared_ptr<const TokenTable> tokens_;
-  std::unique_ptr<Automaton> automaton_;
+  std::shared_ptr<Automaton> automaton_;
   std::unordered_map<Automaton::State, TokenMask> masks_;
   TokenMask none_;
-  std::uint64_t generation_ = 0;
 };
 
 /// How far one answer has matched.
@@ -51,16 +47,15 @@ class Matcher {
   bool push(std::string_view bytes);
   const TokenMask& allowed();
   /// The answer may end here.
-  bool accepts();
+  bool accepts() const;
   const TokenTable& tokens() const { return grammar_->tokens(); }
 
  private:
   void catch_up();
 
   std::shared_ptr<TokenGrammar> grammar_;
-  std::string text_;  // matched so far, to walk it again
+  std::shared_ptr<Automaton> automaton_;  // whose state this is
   Automaton::State state_;
-  std::uint64_t generation_;
 };
 
 /// The grammars of late, so that answers with the same one share what was found out about it.

@@ -1,4 +1,5 @@
 // Tokenizes texts for comparison with another tokenizer, or measures how fast it does.
+// TOKENIZER.json may be a GGUF file instead.
 //   tokenize_tool TOKENIZER.json            reads "<flags> <bytes>\n<text>" records, writes one line of ids for each
 //   tokenize_tool TOKENIZER.json time FILE  writes the seconds and ids of encoding FILE
 // flags: s add special tokens, t take special tokens as text, d write the decoded text of the ids as JSON instead,
@@ -10,6 +11,8 @@
 #include <sstream>
 #include <string>
 
+#include "runtime/gguf.h"
+#include "runtime/model_source.h"
 #include "runtime/text/tokenizer.h"
 
 namespace {
@@ -40,7 +43,8 @@ std::string decoded(const shoal::Tokenizer& tokenizer, const std::vector<int32_t
 
 int main(int argc, char** argv) try {
   if (argc < 2) return 2;
-  const auto tokenizer = shoal::Tokenizer::from_file(argv[1]);
+  const auto tokenizer =
+      shoal::is_gguf(argv[1]) ? *shoal::read_tokenizer(argv[1]) : shoal::Tokenizer::from_file(argv[1]);
   if (argc == 4) return measure(tokenizer, argv[3]);
   std::string flags, text;
   size_t bytes = 0;

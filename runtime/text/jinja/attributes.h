@@ -8,6 +8,9 @@
 
 namespace shoal::jinja {
 
+/// What Python's getattr(on, name) finds, a method or attribute; none where it finds nothing.
+std::optional<Value> find_attribute(Context& context, const Value& on, std::string_view name);
+
 /// on.name: a method or attribute, else an entry of a dict, else undefined.
 Value get_attribute(Context& context, const Value& on, std::string_view name);
 

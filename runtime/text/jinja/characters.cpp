@@ -1,5 +1,6 @@
 #include "runtime/text/jinja/characters.h"
 
+#include <string.h>  // memmem
 #include <utf8proc.h>
 
 #include "runtime/text/jinja/special_casing.h"
@@ -83,6 +84,13 @@ std::vector<std::string_view> characters(std::string_view text) {
     at += size;
   }
   return out;
+}
+
+size_t find_text(std::string_view text, std::string_view wanted, size_t from) {
+  if (from > text.size()) return text.npos;
+  if (wanted.empty()) return from;
+  const void* found = memmem(text.data() + from, text.size() - from, wanted.data(), wanted.size());
+  return found ? static_cast<size_t>(static_cast<const char*>(found) - text.data()) : text.npos;
 }
 
 bool is_space(char32_t c) { return (c >= 0x1C && c <= 0x1F) || text::is_white_space(c); }

@@ -16,6 +16,10 @@ size_t byte_offset(std::string_view text, size_t index);
 /// The code points of `text`, each as the bytes it takes.
 std::vector<std::string_view> characters(std::string_view text);
 
+/// Where `wanted` is in `text` at or after `from`, npos where it is not; in time linear in both, which
+/// string_view::find is not.
+size_t find_text(std::string_view text, std::string_view wanted, size_t from = 0);
+
 /// What Python's str.isspace holds for: strip, split and \s go by it.
 bool is_space(char32_t c);
 /// A letter, digit or other character of a word: \w.

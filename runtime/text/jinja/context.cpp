@@ -63,9 +63,4 @@ Value Context::lookup(std::string_view name) const {
   return Value::undefined(fmt::format("'{}' is undefined", name));
 }
 
-void Context::keep(std::shared_ptr<Cell> cell) {
-  budget.work(1, sizeof(Scope));
-  kept_.push_back(std::move(cell));
-}
-
 }  // namespace shoal::jinja

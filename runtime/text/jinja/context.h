@@ -11,9 +11,9 @@
 
 namespace shoal::jinja {
 
-/// Something that can come to hold itself. The context keeps it to the end of the rendering and then empties it, so that
-/// nothing leaks, and so that a long chain of such things is not freed one inside the other, which would take as much
-/// stack.
+/// Something that can come to hold itself. The context keeps it to the end of the rendering and then empties it, so
+/// that nothing leaks, and so that a long chain of such things is not freed one inside the other, which would take as
+/// much stack.
 class Cell {
  public:
   virtual ~Cell() = default;
@@ -50,7 +50,12 @@ class Context {
   Context& operator=(const Context&) = delete;
 
   Value lookup(std::string_view name) const;
-  void keep(std::shared_ptr<Cell> cell);
+  /// Keeps `cell` to the end of the rendering.
+  void keep(std::shared_ptr<Cell> cell) {
+    budget.work(1, sizeof(Scope));
+    keep_unbudgeted(std::move(cell));
+  }
+  void keep_unbudgeted(std::shared_ptr<Cell> cell) { kept_.push_back(std::move(cell)); }
 
   /// Charges for going through `value` once: its bytes, where it is text.
   void read(const Value& value) { budget.work(value.is_string() ? value.as_string().size() : 1); }

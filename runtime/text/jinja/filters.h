@@ -16,5 +16,6 @@ Filter find_text_filter(std::string_view name);
 Filter find_number_filter(std::string_view name);
 Filter find_sequence_filter(std::string_view name);
 Filter find_selection_filter(std::string_view name);
+Filter find_order_filter(std::string_view name);
 
 }  // namespace shoal::jinja

@@ -129,7 +129,11 @@ class Lexer {
 
   void read_comment() {
     const size_t end = source_.find("#}", at_);
-    if (end == source_.npos) syntax_fault(line_, "a comment has no end");
+    if (end == source_.npos) {
+      // Jinja says nothing where there is nothing in the comment.
+      if (at_ < source_.size()) syntax_fault(line_, "a comment has no end");
+      return;
+    }
     const bool sign = end > at_ && (source_[end - 1] == '-' || source_[end - 1] == '+');
     advance(end - at_ - (sign ? 1 : 0));
     take_end("#}", true, true);
@@ -167,7 +171,8 @@ class Lexer {
       }
       seek(end + 2);
     }
-    syntax_fault(begin_line, "a raw block has no end");
+    if (begin < source_.size()) syntax_fault(begin_line, "a raw block has no end");
+    return true;
   }
 
   void read_tag(TokenKind end_kind, std::string_view end) {

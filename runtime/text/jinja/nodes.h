@@ -272,8 +272,8 @@ class Chain : public Expression {
 /// What `for` and `set` assign to: a name, an attribute of a namespace, or several of these.
 struct Target {
   std::string name;
-  std::string attribute;          // of the namespace `name`; "": the name itself
-  std::vector<Target> items;      // unpacked into these, where there are any or `tuple` is set
+  std::string attribute;      // of the namespace `name`; "": the name itself
+  std::vector<Target> items;  // unpacked into these, where there are any or `tuple` is set
   bool tuple = false;
 
   void assign(Context& context, const Value& value) const;

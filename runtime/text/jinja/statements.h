@@ -1,5 +1,6 @@
 #pragma once
 #include <memory>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -17,6 +18,18 @@ class Data : public Statement {
   Flow run(Context& context, std::string& out) const override;
 
   std::string text_;
+};
+
+/// Makes names undefined where a scope begins; see Symbols.
+class Hide : public Statement {
+ public:
+  explicit Hide(int line) : Statement(line) {}
+  void add(const std::string& name) { names_.insert(name); }
+
+ private:
+  Flow run(Context& context, std::string& out) const override;
+
+  std::set<std::string> names_;
 };
 
 /// {{ a }}, {% print a, b %}.
@@ -131,6 +144,7 @@ class For : public Statement {
   };
   For(int line, Parts parts) : Statement(line), parts_(std::move(parts)) {}
 
+  bool recursive() const { return parts_.recursive; }
   /// Goes through `items`, `depth` loops of this statement being under way already.
   Flow run_over(Context& context, const Value& items, int depth, std::string& out) const;
 

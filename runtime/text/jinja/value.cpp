@@ -164,6 +164,16 @@ Value make_sequence(SequenceKind kind, List items, std::string label) {
   return std::shared_ptr<const Sequence>(std::move(sequence));
 }
 
+Value make_range(List items, int64_t start, int64_t stop, int64_t step) {
+  auto sequence = std::make_shared<Sequence>();
+  sequence->kind = SequenceKind::range;
+  sequence->items = std::move(items);
+  sequence->start = start;
+  sequence->stop = stop;
+  sequence->step = step;
+  return std::shared_ptr<const Sequence>(std::move(sequence));
+}
+
 std::optional<size_t> Dict::position(const Value& key) const {
   require_key(key);
   if (!index_.empty()) {

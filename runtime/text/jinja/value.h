@@ -139,11 +139,14 @@ struct Sequence {
   SequenceKind kind = SequenceKind::list;
   List items;
   int depth = 1;
-  std::string label;  // how a range prints; what comes before a view's items
+  std::string label;                      // what a view is called
+  int64_t start = 0, stop = 0, step = 1;  // of a range
 };
 
 /// Throws Fault where the values are nested too deeply: freeing and printing them is recursive.
 Value make_sequence(SequenceKind kind, List items, std::string label = {});
+/// Python's range(start, stop, step); `items` are what is in it.
+Value make_range(List items, int64_t start, int64_t stop, int64_t step);
 inline Value make_list(List items) { return make_sequence(SequenceKind::list, std::move(items)); }
 inline Value make_tuple(List items) { return make_sequence(SequenceKind::tuple, std::move(items)); }
 

@@ -1,0 +1,182 @@
+#include "launch/conversion.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cmath>
+#include <exception>
+#include <fstream>
+#include <mutex>
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <system_error>
+#include <thread>
+
+#include "base/error.h"
+#include "runtime/progress.h"
+
+namespace shoal {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::string reason() { return std::generic_category().message(errno); }
+
+/// A file being written at many places at once.
+class OutputFile {
+ public:
+  OutputFile(const fs::path& path, std::uint64_t bytes, bool keep) : path_(path) {
+    descriptor_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | (keep ? 0 : O_TRUNC), 0644);
+    if (descriptor_ < 0) fail("{}: cannot be written: {}", path.string(), reason());
+    // Reserved now, so that a full disk is noticed before hours of work.
+    const int problem = ::posix_fallocate(descriptor_, 0, static_cast<off_t>(bytes));
+    if (problem == ENOSPC) fail("{}: there is no room for {} bytes", path.string(), bytes);
+    if (problem != 0 && ::ftruncate(descriptor_, static_cast<off_t>(bytes)) != 0) {
+      fail("{}: cannot be made {} bytes long: {}", path.string(), bytes, reason());
+    }
+  }
+  OutputFile(const OutputFile&) = delete;
+  OutputFile& operator=(const OutputFile&) = delete;
+  ~OutputFile() { ::close(descriptor_); }
+
+  void write(std::uint64_t offset, const std::byte* from, std::size_t bytes) const {
+    while (bytes > 0) {
+      const ssize_t put = ::pwrite(descriptor_, from, bytes, static_cast<off_t>(offset));
+      if (put < 0 && errno == EINTR) continue;
+      if (put <= 0) fail("{}: writing at byte {} failed: {}", path_.string(), offset, reason());
+      from += put;
+      offset += static_cast<std::uint64_t>(put);
+      bytes -= static_cast<std::size_t>(put);
+    }
+  }
+  void sync() const { ::fdatasync(descriptor_); }
+
+ private:
+  fs::path path_;
+  int descriptor_;
+};
+
+fs::path with_suffix(fs::path path, const char* suffix) { return path += suffix; }
+
+}  // namespace
+
+StorageError& StorageError::operator+=(const StorageError& other) {
+  squared_error += other.squared_error;
+  squared_values += other.squared_values;
+  return *this;
+}
+
+double StorageError::relative() const { return squared_values > 0 ? std::sqrt(squared_error / squared_values) : 0; }
+
+Conversion::Conversion(fs::path file, std::string header, std::uint64_t file_bytes)
+    : file_(std::move(file)),
+      partial_(with_suffix(file_, ".partial")),
+      journal_(with_suffix(file_, ".journal")),
+      header_(std::move(header)),
+      file_bytes_(file_bytes) {}
+
+void Conversion::add_tensor(std::string name, std::string kind) {
+  tensors_.push_back({std::move(name), std::move(kind), {}, 0, false});
+}
+
+void Conversion::add_piece(std::vector<Range> ranges, std::uint64_t source_bytes, Make make) {
+  ++tensors_.back().pieces_left;
+  pieces_.push_back({tensors_.size() - 1, std::move(ranges), source_bytes, std::move(make)});
+}
+
+bool Conversion::is_ours(const fs::path& path) const {
+  std::error_code ignored;
+  if (!fs::exists(journal_, ignored) || !fs::exists(path, ignored) || fs::file_size(path, ignored) != file_bytes_) {
+    return false;
+  }
+  std::string header(header_.size(), '\0');
+  std::ifstream file(path, std::ios::binary);
+  return file.read(header.data(), static_cast<std::streamsize>(header.size())) && header == header_;
+}
+
+void Conversion::read_journal() {
+  std::map<std::string, StorageError> finished;
+  std::ifstream journal(journal_);
+  for (std::string line; std::getline(journal, line);) {
+    const auto entry = nlohmann::json::parse(line, nullptr, false);
+    // The last line may have been cut off.
+    if (!entry.is_object() || !entry.contains("tensor")) continue;
+    finished[entry["tensor"]] = {entry.value("squared_error", 0.0), entry.value("squared_values", 0.0)};
+  }
+  for (Tensor& tensor : tensors_) {
+    const auto it = finished.find(tensor.name);
+    if (it == finished.end()) continue;
+    tensor.done = true;
+    tensor.error = it->second;
+  }
+}
+
+std::map<std::string, StorageError> Conversion::errors_by_kind() const {
+  std::map<std::string, StorageError> by_kind;
+  for (const Tensor& tensor : tensors_) by_kind[tensor.kind] += tensor.error;
+  return by_kind;
+}
+
+void Conversion::forget() { fs::remove(journal_); }
+
+std::map<std::string, StorageError> Conversion::run(int threads, bool progress) {
+  const bool whole = is_ours(file_), resumed = whole || is_ours(partial_);
+  if (resumed) read_journal();
+  if (whole) return errors_by_kind();
+  const OutputFile out(partial_, file_bytes_, resumed);
+  out.write(0, reinterpret_cast<const std::byte*>(header_.data()), header_.size());
+  std::ofstream journal(journal_, resumed ? std::ios::app : std::ios::trunc);
+  if (!journal) fail("{}: cannot be written", journal_.string());
+  if (resumed) journal << "\n";  // ends a line that was cut off
+
+  std::uint64_t total = 0;
+  for (const Piece& piece : pieces_) total += tensors_[piece.tensor].done ? 0 : piece.source_bytes;
+  Progress bar("quantizing", total, progress);
+  std::atomic<std::size_t> next = 0;
+  std::mutex mutex;  // guards the journal, the tensors and what follows
+  std::exception_ptr first_error;
+  const auto work = [&] {
+    std::vector<std::byte> bytes;
+    for (std::size_t i; (i = next++) < pieces_.size();) {
+      const Piece& piece = pieces_[i];
+      Tensor& tensor = tensors_[piece.tensor];
+      if (tensor.done) continue;
+      try {
+        std::size_t size = 0, written = 0;
+        for (const Range& range : piece.ranges) size += static_cast<std::size_t>(range.bytes);
+        bytes.resize(size);
+        const StorageError error = piece.make(bytes);
+        for (const Range& range : piece.ranges) {
+          out.write(range.offset, bytes.data() + written, static_cast<std::size_t>(range.bytes));
+          written += static_cast<std::size_t>(range.bytes);
+        }
+        bar.add(piece.source_bytes);
+        const std::lock_guard lock(mutex);
+        tensor.error += error;
+        if (--tensor.pieces_left > 0) continue;
+        journal << nlohmann::json({{"tensor", tensor.name},
+                                   {"squared_error", tensor.error.squared_error},
+                                   {"squared_values", tensor.error.squared_values}})
+                       .dump()
+                << std::endl;
+      } catch (...) {
+        const std::lock_guard lock(mutex);
+        if (!first_error) first_error = std::current_exception();
+        next = pieces_.size();
+      }
+    }
+  };
+  std::vector<std::jthread> team;
+  for (int t = 1; t < threads; ++t) team.emplace_back(work);
+  work();
+  team.clear();  // joins
+  if (first_error) std::rethrow_exception(first_error);
+
+  out.sync();
+  fs::rename(partial_, file_);
+  return errors_by_kind();
+}
+
+}  // namespace shoal

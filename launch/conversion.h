@@ -1,0 +1,70 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+namespace shoal {
+
+/// What storing values in a coarser format changed.
+struct StorageError {
+  double squared_error = 0, squared_values = 0;
+  StorageError& operator+=(const StorageError& other);
+  /// Root mean square of the error, relative to that of the values.
+  double relative() const;
+};
+
+/// Writes a file whose layout is known beforehand, piece by piece on several threads: no more of it than the pieces at
+/// work is ever in memory. It grows as NAME.partial, with NAME.journal beside it, which names the tensors that are
+/// whole; a conversion that was interrupted, or killed, goes on from there. When all is written the file gets its name.
+class Conversion {
+ public:
+  Conversion(std::filesystem::path file, std::string header, std::uint64_t file_bytes);
+
+  /// A tensor, under the name that the journal and the report know it by. `kind` groups it in the report ("attention").
+  void add_tensor(std::string name, std::string kind);
+  /// A range of the file.
+  struct Range {
+    std::uint64_t offset, bytes;
+  };
+  using Make = std::function<StorageError(std::vector<std::byte>& out)>;
+  /// A part of the tensor added last. `make` fills what goes to `ranges`, one after the other in `out`, which has that
+  /// size. `source_bytes`: for the progress bar.
+  void add_piece(std::vector<Range> ranges, std::uint64_t source_bytes, Make make);
+
+  /// Does it all; returns the error by kind. Throws the first Error; what was done remains. Where a job has several
+  /// files, the journal of one that is whole tells a later run so.
+  std::map<std::string, StorageError> run(int threads, bool progress);
+  /// Removes the journal: the job is done, and would be done anew if asked for again.
+  void forget();
+
+ private:
+  struct Tensor {
+    std::string name, kind;
+    StorageError error;
+    int pieces_left = 0;
+    bool done = false;
+  };
+  struct Piece {
+    std::size_t tensor;
+    std::vector<Range> ranges;
+    std::uint64_t source_bytes;
+    Make make;
+  };
+  /// Whether `path` is what an earlier run of the same conversion left.
+  bool is_ours(const std::filesystem::path& path) const;
+  /// Marks the tensors that the journal names.
+  void read_journal();
+  std::map<std::string, StorageError> errors_by_kind() const;
+
+  std::filesystem::path file_, partial_, journal_;
+  std::string header_;
+  std::uint64_t file_bytes_;
+  std::vector<Tensor> tensors_;
+  std::vector<Piece> pieces_;
+};
+
+}  // namespace shoal

@@ -1,0 +1,323 @@
+#include "launch/eval.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+#include <condition_variable>
+#include <fstream>
+#include <functional>
+#include <map>
+#include <mutex>
+#include <sstream>
+
+#include "launch/divergence.h"
+#include "launch/generation.h"
+#include "launch/job_options.h"
+#include "launch/scored_run.h"
+#include "launch/served_model.h"
+#include "planner/json_fields.h"
+
+namespace shoal {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr int kAtOnce = 64;  // requests under way
+
+std::string contents(const std::filesystem::path& path) {
+  std::ifstream in(path, std::ios::binary);
+  std::ostringstream text;
+  if (!in || !(text << in.rdbuf())) fail("{}: cannot be read, or is empty", path.string());
+  return text.str();
+}
+
+/// A line of --puzzles.
+struct Puzzle {
+  std::string task, prompt, answer;
+};
+
+std::vector<Puzzle> read_puzzles(const std::filesystem::path& path, int most_of_a_task) {
+  std::istringstream lines(contents(path));
+  std::vector<Puzzle> puzzles;
+  std::map<std::string, int> taken;
+  int number = 0;
+  for (std::string line; std::getline(lines, line);) {
+    ++number;
+    if (line.empty()) continue;
+    const auto entry = nlohmann::json::parse(line, nullptr, false);
+    if (entry.is_discarded()) fail("{}:{}: is not JSON", path.string(), number);
+    const JsonFields fields(entry, fmt::format("{}:{}", path.string(), number));
+    Puzzle puzzle{fields.string_or("task", "all"), fields.string_or("prompt", ""), fields.string_or("answer", "")};
+    if (puzzle.prompt.empty() || puzzle.answer.empty()) fields.reject("prompt", "and answer must be there");
+    if (most_of_a_task == 0 || taken[puzzle.task]++ < most_of_a_task) puzzles.push_back(std::move(puzzle));
+  }
+  return puzzles;
+}
+
+std::string trimmed(const std::string& text) {
+  const auto first = text.find_first_not_of(" \t\r\n");
+  return first == text.npos ? "" : text.substr(first, text.find_last_not_of(" \t\r\n") - first + 1);
+}
+
+/// Keeps some requests under way; each tells when it is over.
+class Throttle {
+ public:
+  /// Starts one more; what keeps it from starting is its problem.
+  void start(const std::function<void()>& request) {
+    enter();
+    try {
+      request();
+    } catch (const Error& error) {
+      leave(error.what());
+    }
+  }
+  /// From any thread. The first problem is the work's.
+  void leave(const std::string& problem) {
+    const std::lock_guard lock(mutex_);
+    if (problem_.empty()) problem_ = problem;
+    --under_way_;
+    changed_.notify_all();
+  }
+  void wait_for_all() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return under_way_ == 0; });
+    if (!problem_.empty()) throw Error(problem_);
+  }
+
+ private:
+  void enter() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return under_way_ < kAtOnce; });
+    ++under_way_;
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  int under_way_ = 0;
+  std::string problem_;
+};
+
+class Evaluation {
+ public:
+  Evaluation(Engine& engine, const EvalOptions& options) : engine_(engine), options_(options) {}
+
+  Json run() {
+    Json report = {{"model", engine_.model_name}};
+    if (!options_.text.empty()) report["perplexity"] = perplexity();
+    if (!options_.reference.empty()) report["divergence"] = divergence();
+    if (!options_.puzzles.empty()) report["accuracy"] = accuracy();
+    return report;
+  }
+
+ private:
+  int alternatives() const {
+    const int wanted = options_.top > 0 ? options_.top : 1024;
+    return std::min(wanted, engine_.config.vocab_size);
+  }
+
+  /// Scores windows, some at a time, and hands them over in order.
+  void score(const std::function<std::optional<ScoredWindow>()>& next, int top,
+             const std::function<void(const ScoredWindow& scored, const ScoredWindow& given)>& done) {
+    for (bool more = true; more;) {
+      std::vector<ScoredWindow> given, scored;
+      while (given.size() < kAtOnce) {
+        auto window = next();
+        if (!window) {
+          more = false;
+          break;
+        }
+        given.push_back(std::move(*window));
+      }
+      scored.resize(given.size());
+      Throttle throttle;
+      for (std::size_t i = 0; i < given.size(); ++i) {
+        scored[i].tokens = given[i].tokens;
+        GenerationRequest request;
+        request.prompt = given[i].tokens;
+        request.max_tokens = 0;
+        request.logprobs = top;
+        request.prompt_logprobs = true;
+        throttle.start([&] {
+          engine_.coordinator->submit(std::move(request), [&throttle, &to = scored[i]](const GenerationEvent& event) {
+            for (const auto& entry : event.prompt) to.scores.push_back(entry);
+            if (event.finish != FinishReason::none) throttle.leave(event.error);
+          });
+        });
+      }
+      throttle.wait_for_all();
+      for (std::size_t i = 0; i < given.size(); ++i) done(scored[i], given[i]);
+    }
+  }
+
+  /// Consecutive windows of the text, each begun as the tokenizer begins texts. A rest of one token says nothing.
+  std::vector<ScoredWindow> windows_of(const std::string& text) const {
+    if (!engine_.tokenizer)
+      fail("{}: the model has no tokenizer, so there is no text to score", options_.job.model.string());
+    const auto begin = engine_.tokenizer->encode("", true);
+    const auto tokens = engine_.tokenizer->encode(text, false);
+    const std::size_t length = static_cast<std::size_t>(std::min(options_.window, engine_.max_model_len));
+    if (length < begin.size() + 2) fail("--window {} is too short", options_.window);
+    std::vector<ScoredWindow> windows;
+    const std::size_t step = length - begin.size();
+    for (std::size_t at = 0; at + 2 <= tokens.size(); at += step) {
+      if (options_.max_windows > 0 && windows.size() == static_cast<std::size_t>(options_.max_windows)) break;
+      ScoredWindow window{begin, {}};
+      window.tokens.insert(window.tokens.end(), tokens.begin() + static_cast<std::ptrdiff_t>(at),
+                           tokens.begin() + static_cast<std::ptrdiff_t>(std::min(tokens.size(), at + step)));
+      windows.push_back(std::move(window));
+    }
+    if (windows.empty()) fail("{}: is too short to be scored", options_.text.string());
+    return windows;
+  }
+
+  Json perplexity() {
+    auto windows = windows_of(contents(options_.text));
+    std::optional<ScoredRunWriter> save;
+    if (!options_.save.empty()) save.emplace(options_.save, engine_.config.vocab_size);
+    std::size_t at = 0;
+    double loss = 0;
+    std::int64_t positions = 0;
+    score([&]() { return at < windows.size() ? std::optional(std::move(windows[at++])) : std::nullopt; },
+          save ? alternatives() : 0,
+          [&](const ScoredWindow& scored, const ScoredWindow&) {
+            for (const TokenLogprob& s : scored.scores) loss -= double{s.logprob};
+            positions += static_cast<std::int64_t>(scored.scores.size());
+            if (save) save->add(scored);
+          });
+    if (save) save->finish();
+    const double mean = loss / static_cast<double>(positions);
+    return {{"text", options_.text.string()}, {"tokens", positions}, {"loss", mean}, {"perplexity", std::exp(mean)}};
+  }
+
+  Json divergence() {
+    ScoredRunReader reference(options_.reference, engine_.config.vocab_size);
+    Divergence divergence;
+    score([&] { return reference.next(); }, alternatives(),
+          [&](const ScoredWindow& scored, const ScoredWindow& given) {
+            for (std::size_t i = 0; i < given.scores.size(); ++i) divergence.add(given.scores[i], scored.scores.at(i));
+          });
+    const Divergence::Summary s = divergence.summary();
+    return {{"reference", options_.reference.string()},
+            {"tokens", s.positions},
+            {"kl_mean", s.mean},
+            {"kl_99", s.percentile_99},
+            {"kl_max", s.max},
+            {"top1_agreement", s.top1_agreement},
+            {"reference_perplexity", s.reference_perplexity},
+            {"perplexity", s.perplexity}};
+  }
+
+  Json accuracy() {
+    const auto puzzles = read_puzzles(options_.puzzles, options_.max_puzzles);
+    const ServedModel model = served_model(engine_);
+    if (!model.render_chat)
+      fail("{}: the model has no chat template, so puzzles cannot be put to it", options_.job.model.string());
+    std::vector<std::string> answers(puzzles.size());
+    {
+      Throttle throttle;
+      GenerationService service(generator_of(*engine_.coordinator), engine_.tokenizer);
+      for (std::size_t i = 0; i < puzzles.size(); ++i) {
+        const std::string prompt = model.render_chat(Json::array({{{"role", "user"}, {"content", puzzles[i].prompt}}}),
+                                                     nullptr, Json::object());
+        AnswerOptions answer;
+        answer.split_reasoning = true;
+        answer.starts_in_reasoning = ends_in_reasoning(prompt);
+        GenerationRequest request;
+        request.prompt = model.tokenizer->encode(prompt, false);
+        request.max_tokens =
+            std::min(options_.max_tokens, model.max_model_len - static_cast<int>(request.prompt.size()));
+        request.sampling.temperature = 0;
+        request.stop_token_ids = model.eos_token_ids;
+        throttle.start([&] {
+          service.start(std::move(request), std::move(answer),
+                        [&throttle, &to = answers[i]](const AnswerDelta& delta, const AnswerStream&) {
+                          to += delta.content;
+                          if (delta.finish != FinishReason::none) throttle.leave(delta.error);
+                        });
+        });
+      }
+      throttle.wait_for_all();
+    }
+    std::map<std::string, std::pair<int, int>> by_task;  // right, asked
+    int right = 0;
+    for (std::size_t i = 0; i < puzzles.size(); ++i) {
+      const bool correct = trimmed(answers[i]) == puzzles[i].answer;
+      by_task[puzzles[i].task].first += correct;
+      ++by_task[puzzles[i].task].second;
+      right += correct;
+    }
+    Json tasks = Json::object();
+    for (const auto& [task, counts] : by_task) tasks[task] = {{"right", counts.first}, {"asked", counts.second}};
+    return {{"puzzles", options_.puzzles.string()},
+            {"right", right},
+            {"asked", puzzles.size()},
+            {"accuracy", puzzles.empty() ? 0.0 : static_cast<double>(right) / static_cast<double>(puzzles.size())},
+            {"tasks", tasks}};
+  }
+
+  Engine& engine_;
+  const EvalOptions& options_;
+};
+
+void print_text(const Json& report) {
+  fmt::print("{}\n", report["model"].get<std::string>());
+  if (const auto it = report.find("perplexity"); it != report.end()) {
+    fmt::print("\nPerplexity {:.4f} over {} tokens of {}\n", (*it)["perplexity"].get<double>(),
+               (*it)["tokens"].get<std::int64_t>(), (*it)["text"].get<std::string>());
+  }
+  if (const auto it = report.find("divergence"); it != report.end()) {
+    const Json& d = *it;
+    fmt::print("\nAgainst {}, {} tokens\n", d["reference"].get<std::string>(), d["tokens"].get<std::int64_t>());
+    fmt::print("  {:<28} {:>10.6f} nats\n", "KL divergence, mean", d["kl_mean"].get<double>());
+    fmt::print("  {:<28} {:>10.6f}\n", "99 % of positions below", d["kl_99"].get<double>());
+    fmt::print("  {:<28} {:>10.6f}\n", "largest", d["kl_max"].get<double>());
+    fmt::print("  {:<28} {:>10.3f} %\n", "same likeliest token", 100 * d["top1_agreement"].get<double>());
+    fmt::print("  {:<28} {:>10.4f} (reference {:.4f})\n", "perplexity", d["perplexity"].get<double>(),
+               d["reference_perplexity"].get<double>());
+  }
+  if (const auto it = report.find("accuracy"); it != report.end()) {
+    fmt::print("\nPuzzles of {}\n", (*it)["puzzles"].get<std::string>());
+    const auto line = [](const std::string& task, int right, int asked) {
+      fmt::print("  {:<28} {:>5} of {:<5} {:>6.1f} %\n", task, right, asked, asked > 0 ? 100.0 * right / asked : 0.0);
+    };
+    for (const auto& [task, counts] : (*it)["tasks"].items()) line(task, counts["right"], counts["asked"]);
+    line("all", (*it)["right"], (*it)["asked"]);
+  }
+}
+
+}  // namespace
+
+CLI::App* add_eval(CLI::App& root, EvalOptions& options) {
+  CLI::App* app = root.add_subcommand("eval", "Measure a model: perplexity, distance from a reference, puzzles solved");
+  add_job_options(*app, options.job);
+  app->add_option("--text", options.text, "Text file whose perplexity is computed");
+  app->add_option("--save", options.save, "With --text: file to write, which --reference of other runs reads")
+      ->needs("--text");
+  app->add_option("--reference", options.reference, "File of a run with --save to compare with");
+  app->add_option("--puzzles", options.puzzles, "JSON lines with task, prompt and answer");
+  app->add_option("--window", options.window, "Tokens that are scored together")->check(CLI::Range(4, 1 << 20));
+  app->add_option("--max-windows", options.max_windows, "0: all of the text")->check(CLI::NonNegativeNumber);
+  app->add_option("--top", options.top, "Likeliest tokens compared at each position; 0: all, up to 1024")
+      ->check(CLI::NonNegativeNumber);
+  app->add_option("--max-puzzles", options.max_puzzles, "Of each task; 0: all")->check(CLI::NonNegativeNumber);
+  app->add_option("--max-tokens", options.max_tokens, "Of an answer to a puzzle")->check(CLI::PositiveNumber);
+  app->add_flag("--json", options.json, "Print JSON");
+  return app;
+}
+
+int eval(const EvalOptions& options, int* argc, char*** argv) {
+  if (options.text.empty() && options.reference.empty() && options.puzzles.empty()) {
+    throw Error("eval: give --text, --reference or --puzzles", ExitCode::usage);
+  }
+  return run_job(argc, argv, options.job, [&](Engine& engine) {
+    const Json report = Evaluation(engine, options).run();
+    if (options.json) {
+      fmt::print("{}\n", report.dump(2));
+    } else {
+      print_text(report);
+    }
+    return 0;
+  });
+}
+
+}  // namespace shoal

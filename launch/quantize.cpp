@@ -1,0 +1,102 @@
+#include "launch/quantize.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <thread>
+
+#include "base/error.h"
+#include "base/units.h"
+#include "launch/quantize_gguf.h"
+#include "launch/recipe.h"
+#include "runtime/checkpoint.h"
+#include "runtime/gguf.h"
+#include "runtime/model_source.h"
+
+namespace shoal {
+namespace {
+
+using Json = nlohmann::ordered_json;
+namespace fs = std::filesystem;
+
+bool makes_folder(const std::string& type) { return type == "FP8" || type == "INT8" || type == "INT4"; }
+
+std::uint64_t bytes_of(const fs::path& path) {
+  if (!fs::is_directory(path)) return fs::file_size(path);
+  std::uint64_t sum = 0;
+  for (const auto& entry : fs::directory_iterator(path)) {
+    if (entry.path().extension() == ".safetensors") sum += entry.file_size();
+  }
+  return sum;
+}
+
+void print_text(const Json& report) {
+  fmt::print("{}: {}, {} ({} before)\n\n", report["out"].get<std::string>(), report["type"].get<std::string>(),
+             human_bytes(report["bytes"].get<std::uint64_t>()),
+             human_bytes(report["source_bytes"].get<std::uint64_t>()));
+  fmt::print("Error relative to the weights (root mean square)\n");
+  for (const auto& [part, error] : report["relative_error"].items())
+    fmt::print("  {:<24} {:>8.3f} %\n", part, 100 * error.get<double>());
+}
+
+}  // namespace
+
+CLI::App* add_quantize(CLI::App& root, QuantizeOptions& options) {
+  CLI::App* app = root.add_subcommand("quantize", "Write a model in a smaller form");
+  app->add_option("in", options.in, "Hugging Face folder")->required();
+  app->add_option("out", options.out, "GGUF file to write; for FP8, INT8 and INT4 a folder")->required();
+  app->add_option("--type", options.type,
+                  fmt::format("FP8, INT8, INT4, or GGUF's {}", fmt::join(Recipe::names(), ", ")))
+      ->required();
+  app->add_option("--group-size", options.group_size, "INT4: inputs that share a scale");
+  app->add_option("--threads", options.threads, "0: as many as there are cores")->check(CLI::NonNegativeNumber);
+  app->add_flag("--json", options.json, "Print JSON");
+  app->add_flag("--quiet", options.quiet, "No progress");
+  app->footer("A conversion that was interrupted goes on where it stopped when the same command is given again.");
+  return app;
+}
+
+Json quantize_model(const QuantizeOptions& given) {
+  QuantizeOptions options = given;
+  if (options.threads == 0) options.threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  if (is_gguf(options.in))
+    fail("{}: is a GGUF file; quantize the model's Hugging Face folder instead", options.in.string());
+  const bool folder = makes_folder(options.type);
+  if (!folder) Recipe(options.type);  // a wrong name is told before anything is read
+  std::error_code ignored;
+  if (folder && fs::exists(options.out, ignored) && fs::equivalent(options.in, options.out, ignored)) {
+    throw Error(fmt::format("{}: OUT must not be IN", options.out.string()), ExitCode::usage);
+  }
+  if (!folder && fs::is_directory(options.out, ignored)) {
+    throw Error(fmt::format("{}: is a folder; {} is written as a GGUF file", options.out.string(), options.type),
+                ExitCode::usage);
+  }
+  const ModelConfig config = read_model_config(options.in);
+  const Checkpoint checkpoint = Checkpoint::open(options.in);
+  const auto errors = folder ? write_folder(config, checkpoint, options) : write_gguf(config, checkpoint, options);
+
+  Json by_part = Json::object();
+  StorageError all;
+  for (const auto& [part, error] : errors) {
+    if (error.squared_values > 0) by_part[part] = error.relative();
+    all += error;
+  }
+  by_part["all"] = all.relative();
+  return {{"out", options.out.string()},
+          {"type", options.type},
+          {"bytes", bytes_of(options.out)},
+          {"source_bytes", bytes_of(options.in)},
+          {"relative_error", by_part}};
+}
+
+int quantize(const QuantizeOptions& options) {
+  const Json report = quantize_model(options);
+  if (options.json) {
+    fmt::print("{}\n", report.dump(2));
+  } else {
+    print_text(report);
+  }
+  return 0;
+}
+
+}  // namespace shoal

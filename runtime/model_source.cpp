@@ -1,0 +1,36 @@
+#include "runtime/model_source.h"
+
+#include "runtime/gguf.h"
+#include "runtime/gguf_config.h"
+#include "runtime/gguf_tokenizer.h"
+
+namespace shoal {
+
+ModelConfig read_model_config(const std::filesystem::path& model) {
+  return is_gguf(model) ? gguf_model_config(Gguf::open(model)) : ModelConfig::from_file(model);
+}
+
+std::shared_ptr<const Tokenizer> read_tokenizer(const std::filesystem::path& model) {
+  if (is_gguf(model)) {
+    const Gguf gguf = Gguf::open(model);
+    if (!gguf.metadata.contains("tokenizer.ggml.tokens")) return nullptr;
+    const std::string place = gguf.place();
+    return std::make_shared<const Tokenizer>(Tokenizer::from_json(gguf_tokenizer_json(gguf.metadata, place), place));
+  }
+  const auto file = model / "tokenizer.json";
+  if (!std::filesystem::exists(file)) return nullptr;
+  return std::make_shared<const Tokenizer>(Tokenizer::from_file(file));
+}
+
+std::optional<ChatTemplate> read_chat_template(const std::filesystem::path& model) {
+  if (!is_gguf(model)) return ChatTemplate::from_model_dir(model);
+  const Gguf gguf = Gguf::open(model);
+  return gguf_chat_template(gguf.metadata, gguf.place());
+}
+
+std::string model_name(const std::filesystem::path& model) {
+  const auto path = std::filesystem::weakly_canonical(model);
+  return is_gguf(model) ? gguf_name(path) : path.filename().string();
+}
+
+}  // namespace shoal

@@ -1,0 +1,25 @@
+#pragma once
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "planner/model_config.h"
+#include "runtime/text/chat_template.h"
+#include "runtime/text/tokenizer.h"
+
+/// What a model is made of besides its tensors (checkpoint.h), read from a Hugging Face folder or from a GGUF file,
+/// whichever `model` is. Errors name the file.
+namespace shoal {
+
+ModelConfig read_model_config(const std::filesystem::path& model);
+
+/// Null where the model has none: it then takes and gives token ids only.
+std::shared_ptr<const Tokenizer> read_tokenizer(const std::filesystem::path& model);
+
+std::optional<ChatTemplate> read_chat_template(const std::filesystem::path& model);
+
+/// What the API calls it: the folder's name, or the file's without ".gguf" and the number of its part.
+std::string model_name(const std::filesystem::path& model);
+
+}  // namespace shoal

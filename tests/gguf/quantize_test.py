@@ -1,0 +1,125 @@
+"""`shoal quantize`: what it writes is read by the `gguf` package, holds the values it should, and answers like the
+source; a conversion that was killed goes on."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "golden"))
+from convert import read_safetensors, renamed  # noqa: E402
+from serving import BINARY, ROOT, largest_difference, serve  # noqa: E402
+
+FIXTURES = ROOT / "tests" / "fixtures" / "models"
+pytestmark = pytest.mark.skipif(not BINARY.exists(), reason=f"{BINARY} is not built")
+
+
+def quantize(source, out, kind, *options):
+    done = subprocess.run([BINARY, "quantize", source, out, "--type", kind, "--json", "--quiet", *options],
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def worst_score(model, prompts, ranks=1):
+    with serve(model, ranks) as server:
+        return max(largest_difference(server.score(p["ids"]), p["logprobs"]) for p in prompts[1:5])
+
+
+def prompts_of(name):
+    return json.loads((FIXTURES / name / "golden.json").read_text())["prompts"]
+
+
+@pytest.mark.parametrize("name", ["deepseek-v3-no-q-lora", "llama3", "qwen2-tied"])
+def test_gguf_holds_the_same_tensors(name, tmp_path):
+    out = tmp_path / "model.gguf"
+    report = quantize(FIXTURES / name, out, "F32")
+    assert report["relative_error"]["all"] == 0
+    assert report["bytes"] == out.stat().st_size
+    assert not list(tmp_path.glob("*.partial")) and not list(tmp_path.glob("*.journal"))
+    config = json.loads((FIXTURES / name / "config.json").read_text())
+    want = dict(renamed(config, read_safetensors(FIXTURES / name / "model.safetensors"), True))
+    got = {t.name: t.data for t in gguf.GGUFReader(out).tensors}
+    factors = got.pop("rope_freqs.weight", None)
+    assert (factors is not None) == (name == "llama3")
+    assert got.keys() == want.keys()
+    for tensor, values in want.items():
+        assert np.array_equal(got[tensor], values), tensor
+    assert worst_score(out, prompts_of(name), 2) <= 2e-3
+
+
+def test_fp8_source(tmp_path):
+    """R1's own form is what is quantized in practice."""
+    out = tmp_path / "model.gguf"
+    quantize(FIXTURES / "deepseek-v3-fp8", out, "F32")
+    assert worst_score(out, prompts_of("deepseek-v3-fp8")) <= 2e-3
+
+
+def test_rows_that_fit_no_block_get_a_finer_format(tmp_path):
+    out = tmp_path / "model.gguf"
+    report = quantize(FIXTURES / "deepseek-v3-no-q-lora", out, "Q4_K_M")
+    types = {t.name: t.tensor_type.name for t in gguf.GGUFReader(out).tensors}
+    assert types["blk.1.ffn_gate_inp.weight"] == types["output_norm.weight"] == "F32"
+    assert types["blk.0.attn_output.weight"] == "Q5_0"  # 64 columns: no super-block, two blocks of 32
+    assert types["blk.1.ffn_down_exps.weight"] == "F16"  # 16 columns
+    assert 0.001 < report["relative_error"]["attention"] < 0.06
+
+
+@pytest.mark.parametrize("kind,low,high", [("FP8", 0.02, 0.03), ("INT8", 0.004, 0.012), ("INT4", 0.05, 0.13)])
+def test_folders(kind, low, high, tmp_path):
+    """Read again by Shoal, which then answers as the same weights, rounded the same way in Python, would."""
+    source = FIXTURES / "qwen2"
+    options = ["--group-size", "16"] if kind == "INT4" else []
+    report = quantize(source, tmp_path / "out", kind, *options)
+    assert low < report["relative_error"]["attention"] < high
+    inspected = subprocess.run([BINARY, "inspect", tmp_path / "out", "--json"], capture_output=True, text=True)
+    assert inspected.returncode == 0, inspected.stdout + inspected.stderr
+    assert json.loads(inspected.stdout)["whole"]
+    prompts = prompts_of("qwen2")
+    exact = {"FP8": 0.8, "INT8": 0.35, "INT4": 3.0}[kind]
+    assert 1e-4 < worst_score(tmp_path / "out", prompts) < exact
+
+
+def test_killed_conversion_goes_on(tmp_path):
+    """A file with a journal that names some tensors is completed, and what the journal names is left as it is."""
+    source, out = FIXTURES / "deepseek-v3", tmp_path / "model.gguf"
+    quantize(source, out, "Q8_0")
+    whole = out.read_bytes()
+    reader = gguf.GGUFReader(out)
+    first = min(reader.tensors, key=lambda t: t.data_offset)
+    header = whole[:first.data_offset]
+    partial = bytearray(len(whole))
+    partial[:len(header)] = header
+    kept = next(t for t in reader.tensors if t.name == "token_embd.weight")
+    mark = bytes([7]) * kept.n_bytes  # anything, to see that it stays
+    partial[kept.data_offset:kept.data_offset + kept.n_bytes] = mark
+    (tmp_path / "model.gguf.partial").write_bytes(partial)
+    (tmp_path / "model.gguf.journal").write_text(
+        json.dumps({"tensor": "model.embed_tokens.weight", "squared_error": 0, "squared_values": 1}) + '\n{"tens')
+    out.unlink()
+    quantize(source, out, "Q8_0")
+    expected = bytearray(whole)
+    expected[kept.data_offset:kept.data_offset + kept.n_bytes] = mark
+    assert out.read_bytes() == expected
+    # A journal of another conversion is not taken for this one's.
+    (tmp_path / "model.gguf.partial").write_bytes(partial)
+    (tmp_path / "model.gguf.journal").write_text(json.dumps({"tensor": "model.embed_tokens.weight"}) + "\n")
+    quantize(source, out, "Q5_0")
+    assert {t.tensor_type.name for t in gguf.GGUFReader(out).tensors if t.name == "token_embd.weight"} == {"Q5_0"}
+
+
+@pytest.mark.parametrize("arguments,code,message", [
+    (["nowhere", "out.gguf", "--type", "Q9"], 2, "--type Q9 is not known"),
+    (["nowhere", "out.gguf", "--type", "Q8_0"], 1, "nowhere"),
+    (["nowhere", "out.gguf"], 2, "--type"),
+])
+def test_mistakes_are_told(arguments, code, message, tmp_path):
+    done = subprocess.run([BINARY, "quantize", *arguments], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == code
+    assert message in done.stderr
