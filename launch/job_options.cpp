@@ -8,6 +8,10 @@ namespace shoal {
 void add_job_options(CLI::App& app, JobOptions& options) {
   const std::string group = "Model and job";
   app.add_option("--model", options.model, "The model: a Hugging Face folder or a GGUF file")->required()->group(group);
+  app.add_option("--plan", options.plan,
+                 "Plan from 'shoal plan --json': places experts, and sets context, step, KV cache and computing type")
+      ->check(CLI::ExistingFile)
+      ->group(group);
   app.add_option("--max-model-len", options.max_model_len,
                  "Longest prompt and answer together, in tokens; 0: what the model and the memory allow")
       ->check(CLI::NonNegativeNumber)
@@ -18,8 +22,9 @@ void add_job_options(CLI::App& app, JobOptions& options) {
   app.add_option("--max-batched-tokens", options.max_batched_tokens, "Tokens of one rank in one step")
       ->check(CLI::PositiveNumber)
       ->group(group);
-  app.add_option("--max-prefill-tokens", options.max_prefill_tokens,
-                 "Of these, prompt tokens while answers are generated: fewer keep answers smooth, more read prompts sooner")
+  app.add_option(
+         "--max-prefill-tokens", options.max_prefill_tokens,
+         "Of these, prompt tokens while answers are generated: fewer keep answers smooth, more read prompts sooner")
       ->check(CLI::PositiveNumber)
       ->group(group);
   app.add_option("--kv-cache-gb", options.kv_cache_gb, "GB of KV cache on each rank; 0: a share of the free memory")

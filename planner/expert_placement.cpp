@@ -226,6 +226,8 @@ LayerPlacement place_in_nodes(std::span<const double> loads, const ExpertRanks& 
 ExpertRanks ExpertRanks::equal(int ranks, int ranks_per_node, int experts, int redundant) {
   ExpertRanks r;
   r.slots.assign(at(ranks), (experts + redundant + ranks - 1) / ranks);
+  // Without replicas, no rank has a slot too many.
+  for (int i = experts; redundant == 0 && i < r.slots[0] * ranks; ++i) --r.slots[at(ranks - 1 - (i - experts))];
   r.speed.assign(at(ranks), 1.0);
   for (int i = 0; i < ranks; ++i) r.node.push_back(i / ranks_per_node);
   return r;

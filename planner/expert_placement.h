@@ -23,7 +23,8 @@ struct ExpertRanks {
   std::vector<int> node;      // [ranks] ascending from 0
 
   int size() const { return static_cast<int>(slots.size()); }
-  /// Equal ranks, `ranks_per_node` of them on a node, that together have room for every expert and `redundant` more.
+  /// Ranks of one speed, `ranks_per_node` of them on a node, with equal slots for every expert and `redundant` more at
+  /// least; for exactly the experts, as equal as can be, where no more are wanted.
   static ExpertRanks equal(int ranks, int ranks_per_node, int experts, int redundant);
 };
 

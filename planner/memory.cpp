@@ -19,19 +19,19 @@ constexpr int logit_rows = 32;           // runtime/job.cpp: logits are made for
 constexpr double packed_growth = 1.5;    // kernels/cpu/scratch.h
 constexpr double scratch_growth = 1.25;  // runtime/model.cpp, Scratch
 
-constexpr auto kv_types = std::to_array<std::pair<KvType, std::string_view>>(
-    {{KvType::f32, "f32"}, {KvType::bf16, "bf16"}, {KvType::fp8, "fp8"}, {KvType::int8, "int8"}});
+constexpr auto kv_types = std::to_array<std::pair<CacheType, std::string_view>>(
+    {{CacheType::f32, "f32"}, {CacheType::bf16, "bf16"}, {CacheType::fp8, "fp8"}, {CacheType::int8, "int8"}});
 
 std::int64_t round_up(std::int64_t n, std::int64_t unit) { return (n + unit - 1) / unit * unit; }
 
-double kv_element_bytes(KvType type) {
+double kv_element_bytes(CacheType type) {
   switch (type) {
-    case KvType::f32:
+    case CacheType::f32:
       return 4;
-    case KvType::bf16:
+    case CacheType::bf16:
       return 2;
-    case KvType::fp8:
-    case KvType::int8:
+    case CacheType::fp8:
+    case CacheType::int8:
       return 1 + 4.0 / 128;  // an F32 factor for 128 elements
   }
   return 4;
@@ -67,19 +67,19 @@ double gpu_activations(const ModelConfig& c, double tokens, int tensor_parallel,
 
 }  // namespace
 
-std::string_view name_of(KvType type) {
+std::string_view name_of(CacheType type) {
   for (const auto& [t, name] : kv_types)
     if (t == type) return name;
   return "?";
 }
 
-KvType kv_type_from(const std::string& name) {
+CacheType cache_type_from(const std::string& name) {
   for (const auto& [type, text] : kv_types)
     if (text == name) return type;
   throw Error("the KV cache type " + name + " is not known (f32, bf16, fp8, int8)", ExitCode::usage);
 }
 
-double kv_bytes_per_token(const ModelConfig& config, KvType type) {
+double kv_bytes_per_token(const ModelConfig& config, CacheType type) {
   return static_cast<double>(config.kv_width()) * config.num_hidden_layers * kv_element_bytes(type);
 }
 
@@ -186,7 +186,7 @@ RankMemory rank_memory(const ModelConfig& config, const HeldWeights& weights, co
       sequences_on(workload, layout, rank) * static_cast<double>(round_up(workload.context, page_tokens)) * per_token;
 
   const double tokens = workload.max_batched_tokens;
-  const bool bf16_rows = workload.kv != KvType::f32;
+  const bool bf16_rows = workload.kv != CacheType::f32;
   // Steps differ in where their tokens go, and buffers keep the size of the largest.
   const double peak = layout.ranks > 1 ? 1.25 : 1;
   double arriving = 0;  // rows that all ranks' tokens bring, at even routing

@@ -18,6 +18,7 @@
 #include "runtime/kv_cache.h"
 #include "runtime/model.h"
 #include "runtime/model_source.h"
+#include "runtime/planned_job.h"
 #include "runtime/weights.h"
 #include "runtime/worker.h"
 
@@ -129,7 +130,11 @@ LoadedModel load_model(const ModelConfig& config, const Checkpoint& checkpoint, 
   cpu.local_ranks = rank.launch.local_size;
   loaded.backend = make_cpu_backend(cpu);
 
-  const Placement& placement = loaded.placement = place_evenly(config, rank.comm->size());
+  const Placement& placement = loaded.placement = job_placement(options, config, rank.comm->size());
+  if (std::filesystem::is_directory(options.model))  // of a GGUF file, config does not say the types
+    refuse_what_does_not_fit(
+        config, options, placement, rank.comm->rank(),
+        available_memory_bytes() / static_cast<std::uint64_t>(std::max(1, rank.launch.local_size)));
   const int cores = static_cast<int>(std::thread::hardware_concurrency());
   const LoadOptions load{.threads = std::clamp(2 * cores / rank.launch.local_size, 1, 16),
                          .progress = rank.leads() && !options.quiet,
@@ -139,8 +144,8 @@ LoadedModel load_model(const ModelConfig& config, const Checkpoint& checkpoint, 
   const HeadSlice heads = placement.tensor_parallel ? head_slice(config.num_attention_heads, config.num_key_value_heads,
                                                                  rank.comm->size(), rank.comm->rank())
                                                     : HeadSlice{};
-  const int width = placement.tensor_parallel ? static_cast<int>(2 * heads.kv_heads.count * config.head_dim)
-                                              : config.kv_width();
+  const int width =
+      placement.tensor_parallel ? static_cast<int>(2 * heads.kv_heads.count * config.head_dim) : config.kv_width();
   const KvType kv_type = options.kv_cache_dtype.value_or(bf16(options) ? KvType::bf16 : KvType::f32);
   if (has_scales(kv_type) && !config.is_mla() && config.head_dim % kKvGroup != 0)
     throw Error(fmt::format("--kv-cache-dtype {} needs heads of a multiple of {} elements; this model's have {}",
@@ -338,8 +343,10 @@ int run_ranks(int* argc, char*** argv, const JobOptions& options, const std::fun
 
 }  // namespace
 
-int run_job(int* argc, char*** argv, const JobOptions& options, const std::function<int(Engine&)>& front) {
+int run_job(int* argc, char*** argv, const JobOptions& asked, const std::function<int(Engine&)>& front) {
   try {
+    JobOptions options = asked;
+    apply_plan(options);
     return run_ranks(argc, argv, options, front);
   } catch (const Error& error) {
     std::fprintf(stderr, "shoal: %s\n", error.what());

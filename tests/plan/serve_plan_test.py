@@ -1,0 +1,69 @@
+"""`serve --plan` runs the plan, and refuses plans for other jobs and models that do not fit."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "golden"))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from memory_test import write_model  # noqa: E402
+from serving import BINARY, MPI_ENVIRONMENT, ROOT, largest_difference, serve  # noqa: E402
+
+pytestmark = pytest.mark.skipif(not BINARY.exists(), reason=f"{BINARY} is not built")
+MODEL = ROOT / "tests" / "fixtures" / "models" / "deepseek-v3"
+
+
+def plan_for(ranks, tmp_path, *options):
+    cluster = dict(nodes=1, ranks_per_node=ranks, intra_node=dict(bandwidth_gb_s=10, latency_us=1),
+                   device=dict(kind="cpu", memory_gb=8, memory_bandwidth_gb_s=20, tflops=dict(bf16=0.1)))
+    (tmp_path / "cluster.json").write_text(json.dumps(cluster))
+    run = subprocess.run([BINARY, "plan", "--model", MODEL, "--cluster", tmp_path / "cluster.json", "--context", "512",
+                          "--concurrency", "4", "--kv-type", "f32", "--json", *options], capture_output=True, text=True, check=True)
+    return json.loads(run.stdout)
+
+
+def start(ranks, *options, model=MODEL):
+    command = ["mpirun", "-n", str(ranks), BINARY, "serve", "--model", model, "--port", "0", *options]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **MPI_ENVIRONMENT}, timeout=120)
+
+
+def test_answers_are_right_wherever_the_plan_puts_experts(tmp_path):
+    plan = plan_for(2, tmp_path)
+    for layer in plan["placement"]["layers"]:  # every second expert, instead of halves
+        layer["experts"] = [[[i % 2, 1.0]] for i in range(len(layer["experts"]))]
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    prompts = json.loads((MODEL / "golden.json").read_text())["prompts"]
+    with serve(MODEL, 2, "--plan", str(tmp_path / "plan.json")) as server:
+        assert server.limit == 512
+        for p in [p for p in prompts[1:] if len(p["ids"]) <= 512]:
+            assert largest_difference(server.score(p["ids"]), p["logprobs"]) <= 2e-3
+
+
+def test_plans_for_other_jobs_are_refused(tmp_path):
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps(plan_for(4, tmp_path)))
+    run = start(2, "--plan", file)
+    assert run.returncode == 2 and "is for 4 ranks, and this job has 2" in run.stderr
+    run = start(4, "--plan", file, model=ROOT / "tests" / "fixtures" / "models" / "llama3")
+    assert run.returncode == 2 and "0 experts" in run.stderr
+    file.write_text(json.dumps(plan_for(2, tmp_path, "--redundant-experts", "2")))
+    run = start(2, "--plan", file)
+    assert run.returncode == 2 and "replicas" in run.stderr
+
+
+def test_what_does_not_fit_is_refused_before_it_is_read(tmp_path):
+    """A model of a terabyte: its file is sparse."""
+    write_model(tmp_path, "deepseek_v3")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["num_hidden_layers"] = 1
+    config["first_k_dense_replace"] = 1
+    config["vocab_size"] = 1 << 24
+    config["hidden_size"] = 1 << 14
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    run = start(1, model=tmp_path)
+    assert run.returncode == 3
+    assert "weights" in run.stderr and "share of this host's free memory" in run.stderr
