@@ -14,8 +14,7 @@ Gguf model_of(const json& metadata, std::int64_t vocab) {
   Gguf gguf{{"model.gguf"}, metadata, {}};
   TensorInfo embedding;
   embedding.name = "token_embd.weight";
-  embedding.shape = {vocab,
-                     metadata.value(metadata["general.architecture"].get<std::string>() + ".embedding_length", 0)};
+  embedding.shape = {vocab, 7168};
   TensorInfo head = embedding;
   head.name = "output.weight";
   gguf.tensors = {embedding, head};
