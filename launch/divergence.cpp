@@ -11,19 +11,19 @@ namespace shoal {
 double divergence_of(const TokenLogprob& reference, const TokenLogprob& other) {
   std::unordered_map<std::int32_t, double> known;
   for (const auto& [token, logprob] : other.top) known.emplace(token, double{logprob});
-  // A token that the other's list lacks is at most as likely as its last.
-  const double least = other.top.empty() ? 0.0 : double{other.top.back().second};
-  double sum = 0, p_listed = 0, q_listed = 0;
+  // All that one of the lists lacks counts as one token: no merging of tokens can make a divergence larger.
+  double sum = 0, p_common = 0, q_common = 0;
   for (const auto& [token, logprob] : reference.top) {
     const auto it = known.find(token);
-    const double ln_p = double{logprob}, ln_q = it == known.end() ? least : it->second;
-    sum += std::exp(ln_p) * (ln_p - ln_q);
-    p_listed += std::exp(ln_p);
-    q_listed += std::exp(ln_q);
+    if (it == known.end()) continue;
+    const double ln_p = double{logprob};
+    sum += std::exp(ln_p) * (ln_p - it->second);
+    p_common += std::exp(ln_p);
+    q_common += std::exp(it->second);
   }
   // Below this, what is left is rounding.
   constexpr double nothing = 1e-5;
-  const double p_rest = 1 - p_listed, q_rest = std::max(1 - q_listed, nothing);
+  const double p_rest = 1 - p_common, q_rest = std::max(1 - q_common, nothing);
   if (p_rest > nothing) sum += p_rest * std::log(p_rest / q_rest);
   return std::max(sum, 0.0);
 }

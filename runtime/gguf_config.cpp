@@ -189,24 +189,26 @@ void read_rope_factors(ModelConfig& config, const Gguf& gguf) {
 
 ModelConfig gguf_model_config(const Gguf& gguf) {
   const Keys keys(gguf);
-  json config = outer(keys, gguf);
   const std::string& architecture = keys.architecture();
   const bool latent = architecture == "deepseek2";
-  if (latent) {
-    const int gating = keys.integer_or("expert_gating_func", none);
-    if (gating > sigmoid)
-      keys.reject("expert_gating_func", fmt::format("is {}; 1 (softmax) and 2 (sigmoid) are supported", gating));
-    config["model_type"] = gating == sigmoid ? "deepseek_v3" : "deepseek_v2";
-    config.update(latent_attention(keys));
-    config.update(experts(keys, static_cast<Gating>(gating)));
-  } else if (architecture == "llama" || architecture == "qwen2") {
-    config["model_type"] = architecture;
-    config.update(grouped_attention(keys, gguf, config["hidden_size"], config["num_attention_heads"]));
-  } else {
+  if (!latent && architecture != "llama" && architecture != "qwen2") {
     keys.all().reject("general.architecture",
                       fmt::format("\"{}\" is not supported (deepseek2, llama and qwen2 are)", architecture));
   }
+  json config = outer(keys, gguf);
   config["rope_scaling"] = rope_scaling(keys, latent);
+  if (latent) {
+    const int gating = keys.integer_or("expert_gating_func", none);
+    if (gating > sigmoid) {
+      keys.reject("expert_gating_func", fmt::format("is {}; 1 (softmax) and 2 (sigmoid) are supported", gating));
+    }
+    config["model_type"] = gating == sigmoid ? "deepseek_v3" : "deepseek_v2";
+    config.update(latent_attention(keys));
+    config.update(experts(keys, static_cast<Gating>(gating)));
+  } else {
+    config["model_type"] = architecture;
+    config.update(grouped_attention(keys, gguf, config["hidden_size"], config["num_attention_heads"]));
+  }
 
   ModelConfig result = ModelConfig::from_json(config, gguf.place());
   // Llama's query and key rows are reordered in GGUF so that rotated pairs lie side by side; Qwen2's are not.

@@ -35,11 +35,13 @@ constexpr std::string_view kDeepseekV3Words =
     "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
     "| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+";
 constexpr std::string_view kDeepseekLetters =
-    "\\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-"
+    "\\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-"
+    "Ἕἠ-"
     "ὅὈ-"
     "Ὅὐ-"
     "ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-"
-    "ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-"
+    "ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-"
+    "ｚ𐐀-"
     "𐑏𐒰-"
     "𐓓𐓘-"
     "𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟"
@@ -273,6 +275,26 @@ class Builder {
 
 json gguf_tokenizer_json(const json& metadata, const std::string& place) { return Builder(metadata, place).build(); }
 
+namespace {
+
+/// A pattern with its line ends written out as characters: files differ in whether they escape them.
+std::string with_plain_line_ends(std::string_view pattern) {
+  std::string plain;
+  for (std::size_t i = 0; i < pattern.size(); ++i) {
+    const char next = pattern[i] == '\\' && i + 1 < pattern.size() ? pattern[i + 1] : '\0';
+    if (next == 'r' || next == 'n') {
+      plain += next == 'r' ? '\r' : '\n';
+      ++i;
+      continue;
+    }
+    plain += pattern[i];
+    if (next != '\0') plain += pattern[++i];
+  }
+  return plain;
+}
+
+}  // namespace
+
 std::string gguf_splitting_rule(const json& tokenizer_json, const std::string& place) {
   const auto it = tokenizer_json.find("pre_tokenizer");
   if (it == tokenizer_json.end() || !it->is_object())
@@ -282,12 +304,13 @@ std::string gguf_splitting_rule(const json& tokenizer_json, const std::string& p
   const json steps = it->value("pretokenizers", json::array({*it}));
   for (const json& step : steps) {
     const std::string type = step.value("type", "");
-    if (type == "Split") patterns.push_back(step.value("/pattern/Regex"_json_pointer, ""));
+    if (type == "Split") patterns.push_back(with_plain_line_ends(step.value("/pattern/Regex"_json_pointer, "")));
     digits |= type == "Digits";
   }
   for (const SplittingRule& rule : splitting_rules()) {
+    const auto same = [](const std::string& a, std::string_view b) { return a == with_plain_line_ends(b); };
     if (rule.digits == digits &&
-        std::equal(patterns.begin(), patterns.end(), rule.patterns.begin(), rule.patterns.end())) {
+        std::equal(patterns.begin(), patterns.end(), rule.patterns.begin(), rule.patterns.end(), same)) {
       return std::string(rule.names.front());
     }
   }

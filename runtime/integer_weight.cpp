@@ -38,6 +38,7 @@ std::vector<std::string> IntegerWeight::parts(const Checkpoint& checkpoint, cons
   };
   if (const TensorInfo* plain = checkpoint.find(name); plain && plain->type == "I8") {
     take({"weight", "weight_scale", "weight_scale_inv"});
+    if (found.size() == 1) found.clear();  // integers without a scale mean nothing
   } else if (checkpoint.find(p + "qweight")) {
     take({"qweight", "qzeros", "scales", "g_idx"});
   } else if (checkpoint.find(p + "weight_packed")) {

@@ -60,6 +60,30 @@ TEST(ModelConfig, ReadsWhatTransformersReadsInBothSpellings) {
   }
 }
 
+TEST(ModelConfig, ReadsHowWeightsAreQuantized) {
+  const auto quantization = [](const json& settings) {
+    json config = published_config("deepseek-r1");
+    config["quantization_config"] = settings;
+    return *read_config(config).quantization;
+  };
+  const auto awq = quantization({{"quant_method", "awq"}, {"bits", 4}, {"group_size", 64}, {"version", "gemm"}});
+  EXPECT_EQ(awq.bits, 4);
+  EXPECT_EQ(awq.group_size, 64);
+  EXPECT_EQ(quantization({{"quant_method", "gptq"}, {"bits", 4}, {"group_size", -1}}).group_size, 0);
+  EXPECT_EQ(quantization({{"quant_method", "gptq"}, {"bits", 4}}).zero_offset, 1);
+  EXPECT_EQ(quantization({{"quant_method", "gptq"}, {"bits", 4}, {"checkpoint_format", "gptq_v2"}}).zero_offset, 0);
+  EXPECT_EQ(quantization({{"quant_method", "w8a8_int8"}}).method, "int8");
+  const auto blocks = quantization({{"quant_method", "blockwise_int8"}, {"weight_block_size", {128, 64}}});
+  EXPECT_EQ(blocks.method, "int8");
+  EXPECT_EQ(blocks.block_cols, 64);
+  const auto packed = quantization(
+      {{"quant_method", "compressed-tensors"},
+       {"format", "pack-quantized"},
+       {"config_groups", {{"group_0", {{"weights", {{"num_bits", 4}, {"type", "int"}, {"group_size", 32}}}}}}}});
+  EXPECT_EQ(packed.bits, 4);
+  EXPECT_EQ(packed.group_size, 32);
+}
+
 TEST(ModelConfig, KnowsR1) {
   const ModelConfig r1 = read_config(published_config("deepseek-r1"));
   EXPECT_EQ(r1.architecture, Architecture::deepseek_v3);
@@ -162,8 +186,11 @@ TEST(ModelConfig, NamesFileAndFieldOfWhatItRefuses) {
       {r1, {{"topk_group", 9}}, "topk_group is 9, more than n_group 8"},
       {r1, {{"num_experts_per_tok", 257}}, "num_experts_per_tok is 257"},
       {r1, {{"num_experts_per_tok", 129}}, "num_experts_per_tok is 129, more than the 128"},
-      {r1, {{"quantization_config", {{"quant_method", "awq"}}}}, "quant_method \"awq\""},
+      {r1, {{"quantization_config", {{"quant_method", "bitsandbytes"}}}}, "quant_method \"bitsandbytes\""},
       {r1, {{"quantization_config", {{"quant_method", "fp8"}}}}, "weight_block_size"},
+      {r1, {{"quantization_config", {{"quant_method", "awq"}, {"bits", 8}}}}, "only 4"},
+      {r1, {{"quantization_config", {{"quant_method", "gptq"}, {"bits", 3}}}}, "bits is 3"},
+      {r1, {{"quantization_config", {{"quant_method", "compressed-tensors"}, {"format", "marlin"}}}}, "marlin"},
       {r1, {{"quantization_config", {{"quant_method", "fp8"}, {"weight_block_size", {128, 0}}}}}, "weight_block_size"},
       {r1, {{"quantization_config", 5}}, "quantization_config: must be a JSON object"},
       {r1, {{"rope_scaling", {{"type", "dynamic"}, {"factor", 2}}}}, "rope_type \"dynamic\""},

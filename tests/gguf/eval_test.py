@@ -1,0 +1,64 @@
+"""`shoal eval` against the same figures computed here from the log-probabilities that the API gives."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "golden"))
+from serving import BINARY, MPI_ENVIRONMENT, ROOT, serve  # noqa: E402
+
+
+FIXTURES = ROOT / "tests" / "fixtures"
+pytestmark = pytest.mark.skipif(not BINARY.exists(), reason=f"{BINARY} is not built")
+
+
+def evaluate(*arguments, ranks=0):
+    launcher = ["mpirun", "-n", str(ranks)] if ranks else []
+    done = subprocess.run([*launcher, BINARY, "eval", "--quiet", "--json", *map(str, arguments)], capture_output=True,
+                          text=True, env={**os.environ, **MPI_ENVIRONMENT})
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_perplexity_and_divergence(tmp_path):
+    """A random model and its 2-bit form; token i of their vocabulary is byte i, and byte 0 to 255 are all there is."""
+    text = bytes(np.random.default_rng(0).integers(0x21, 0x7F, 90).tolist())
+    (tmp_path / "text").write_bytes(text)
+    exact, coarse = FIXTURES / "gguf" / "dense-Q6_K.gguf", FIXTURES / "gguf" / "dense-Q2_K.gguf"
+    windows = [list(text[i:i + 40]) for i in (0, 40, 80)]
+    losses = []
+    with serve(exact, 1) as server:
+        for window in windows:
+            losses += [-v for v in server.score(window)]
+    report = evaluate("--model", exact, "--text", tmp_path / "text", "--window", 40, "--save", tmp_path / "run")
+    assert report["perplexity"]["tokens"] == len(losses) == 87
+    assert report["perplexity"]["perplexity"] == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-4)
+
+    same = evaluate("--model", exact, "--reference", tmp_path / "run")["divergence"]
+    assert same["kl_max"] < 1e-5 and same["top1_agreement"] == 1 and same["tokens"] == 87
+    other = evaluate("--model", coarse, "--reference", tmp_path / "run", ranks=2)["divergence"]
+    assert 0.01 < other["kl_mean"] < other["kl_99"] <= other["kl_max"]
+    assert other["top1_agreement"] < 1
+    assert other["reference_perplexity"] == pytest.approx(report["perplexity"]["perplexity"], rel=1e-5)
+    with serve(coarse, 1) as server:
+        coarse_losses = [-v for window in windows for v in server.score(window)]
+    assert other["perplexity"] == pytest.approx(math.exp(sum(coarse_losses) / 87), rel=1e-4)
+
+
+def test_mistakes_are_told(tmp_path):
+    def failure(*arguments):
+        done = subprocess.run([BINARY, "eval", "--model", FIXTURES / "gguf" / "dense-Q2_K.gguf", "--quiet", *arguments],
+                              capture_output=True, text=True)
+        return done.returncode, done.stderr
+    assert failure()[0] == 2
+    code, message = failure("--text", tmp_path / "none")
+    assert code == 1 and "none: cannot be read" in message
+    (tmp_path / "run").write_text("something else\n")
+    code, message = failure("--reference", tmp_path / "run")
+    assert code == 1 and "run: is no file that `shoal eval --save` wrote" in message
