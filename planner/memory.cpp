@@ -98,7 +98,8 @@ HeldWeights::HeldWeights(const ModelConfig& config, const Precision& precision, 
     }
     const bool vector = t.shape.size() < 2;
     if (vector || t.part == Part::router) type = &weight_type("F32");
-    if (is("kv_b_proj.weight") && type->block_cols > 1) type = &weight_type("BF16");
+    // Split by head and transposed, which blocks along a row do not survive.
+    if (is("kv_b_proj.weight") && type->block_cols > 1 && type->block_rows == 1) type = &weight_type("F32");
     Cut cut = Cut::none;
     if (is("q_proj.weight") || is("q_b_proj.weight") || is("kv_b_proj.weight")) cut = Cut::heads;
     if (is("k_proj.weight") || is("v_proj.weight")) cut = Cut::kv_heads;

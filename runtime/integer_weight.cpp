@@ -36,7 +36,8 @@ std::vector<std::string> IntegerWeight::parts(const Checkpoint& checkpoint, cons
       if (checkpoint.find(p + suffix)) found.push_back(p + suffix);
     }
   };
-  if (const TensorInfo* plain = checkpoint.find(name); plain && plain->type == "I8") {
+  const bool scaled = checkpoint.find(p + "weight_scale") || checkpoint.find(p + "weight_scale_inv");
+  if (const TensorInfo* plain = checkpoint.find(name); plain && plain->type == "I8" && scaled) {
     take({"weight", "weight_scale", "weight_scale_inv"});
     if (found.size() == 1) found.clear();  // integers without a scale mean nothing
   } else if (checkpoint.find(p + "qweight")) {

@@ -83,9 +83,9 @@ std::optional<size_t> item_place(int64_t index, size_t size) {
 
 Value get_item(Context& context, const Value& on, const Value& key) {
   if (on.is_undefined()) fault("{}", on.why_undefined());
-  context.read(key);
   if (on.is_dict()) {
     const bool unhashable = key.is_dict() || key.is_sequence(SequenceKind::list);
+    if (!unhashable) context.use_key(key);
     if (const Value* value = unhashable ? nullptr : on.as_dict().find(key)) return *value;
   } else if (on.is_sequence() && !on.is_sequence(SequenceKind::view) && key.is_integral()) {
     if (const auto place = item_place(key.as_int(), on.items().size())) return on.items()[*place];
@@ -140,7 +140,7 @@ Value get_slice(Context& context, const Value& on, const Value& start, const Val
   }
   List out;
   for (int64_t i = first; by > 0 ? i < last : i > last;) {
-    context.make(1);
+    context.grow();
     out.push_back(on.items()[static_cast<size_t>(i)]);
     if (__builtin_add_overflow(i, by, &i)) break;
   }

@@ -6,28 +6,25 @@
 
 namespace shoal::jinja {
 
-/// How much one rendering may do, so that a hostile template ends soon and within bounded memory. Every evaluated node
-/// is a step; every byte or item that an operation reads or makes is work. Values are never changed in place and what
-/// exists was made through work, so the bound on work bounds memory too.
+/// How much one rendering may do, so that a hostile template ends soon and within bounded memory. It is counted in
+/// bytes: those that an operation reads or makes, and for every evaluated node what it may allocate. Values are never
+/// changed in place, and what exists was made through work, so the bound on work bounds memory too.
 class Budget {
  public:
   /// `input_bytes`: the size of the messages and tools, which honest templates go through a few times.
-  explicit Budget(size_t input_bytes)
-      : steps_left_(kSteps + kStepsPerInputByte * input_bytes), work_left_(kWork + kWorkPerInputByte * input_bytes) {}
+  explicit Budget(size_t input_bytes) : left_(kBytes + kBytesPerInputByte * input_bytes) {}
 
-  void step() {
-    if (steps_left_ == 0) fault("the template takes too many steps");
-    --steps_left_;
-  }
+  /// Call before doing something to `amount` bytes.
   void work(size_t amount) {
-    if (amount > work_left_) fault("the template makes or reads too much data");
-    work_left_ -= amount;
+    if (amount > left_) fault("the template takes too many steps or makes too much text");
+    left_ -= amount;
   }
-  /// Call before making something of `count` times `size` bytes.
+  /// The same for `count` times `size` bytes.
   void work(size_t count, size_t size) {
-    if (size != 0 && count > SIZE_MAX / size) fault("the template makes or reads too much data");
-    work(count * size);
+    size_t amount = 0;
+    work(__builtin_mul_overflow(count, size, &amount) ? SIZE_MAX : amount);
   }
+  void step() { work(kStepBytes); }
 
   /// Nesting of evaluations in evaluations: each takes room on the machine's stack.
   void enter() {
@@ -36,11 +33,9 @@ class Budget {
   void leave() { --depth_; }
 
  private:
-  static constexpr size_t kSteps = 10'000'000, kStepsPerInputByte = 16;
-  static constexpr size_t kWork = 256u << 20, kWorkPerInputByte = 64;
+  static constexpr size_t kBytes = 256u << 20, kBytesPerInputByte = 256, kStepBytes = 64;
   static constexpr int kDepth = 800;
-  size_t steps_left_;
-  size_t work_left_;
+  size_t left_;
   int depth_ = 0;
 };
 

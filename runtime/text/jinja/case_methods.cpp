@@ -6,20 +6,25 @@
 namespace shoal::jinja {
 namespace {
 
+/// The text of `self`, each of whose characters is to be looked up in Unicode's tables: that costs more than reading
+/// it.
+std::string_view looked_up(Context& context, const Value& self) {
+  context.budget.work(self.as_string().size(), 8);
+  return self.as_string();
+}
+
 template <std::string (*change)(std::string_view)>
 Value changed(Context& context, const Value& self, const Args& args) {
   args.allow({});
-  // A character can become three, of three bytes each.
-  context.budget.work(self.as_string().size(), 3);
-  return change(self.as_string());
+  return change(looked_up(context, self));
 }
 
 /// True where there is a character and all are so.
 template <bool (*is_so)(char32_t)>
-Value all(Context&, const Value& self, const Args& args) {
+Value all(Context& context, const Value& self, const Args& args) {
   args.allow({});
   bool so = !self.as_string().empty();
-  for_each_character(self.as_string(), [&](char32_t c) { so = so && is_so(c); });
+  for_each_character(looked_up(context, self), [&](char32_t c) { so = so && is_so(c); });
   return so;
 }
 
@@ -27,44 +32,44 @@ bool is_alphanumeric(char32_t c) { return c != '_' && is_word(c); }
 bool is_ascii(char32_t c) { return c < 0x80; }
 bool is_numeric(char32_t c) { return is_alphanumeric(c) && !is_alphabetic(c); }
 
-Value is_printable_text(Context&, const Value& self, const Args& args) {
+Value is_printable_text(Context& context, const Value& self, const Args& args) {
   args.allow({});
   bool so = true;
-  for_each_character(self.as_string(), [&](char32_t c) { so = so && is_printable(c); });
+  for_each_character(looked_up(context, self), [&](char32_t c) { so = so && is_printable(c); });
   return so;
 }
 
-Value is_ascii_text(Context&, const Value& self, const Args& args) {
+Value is_ascii_text(Context& context, const Value& self, const Args& args) {
   args.allow({});
   bool so = true;
-  for_each_character(self.as_string(), [&](char32_t c) { so = so && is_ascii(c); });
+  for_each_character(looked_up(context, self), [&](char32_t c) { so = so && is_ascii(c); });
   return so;
 }
 
-Value is_lower_text(Context&, const Value& self, const Args& args) {
+Value is_lower_text(Context& context, const Value& self, const Args& args) {
   args.allow({});
   bool some = false, others = false;
-  for_each_character(self.as_string(), [&](char32_t c) {
+  for_each_character(looked_up(context, self), [&](char32_t c) {
     some = some || is_lower(c);
     others = others || is_upper(c) || is_title(c);
   });
   return some && !others;
 }
 
-Value is_upper_text(Context&, const Value& self, const Args& args) {
+Value is_upper_text(Context& context, const Value& self, const Args& args) {
   args.allow({});
   bool some = false, others = false;
-  for_each_character(self.as_string(), [&](char32_t c) {
+  for_each_character(looked_up(context, self), [&](char32_t c) {
     some = some || is_upper(c);
     others = others || is_lower(c) || is_title(c);
   });
   return some && !others;
 }
 
-Value is_title_text(Context&, const Value& self, const Args& args) {
+Value is_title_text(Context& context, const Value& self, const Args& args) {
   args.allow({});
   bool some = false, so = true, in_word = false;
-  for_each_character(self.as_string(), [&](char32_t c) {
+  for_each_character(looked_up(context, self), [&](char32_t c) {
     const bool begins = is_upper(c) || is_title(c), goes_on = is_lower(c);
     so = so && !(begins && in_word) && !(goes_on && !in_word);
     in_word = begins || goes_on;
@@ -73,10 +78,10 @@ Value is_title_text(Context&, const Value& self, const Args& args) {
   return some && so;
 }
 
-Value is_identifier(Context&, const Value& self, const Args& args) {
+Value is_identifier(Context& context, const Value& self, const Args& args) {
   args.allow({});
   bool first = true, so = !self.as_string().empty();
-  for_each_character(self.as_string(), [&](char32_t c) {
+  for_each_character(looked_up(context, self), [&](char32_t c) {
     so = so && (c == '_' || is_alphabetic(c) || (!first && (is_word(c))));
     first = false;
   });

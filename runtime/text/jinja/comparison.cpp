@@ -9,6 +9,9 @@
 namespace shoal::jinja {
 namespace {
 
+/// What looking at a value at all is charged.
+constexpr size_t kStepBytes = 16;
+
 bool equal_sequences(Context& context, const Sequence& a, const Sequence& b) {
   if (&a == &b) return true;
   if (a.kind != b.kind || a.kind == SequenceKind::view || a.items.size() != b.items.size()) return false;
@@ -21,7 +24,7 @@ bool equal_dicts(Context& context, const Dict& a, const Dict& b) {
   if (&a == &b) return true;
   if (a.entries.size() != b.entries.size()) return false;
   for (const auto& [key, value] : a.entries) {
-    context.read(key);
+    context.use_key(key);
     const Value* other = b.find(key);
     if (!other || !equal(context, value, *other)) return false;
   }
@@ -33,7 +36,7 @@ bool is_nan(const Value& value) { return value.is_float() && std::isnan(value.as
 /// a < b, or where `or_equal` a <= b.
 bool ordered(Context& context, const Value& a, const Value& b, bool or_equal) {
   const Level level(context.budget);
-  context.budget.work(1);
+  context.budget.work(kStepBytes);
   if (a.is_number() && b.is_number()) {
     if (is_nan(a) || is_nan(b)) return false;
     return compare_numbers(a, b) < (or_equal ? 1 : 0);
@@ -61,7 +64,7 @@ bool ordered(Context& context, const Value& a, const Value& b, bool or_equal) {
 
 bool equal(Context& context, const Value& a, const Value& b) {
   const Level level(context.budget);
-  context.budget.work(1);
+  context.budget.work(kStepBytes);
   if (a.is_number() && b.is_number()) return !is_nan(a) && !is_nan(b) && compare_numbers(a, b) == 0;
   if (a.is_string() && b.is_string()) {
     if (a.as_string().size() != b.as_string().size()) return false;
@@ -84,7 +87,7 @@ bool contains(Context& context, const Value& container, const Value& item) {
     return find_text(container.as_string(), item.as_string()) != std::string::npos;
   }
   if (container.is_dict()) {
-    context.read(item);
+    context.use_key(item);
     return container.as_dict().find(item) != nullptr;
   }
   if (!is_iterable(container)) fault("argument of type '{}' is not iterable", type_name(container));

@@ -37,8 +37,7 @@ Value copy_list(Context& context, const Value& self, const Args& args) {
 Value get(Context& context, const Value& self, const Args& args) {
   args.allow({"key", "default"});
   const Value& key = args.need(0, "key");
-  context.read(key);
-  require_key(key);
+  context.use_key(key);
   const Value* value = self.as_dict().find(key);
   return value ? *value : args.get(1, "default", None{});
 }

@@ -59,8 +59,17 @@ class Context {
 
   /// Charges for going through `value` once: its bytes, where it is text.
   void read(const Value& value) { budget.work(value.is_string() ? value.as_string().size() : 1); }
+  /// Charges for looking for `key` among others; faults where it cannot be one.
+  void use_key(const Value& key) { budget.work(key_bytes(key), 8); }
   /// Charges for making a list of `count` values.
-  void make(size_t count) { budget.work(count, sizeof(Value)); }
+  void make(size_t count) {
+    budget.work(sizeof(Sequence));
+    budget.work(count, sizeof(Value));
+  }
+  /// Charges for one more value in a list that grows.
+  void grow() { budget.work(2 * sizeof(Value)); }
+  /// The same of dict entries or named arguments.
+  void make_entries(size_t count) { budget.work(count, 8 * sizeof(Value)); }
 
   Budget budget;
   int line = 1;  // of what is being evaluated, for messages

@@ -24,9 +24,9 @@ Value Items::compute(Context& context) const {
 Value Entries::compute(Context& context) const {
   Dict dict;
   for (const auto& [key, value] : entries_) {
-    context.make(2);
+    context.make_entries(1);
     Value evaluated = key->evaluate(context);
-    context.read(evaluated);
+    context.use_key(evaluated);
     dict.set(std::move(evaluated), value->evaluate(context));
   }
   return make_dict(std::move(dict));
@@ -83,7 +83,8 @@ Args CallArguments::evaluate(Context& context) const {
   if (!more.is_dict()) fault("the argument after ** must be a mapping, not {}", type_name(more));
   for (const auto& [key, value] : more.as_dict().entries) {
     if (!key.is_string()) fault("the keys of an argument after ** must be strings");
-    context.make(1 + named.size());
+    context.make_entries(1);
+    context.make(named.size());
     context.read(key);
     // Against those before the ** only: a dict's keys differ from each other.
     for (size_t i = 0; i < named.size(); ++i)

@@ -60,19 +60,19 @@ Dict dict_of(Context& context, const Args& args) {
     const Value& from = args.positional[0];
     if (from.is_undefined()) fault("{}", from.why_undefined());
     if (from.is_dict()) {
-      context.make(2 * from.as_dict().entries.size());
+      context.make_entries(from.as_dict().entries.size());
       out = from.as_dict();
     } else {
       for (const Value& pair : to_list(context, from)) {
         const List parts = to_list(context, pair);
         if (parts.size() != 2) fault("a dict is made of pairs");
-        context.make(2);
-        context.read(parts[0]);
+        context.make_entries(1);
+        context.use_key(parts[0]);
         out.set(parts[0], parts[1]);
       }
     }
   }
-  context.make(2 * args.named.size());
+  context.make_entries(args.named.size());
   for (const auto& [name, value] : args.named) out.set(name, value);
   return out;
 }
@@ -136,7 +136,7 @@ class Joiner : public Object {
 
 Value joiner(Context& context, const Args& args) {
   args.allow({"sep"});
-  context.make(1);
+  context.grow();
   return Value(std::shared_ptr<Object>(std::make_shared<Joiner>(args.get(0, "sep", ", "))));
 }
 

@@ -130,7 +130,7 @@ List to_list(Context& context, const Value& value) {
   List out;
   const auto items = iterate(context, value);
   while (auto item = items->next(context)) {
-    context.make(1);
+    context.grow();
     out.push_back(std::move(*item));
   }
   return out;

@@ -77,15 +77,15 @@ bool upper(Context& context, const Value& value, const Args& args) {
   return truthy(call_method(context, Value(to_text(context, value)), "isupper", {}));
 }
 
-bool names_filter(Context&, const Value& value, const Args& args) {
+bool names_filter(Context& context, const Value& value, const Args& args) {
   args.allow({});
-  require_key(value);
+  context.use_key(value);
   return value.is_string() && find_filter(value.as_string());
 }
 
-bool names_test(Context&, const Value& value, const Args& args) {
+bool names_test(Context& context, const Value& value, const Args& args) {
   args.allow({});
-  require_key(value);
+  context.use_key(value);
   return value.is_string() && find_test(value.as_string());
 }
 

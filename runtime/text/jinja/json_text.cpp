@@ -17,7 +17,7 @@ class JsonWriter {
 
   void write(const Value& value) {
     const Level level(context_.budget);
-    context_.budget.work(1);
+    context_.budget.work(16);
     if (value.is_string()) {
       write_text(value.as_string());
     } else if (value.is_dict()) {

@@ -185,7 +185,7 @@ Value format_map(Context& context, const Value& self, const Args& args) {
   const Value& mapping = args.need(0, "mapping");
   if (!mapping.is_dict()) fault("format_map needs a dict, not {}", type_name(mapping));
   Args named;
-  context.make(mapping.as_dict().entries.size() * 2);
+  context.make_entries(mapping.as_dict().entries.size());
   for (const auto& [key, value] : mapping.as_dict().entries)
     if (key.is_string()) named.named.emplace_back(key.as_string(), value);
   return brace_format(context, self.as_string(), named);

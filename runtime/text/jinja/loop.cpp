@@ -57,7 +57,7 @@ int64_t Loop::length(Context& context) {
   if (!items_) fault("the length of a loop that is over is not known");
   List rest;
   while (auto item = items_->next(context)) {
-    context.make(1);
+    context.grow();
     rest.push_back(std::move(*item));
   }
   length_ = static_cast<int64_t>(rest.size()) + index0_ + 1 + (after_ && *after_ ? 1 : 0);

@@ -73,6 +73,7 @@ void Macro::bind(Context& context, const Args& args) const {
   }
   if (callable_.uses_kwargs && !has(parameters, "kwargs")) {
     Dict rest;
+    context.make_entries(args.named.size());
     for (size_t i = 0; i < args.named.size(); ++i)
       if (!used[i]) rest.set(args.named[i].first, args.named[i].second);
     scope.set("kwargs", make_dict(std::move(rest)));

@@ -5,7 +5,7 @@
 namespace shoal::jinja {
 
 void Namespace::set(Context& context, const std::string& name, Value value) {
-  context.make(2);
+  context.make_entries(1);
   context.budget.work(name.size());
   attributes_.set(name, std::move(value));
 }

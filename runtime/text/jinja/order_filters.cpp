@@ -80,9 +80,8 @@ Value unique(Context& context, const Value& value, const Args& args) {
         if (!items) items = iterate(c, value);
         while (auto item = items->next(c)) {
           Value key = key_of(c, path, *item, case_sensitive);
-          require_key(key);
-          c.make(4);
-          c.read(key);
+          c.use_key(key);
+          c.make_entries(1);
           if (seen.insert(std::move(key)).second) return item;
         }
         return std::nullopt;

@@ -164,11 +164,12 @@ std::unique_ptr<const Statement> Parser::with(int line) {
 }
 
 std::unique_ptr<const Statement> Parser::autoescape(int line) {
-  const bool off = current().is_name("false") || current().is_name("False");
-  expression();
-  Body body = block_body("endautoescape");
-  if (!off) return std::make_unique<Refused>(line, "autoescape is not supported");
-  return std::make_unique<With>(line, With::Values(), std::move(body));
+  If::Branches on(1);
+  on[0].first = expression();
+  on[0].second.push_back(std::make_unique<Refused>(line, "autoescape is not supported"));
+  Body off;
+  off.push_back(std::make_unique<With>(line, With::Values(), block_body("endautoescape")));
+  return std::make_unique<If>(line, std::move(on), std::move(off));
 }
 
 std::unique_ptr<const Statement> Parser::block(int line) {

@@ -74,7 +74,7 @@ void write_sequence(Context& context, const Sequence& sequence, Writer& out) {
 
 void write_repr(Context& context, const Value& value, Writer& out) {
   const Level level(context.budget);
-  context.budget.work(1);
+  context.budget.work(16);
   if (value.is_undefined()) {
     out.add("Undefined");
   } else if (value.is_string()) {

@@ -89,13 +89,13 @@ Value batch(Context& context, const Value& value, const Args& args) {
         }
         List batched;
         while (ahead && (batched.empty() || static_cast<int64_t>(batched.size()) != size)) {
-          c.make(1);
+          c.grow();
           batched.push_back(std::move(*ahead));
           ahead = items->next(c);
         }
         if (batched.empty()) return std::nullopt;
         while (!fill.is_none() && static_cast<int64_t>(batched.size()) < size) {
-          c.make(1);
+          c.grow();
           batched.push_back(fill);
         }
         return make_list(std::move(batched));

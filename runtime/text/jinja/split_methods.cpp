@@ -85,7 +85,7 @@ Value rsplit(Context& context, const Value& self, const Args& args) { return spl
 
 Value splitlines(Context& context, const Value& self, const Args& args) {
   args.allow({"keepends"});
-  return text_list(context, split_lines(self.as_string(), flag_argument(args, 0, "keepends", false)));
+  return text_list(context, split_lines(self.as_string(), integer_argument(args, 0, "keepends", 0) != 0));
 }
 
 Value partition_from(Context& context, const Value& self, const Args& args, bool from_right) {

@@ -37,6 +37,20 @@ bool number_less(const Value& a, const Value& b) {
   return compare_numbers(a, b) < 0;
 }
 
+/// Lists that share their parts have many more of these than they take memory.
+constexpr size_t kMaxKeyParts = 1000;
+
+size_t count_key_bytes(const Value& value, size_t& parts) {
+  if (++parts > kMaxKeyParts) fault("a tuple of more than {} parts cannot be a key", kMaxKeyParts);
+  if (value.is_string()) return value.as_string().size() + 1;
+  if (value.is_dict() || value.is_sequence(SequenceKind::list) || value.is_sequence(SequenceKind::view))
+    fault("unhashable type: '{}'", type_name(value));
+  if (!value.is_sequence(SequenceKind::tuple)) return value.is_sequence() ? value.items().size() : 1;
+  size_t bytes = 1;
+  for (const Value& item : value.items()) bytes += count_key_bytes(item, parts);
+  return bytes;
+}
+
 const void* address(const Value& value) {
   return value.is_object() ? static_cast<const void*>(value.as_object().get()) : &value.as_dict();
 }
@@ -83,12 +97,9 @@ bool KeyLess::operator()(const Value& a, const Value& b) const {
   }
 }
 
-void require_key(const Value& value) {
-  if (value.is_sequence(SequenceKind::tuple)) {
-    for (const Value& item : value.items()) require_key(item);
-  } else if (value.is_dict() || (value.is_sequence() && !value.is_sequence(SequenceKind::range))) {
-    fault("unhashable type: '{}'", type_name(value));
-  }
+size_t key_bytes(const Value& value) {
+  size_t parts = 0;
+  return count_key_bytes(value, parts);
 }
 
 std::string_view type_name(const Value& value) {
@@ -175,7 +186,7 @@ Value make_range(List items, int64_t start, int64_t stop, int64_t step) {
 }
 
 std::optional<size_t> Dict::position(const Value& key) const {
-  require_key(key);
+  static_cast<void>(key_bytes(key));
   if (!index_.empty()) {
     const auto it = index_.find(key);
     return it == index_.end() ? std::nullopt : std::optional(it->second);

@@ -132,8 +132,9 @@ int compare_numbers(const Value& a, const Value& b);
 /// Python's name of the value's type, for messages.
 std::string_view type_name(const Value& value);
 
-/// Faults where `value` cannot be a key of a dict (a list, a dict).
-void require_key(const Value& value);
+/// How many bytes are looked at to compare `value` with another key; faults where it cannot be a key of a dict (a list,
+/// a dict), or is a tuple of very many parts.
+size_t key_bytes(const Value& value);
 
 struct Sequence {
   SequenceKind kind = SequenceKind::list;
