@@ -6,7 +6,7 @@ namespace shoal {
 namespace {
 
 TEST(PrometheusText, CountersAndLabels) {
-  PrometheusText text({{"model", "a\"b\\c\nd"}});
+  PrometheusText text(PrometheusText::Labels{{"model", "a\"b\\c\nd"}});
   text.family("x_total", "counter", "All of them.");
   text.sample(12345678901.0, {{"rank", "0"}});
   text.sample(0.25);
@@ -19,7 +19,7 @@ TEST(PrometheusText, CountersAndLabels) {
 TEST(PrometheusText, HistogramsAreCumulative) {
   Histogram histogram({1, 2.5});
   for (const double value : {0.5, 1.0, 2.0, 100.0}) histogram.observe(value);
-  PrometheusText text({});
+  PrometheusText text(PrometheusText::Labels{});
   text.family("h", "histogram", "h");
   text.sample(histogram);
   EXPECT_EQ(text.take(),
