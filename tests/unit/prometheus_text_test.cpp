@@ -19,7 +19,7 @@ TEST(PrometheusText, CountersAndLabels) {
 TEST(PrometheusText, HistogramsAreCumulative) {
   Histogram histogram({1, 2.5});
   for (const double value : {0.5, 1.0, 2.0, 100.0}) histogram.observe(value);
-  PrometheusText text({});
+  PrometheusText text(PrometheusText::Labels{});
   text.family("h", "histogram", "h");
   text.sample(histogram);
   EXPECT_EQ(text.take(),
