@@ -19,6 +19,7 @@ struct Sequence {
   bool preempted = false;    // had to leave once, or more often
   bool over = false;         // finished or cancelled; leaves when the step ends
   bool scores_told = false;  // the prompt's log-probabilities are with the client
+  int prompt_read = 0;       // prompt tokens that were counted as read
   int cached_tokens = 0;     // of the prompt, that the cache had when it first ran
   std::vector<TokenLogprob> prompt_logprobs;
 

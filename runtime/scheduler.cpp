@@ -294,10 +294,11 @@ void Scheduler::check_answer(const Sequence& sequence, const SequenceOutput& out
 void Scheduler::advance(Sequence& sequence, SequenceOutput output, Events& events) {
   check_answer(sequence, output);
   const int right = std::max(0, static_cast<int>(output.tokens.size()) - 1);
-  if (!sequence.decoding()) totals_.prompt_tokens += static_cast<std::uint64_t>(sequence.planned);
   totals_.drafted += static_cast<std::uint64_t>(sequence.drafted);
   totals_.accepted += static_cast<std::uint64_t>(right);
   sequence.computed += sequence.planned + right;
+  const int read = std::max(sequence.prompt_read, std::min(sequence.computed, sequence.prompt_tokens));
+  totals_.prompt_tokens += static_cast<std::uint64_t>(read - std::exchange(sequence.prompt_read, read));
   sequence.planned = sequence.drafted = 0;
   sequence.drafts = std::move(output.drafts);
   if (!sequence.over) {  // it may have been cancelled while this step ran

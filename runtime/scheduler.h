@@ -37,7 +37,7 @@ class Scheduler {
 
   struct Totals {
     std::uint64_t steps = 0;
-    std::uint64_t prompt_tokens = 0;  // computed of prompts, and of what came back
+    std::uint64_t prompt_tokens = 0;  // read, computed or from the cache; what comes back counts once
     std::uint64_t generated_tokens = 0;
     std::uint64_t prefix_queries = 0;  // prompt tokens that were looked up in the cache
     std::uint64_t prefix_hits = 0;     // and found there

@@ -519,7 +519,7 @@ TEST(Scheduler, RunningSequencesShareAndCatchUp) {
     job.submit(request);
   }
   job.finish();
-  EXPECT_EQ(job.scheduler.totals().prompt_tokens, 64u + 8u);
+  EXPECT_EQ(job.scheduler.totals().prompt_tokens, 8u * 65u);
   EXPECT_EQ(job.scheduler.totals().prefix_hits, 7u * 64u);
 }
 
