@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/dtype.h"
+#include "kernels/kv_row.h"
 #include "kernels/matrix.h"
 #include "kernels/rows.h"
 
@@ -31,9 +32,12 @@ enum class RopePairing { interleaved, halves };
 /// GQA: a row is keys [n_kv_heads, head_dim] then values [n_kv_heads, head_dim].
 struct KvLayer {
   void* data = nullptr;
-  DType dtype = DType::f32;  // f32 or bf16
+  KvType type = KvType::f32;
   int page_tokens = 0;
   int width = 0;
+
+  std::int64_t row_bytes() const { return kv_row_bytes(type, width); }
+  std::byte* row(std::int64_t i) const { return static_cast<std::byte*>(data) + i * row_bytes(); }
 };
 
 /// One query token: it sees the first `length` tokens of its sequence (itself, at position length - 1, among them).
@@ -112,7 +116,7 @@ class Backend {
   /// are ever used, and those do not depend on the order.
   virtual void rope(Rows<float> x, int heads, std::int64_t head_step, const RopeAngles& angles, RopePairing pairing) = 0;
 
-  /// Stores row t of x at cache row slots[t], from column `column` on, rounding to the cache's dtype.
+  /// Stores row t of x at cache row slots[t], from column `column` on, rounding to the cache's type.
   virtual void write_kv(Rows<const float> x, std::span<const std::int64_t> slots, int column, const KvLayer& cache) = 0;
 
   /// MLA in the absorbed form (DeepSeek-V2, arXiv 2405.04434, section 2.1.2 and appendix B).

@@ -113,15 +113,26 @@ float element(DType dtype, const std::byte* p) {
 
 void Matrix::Free::operator()(std::byte* p) const { std::free(p); }
 
-Matrix::Matrix(DType dtype, std::int64_t rows, std::int64_t cols) : dtype_(dtype), rows_(rows), cols_(cols) {
-  if (rows <= 0 || cols <= 0) fail("a matrix of {} x {} has no elements", rows, cols);
+void Matrix::allocate() {
+  if (rows_ <= 0 || cols_ <= 0) fail("a matrix of {} x {} has no elements", rows_, cols_);
   const auto bytes = static_cast<std::size_t>(panels() * panel_bytes());
   const std::size_t alignment = bytes >= 2 * kHugePage ? kHugePage : 64;
   data_.reset(static_cast<std::byte*>(std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment)));
   if (!data_)
-    fail("no memory for a {} matrix of {} x {} ({:.1f} MB)", name_of(dtype), rows, cols, 1e-6 * double(bytes));
+    fail("no memory for a {} matrix of {} x {} ({:.1f} MB)", format_ ? format_->stored->name : name_of(dtype_), rows_,
+         cols_, 1e-6 * double(bytes));
   if (alignment == kHugePage) madvise(data_.get(), bytes, MADV_HUGEPAGE);
+}
 
+Matrix::Matrix(const PackedFormat& format, std::int64_t rows, std::int64_t cols)
+    : format_(&format), rows_(rows), cols_(cols) {
+  if (cols % format.record() != 0)
+    fail("{} columns are no whole number of {} blocks ({} each)", cols, format.stored->name, format.record());
+  allocate();
+}
+
+Matrix::Matrix(DType dtype, std::int64_t rows, std::int64_t cols) : dtype_(dtype), rows_(rows), cols_(cols) {
+  allocate();
   if (rows % kPanel != 0)
     std::memset(data_.get() + (panels() - 1) * panel_bytes(), 0, static_cast<std::size_t>(panel_bytes()));
   if (cols % 2 != 0) {
@@ -133,7 +144,19 @@ Matrix::Matrix(DType dtype, std::int64_t rows, std::int64_t cols) : dtype_(dtype
   }
 }
 
+void Matrix::pack_quantized(std::int64_t first, std::int64_t count, const std::byte* src, std::int64_t stride) {
+  if (first % kPanel != 0 || (count % kPanel != 0 && first + count != rows_))
+    fail("rows {} to {} of a quantized matrix are no whole panels of {}", first, first + count - 1, kPanel);
+  for (std::int64_t row = first; row < first + count; row += kPanel, src += kPanel * stride) {
+    const int n = static_cast<int>(std::min<std::int64_t>(kPanel, first + count - row));
+    std::byte* to = data_.get() + row / kPanel * panel_bytes();
+    for (std::int64_t r = 0; r < cols_ / format_->record(); ++r, to += format_->record_bytes())
+      pack_record(*format_, src + r * format_->stored->block_bytes, stride, n, to);
+  }
+}
+
 void Matrix::pack_rows(std::int64_t first, std::int64_t count, const void* src, std::int64_t src_stride_bytes) {
+  if (format_) return pack_quantized(first, count, static_cast<const std::byte*>(src), src_stride_bytes);
   const auto size = static_cast<std::int64_t>(size_of(dtype_));
   const auto* from = static_cast<const std::byte*>(src);
   for (std::int64_t row = first; row < first + count;) {
@@ -183,6 +206,13 @@ void Matrix::set_scales(BlockScales scales) {
 }
 
 float Matrix::at(std::int64_t row, std::int64_t col) const {
+  if (format_) {
+    const std::int64_t record = col / format_->record();
+    float worth[ExpandedRecord::kSteps * PackedFormat::kStep];
+    dequantize_row(*format_, panel(row / kPanel) + record * format_->record_bytes(), static_cast<int>(row % kPanel),
+                   format_->record(), worth);
+    return worth[col % format_->record()];
+  }
   const float v = element(dtype_, panel(row / kPanel) + offset_in_panel(dtype_, row % kPanel, col));
   if (scales_.empty()) return v;
   const std::int64_t across = (cols_ + scales_.block_cols - 1) / scales_.block_cols;
@@ -190,6 +220,7 @@ float Matrix::at(std::int64_t row, std::int64_t col) const {
 }
 
 void Matrix::unpack_row(std::int64_t row, float* out) const {
+  if (format_) return dequantize_row(*format_, panel(row / kPanel), static_cast<int>(row % kPanel), cols_, out);
   const std::byte* from = panel(row / kPanel) + offset_in_panel(dtype_, row % kPanel, 0);
   if (size_of(dtype_) == 2) {
     for (std::int64_t c = 0; c < cols_; ++c) out[c] = element(dtype_, from + c / 2 * 64 + c % 2 * 2);

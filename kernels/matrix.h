@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernels/dtype.h"
+#include "kernels/packed_format.h"
 
 namespace shoal {
 
@@ -18,8 +19,8 @@ struct BlockScales {
 };
 
 /// A weight matrix [rows = outputs, cols = inputs], held in the one layout every CPU kernel streams: panels of 16 rows;
-/// inside a panel, for each column (F32, F8) or pair of columns (16-bit types, the VNNI order of AVX-512 and AMX), the 16
-/// rows' values lie side by side. Rows are padded with zeros to a multiple of 16, columns to a multiple of 2. So one
+/// inside a panel, for each column (F32, F8) or pair of columns (16-bit types, the VNNI order of AVX-512 and AMX), the
+/// 16 rows' values lie side by side. Rows are padded with zeros to a multiple of 16, columns to a multiple of 2. So one
 /// vector load serves 16 outputs, a thread streams memory in order, and the sum over columns of one output runs in the
 /// same order whatever the number of tokens (the ground of batch-invariant results).
 class Matrix {
@@ -29,9 +30,12 @@ class Matrix {
   Matrix() = default;
   /// An uninitialised matrix (its padding is zero); fill it with pack_rows. Throws Error when memory cannot be had.
   Matrix(DType dtype, std::int64_t rows, std::int64_t cols);
+  /// A quantized one, its panels as packed_format.h says. cols must be a multiple of format.record().
+  Matrix(const PackedFormat& format, std::int64_t rows, std::int64_t cols);
 
   /// Packs `count` source rows, already of this dtype in row-major order, `src_stride_bytes` apart, into rows
-  /// [first, first + count). Thread-safe for ranges that share no panel.
+  /// [first, first + count). Thread-safe for ranges that share no panel. Quantized rows (blocks of format()->stored)
+  /// come in whole panels, or up to the last row.
   void pack_rows(std::int64_t first, std::int64_t count, const void* src, std::int64_t src_stride_bytes);
   void set_scales(BlockScales scales);
 
@@ -40,11 +44,17 @@ class Matrix {
   /// Writes row `row` as floats to out [cols]; used for embeddings.
   void unpack_row(std::int64_t row, float* out) const;
 
+  /// Of a matrix that is not quantized.
   DType dtype() const { return dtype_; }
+  /// Null where it is not quantized.
+  const PackedFormat* format() const { return format_; }
   std::int64_t rows() const { return rows_; }
   std::int64_t cols() const { return cols_; }
   std::int64_t panels() const { return (rows_ + kPanel - 1) / kPanel; }
-  std::int64_t panel_bytes() const { return padded_cols() * kPanel * static_cast<std::int64_t>(size_of(dtype_)); }
+  std::int64_t panel_bytes() const {
+    if (format_) return cols_ / format_->record() * format_->record_bytes();
+    return padded_cols() * kPanel * static_cast<std::int64_t>(size_of(dtype_));
+  }
   std::int64_t padded_cols() const { return (cols_ + 1) / 2 * 2; }
   const std::byte* panel(std::int64_t p) const { return data_.get() + p * panel_bytes(); }
   const BlockScales& scales() const { return scales_; }
@@ -58,7 +68,11 @@ class Matrix {
   struct Free {
     void operator()(std::byte* p) const;
   };
+  void allocate();
+  void pack_quantized(std::int64_t first, std::int64_t count, const std::byte* src, std::int64_t src_stride_bytes);
+
   DType dtype_ = DType::f32;
+  const PackedFormat* format_ = nullptr;
   std::int64_t rows_ = 0, cols_ = 0;
   std::unique_ptr<std::byte[], Free> data_;  // 64-byte aligned, transparent huge pages where large
   BlockScales scales_;

@@ -13,9 +13,7 @@ namespace {
 double sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
 
 float cache_element(const KvLayer& cache, std::int64_t row, int column) {
-  const std::int64_t at = row * cache.width + column;
-  if (cache.dtype == DType::bf16) return bf16_to_f32(static_cast<const std::uint16_t*>(cache.data)[at]);
-  return static_cast<const float*>(cache.data)[at];
+  return decode_kv(cache.type, cache.row(row), column, cache.width);
 }
 
 std::int64_t cache_row(const AttentionQuery& query, const KvLayer& cache, std::int64_t position) {
@@ -109,14 +107,7 @@ class ReferenceBackend final : public Backend {
 
   void write_kv(Rows<const float> x, std::span<const std::int64_t> slots, int column, const KvLayer& cache) override {
     for (std::int64_t t = 0; t < x.rows; ++t) {
-      for (std::int64_t c = 0; c < x.cols; ++c) {
-        const std::int64_t at = slots[std::size_t(t)] * cache.width + column + c;
-        if (cache.dtype == DType::bf16) {
-          static_cast<std::uint16_t*>(cache.data)[at] = f32_to_bf16(x[t][c]);
-        } else {
-          static_cast<float*>(cache.data)[at] = x[t][c];
-        }
-      }
+      encode_kv(cache.type, x[t], x.cols, column, cache.width, cache.row(slots[std::size_t(t)]));
     }
   }
 
@@ -208,7 +199,26 @@ class ReferenceBackend final : public Backend {
     return compute_ == Compute::bf16 && rounds ? bf16_to_f32(f32_to_bf16(x)) : x;
   }
 
+  /// Quantized weights meet activations of 8 bits: 32 of them with one scale, the largest becoming 127.
+  static double dot_of_bytes(const float* x, const Matrix& w, std::int64_t row) {
+    std::vector<float> worth(static_cast<std::size_t>(w.cols()));
+    w.unpack_row(row, worth.data());
+    double sum = 0;
+    for (std::int64_t first = 0; first < w.cols(); first += 32) {
+      float most = 0;
+      for (int i = 0; i < 32; ++i) most = std::max(most, std::abs(x[first + i]));
+      if (most == 0) continue;
+      double of_bytes = 0;
+      for (int i = 0; i < 32; ++i) {
+        of_bytes += double(std::nearbyint(x[first + i] * (127.0f / most))) * double(worth[std::size_t(first + i)]);
+      }
+      sum += of_bytes * double(most) / 127.0;
+    }
+    return sum;
+  }
+
   double dot(const float* x, const Matrix& w, std::int64_t row) const {
+    if (w.format()) return dot_of_bytes(x, w, row);
     double sum = 0;
     for (std::int64_t c = 0; c < w.cols(); ++c) sum += double(activation(x[c], w)) * double(w.at(row, c));
     return sum;

@@ -28,7 +28,9 @@ std::string new_id(const std::string& prefix) {
   return fmt::format("{}-{:016x}{:08x}", prefix, generator(), static_cast<std::uint32_t>(generator()));
 }
 
-std::string AnswerJob::sse_event(const Json& chunk) { return sse::event(to_text(chunk)); }
+void AnswerJob::send_event(const Json& chunk) {
+  responder_.write(framing_ == Framing::sse ? sse::event(to_text(chunk)) : to_text(chunk) + "\n");
+}
 
 void AnswerJob::start(GenerationService& service, std::vector<Part> parts) {
   // Held to the end, so that nothing is handed on before the stream is open.
@@ -52,7 +54,8 @@ void AnswerJob::start(GenerationService& service, std::vector<Part> parts) {
     throw ApiError(503, error.what(), {}, "service_unavailable");
   }
   if (stream_) {
-    responder_.begin_stream(200, sse::content_type, {{"Cache-Control", "no-cache"}, {"X-Accel-Buffering", "no"}});
+    responder_.begin_stream(200, framing_ == Framing::sse ? sse::content_type : "application/x-ndjson",
+                            {{"Cache-Control", "no-cache"}, {"X-Accel-Buffering", "no"}});
     opened();
   }
   // A copy: this job's mutex may be held where the client's going is noticed.
@@ -70,7 +73,7 @@ void AnswerJob::take(std::size_t part, const AnswerDelta& delta, const AnswerStr
   over_ = true;
   completed();
   if (!stream_) return;
-  responder_.write(sse::done);
+  if (framing_ == Framing::sse) responder_.write(sse::done);
   responder_.end();
 }
 
@@ -82,10 +85,10 @@ void AnswerJob::give_up(const AnswerDelta& delta) {
                        failed ? delta.error : "the request was cancelled: the server is shutting down", {},
                        failed ? "internal_error" : "service_unavailable");
   if (stream_) {
-    send_event(error_object(error));
+    send_event(error_json(error));
     responder_.end();
   } else {
-    responder_.send(error.status, "application/json", to_text(error_object(error)));
+    responder_.send(error.status, "application/json", to_text(error_json(error)));
   }
 }
 

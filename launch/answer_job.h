@@ -32,7 +32,12 @@ class AnswerJob : public std::enable_shared_from_this<AnswerJob> {
     AnswerOptions options;
   };
 
-  AnswerJob(Responder responder, bool stream) : responder_(std::move(responder)), stream_(stream) {}
+  /// How a stream is written: server-sent events that end with [DONE], as OpenAI does, or a JSON object a line, as
+  /// Ollama does.
+  enum class Framing { sse, lines };
+
+  AnswerJob(Responder responder, bool stream, Framing framing = Framing::sse)
+      : responder_(std::move(responder)), stream_(stream), framing_(framing) {}
   virtual ~AnswerJob() = default;
 
   /// Throws ApiError (400, 429, 503) when it cannot begin; nothing was sent then.
@@ -46,18 +51,20 @@ class AnswerJob : public std::enable_shared_from_this<AnswerJob> {
   /// All parts have ended well: send the response, or the end of the stream's data.
   virtual void completed() = 0;
 
-  void send_event(const Json& chunk) { responder_.write(sse_event(chunk)); }
+  void send_event(const Json& chunk);
   void send_json(const Json& response) { responder_.send(200, "application/json", to_text(response)); }
   bool streaming() const { return stream_; }
+  /// The error as this API writes it.
+  virtual Json error_json(const ApiError& error) const { return error_object(error); }
 
  private:
-  static std::string sse_event(const Json& chunk);
   void take(std::size_t part, const AnswerDelta& delta, const AnswerStream& answer);
   void give_up(const AnswerDelta& delta);
   void cancel_all() const;
 
   Responder responder_;
   const bool stream_;
+  const Framing framing_;
   std::mutex mutex_;
   std::vector<std::shared_ptr<Generation>> generations_;
   std::size_t open_ = 0;

@@ -13,8 +13,9 @@ constexpr std::size_t context_tokens = 4;
 AnswerStream::AnswerStream(const Tokenizer* tokenizer, AnswerOptions options, std::span<const std::int32_t> prompt)
     : tokenizer_(tokenizer),
       options_(std::move(options)),
-      finder_(options_.stop),
+      finder_(options_.stop, options_.include_stop),
       splitter_(options_.split_reasoning && options_.starts_in_reasoning) {
+  if (options_.tools) calls_.emplace(*options_.tools);
   if (!tokenizer) return;
   decoder_.emplace(*tokenizer, options_.skip_special_tokens);
   for (const std::int32_t token : prompt.last(std::min(prompt.size(), context_tokens))) decoder_->push(token);
@@ -37,7 +38,17 @@ void AnswerStream::add_text(std::string_view certain, AnswerDelta& delta) {
   }
   auto [reasoning, content] = splitter_.push(certain);
   delta.reasoning += reasoning;
-  delta.content += content;
+  add_content(std::move(content), delta);
+}
+
+void AnswerStream::add_content(std::string content, AnswerDelta& delta) {
+  if (!calls_) {
+    delta.content += content;
+    return;
+  }
+  auto [text, calls] = calls_->push(content);
+  delta.content += text;
+  std::move(calls.begin(), calls.end(), std::back_inserter(delta.tool_calls));
 }
 
 void AnswerStream::give_out(AnswerDelta& delta, bool all) {
@@ -62,7 +73,7 @@ AnswerDelta AnswerStream::push(const GenerationEvent& event) {
     if (decoder_ && event.finish != FinishReason::stop) {
       const std::string text = decode(event.token);
       decoded_bytes_ += text.size();
-      add_text(finder_.push(text), delta);
+      add_text(completion_tokens_ > options_.min_tokens ? finder_.push(text) : text, delta);
     }
   }
   if (event.finish != FinishReason::none && decoder_ && !finder_.found()) {
@@ -77,7 +88,8 @@ AnswerDelta AnswerStream::push(const GenerationEvent& event) {
   if (finished_ && options_.split_reasoning) {
     auto [reasoning, content] = splitter_.finish();
     delta.reasoning += reasoning;
-    delta.content += content;
+    add_content(std::move(content), delta);
+    if (calls_) delta.content += calls_->finish().content;
   }
   // Without a stop string under way every token is certain, even one that completes no character yet.
   give_out(delta, finder_.found() ? false : finished_ || options_.stop.empty());

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "launch/text_filters.h"
+#include "launch/tool_calls.h"
 #include "runtime/coordinator.h"
 #include "runtime/text/tokenizer.h"
 
@@ -16,15 +17,19 @@ namespace shoal {
 /// How tokens become an answer.
 struct AnswerOptions {
   std::vector<std::string> stop;
+  bool include_stop = false;  // the stop string stays in the text
+  int min_tokens = 0;         // no stop string counts before the answer has more
   bool skip_special_tokens = true;
   bool split_reasoning = false;      // tell thinking from answer; else all text is content
   bool starts_in_reasoning = false;  // the prompt ended with <think>
+  std::optional<ToolSyntax> tools;   // take calls of tools out of the content
 };
 
 /// What an answer grew by. A token is given out when its text is: not while that may still turn out to be part of a
 /// stop string, and never if it is.
 struct AnswerDelta {
-  std::string reasoning, content;      // UTF-8, always of whole characters
+  std::string reasoning, content;  // UTF-8, always of whole characters
+  std::vector<ToolCall> tool_calls;
   std::vector<TokenLogprob> prompt;    // once, if the prompt was to be scored
   std::vector<std::int32_t> tokens;    // given out
   std::vector<TokenLogprob> logprobs;  // of these tokens, if asked for
@@ -32,7 +37,8 @@ struct AnswerDelta {
   std::string error;  // with FinishReason::failed
 
   bool empty() const {
-    return reasoning.empty() && content.empty() && prompt.empty() && tokens.empty() && finish == FinishReason::none;
+    return reasoning.empty() && content.empty() && tool_calls.empty() && prompt.empty() && tokens.empty() &&
+           finish == FinishReason::none;
   }
 };
 
@@ -62,6 +68,7 @@ class AnswerStream {
   };
   std::string decode(std::int32_t token);
   void add_text(std::string_view certain, AnswerDelta& delta);
+  void add_content(std::string content, AnswerDelta& delta);
   void give_out(AnswerDelta& delta, bool all);
 
   const Tokenizer* tokenizer_;
@@ -69,6 +76,7 @@ class AnswerStream {
   std::optional<StreamDecoder> decoder_;
   StopFinder finder_;
   ReasoningSplitter splitter_;
+  std::optional<ToolCallFinder> calls_;
   std::deque<PendingToken> pending_;
   std::size_t decoded_bytes_ = 0, certain_bytes_ = 0;  // before and behind the stop finder
   int completion_tokens_ = 0, reasoning_tokens_ = 0;

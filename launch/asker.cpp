@@ -56,7 +56,7 @@ Answer Asker::continue_text(const std::string& text, bool show) {
 }
 
 Answer Asker::answer(const Json& messages, bool show) {
-  const std::string prompt = model_.render_chat(messages, Json::object());
+  const std::string prompt = model_.render_chat(messages, nullptr, Json::object());
   AnswerOptions options;
   options.split_reasoning = true;
   options.starts_in_reasoning = ends_in_reasoning(prompt);

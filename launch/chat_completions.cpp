@@ -1,64 +1,14 @@
 #include "launch/chat_completions.h"
 
-#include <fmt/format.h>
-
 #include <ctime>
 
-#include "launch/answer_job.h"
-#include "launch/chat_messages.h"
-#include "launch/generation_fields.h"
+#include "launch/chat_fields.h"
 #include "launch/logprobs_json.h"
 
 namespace shoal {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-struct ChatFields : GenerationFields {
-  std::vector<std::int32_t> prompt;
-  bool starts_in_reasoning = false;
-  int max_tokens = 0;
-  int logprobs = -1;
-};
-
-/// Fields that OpenAI documents and this server cannot honour yet.
-void refuse_what_is_not_there(RequestFields& fields) {
-  fields.only("tools", {Json::array()});
-  fields.only("tool_choice", {"none", "auto"});
-  fields.only("functions", {Json::array()});
-  fields.only("function_call", {"none", "auto"});
-  fields.only("modalities", {Json::array({"text"})});
-  for (const char* name : {"audio", "reasoning_effort", "verbosity", "web_search_options"}) fields.only(name, {});
-  fields.ignore({"parallel_tool_calls", "prediction"});
-}
-
-int read_max_tokens(RequestFields& fields, const ServedModel& model, std::size_t prompt_tokens) {
-  const auto newer = fields.integer("max_completion_tokens", 1, INT32_MAX);
-  const auto older = fields.integer("max_tokens", 1, INT32_MAX);
-  if (newer || older) return static_cast<int>(newer ? *newer : *older);
-  return model.max_model_len - static_cast<int>(prompt_tokens);
-}
-
-int read_logprobs(RequestFields& fields) {
-  const bool wanted = fields.boolean("logprobs").value_or(false);
-  const auto top = fields.integer("top_logprobs", 0, 20);
-  if (top.value_or(0) > 0 && !wanted) throw bad_field("top_logprobs", "'top_logprobs' needs 'logprobs': true");
-  return wanted ? static_cast<int>(top.value_or(0)) : -1;
-}
-
-ChatFields read_fields(const ServedModel& model, RequestFields& fields) {
-  ChatFields result{read_generation_fields(fields, model), {}};
-  refuse_what_is_not_there(fields);
-  result.logprobs = read_logprobs(fields);
-  const std::string prompt = read_conversation(model, fields);
-  result.starts_in_reasoning = ends_in_reasoning(prompt);
-  // The template wrote the special tokens itself.
-  result.prompt = model.tokenizer->encode(prompt, false);
-  result.max_tokens = read_max_tokens(fields, model, result.prompt.size());
-  fields.finish();
-  check_prompt_length(model, "messages", result.prompt.size(), true);
-  return result;
-}
 
 class ChatJob : public AnswerJob {
  public:
@@ -72,26 +22,36 @@ class ChatJob : public AnswerJob {
     usage_.prompt_tokens = static_cast<int>(fields_.prompt.size());
   }
 
-  std::vector<Part> parts() const {
-    std::vector<Part> parts;
-    for (int i = 0; i < fields_.n; ++i) {
-      GenerationRequest request = fields_.request(fields_.prompt, fields_.max_tokens, i);
-      request.logprobs = fields_.logprobs;
-      AnswerOptions options = fields_.answer_options();
-      options.split_reasoning = true;
-      options.starts_in_reasoning = fields_.starts_in_reasoning;
-      parts.push_back({std::move(request), std::move(options)});
-    }
-    return parts;
-  }
+  std::vector<Part> parts() const { return fields_.parts(); }
 
  private:
   struct Choice {
     std::string reasoning, content;
+    Json tool_calls = Json::array();
     Json logprobs = Json::array();
     std::vector<std::int32_t> token_ids;
     FinishReason finish = FinishReason::none;
+    std::size_t calls = 0;  // of tools, so far
   };
+
+  /// An answer that calls tools ends for that reason.
+  Json finish_reason(const Choice& choice, FinishReason finish) const {
+    return finish == FinishReason::stop && choice.calls > 0 ? Json("tool_calls") : to_json(finish);
+  }
+
+  static Json take_calls(Choice& choice, const AnswerDelta& delta, bool with_index) {
+    Json calls = Json::array();
+    for (const ToolCall& call : delta.tool_calls) {
+      Json json = Json::object();
+      if (with_index) json["index"] = choice.calls;
+      json["id"] = new_id("call");
+      json["type"] = "function";
+      json["function"] = {{"name", call.name}, {"arguments", call.arguments}};
+      calls.push_back(std::move(json));
+      ++choice.calls;
+    }
+    return calls;
+  }
 
   void opened() override {
     for (std::size_t i = 0; i < choices_.size(); ++i) send_delta(i, {{"role", "assistant"}, {"content", ""}}, {});
@@ -107,6 +67,7 @@ class ChatJob : public AnswerJob {
     Json news = Json::object();
     if (!delta.reasoning.empty()) news["reasoning_content"] = delta.reasoning;
     if (!delta.content.empty()) news["content"] = delta.content;
+    if (!delta.tool_calls.empty()) news["tool_calls"] = take_calls(choices_[part], delta, true);
     const bool ids = fields_.return_token_ids && !delta.tokens.empty();
     if (!news.empty() || !delta.logprobs.empty() || ids) send_delta(part, std::move(news), delta);
     if (over) {
@@ -119,6 +80,7 @@ class ChatJob : public AnswerJob {
   void keep(Choice& choice, const AnswerDelta& delta) {
     choice.reasoning += delta.reasoning;
     choice.content += delta.content;
+    for (Json& call : take_calls(choice, delta, false)) choice.tool_calls.push_back(std::move(call));
     for (Json& entry : chat_logprobs(tokenizer_.get(), delta.logprobs)) choice.logprobs.push_back(std::move(entry));
     choice.token_ids.insert(choice.token_ids.end(), delta.tokens.begin(), delta.tokens.end());
     choice.finish = delta.finish;
@@ -128,7 +90,7 @@ class ChatJob : public AnswerJob {
   void send_delta(std::size_t index, Json news, const AnswerDelta& delta) {
     const bool last = news.empty() && delta.finish != FinishReason::none;
     Json choice = {{"index", index}, {"delta", std::move(news)}, {"logprobs", logprobs_of(delta)}};
-    choice["finish_reason"] = last ? to_json(delta.finish) : Json(nullptr);
+    choice["finish_reason"] = last ? finish_reason(choices_[index], delta.finish) : Json(nullptr);
     if (fields_.return_token_ids) choice["token_ids"] = delta.tokens;
     Json chunk = object("chat.completion.chunk", Json::array({std::move(choice)}));
     if (fields_.include_usage) chunk["usage"] = nullptr;
@@ -158,9 +120,13 @@ class ChatJob : public AnswerJob {
     Choice& choice = choices_[index];
     Json message = {{"role", "assistant"}, {"content", choice.content}, {"refusal", nullptr}};
     message["reasoning_content"] = choice.reasoning.empty() ? Json(nullptr) : Json(choice.reasoning);
+    if (choice.calls > 0) {
+      if (choice.content.empty()) message["content"] = nullptr;
+      message["tool_calls"] = std::move(choice.tool_calls);
+    }
     Json json = {{"index", index}, {"message", std::move(message)}, {"logprobs", nullptr}};
     if (fields_.logprobs >= 0) json["logprobs"] = {{"content", std::move(choice.logprobs)}, {"refusal", nullptr}};
-    json["finish_reason"] = to_json(choice.finish);
+    json["finish_reason"] = finish_reason(choice, choice.finish);
     if (fields_.return_token_ids) json["token_ids"] = choice.token_ids;
     return json;
   }
@@ -183,23 +149,8 @@ class ChatJob : public AnswerJob {
 
 }  // namespace
 
-std::string read_conversation(const ServedModel& model, RequestFields& fields) {
-  tokenizer_of(model, "messages");
-  if (!model.render_chat) {
-    throw ApiError(400, "this model has no chat template; use /v1/completions", "messages", "unsupported_model");
-  }
-  const Json messages = read_messages(fields.required("messages"));
-  const Json* extra = fields.find("chat_template_kwargs");
-  if (extra && !extra->is_object()) throw bad_field("chat_template_kwargs", "'chat_template_kwargs' must be an object");
-  try {
-    return model.render_chat(messages, extra ? *extra : Json::object());
-  } catch (const Error& error) {
-    throw bad_field("messages", fmt::format("the model's chat template refuses these messages: {}", error.what()));
-  }
-}
-
 void complete_chat(const ServedModel& model, GenerationService& service, RequestFields fields, Responder responder) {
-  auto job = std::make_shared<ChatJob>(model, read_fields(model, fields), std::move(responder));
+  auto job = std::make_shared<ChatJob>(model, read_chat_fields(model, fields), std::move(responder));
   job->start(service, job->parts());
 }
 

@@ -1,6 +1,4 @@
 #pragma once
-#include <string>
-
 #include "launch/generation.h"
 #include "launch/http_server.h"
 #include "launch/request_fields.h"
@@ -11,8 +9,5 @@ namespace shoal {
 /// POST /v1/chat/completions: answers the last message of a conversation, with `reasoning_content` beside `content`.
 /// Throws ApiError before anything was sent; later errors go through the responder.
 void complete_chat(const ServedModel& model, GenerationService& service, RequestFields fields, Responder responder);
-
-/// The conversation in `messages` (with `chat_template_kwargs`) as the model's chat template writes it.
-std::string read_conversation(const ServedModel& model, RequestFields& fields);
 
 }  // namespace shoal

@@ -67,6 +67,7 @@ Json read_message(const Json& message, const std::string& place) {
                            !message["tool_calls"].empty();
   if (calls_tools) {
     check_tool_calls(message["tool_calls"], place + ".tool_calls");
+    for (Json& call : result["tool_calls"]) call["type"] = "function";
   } else {
     result.erase("tool_calls");  // templates ask whether the key is there
   }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <ctime>
+#include <numeric>
 
 #include "launch/answer_job.h"
 #include "launch/generation_fields.h"
@@ -27,6 +28,7 @@ struct CompletionFields : GenerationFields {
   int max_tokens = 16;
   int logprobs = -1;
   bool echo = false;
+  int best_of = 1;  // answers to each prompt, of which the n likeliest are given
 };
 
 Prompt text_prompt(const ServedModel& model, const std::string& text) {
@@ -76,10 +78,14 @@ CompletionFields read_fields(const ServedModel& model, RequestFields& fields) {
   if (result.max_tokens == 0 && !result.echo) {
     throw bad_field("max_tokens", "'max_tokens' is 0, which asks for nothing unless 'echo' is true");
   }
-  fields.only("best_of", {result.n});
+  result.best_of = static_cast<int>(fields.integer("best_of", result.n, 128).value_or(result.n));
+  if (result.best_of > result.n && result.stream) {
+    throw bad_field("best_of", "'best_of' above 'n' cannot be streamed: the best is known in the end only");
+  }
   fields.only("suffix", {""});
   result.prompts = read_prompts(model, fields.required("prompt"));
   fields.finish();
+  check_min_tokens(result, result.max_tokens);
   for (const Prompt& prompt : result.prompts) {
     check_prompt_length(model, "prompt", prompt.ids.size(), result.max_tokens > 0);
   }
@@ -96,16 +102,16 @@ class CompletionJob : public AnswerJob {
         created_(std::time(nullptr)) {
     for (const Prompt& prompt : fields_.prompts) {
       usage_.prompt_tokens += static_cast<int>(prompt.ids.size());
-      for (int i = 0; i < fields_.n; ++i) choices_.emplace_back(prompt, tokenizer_.get());
+      for (int i = 0; i < fields_.best_of; ++i) choices_.emplace_back(prompt, tokenizer_.get());
     }
   }
 
   std::vector<Part> parts() const {
     std::vector<Part> parts;
     for (const Prompt& prompt : fields_.prompts) {
-      for (int i = 0; i < fields_.n; ++i) {
+      for (int i = 0; i < fields_.best_of; ++i) {
         GenerationRequest request = fields_.request(prompt.ids, fields_.max_tokens, i);
-        request.logprobs = fields_.logprobs;
+        request.logprobs = chooses() ? std::max(fields_.logprobs, 0) : fields_.logprobs;
         request.prompt_logprobs = fields_.echo && fields_.logprobs >= 0;
         parts.push_back({std::move(request), fields_.answer_options()});
       }
@@ -122,9 +128,13 @@ class CompletionJob : public AnswerJob {
     std::vector<std::int32_t> token_ids;
     FinishReason finish = FinishReason::none;
     bool begun = false;
+    double logprob_sum = 0;  // of the answer's tokens, where the best is to be found
+    int scored_tokens = 0;
 
     Choice(const Prompt& its_prompt, const Tokenizer* tokenizer) : prompt(its_prompt), logprobs(tokenizer) {}
   };
+
+  bool chooses() const { return fields_.best_of > fields_.n; }
 
   bool in_text(std::int32_t token) const {
     return tokenizer_ && !(fields_.skip_special_tokens && tokenizer_->is_special(token));
@@ -146,7 +156,11 @@ class CompletionJob : public AnswerJob {
     const bool first = !std::exchange(choice.begun, true);
     if (first && fields_.echo) echo(choice, delta.prompt);
     choice.text += delta.content;
-    for (const TokenLogprob& token : delta.logprobs) choice.logprobs.add(token, in_text(token.token));
+    for (const TokenLogprob& token : delta.logprobs) {
+      choice.logprobs.add(token, in_text(token.token));
+      choice.logprob_sum += token.logprob;
+      ++choice.scored_tokens;
+    }
     if (fields_.return_token_ids) {
       choice.token_ids.insert(choice.token_ids.end(), delta.tokens.begin(), delta.tokens.end());
     }
@@ -160,7 +174,10 @@ class CompletionJob : public AnswerJob {
   void completed() override {
     if (!streaming()) {
       Json choices = Json::array();
-      for (std::size_t i = 0; i < choices_.size(); ++i) choices.push_back(take_choice(i, true));
+      for (const std::size_t chosen : best_choices()) {
+        choices.push_back(take_choice(chosen, true));
+        choices.back()["index"] = choices.size() - 1;
+      }
       Json response = object(std::move(choices));
       response["usage"] = to_json(usage_, false);
       send_json(response);
@@ -169,6 +186,22 @@ class CompletionJob : public AnswerJob {
       last["usage"] = to_json(usage_, false);
       send_event(last);
     }
+  }
+
+  /// Of each prompt the n choices that are likeliest per token, those first; all, in order, where no more were made.
+  std::vector<std::size_t> best_choices() const {
+    const auto of_prompt = static_cast<std::size_t>(fields_.best_of);
+    const auto score = [this](std::size_t i) { return choices_[i].logprob_sum / std::max(1, choices_[i].scored_tokens); };
+    std::vector<std::size_t> best;
+    for (std::size_t first = 0; first < choices_.size(); first += of_prompt) {
+      std::vector<std::size_t> order(of_prompt);
+      std::iota(order.begin(), order.end(), first);
+      if (chooses()) {
+        std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return score(a) > score(b); });
+      }
+      best.insert(best.end(), order.begin(), order.begin() + fields_.n);
+    }
+    return best;
   }
 
   Json take_choice(std::size_t index, bool first) {

@@ -217,8 +217,8 @@ class Evaluation {
       Throttle throttle;
       GenerationService service(generator_of(*engine_.coordinator), engine_.tokenizer);
       for (std::size_t i = 0; i < puzzles.size(); ++i) {
-        const std::string prompt =
-            model.render_chat(Json::array({{{"role", "user"}, {"content", puzzles[i].prompt}}}), Json::object());
+        const std::string prompt = model.render_chat(Json::array({{{"role", "user"}, {"content", puzzles[i].prompt}}}),
+                                                     nullptr, Json::object());
         AnswerOptions answer;
         answer.split_reasoning = true;
         answer.starts_in_reasoning = ends_in_reasoning(prompt);

@@ -1,12 +1,13 @@
 #include "launch/generation.h"
 
 #include <condition_variable>
-#include <cstdio>
 #include <exception>
 #include <mutex>
 #include <thread>
 #include <utility>
 #include <vector>
+
+#include "launch/log.h"
 
 namespace shoal {
 
@@ -22,6 +23,7 @@ namespace {
 struct Running : Generation {
   AnswerStream stream;  // these two are used by the service's thread only
   AnswerSink sink;
+  RequestMetrics::Request times;
   std::function<void(std::uint64_t)> cancel_request;
 
   std::mutex mutex;
@@ -57,6 +59,7 @@ struct Running : Generation {
 struct GenerationService::Impl {
   Generator generator;
   std::shared_ptr<const Tokenizer> tokenizer;
+  std::shared_ptr<RequestMetrics> metrics;
 
   /// Shared with the sinks that the coordinator keeps, which may outlive the service.
   struct Inbox {
@@ -86,8 +89,9 @@ struct GenerationService::Impl {
   std::shared_ptr<Inbox> inbox = std::make_shared<Inbox>();
   std::thread thread{[this] { run(); }};
 
-  Impl(Generator wanted, std::shared_ptr<const Tokenizer> wanted_tokenizer)
-      : generator(std::move(wanted)), tokenizer(std::move(wanted_tokenizer)) {}
+  Impl(Generator wanted, std::shared_ptr<const Tokenizer> wanted_tokenizer,
+       std::shared_ptr<RequestMetrics> wanted_metrics)
+      : generator(std::move(wanted)), tokenizer(std::move(wanted_tokenizer)), metrics(std::move(wanted_metrics)) {}
   ~Impl() {
     inbox->close();
     thread.join();
@@ -101,7 +105,17 @@ struct GenerationService::Impl {
     }
   }
 
-  static void tell(Running& running, const GenerationEvent& event) {
+  void observe(Running& running, const GenerationEvent& event) const {
+    if (!metrics) return;
+    if (event.token >= 0) metrics->token(running.times);
+    if (event.finish == FinishReason::none) return;
+    // A stop string ends a request by cancelling it.
+    const bool stopped = event.finish == FinishReason::cancelled && running.stream.met_stop_string();
+    metrics->finished(running.times, stopped ? FinishReason::stop : event.finish);
+  }
+
+  void tell(Running& running, const GenerationEvent& event) const {
+    observe(running, event);
     if (!running.sink) return;
     try {
       const AnswerDelta delta = running.stream.push(event);
@@ -109,15 +123,16 @@ struct GenerationService::Impl {
       if (!delta.empty()) running.sink(delta, running.stream);
       if (!running.stream.finished()) return;
     } catch (const std::exception& error) {  // one broken listener must not end the others
-      std::fprintf(stderr, "shoal: an answer was given up: %s\n", error.what());
+      log::warning("an answer was given up", {{"error", error.what()}});
       running.cancel();
     }
     running.sink = nullptr;
   }
 };
 
-GenerationService::GenerationService(Generator generator, std::shared_ptr<const Tokenizer> tokenizer)
-    : impl_(std::make_shared<Impl>(std::move(generator), std::move(tokenizer))) {}
+GenerationService::GenerationService(Generator generator, std::shared_ptr<const Tokenizer> tokenizer,
+                                     std::shared_ptr<RequestMetrics> metrics)
+    : impl_(std::make_shared<Impl>(std::move(generator), std::move(tokenizer), std::move(metrics))) {}
 
 GenerationService::~GenerationService() = default;
 
@@ -125,6 +140,7 @@ std::shared_ptr<Generation> GenerationService::start(GenerationRequest request, 
                                                      AnswerSink sink) {
   AnswerStream stream(impl_->tokenizer.get(), std::move(options), request.prompt);
   auto running = std::make_shared<Running>(std::move(stream), std::move(sink), impl_->generator.cancel);
+  running->times.prompt_tokens = static_cast<int>(request.prompt.size());
   running->started(impl_->generator.submit(
       std::move(request),
       [inbox = impl_->inbox, running](const GenerationEvent& event) { inbox->push(running, event); }));

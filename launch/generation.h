@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "launch/answer_stream.h"
+#include "launch/request_metrics.h"
 #include "runtime/coordinator.h"
 
 namespace shoal {
@@ -30,8 +31,9 @@ using AnswerSink = std::function<void(const AnswerDelta&, const AnswerStream&)>;
 /// next step whatever is done with the answers.
 class GenerationService {
  public:
-  /// tokenizer may be null.
-  GenerationService(Generator generator, std::shared_ptr<const Tokenizer> tokenizer);
+  /// tokenizer and metrics may be null.
+  GenerationService(Generator generator, std::shared_ptr<const Tokenizer> tokenizer,
+                    std::shared_ptr<RequestMetrics> metrics = nullptr);
   /// Sinks are not called any more.
   ~GenerationService();
 

@@ -3,9 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <charconv>
+#include <cmath>
 #include <mutex>
 #include <random>
 
+#include "launch/answer_format.h"
 #include "launch/api_error.h"
 
 namespace shoal {
@@ -31,6 +34,43 @@ SamplingParams read_sampling(RequestFields& fields) {
   return sampling;
 }
 
+/// {"50256": -100}: token ids, as JSON has them for keys.
+std::vector<std::pair<std::int32_t, float>> read_logit_bias(RequestFields& fields, const ServedModel& model) {
+  const Json* value = fields.find("logit_bias");
+  if (!value) return {};
+  const auto refuse = [](const std::string& what) { return bad_field("logit_bias", "'logit_bias' " + what); };
+  if (!value->is_object()) throw refuse("must be an object of token ids and numbers from -100 to 100");
+  std::vector<std::pair<std::int32_t, float>> biases;
+  for (const auto& [key, bias] : value->items()) {
+    std::int32_t token = -1;
+    const auto parsed = std::from_chars(key.data(), key.data() + key.size(), token);
+    if (parsed.ec != std::errc() || parsed.ptr != key.data() + key.size() || token < 0 || token >= model.vocab_size) {
+      throw refuse(fmt::format("has the key '{}', which is no token id from 0 to {}", key, model.vocab_size - 1));
+    }
+    const double number = bias.is_number() ? bias.get<double>() : std::nan("");
+    if (!(number >= -100 && number <= 100)) throw refuse(fmt::format("of token {} must be from -100 to 100", token));
+    biases.emplace_back(token, static_cast<float>(number));
+  }
+  return biases;
+}
+
+/// What shapes the answer beside the distribution it is drawn from; the end tokens are the caller's to set.
+TokenRules read_rules(RequestFields& fields, const ServedModel& model) {
+  TokenRules rules;
+  rules.presence_penalty = static_cast<float>(fields.number("presence_penalty", -2, 2).value_or(0));
+  rules.frequency_penalty = static_cast<float>(fields.number("frequency_penalty", -2, 2).value_or(0));
+  rules.repetition_penalty = static_cast<float>(fields.number("repetition_penalty", 0.01, 100).value_or(1));
+  rules.logit_bias = read_logit_bias(fields, model);
+  if (const auto allowed = fields.integers("allowed_token_ids")) {
+    rules.allowed = checked_token_ids(model, "allowed_token_ids", *allowed);
+    if (rules.allowed.empty()) throw bad_field("allowed_token_ids", "'allowed_token_ids' allows no token");
+  }
+  rules.grammar = read_answer_format(fields);
+  if (!rules.grammar.empty()) tokenizer_of(model, "response_format");
+  rules.min_tokens = static_cast<int>(fields.integer("min_tokens", 0, INT32_MAX).value_or(0));
+  return rules;
+}
+
 void read_stream(RequestFields& fields, GenerationFields& result) {
   result.stream = fields.boolean("stream").value_or(false);
   const Json* options = fields.find("stream_options");
@@ -45,14 +85,9 @@ void read_stream(RequestFields& fields, GenerationFields& result) {
 
 /// What changes answers elsewhere and is not here yet, and what changes none.
 void refuse_what_is_not_there(RequestFields& fields) {
-  for (const char* penalty : {"presence_penalty", "frequency_penalty"}) fields.only(penalty, {0});
-  fields.only("repetition_penalty", {1});
-  fields.only("logit_bias", {Json::object()});
-  fields.only("min_tokens", {0});
   fields.only("use_beam_search", {false});
-  fields.only("response_format", {{{"type", "text"}}});
   fields.ignore(
-      {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"});
+      {"metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"});
 }
 
 }  // namespace
@@ -71,6 +106,13 @@ void check_prompt_length(const ServedModel& model, const std::string& field, std
                  fmt::format("the context of this model is {} tokens, but the prompt has {}{}", limit, tokens,
                              tokens == limit ? ", which leaves no room for an answer" : ""),
                  field, "context_length_exceeded");
+}
+
+void check_min_tokens(const GenerationFields& fields, int max_tokens) {
+  const int least = fields.sampling.rules.min_tokens;
+  if (least <= max_tokens) return;
+  throw bad_field("min_tokens",
+                  fmt::format("'min_tokens' is {}, more than the {} that the answer may have", least, max_tokens));
 }
 
 std::vector<std::int32_t> checked_token_ids(const ServedModel& model, const std::string& field,
@@ -102,15 +144,19 @@ GenerationFields read_generation_fields(RequestFields& fields, const ServedModel
 
   result.n = static_cast<int>(fields.integer("n", 1, 128).value_or(1));
   result.sampling = read_sampling(fields);
+  result.client = fields.string("user").value_or("");
+  result.cache_salt = fields.string("cache_salt").value_or("");
   result.stop = fields.strings("stop", 16);
   std::erase(result.stop, std::string());
   if (!result.stop.empty()) tokenizer_of(model, "stop");
   if (const auto ids = fields.integers("stop_token_ids")) {
     result.stop_token_ids = checked_token_ids(model, "stop_token_ids", *ids);
   }
-  if (!fields.boolean("ignore_eos").value_or(false)) {
-    result.stop_token_ids.insert(result.stop_token_ids.end(), model.eos_token_ids.begin(), model.eos_token_ids.end());
-  }
+  TokenRules& rules = result.sampling.rules = read_rules(fields, model);
+  rules.end_tokens = result.stop_token_ids;
+  rules.end_tokens.insert(rules.end_tokens.end(), model.eos_token_ids.begin(), model.eos_token_ids.end());
+  if (!fields.boolean("ignore_eos").value_or(false)) result.stop_token_ids = rules.end_tokens;
+  result.include_stop = fields.boolean("include_stop_str_in_output").value_or(false);
   read_stream(fields, result);
   result.skip_special_tokens = fields.boolean("skip_special_tokens").value_or(true);
   result.return_token_ids = fields.boolean("return_token_ids").value_or(false);
@@ -123,7 +169,15 @@ GenerationRequest GenerationFields::request(std::vector<std::int32_t> prompt, in
   request.prompt = std::move(prompt);
   request.max_tokens = max_tokens;
   request.sampling = sampling;
+  request.client = client;
+  request.cache_salt = cache_salt;
   request.sampling.seed += static_cast<std::uint64_t>(i);  // every answer differs, and each can be had again
+  if (TokenRules& rules = request.sampling.rules; rules.repetition_penalty != 1) {
+    rules.prompt_tokens = request.prompt;
+    std::sort(rules.prompt_tokens.begin(), rules.prompt_tokens.end());
+    const auto end = std::unique(rules.prompt_tokens.begin(), rules.prompt_tokens.end());
+    rules.prompt_tokens.erase(end, rules.prompt_tokens.end());
+  }
   request.stop_token_ids = stop_token_ids;
   return request;
 }
@@ -131,6 +185,8 @@ GenerationRequest GenerationFields::request(std::vector<std::int32_t> prompt, in
 AnswerOptions GenerationFields::answer_options() const {
   AnswerOptions options;
   options.stop = stop;
+  options.include_stop = include_stop;
+  options.min_tokens = sampling.rules.min_tokens;
   options.skip_special_tokens = skip_special_tokens;
   return options;
 }

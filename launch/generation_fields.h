@@ -15,11 +15,14 @@ struct GenerationFields {
   std::string model;  // as the answer names it
   int n = 1;
   SamplingParams sampling;
+  std::string client;      // `user`: who takes turns with others
+  std::string cache_salt;  // as vLLM's: only requests with the same share what is cached of their prompts
   std::vector<std::string> stop;
   std::vector<std::int32_t> stop_token_ids;
   bool stream = false;
   bool include_usage = false;  // of a stream, in a last chunk
   bool skip_special_tokens = true;
+  bool include_stop = false;      // the stop string that was met is part of the text
   bool return_token_ids = false;  // beside the text
 
   /// The request for the i-th answer to a prompt.
@@ -32,6 +35,9 @@ GenerationFields read_generation_fields(RequestFields& fields, const ServedModel
 
 /// Throws ApiError 404 unless `name` is one of the served model's.
 void check_model(const ServedModel& model, const std::string& name);
+
+/// Throws ApiError when an answer cannot have as many tokens as it is to have at least.
+void check_min_tokens(const GenerationFields& fields, int max_tokens);
 
 /// Throws ApiError naming `field` unless a prompt of so many tokens, with room for an answer if one is wanted, fits.
 void check_prompt_length(const ServedModel& model, const std::string& field, std::size_t tokens, bool answer_wanted);

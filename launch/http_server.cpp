@@ -23,10 +23,13 @@
 #include <condition_variable>
 #include <ctime>
 #include <mutex>
+#include <optional>
+#include <random>
 #include <thread>
 #include <unordered_map>
 
 #include "base/error.h"
+#include "launch/client_stream.h"
 
 namespace shoal {
 namespace {
@@ -57,6 +60,19 @@ std::string http_date() {
   gmtime_r(&now, &utc);
   char text[64];
   return {text, std::strftime(text, sizeof text, "%a, %d %b %Y %H:%M:%S GMT", &utc)};
+}
+
+/// The client's own id for the request if it is one that does no harm in a log, otherwise a new one.
+std::string request_id(std::string_view given) {
+  const auto harmless = [](char c) {
+    return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '-' || c == '_' ||
+           c == '.';
+  };
+  if (!given.empty() && given.size() <= 128 && std::all_of(given.begin(), given.end(), harmless)) {
+    return std::string(given);
+  }
+  static std::mt19937_64 generator{std::random_device{}()};  // used by the I/O thread only
+  return fmt::format("req-{:016x}", generator());
 }
 
 /// A client whose host died, or that was cut off, is noticed within about a minute even if nothing is sent to it.
@@ -254,22 +270,27 @@ namespace {
 struct Dispatch {
   const HttpServerOptions& options;
   std::function<void(HttpRequest, Responder)> run;
+  net::ssl::context* tls = nullptr;
 };
 
 /// One connection: requests one after the other, on a strand of its own. All members are used on the strand only.
 class Session : public std::enable_shared_from_this<Session> {
  public:
   Session(tcp::socket socket, const Dispatch& dispatch)
-      : socket_(std::move(socket)),
-        deadline_(socket_.get_executor()),
-        wake_(socket_.get_executor(), Clock::time_point::max()),
+      : stream_(std::move(socket), dispatch.tls),
+        deadline_(stream_.get_executor()),
+        wake_(stream_.get_executor(), Clock::time_point::max()),
         options_(dispatch.options),
         dispatch_(dispatch) {}
 
-  tcp::socket::executor_type executor() { return socket_.get_executor(); }
+  tcp::socket::executor_type executor() { return stream_.get_executor(); }
 
   net::awaitable<void> run() {
-    notice_dead_peer(socket_);
+    notice_dead_peer(stream_.socket());
+    error_code no_peer;
+    const auto peer = stream_.socket().remote_endpoint(no_peer);
+    if (!no_peer) client_ = peer.address().to_string();
+    if (stream_.encrypted() && !co_await shake_hands()) co_return close();
     bool keep_alive = true;
     while (keep_alive && !closed_) {
       const bool arrived = co_await wait_for_request();
@@ -291,8 +312,8 @@ class Session : public std::enable_shared_from_this<Session> {
     closed_ = true;
     disarm();
     error_code ignored;
-    socket_.shutdown(tcp::socket::shutdown_both, ignored);
-    socket_.close(ignored);
+    stream_.socket().shutdown(tcp::socket::shutdown_both, ignored);
+    stream_.socket().close(ignored);
     wake_.cancel();
   }
 
@@ -316,7 +337,7 @@ class Session : public std::enable_shared_from_this<Session> {
   /// Reads on while nobody else does: this is how a client that goes is noticed, and where pipelined requests wait.
   void watch() {
     watching_ = true;
-    socket_.async_read_some(net::buffer(read_ahead_), [self = shared_from_this()](error_code ec, std::size_t n) {
+    stream_.async_read_some(net::buffer(read_ahead_), [self = shared_from_this()](error_code ec, std::size_t n) {
       self->watching_ = false;
       if (!ec) {
         if (!self->discarding_) {
@@ -333,8 +354,27 @@ class Session : public std::enable_shared_from_this<Session> {
   }
   net::awaitable<void> stop_watching() {
     error_code ignored;
-    if (watching_) socket_.cancel(ignored);
-    while (watching_) co_await wait();
+    while (watching_) {  // more than once: a read that had been done already was followed by another one
+      stream_.socket().cancel(ignored);
+      co_await wait();
+    }
+  }
+
+  net::awaitable<bool> shake_hands() {
+    error_code ec;
+    arm(options_.read_timeout);
+    co_await stream_.async_handshake(with(ec));
+    disarm();
+    co_return !ec && !closed_;
+  }
+
+  net::awaitable<void> shut_down_tls() {
+    co_await stop_watching();
+    if (closed_) co_return;
+    error_code ignored;
+    arm(linger_timeout);
+    co_await stream_.async_shutdown(with(ignored));
+    disarm();
   }
 
   net::awaitable<bool> wait_for_request() {
@@ -358,16 +398,16 @@ class Session : public std::enable_shared_from_this<Session> {
     parser.body_limit(options_.max_body_bytes);
     error_code ec;
     arm(options_.read_timeout);
-    co_await http::async_read_header(socket_, buffer_, parser, with(ec));
+    co_await http::async_read_header(stream_, buffer_, parser, with(ec));
     if (!ec && !parser.is_done() && parser.get()[http::field::expect] == "100-continue") {
       static constexpr std::string_view go_on = "HTTP/1.1 100 Continue\r\n\r\n";
-      co_await net::async_write(socket_, net::buffer(go_on), with(ec));
+      co_await net::async_write(stream_, net::buffer(go_on), with(ec));
     }
     const auto upload_deadline = Clock::now() + longest_upload;
     while (!ec && !parser.is_done()) {
       const auto left = std::chrono::duration_cast<milliseconds>(upload_deadline - Clock::now());
       arm(std::clamp(left, milliseconds(0), options_.read_timeout));
-      co_await http::async_read_some(socket_, buffer_, parser, with(ec));
+      co_await http::async_read_some(stream_, buffer_, parser, with(ec));
     }
     disarm();
     if (ec) {
@@ -391,25 +431,30 @@ class Session : public std::enable_shared_from_this<Session> {
       message = fmt::format("the request's headers are larger than {} bytes", options_.max_header_bytes);
     }
     http::response<http::string_body> response(static_cast<http::status>(status), version == 10 ? 10 : 11);
-    add_headers(response, options_.error_body ? "application/json" : "text/plain", {}, false);
+    const std::string id = request_id("");
+    add_headers(response, options_.error_body ? "application/json" : "text/plain", {{"X-Request-Id", id}}, false);
     response.body() = options_.error_body ? options_.error_body(status, message) : message + "\n";
     response.prepare_payload();
     arm(options_.write_timeout);
-    co_await http::async_write(socket_, response, with(ec));
+    const std::size_t bytes = response.body().size();
+    co_await http::async_write(stream_, response, with(ec));
     disarm();
+    if (options_.on_answered) options_.on_answered({id, client_, "-", "-", status, bytes, 0, !ec});
   }
 
   template <class Response>
-  static void add_headers(Response& response, const std::string& content_type, const HttpHeaders& headers, bool keep) {
+  void add_headers(Response& response, const std::string& content_type, const HttpHeaders& headers, bool keep) const {
     response.set(http::field::server, "shoal");
     response.set(http::field::date, http_date());
-    response.set(http::field::content_type, content_type);
+    if (!content_type.empty()) response.set(http::field::content_type, content_type);
+    for (const auto& [name, value] : own_headers_) response.set(name, value);
     for (const auto& [name, value] : headers) response.set(name, value);
     response.keep_alive(keep);
   }
 
   static HttpRequest plain(http::request<http::string_body>&& message) {
     HttpRequest request;
+    request.id = request_id({message["X-Request-Id"].data(), message["X-Request-Id"].size()});
     request.method = std::string(message.method_string());
     std::string_view target(message.target().data(), message.target().size());
     if (const auto scheme = target.find("://"); scheme != target.npos && target.front() != '/') {
@@ -431,24 +476,38 @@ class Session : public std::enable_shared_from_this<Session> {
 
     exchange_ = std::make_shared<Responder::Exchange>();
     exchange_->max_queued_bytes = options_.max_queued_bytes;
-    exchange_->wake = [weak = weak_from_this(), executor = socket_.get_executor()] {
+    exchange_->wake = [weak = weak_from_this(), executor = stream_.get_executor()] {
       net::post(executor, [weak] {
         if (const auto self = weak.lock()) self->wake_.cancel();
       });
     };
     if (!watching_ && !peer_gone_) watch();
-    dispatch_.run(plain(std::move(message)), Responder(exchange_));
+    HttpRequest request = plain(std::move(message));
+    HttpRecord record{request.id, client_, request.method, request.path};
+    const auto begin = Clock::now();
+    own_headers_ = cors_headers(request);
+    own_headers_.emplace_back("X-Request-Id", request.id);
+    if (is_preflight(request)) {
+      Responder(exchange_).send(204, "", "",
+                                {{"Access-Control-Allow-Methods", "GET, POST, OPTIONS"},
+                                 {"Access-Control-Allow-Headers", "Authorization, Content-Type"},
+                                 {"Access-Control-Max-Age", "600"}});
+    } else {
+      dispatch_.run(std::move(request), Responder(exchange_));
+    }
 
     bool chunked = false;
     for (bool ended = false; !ended;) {
       Responder::Exchange::Output output = exchange_->take();
-      if (closed_ || output.breaks) {
+      if (closed_) {
         keep = false;
         break;
       }
       ended = output.ends;
       error_code ec;
+      record.bytes += output.bytes.size();
       if (output.begins) {
+        record.status = exchange_->status;
         keep = keep && !draining_ && !peer_gone_;
         if (exchange_->streaming) {
           chunked = version >= 11;
@@ -459,16 +518,37 @@ class Session : public std::enable_shared_from_this<Session> {
           output.bytes.clear();
         }
       }
-      if (!ec && exchange_->streaming && !head) co_await write_stream_part(output.bytes, chunked, ended, ec);
-      if (ec) {
+      const bool whole = ended && !output.breaks;
+      if (!ec && exchange_->streaming && !head) co_await write_stream_part(output.bytes, chunked, whole, ec);
+      if (ec || output.breaks) {
         keep = false;
         break;
       }
+      record.whole = ended;
       if (!ended && output.bytes.empty() && !output.begins) co_await wait();
     }
+    record.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+    if (options_.on_answered) options_.on_answered(record);
     exchange_->detach();
     exchange_ = nullptr;
     co_return keep;
+  }
+
+  bool is_preflight(const HttpRequest& request) const {
+    return request.method == "OPTIONS" && !options_.cors_origins.empty() &&
+           !request.header("Access-Control-Request-Method").empty();
+  }
+
+  /// What lets a web page of an allowed origin read the answer.
+  HttpHeaders cors_headers(const HttpRequest& request) const {
+    const std::string_view origin = request.header("Origin");
+    const auto& allowed = options_.cors_origins;
+    const auto is = [&](std::string_view name) {
+      return std::find(allowed.begin(), allowed.end(), name) != allowed.end();
+    };
+    if (is("*")) return {{"Access-Control-Allow-Origin", "*"}};
+    if (origin.empty() || !is(origin)) return {};
+    return {{"Access-Control-Allow-Origin", std::string(origin)}, {"Vary", "Origin"}};
   }
 
   // The exchange's status, content_type, headers and streaming never change once `begins` was seen.
@@ -480,9 +560,9 @@ class Session : public std::enable_shared_from_this<Session> {
     arm_for_writing(response.body().size());
     if (head) {
       http::response_serializer<http::string_body> serializer(response);
-      co_await http::async_write_header(socket_, serializer, with(ec));
+      co_await http::async_write_header(stream_, serializer, with(ec));
     } else {
-      co_await http::async_write(socket_, response, with(ec));
+      co_await http::async_write(stream_, response, with(ec));
     }
     disarm();
   }
@@ -493,7 +573,7 @@ class Session : public std::enable_shared_from_this<Session> {
     response.chunked(chunked);
     http::response_serializer<http::empty_body> serializer(response);
     arm_for_writing(0);
-    co_await http::async_write_header(socket_, serializer, with(ec));
+    co_await http::async_write_header(stream_, serializer, with(ec));
     disarm();
   }
 
@@ -507,7 +587,7 @@ class Session : public std::enable_shared_from_this<Session> {
     }
     if (framed.empty()) co_return;
     arm_for_writing(framed.size());
-    co_await net::async_write(socket_, net::buffer(framed), with(ec));
+    co_await net::async_write(stream_, net::buffer(framed), with(ec));
     disarm();
   }
 
@@ -518,8 +598,9 @@ class Session : public std::enable_shared_from_this<Session> {
   /// Lets the client read the last answer before the connection goes: closing with unread input would reset it.
   net::awaitable<void> linger() {
     if (closed_) co_return;
+    if (stream_.encrypted()) co_return co_await shut_down_tls();
     error_code ignored;
-    socket_.shutdown(tcp::socket::shutdown_send, ignored);
+    stream_.socket().shutdown(tcp::socket::shutdown_send, ignored);
     discarding_ = true;
     buffer_.clear();
     arm(linger_timeout);
@@ -528,13 +609,15 @@ class Session : public std::enable_shared_from_this<Session> {
     disarm();
   }
 
-  tcp::socket socket_;
+  ClientStream stream_;
+  std::string client_;  // its address
   net::steady_timer deadline_, wake_;
   const HttpServerOptions& options_;
   const Dispatch& dispatch_;
   boost::beast::flat_buffer buffer_;
   std::array<char, 16384> read_ahead_;
   std::shared_ptr<Responder::Exchange> exchange_;  // the one under way
+  HttpHeaders own_headers_;                        // of its response, beside the handler's
   bool watching_ = false;                          // a read is outstanding
   bool discarding_ = false;                        // what is read is of no interest
   bool peer_gone_ = false;                         // it sends no more
@@ -549,13 +632,16 @@ struct HttpServer::Impl : std::enable_shared_from_this<HttpServer::Impl> {
   const HttpServerOptions options;
   const Handler handler;
   net::io_context io{1};
+  std::optional<net::ssl::context> tls;
   tcp::acceptor acceptor{io};
   net::steady_timer retry{io};
-  Dispatch dispatch{options, [this](HttpRequest request, Responder responder) {
+  Dispatch dispatch{options,
+                    [this](HttpRequest request, Responder responder) {
                       net::post(handlers, [this, request = std::move(request), responder]() mutable {
                         handler(std::move(request), std::move(responder));
                       });
-                    }};
+                    },
+                    nullptr};
   std::uint16_t port = 0;
   net::thread_pool handlers;
   std::thread io_thread;
@@ -569,7 +655,20 @@ struct HttpServer::Impl : std::enable_shared_from_this<HttpServer::Impl> {
       : options(std::move(wanted)),
         handler(std::move(wanted_handler)),
         handlers(static_cast<std::size_t>(std::max(1, options.handler_threads))) {
+    if (!options.tls_cert.empty()) read_certificate();
     listen();
+  }
+
+  void read_certificate() {
+    tls.emplace(net::ssl::context::tls_server);
+    tls->set_options(net::ssl::context::default_workarounds | net::ssl::context::no_sslv2 |
+                     net::ssl::context::no_sslv3 | net::ssl::context::no_tlsv1 | net::ssl::context::no_tlsv1_1);
+    error_code ec;
+    tls->use_certificate_chain_file(options.tls_cert, ec);
+    if (ec) fail("{}: cannot be used as a certificate: {}", options.tls_cert, ec.message());
+    tls->use_private_key_file(options.tls_key, net::ssl::context::pem, ec);
+    if (ec) fail("{}: cannot be used as the key of {}: {}", options.tls_key, options.tls_cert, ec.message());
+    dispatch.tls = &*tls;
   }
 
   void listen() {
@@ -673,7 +772,8 @@ std::uint16_t HttpServer::port() const { return impl_->port; }
 std::string HttpServer::url() const {
   const std::string& host = impl_->options.host;
   const bool ipv6 = host.find(':') != host.npos;
-  return fmt::format("http://{}{}{}:{}", ipv6 ? "[" : "", host, ipv6 ? "]" : "", impl_->port);
+  return fmt::format("{}://{}{}{}:{}", impl_->tls ? "https" : "http", ipv6 ? "[" : "", host, ipv6 ? "]" : "",
+                     impl_->port);
 }
 
 bool HttpServer::drain(milliseconds at_most) { return impl_->drain(at_most); }

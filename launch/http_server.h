@@ -16,6 +16,7 @@ namespace shoal {
 using HttpHeaders = std::vector<std::pair<std::string, std::string>>;
 
 struct HttpRequest {
+  std::string id;      // from X-Request-Id, or made up; the response has it too
   std::string method;  // "GET"
   std::string path;    // without the query; percent-encoded, as it came
   std::string query;   // what is behind '?'
@@ -48,6 +49,15 @@ class Responder {
   std::shared_ptr<Handle> handle_;
 };
 
+/// What the access log tells of a request that is over.
+struct HttpRecord {
+  std::string id, client, method, path;
+  int status = 0;         // 0: nothing was answered
+  std::size_t bytes = 0;  // of the response's body
+  double seconds = 0;
+  bool whole = false;  // the client got all of it
+};
+
 struct HttpServerOptions {
   std::string host = "127.0.0.1";  // address or name
   std::uint16_t port = 0;          // 0: one that is free
@@ -59,6 +69,9 @@ struct HttpServerOptions {
   std::chrono::milliseconds idle_timeout{75000};        // between requests
   std::chrono::milliseconds read_timeout{30000};        // for all headers; for each sign of life of a body
   std::chrono::milliseconds write_timeout{30000};       // for a client that does not read
+  std::string tls_cert, tls_key;                        // PEM files; both or none
+  std::vector<std::string> cors_origins;                // whose web pages may use the server; "*": all
+  std::function<void(const HttpRecord&)> on_answered;   // from the I/O thread; may be empty
   /// The body for errors that the server itself finds (broken HTTP, too large).
   std::function<std::string(int status, const std::string& message)> error_body;
 };
@@ -75,7 +88,7 @@ class HttpServer {
   ~HttpServer();
 
   std::uint16_t port() const;
-  /// "http://127.0.0.1:8000".
+  /// "http://127.0.0.1:8000", or https.
   std::string url() const;
 
   /// Takes no connection or request any more, and waits until the running ones are answered; false if that took longer.

@@ -18,6 +18,10 @@ void add_job_options(CLI::App& app, JobOptions& options) {
   app.add_option("--max-batched-tokens", options.max_batched_tokens, "Tokens of one rank in one step")
       ->check(CLI::PositiveNumber)
       ->group(group);
+  app.add_option("--max-prefill-tokens", options.max_prefill_tokens,
+                 "Of these, prompt tokens while answers are generated: fewer keep answers smooth, more read prompts sooner")
+      ->check(CLI::PositiveNumber)
+      ->group(group);
   app.add_option("--kv-cache-gb", options.kv_cache_gb, "GB of KV cache on each rank; 0: a share of the free memory")
       ->check(CLI::NonNegativeNumber)
       ->group(group);
@@ -32,6 +36,19 @@ void add_job_options(CLI::App& app, JobOptions& options) {
       ->transform(CLI::CheckedTransformer(types))
       ->type_name("TYPE")
       ->default_str("f32")
+      ->group(group);
+  const std::map<std::string, KvType> kv_types = {
+      {"f32", KvType::f32}, {"bf16", KvType::bf16}, {"fp8", KvType::fp8}, {"int8", KvType::int8}};
+  app.add_option("--kv-cache-dtype", options.kv_cache_dtype,
+                 "Type of the KV cache: f32, bf16, fp8, int8; without it as --compute says")
+      ->transform(CLI::CheckedTransformer(kv_types))
+      ->type_name("TYPE")
+      ->group(group);
+  app.add_option_function<std::string>(
+         "--speculative", [&options](const std::string& how) { options.mtp = how == "mtp"; },
+         "Guess tokens ahead and verify them: none, mtp (the model's own MTP layer). Answers stay the same")
+      ->check(CLI::IsMember({"none", "mtp"}))
+      ->default_str("none")
       ->group(group);
   app.add_flag("--quiet", options.quiet, "No progress while the model is loaded")->group(group);
 }

@@ -7,6 +7,7 @@
 #include "collectives/mpi.h"
 #include "launch/eval.h"
 #include "launch/inspect.h"
+#include "launch/plan.h"
 #include "launch/quantize.h"
 #include "launch/run.h"
 #include "launch/serve.h"
@@ -28,11 +29,13 @@ int run_command(int argc, char** argv, bool speaks) {
   RunOptions run_options;
   ServeOptions serve_options;
   InspectOptions inspect_options;
+  PlanOptions plan_options;
   QuantizeOptions quantize_options;
   EvalOptions eval_options;
   add_run(app, run_options);
   add_serve(app, serve_options);
   add_inspect(app, inspect_options);
+  add_plan(app, plan_options);
   add_quantize(app, quantize_options);
   add_eval(app, eval_options);
   try {
@@ -50,6 +53,7 @@ int run_command(int argc, char** argv, bool speaks) {
   if (app.got_subcommand("serve")) return serve(serve_options, &argc, &argv);
   if (app.got_subcommand("eval")) return eval(eval_options, &argc, &argv);
   if (app.got_subcommand("quantize")) return speaks ? quantize(quantize_options) : 0;
+  if (app.got_subcommand("plan")) return plan(plan_options, speaks);
   if (speaks) return inspect(inspect_options);
   return inspection(inspect_options)["whole"].get<bool>() ? 0 : 1;
 }

@@ -8,9 +8,13 @@
 
 #include "launch/api_error.h"
 #include "launch/chat_completions.h"
+#include "launch/chat_fields.h"
 #include "launch/completions.h"
 #include "launch/generation_fields.h"
+#include "launch/ollama_api.h"
+#include "launch/pages.h"
 #include "launch/request_fields.h"
+#include "launch/server_status.h"
 #include "launch/version.h"
 
 namespace shoal {
@@ -81,8 +85,9 @@ Json detokenize(const ServedModel& model, RequestFields fields) {
 
 void send_json(const Responder& responder, const Json& json) { responder.send(200, "application/json", to_text(json)); }
 
-void send_error(const Responder& responder, const ApiError& error) {
-  responder.send(error.status, "application/json", to_text(error_object(error)), error.headers);
+void send_error(const HttpRequest& request, const Responder& responder, const ApiError& error) {
+  const Json body = request.path.starts_with("/api/") ? ollama::error_json(error.what()) : error_object(error);
+  responder.send(error.status, "application/json", to_text(body), error.headers);
 }
 
 /// Throws ApiError 405 for another method.
@@ -94,54 +99,111 @@ void allow(const HttpRequest& request, std::string_view method) {
 
 }  // namespace
 
-OpenAiApi::OpenAiApi(ServedModel model, GenerationService& service, std::vector<std::string> api_keys)
-    : model_(std::move(model)), service_(service), api_keys_(std::move(api_keys)), started_(std::time(nullptr)) {
+OpenAiApi::OpenAiApi(ServedModel model, GenerationService& service, std::vector<std::string> api_keys,
+                     const ServerStatus* status)
+    : model_(std::move(model)),
+      service_(service),
+      api_keys_(std::move(api_keys)),
+      status_(status),
+      started_(std::time(nullptr)) {
   if (std::count(api_keys_.begin(), api_keys_.end(), "") > 0) throw Error("an API key is empty", ExitCode::usage);
 }
 
 void OpenAiApi::handle(HttpRequest request, Responder responder) const {
+  try {
+    if (open_to_all(request, responder)) return;
+    check_api_key(api_keys_, request);
+    if (openai(request, responder) || ollama(request, responder) || operators(request, responder)) return;
+    throw ApiError(404, fmt::format("there is nothing at {}", request.path), {}, "not_found");
+  } catch (const ApiError& error) {
+    send_error(request, responder, error);
+  } catch (const std::exception& error) {
+    send_error(request, responder, ApiError(500, error.what(), {}, "internal_error"));
+  }
+}
+
+bool OpenAiApi::open_to_all(const HttpRequest& request, const Responder& responder) const {
+  const std::string& path = request.path;
+  if (path != "/health" && path != "/version" && !is_page(path)) return false;
+  allow(request, "GET");
+  if (is_page(path)) {
+    send_page(path, responder);
+  } else {
+    send_json(responder, path == "/health" ? Json{{"status", "ok"}} : Json{{"version", version}});
+  }
+  return true;
+}
+
+bool OpenAiApi::openai(const HttpRequest& request, const Responder& responder) const {
   static constexpr std::string_view one_model = "/v1/models/";
   const std::string_view path = request.path;
-  try {
-    if (path == "/health") {
-      allow(request, "GET");
-      return send_json(responder, {{"status", "ok"}});
-    }
-    if (path == "/version") {
-      allow(request, "GET");
-      return send_json(responder, {{"version", version}});
-    }
-    check_api_key(api_keys_, request);
-    if (path == "/v1/models") {
-      allow(request, "GET");
-      return send_json(responder, list_models(model_, started_));
-    }
-    if (path.substr(0, one_model.size()) == one_model) {
-      allow(request, "GET");
-      const std::string name = percent_decode(path.substr(one_model.size()));
-      check_model(model_, name);
-      return send_json(responder, model_card(model_, name, started_));
-    }
-    if (path == "/v1/completions") {
-      allow(request, "POST");
-      return complete(model_, service_, RequestFields::parse(request.body), responder);
-    }
-    if (path == "/v1/chat/completions") {
-      allow(request, "POST");
-      return complete_chat(model_, service_, RequestFields::parse(request.body), responder);
-    }
-    if (path == "/tokenize" || path == "/detokenize") {
-      allow(request, "POST");
-      RequestFields fields = RequestFields::parse(request.body);
-      return send_json(
-          responder, path == "/tokenize" ? tokenize(model_, std::move(fields)) : detokenize(model_, std::move(fields)));
-    }
-    throw ApiError(404, fmt::format("there is nothing at {}", path), {}, "not_found");
-  } catch (const ApiError& error) {
-    send_error(responder, error);
-  } catch (const std::exception& error) {
-    send_error(responder, ApiError(500, error.what(), {}, "internal_error"));
+  if (path == "/v1/models") {
+    allow(request, "GET");
+    send_json(responder, list_models(model_, started_));
+  } else if (path.substr(0, one_model.size()) == one_model) {
+    allow(request, "GET");
+    const std::string name = percent_decode(path.substr(one_model.size()));
+    check_model(model_, name);
+    send_json(responder, model_card(model_, name, started_));
+  } else if (path == "/v1/completions") {
+    allow(request, "POST");
+    complete(model_, service_, RequestFields::parse(request.body), responder);
+  } else if (path == "/v1/chat/completions") {
+    allow(request, "POST");
+    complete_chat(model_, service_, RequestFields::parse(request.body), responder);
+  } else if (path == "/tokenize") {
+    allow(request, "POST");
+    send_json(responder, tokenize(model_, RequestFields::parse(request.body)));
+  } else if (path == "/detokenize") {
+    allow(request, "POST");
+    send_json(responder, detokenize(model_, RequestFields::parse(request.body)));
+  } else {
+    return false;
   }
+  return true;
+}
+
+bool OpenAiApi::ollama(const HttpRequest& request, const Responder& responder) const {
+  const std::string_view path = request.path;
+  if (path == "/api/version") {
+    allow(request, "GET");
+    send_json(responder, {{"version", version}});
+  } else if (path == "/api/tags" || path == "/api/ps") {
+    allow(request, "GET");
+    send_json(responder, ollama::list(model_, started_));
+  } else if (path == "/api/show") {
+    allow(request, "POST");
+    send_json(responder, ollama::show(model_, RequestFields::parse(request.body), started_));
+  } else if (path == "/api/chat") {
+    allow(request, "POST");
+    ollama::chat(model_, service_, RequestFields::parse(request.body), responder);
+  } else if (path == "/api/generate") {
+    allow(request, "POST");
+    ollama::generate(model_, service_, RequestFields::parse(request.body), responder);
+  } else {
+    return false;
+  }
+  return true;
+}
+
+bool OpenAiApi::operators(const HttpRequest& request, const Responder& responder) const {
+  if (!status_ || (request.path != "/metrics" && request.path != "/status.json")) return false;
+  allow(request, "GET");
+  if (request.path == "/metrics") {
+    responder.send(200, PrometheusText::content_type, status_->metrics());
+  } else {
+    send_json(responder, status_->json());
+  }
+  return true;
+}
+
+void handle_while_loading(const HttpRequest& request, const Responder& responder) {
+  if (request.path == "/version") return send_json(responder, {{"version", version}});
+  const HttpHeaders later = {{"Retry-After", "5"}};
+  if (request.path == "/health") {
+    return responder.send(503, "application/json", to_text(Json{{"status", "loading"}}), later);
+  }
+  send_error(request, responder, ApiError(503, "the model is being loaded; try again later", {}, "loading", later));
 }
 
 std::string http_error_body(int status, const std::string& message) {

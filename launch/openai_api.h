@@ -9,23 +9,35 @@
 
 namespace shoal {
 
-/// The HTTP API: OpenAI's /v1/models, /v1/completions and /v1/chat/completions, with /tokenize, /detokenize, /health
-/// and /version beside them. What it does not support it refuses by name; errors are OpenAI's error objects.
+class ServerStatus;
+
+/// What is at which path: OpenAI's API, Ollama's, the pages for people, and what operators ask for. Errors are OpenAI's
+/// error objects, under /api Ollama's.
 class OpenAiApi {
  public:
-  /// With api_keys, all paths but /health and /version ask for one of them (`Authorization: Bearer …`). Throws Error
-  /// for an empty key. The service must live longer.
-  OpenAiApi(ServedModel model, GenerationService& service, std::vector<std::string> api_keys);
+  /// With api_keys, all paths but /health, /version and the pages ask for one of them (`Authorization: Bearer …`).
+  /// Throws Error for an empty key. Service and status must live longer; status may be null.
+  OpenAiApi(ServedModel model, GenerationService& service, std::vector<std::string> api_keys,
+            const ServerStatus* status = nullptr);
 
   /// Thread-safe. Answers through the responder, now or while tokens come.
   void handle(HttpRequest request, Responder responder) const;
 
  private:
+  bool open_to_all(const HttpRequest& request, const Responder& responder) const;
+  bool openai(const HttpRequest& request, const Responder& responder) const;
+  bool ollama(const HttpRequest& request, const Responder& responder) const;
+  bool operators(const HttpRequest& request, const Responder& responder) const;
+
   ServedModel model_;
   GenerationService& service_;
   std::vector<std::string> api_keys_;
+  const ServerStatus* status_;
   std::int64_t started_;
 };
+
+/// Answers while the model is being loaded: 503, and what is the same always.
+void handle_while_loading(const HttpRequest& request, const Responder& responder);
 
 /// The body of an error that the HTTP server found itself.
 std::string http_error_body(int status, const std::string& message);

@@ -4,15 +4,20 @@
 #include <signal.h>
 
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <future>
+#include <mutex>
+#include <optional>
 
 #include "collectives/mpi.h"
 #include "launch/generation.h"
 #include "launch/http_server.h"
 #include "launch/job_options.h"
+#include "launch/log.h"
 #include "launch/openai_api.h"
 #include "launch/served_model.h"
+#include "launch/server_status.h"
 #include "launch/stop_signals.h"
 
 namespace shoal {
@@ -31,17 +36,63 @@ ServedModel model_of(const Engine& engine, const ServeOptions& options) {
   return model;
 }
 
-/// Rank 0, once the model is there.
-int serve_engine(Engine& engine, const ServeOptions& options, StopSignals& signals) {
-  GenerationService service(generator_of(*engine.coordinator), engine.tokenizer);
-  const OpenAiApi api(model_of(engine, options), service, options.api_keys);
+/// What a request is handed to: nothing but excuses until the model is there.
+class Entrance {
+ public:
+  void open(std::shared_ptr<const OpenAiApi> api) {
+    const std::lock_guard lock(mutex_);
+    api_ = std::move(api);
+  }
+  void handle(HttpRequest request, Responder responder) const {
+    std::shared_ptr<const OpenAiApi> api;
+    {
+      const std::lock_guard lock(mutex_);
+      api = api_;
+    }
+    if (!api) return handle_while_loading(request, responder);
+    api->handle(std::move(request), std::move(responder));
+  }
 
+ private:
+  mutable std::mutex mutex_;
+  std::shared_ptr<const OpenAiApi> api_;
+};
+
+void log_access(const HttpRecord& record) {
+  const bool polled = record.path == "/health" || record.path == "/metrics" || record.path == "/status.json";
+  if (polled && record.status == 200) return;
+  log::info("request", {{"id", record.id},
+                        {"client", record.client},
+                        {"method", record.method},
+                        {"path", record.path},
+                        {"status", record.status},
+                        {"bytes", record.bytes},
+                        {"ms", std::round(record.seconds * 1e4) / 10},
+                        {"whole", record.whole}});
+}
+
+HttpServerOptions http_options(const ServeOptions& options) {
+  if (options.tls_cert.empty() != options.tls_key.empty()) {
+    throw Error("--tls-cert and --tls-key go together", ExitCode::usage);
+  }
   HttpServerOptions http;
   http.host = options.host;
   http.port = options.port;
+  http.tls_cert = options.tls_cert;
+  http.tls_key = options.tls_key;
+  http.cors_origins = options.cors_origins;
   http.error_body = http_error_body;
-  HttpServer server(
-      http, [&api](HttpRequest request, Responder responder) { api.handle(std::move(request), std::move(responder)); });
+  if (options.access_log) http.on_answered = log_access;
+  return http;
+}
+
+/// Rank 0, once the model is there.
+int serve_engine(Engine& engine, const ServeOptions& options, HttpServer& server, Entrance& entrance,
+                 StopSignals& signals) {
+  const auto metrics = std::make_shared<RequestMetrics>();
+  const ServerStatus status(engine, *metrics);
+  GenerationService service(generator_of(*engine.coordinator), engine.tokenizer, metrics);
+  entrance.open(std::make_shared<const OpenAiApi>(model_of(engine, options), service, options.api_keys, &status));
 
   std::promise<void> told_to_end;
   signals.on_signal([&told_to_end](int signal, int count) {
@@ -50,11 +101,14 @@ int serve_engine(Engine& engine, const ServeOptions& options, StopSignals& signa
   });
   print_line(engine.summary);
   print_line("listening on " + server.url());
+  log::info("ready", {{"model", engine.model_name}, {"ranks", engine.ranks}, {"address", server.url()}});
 
   told_to_end.get_future().wait();
   print_line("ending: no new requests; a second signal ends at once");
   const auto grace = std::chrono::milliseconds(static_cast<std::int64_t>(options.grace_s * 1000));
-  if (!server.drain(grace)) print_line("requests that are still running are cut off");
+  const bool drained = server.drain(grace);
+  if (!drained) print_line("requests that are still running are cut off");
+  log::info("ending", {{"drained", drained}});
   server.stop();
   signals.on_signal(nullptr);
   return 0;
@@ -78,6 +132,19 @@ CLI::App* add_serve(CLI::App& root, ServeOptions& options) {
       ->expected(1)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
       ->type_name("KEY");
+  app->add_option("--tls-cert", options.tls_cert, "PEM file with the certificate (chain), for https")
+      ->check(CLI::ExistingFile)
+      ->type_name("FILE");
+  app->add_option("--tls-key", options.tls_key, "PEM file with the certificate's key")
+      ->check(CLI::ExistingFile)
+      ->type_name("FILE");
+  app->add_option("--cors-origin", options.cors_origins,
+                  "Origin whose web pages may use the server, '*': all (may be repeated) [default: none]")
+      ->expected(1)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
+      ->type_name("ORIGIN");
+  app->add_flag("--log-json", options.log_json, "Write the log as one JSON object a line");
+  app->add_flag("!--no-access-log", options.access_log, "Do not log every request");
   app->add_option("--grace", options.grace_s, "Seconds that running requests get when the server is told to end")
       ->check(CLI::NonNegativeNumber);
   add_job_options(*app, options.job);
@@ -94,7 +161,18 @@ int serve(const ServeOptions& options, int* argc, char*** argv) {
       if (count > 1) StopSignals::end_process(signal);
     });
   }
-  return run_job(argc, argv, options.job, [&](Engine& engine) { return serve_engine(engine, options, signals); });
+  log::start(options.log_json);
+  // Rank 0 listens from the start: who asks early is told to come back instead of being turned away.
+  Entrance entrance;
+  std::optional<HttpServer> server;
+  if (read_launch_environment().rank == 0) {
+    server.emplace(http_options(options), [&entrance](HttpRequest request, Responder responder) {
+      entrance.handle(std::move(request), std::move(responder));
+    });
+    log::info("loading", {{"model", options.job.model.string()}, {"address", server->url()}});
+  }
+  return run_job(argc, argv, options.job,
+                 [&](Engine& engine) { return serve_engine(engine, options, *server, entrance, signals); });
 }
 
 }  // namespace shoal

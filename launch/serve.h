@@ -15,6 +15,10 @@ struct ServeOptions {
   std::uint16_t port = 8000;
   std::vector<std::string> model_names;  // empty: the last part of the model's path
   std::vector<std::string> api_keys;
+  std::string tls_cert, tls_key;          // PEM files
+  std::vector<std::string> cors_origins;  // whose web pages may use the server
+  bool log_json = false;
+  bool access_log = true;
   double grace_s = 10;  // for running requests when the server is told to end
 };
 

@@ -7,13 +7,15 @@ namespace shoal {
 ServedModel served_model(const Engine& engine) {
   ServedModel model;
   model.names = {engine.model_name};
+  model.family = engine.config.model_type;
   model.vocab_size = engine.config.vocab_size;
   model.max_model_len = engine.max_model_len;
   model.eos_token_ids.assign(engine.config.eos_token_ids.begin(), engine.config.eos_token_ids.end());
   model.tokenizer = engine.tokenizer;
   if (engine.tokenizer && engine.chat_template) {
-    model.render_chat = [&engine](const ServedModel::Json& messages, const ServedModel::Json& extra) {
-      return engine.chat_template->render(messages, nullptr, true, &extra);
+    model.render_chat = [&engine](const ServedModel::Json& messages, const ServedModel::Json* tools,
+                                  const ServedModel::Json& extra) {
+      return engine.chat_template->render(messages, tools, true, &extra);
     };
   }
   return model;

@@ -17,13 +17,15 @@ struct ServedModel {
   using Json = nlohmann::ordered_json;
 
   std::vector<std::string> names;  // by which requests may call it; the first is its name in answers
+  std::string family;              // as config.json calls it: deepseek_v3
   int vocab_size = 0;
   int max_model_len = 0;  // tokens, prompt and answer together
   std::vector<std::int32_t> eos_token_ids;
   std::shared_ptr<const Tokenizer> tokenizer;  // null: token ids only
-  /// A conversation (OpenAI's messages) as a prompt that ends where the model is to answer; `extra` are further
-  /// variables of the template. Throws Error when the template refuses. Empty function: the model has no chat template.
-  std::function<std::string(const Json& messages, const Json& extra)> render_chat;
+  /// A conversation (OpenAI's messages) as a prompt that ends where the model is to answer; `tools` (may be null) are
+  /// those it may call, `extra` further variables of the template. Throws Error when the template refuses. Empty
+  /// function: the model has no chat template.
+  std::function<std::string(const Json& messages, const Json* tools, const Json& extra)> render_chat;
 };
 
 /// `engine` must live as long as the result.

@@ -5,10 +5,15 @@
 # Names in Debian 12, Ubuntu 22.04 and newer.
 build_packages=(
   g++ cmake ninja-build pkg-config
-  libfmt-dev libspdlog-dev nlohmann-json3-dev libcli11-dev libboost-dev libpcre2-dev libutf8proc-dev libssl-dev
+  libfmt-dev libspdlog-dev nlohmann-json3-dev libcli11-dev libboost-dev libpcre2-dev libutf8proc-dev libxxhash-dev libssl-dev
   openmpi-bin libopenmpi-dev
 )
-test_packages=(libgtest-dev libbenchmark-dev python3-venv git)
+test_packages=(
+  libgtest-dev libbenchmark-dev python3-venv git openssl
+  prometheus json-schema-test-suite fonts-dejavu-core
+)
+# Ubuntu has Chromium as a snap only; the tests of the pages are skipped without it.
+! grep -qx 'ID=debian' /etc/os-release 2>/dev/null || test_packages+=(chromium)
 
 # Root may start ranks, ranks may outnumber cores, and a waiting rank yields its core to the others. Without the last,
 # exchanges between oversubscribed ranks take milliseconds instead of microseconds.

@@ -25,7 +25,10 @@ void drop_leading_space(std::string& text) {
 
 }  // namespace
 
-StopFinder::StopFinder(std::vector<std::string> stops) : stops_(std::move(stops)) { std::erase(stops_, std::string()); }
+StopFinder::StopFinder(std::vector<std::string> stops, bool include_stop)
+    : stops_(std::move(stops)), include_stop_(include_stop) {
+  std::erase(stops_, std::string());
+}
 
 std::string StopFinder::push(std::string_view text) {
   if (found_) return {};
@@ -40,7 +43,7 @@ std::string StopFinder::push(std::string_view text) {
     if (end < first_end || (end == first_end && at < first)) first = at, first_end = end;
   }
   found_ = first != held_.npos;
-  const std::size_t certain = found_ ? first : possible_start();
+  const std::size_t certain = !found_ ? possible_start() : include_stop_ ? first_end : first;
   std::string out = held_.substr(0, certain);
   held_ = found_ ? std::string() : held_.substr(certain);
   return out;

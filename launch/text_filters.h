@@ -11,7 +11,8 @@ namespace shoal {
 /// decided. Of several stop strings, the one that is complete first counts.
 class StopFinder {
  public:
-  explicit StopFinder(std::vector<std::string> stops);
+  /// include_stop: the stop string is part of what is returned.
+  explicit StopFinder(std::vector<std::string> stops, bool include_stop = false);
 
   /// Takes more text; returns what has become certain.
   std::string push(std::string_view text);
@@ -24,6 +25,7 @@ class StopFinder {
   std::size_t possible_start() const;
 
   std::vector<std::string> stops_;
+  const bool include_stop_;
   std::string held_;
   bool found_ = false;
 };

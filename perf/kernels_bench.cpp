@@ -8,6 +8,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <string>
 #include <thread>
@@ -62,6 +63,29 @@ Matrix filled(DType dtype, std::int64_t rows, std::int64_t cols) {
   }
   return m;
 }
+
+/// The same of a quantized format: one row, many times.
+Matrix filled(const QuantFormat& format, std::int64_t rows, std::int64_t cols) {
+  std::vector<float> row(static_cast<std::size_t>(cols));
+  for (std::size_t c = 0; c < row.size(); ++c) row[c] = std::sin(static_cast<float>(c));
+  std::vector<std::byte> blocks(static_cast<std::size_t>(format.bytes(cols)));
+  if (format.quantize) {
+    format.quantize(row.data(), cols, nullptr, blocks.data());
+  } else {
+    // Formats that are only read: any codes will do, with scales that cannot be infinite.
+    std::fill(blocks.begin(), blocks.end(), std::byte{0x2a});
+  }
+  Matrix m(*packed_format(format), rows, cols);
+  m.pack_rows(0, rows, blocks.data(), 0);
+  return m;
+}
+
+/// A kind of weights and how they are multiplied.
+struct Kind {
+  std::string name;
+  std::function<Matrix(std::int64_t rows, std::int64_t cols)> make;
+  Compute compute = Compute::f32;
+};
 
 std::vector<float> activations(std::int64_t n) {
   std::vector<float> x(static_cast<std::size_t>(n));
@@ -135,7 +159,20 @@ __attribute__((target("avx512f,avx512bf16"))) void chains_bf16() {
   for (auto& s : sum) benchmark::DoNotOptimize(s[0]);
 }
 
-/// Every thread multiplies registers with registers. FLOPs per call and thread: 16 lanes (32 with BF16) times 2.
+__attribute__((target("avx512f,avx512vnni"))) void chains_vnni() {
+  const __m512i x = _mm512_set1_epi8(1);
+  __m512i sum[kChains];
+#pragma GCC unroll 16
+  for (int c = 0; c < kChains; ++c) sum[c] = _mm512_set1_epi32(c);
+  for (int i = 0; i < kSteps; ++i) {
+#pragma GCC unroll 16
+    for (auto& s : sum) s = _mm512_dpbusd_epi32(s, x, x);
+  }
+#pragma GCC unroll 16
+  for (auto& s : sum) benchmark::DoNotOptimize(s[0]);
+}
+
+/// Every thread multiplies registers with registers. FLOPs per call and thread: 16 lanes (32 with BF16, 64 with bytes) times 2.
 void limit_multiply(benchmark::State& state, void (*chains)(), int products) {
   for (auto _ : state) {
     pool().parallel_for(static_cast<std::size_t>(pool().size()) * 8, 1, [&](std::size_t begin, std::size_t end, int) {
@@ -147,28 +184,29 @@ void limit_multiply(benchmark::State& state, void (*chains)(), int products) {
 
 // ---- Operations ----
 
-void linear(benchmark::State& state, DType dtype, Compute compute, std::int64_t rows, std::int64_t cols) {
+void linear(benchmark::State& state, const Kind& kind, std::int64_t rows, std::int64_t cols) {
   const std::int64_t tokens = state.range(0);
   // Enough copies that no cache holds them, as in a model's other layers.
   std::vector<Matrix> w;
   for (std::int64_t bytes = 0; bytes < (std::int64_t{200} << 20); bytes += w.back().bytes())
-    w.push_back(filled(dtype, rows, cols));
+    w.push_back(kind.make(rows, cols));
   const auto x = activations(tokens * cols);
   std::vector<float> out(static_cast<std::size_t>(tokens * rows));
   std::size_t next = 0;
   for (auto _ : state) {
-    backend_for(compute).linear({x.data(), tokens, cols}, w[next++ % w.size()], {}, {out.data(), tokens, rows});
+    backend_for(kind.compute).linear({x.data(), tokens, cols}, w[next++ % w.size()], {}, {out.data(), tokens, rows});
   }
   report(state, 2.0 * double(tokens) * double(rows) * double(cols), double(w[0].bytes()));
 }
 
-void experts(benchmark::State& state, DType dtype, Compute compute, int n_experts, std::int64_t hidden,
-             std::int64_t intermediate) {
-  static std::map<std::string, std::vector<FeedForward>> made;
-  auto& e = made[std::string(name_of(dtype)) + std::to_string(hidden)];
+void experts(benchmark::State& state, const Kind& kind, int n_experts, std::int64_t hidden, std::int64_t intermediate) {
+  // Of the last kind only: a few hundred MB each.
+  static std::string of;
+  static std::vector<FeedForward> e;
+  if (of != kind.name + std::to_string(hidden)) e.clear();
+  of = kind.name + std::to_string(hidden);
   while (std::ssize(e) < n_experts) {
-    e.push_back({filled(dtype, intermediate, hidden), filled(dtype, intermediate, hidden),
-                 filled(dtype, hidden, intermediate)});
+    e.push_back({kind.make(intermediate, hidden), kind.make(intermediate, hidden), kind.make(hidden, intermediate)});
   }
   const std::int64_t tokens = state.range(0);
   const auto x = activations(tokens * hidden);
@@ -195,7 +233,7 @@ void experts(benchmark::State& state, DType dtype, Compute compute, int n_expert
   for (std::size_t i = 0; i < used.size(); ++i) {
     if (used[i]) bytes += double(e[i].gate.bytes() + e[i].up.bytes() + e[i].down.bytes());
   }
-  for (auto _ : state) backend_for(compute).experts(batch, e);
+  for (auto _ : state) backend_for(kind.compute).experts(batch, e);
   report(state, 6.0 * double(batch.expert.size()) * double(hidden) * double(intermediate), bytes);
 }
 
@@ -229,26 +267,26 @@ void register_all() {
   if (cpu::supports(Isa::avx2)) add("limit/fma_avx2", limit_multiply, chains_avx2, 16);
   if (cpu::supports(Isa::avx512)) add("limit/fma_avx512", limit_multiply, chains_avx512, 16);
   if (cpu::has_avx512_bf16()) add("limit/dot_bf16", limit_multiply, chains_bf16, 32);
+  if (cpu::has_avx512_vnni()) add("limit/dot_bytes", limit_multiply, chains_vnni, 64);
 
-  struct Precision {
-    const char* name;
-    DType dtype;
-    Compute compute;
+  const auto plain = [](DType dtype) {
+    return [dtype](std::int64_t rows, std::int64_t cols) { return filled(dtype, rows, cols); };
   };
-  const Precision precisions[] = {{"bf16", DType::bf16, Compute::f32},
-                                  {"bf16_dot", DType::bf16, Compute::bf16},
-                                  {"f8", DType::f8_e4m3, Compute::f32},
-                                  {"f8_dot", DType::f8_e4m3, Compute::bf16},
-                                  {"f32", DType::f32, Compute::f32}};
+  std::vector<Kind> kinds = {{"bf16", plain(DType::bf16)},
+                             {"bf16_dot", plain(DType::bf16), Compute::bf16},
+                             {"f8", plain(DType::f8_e4m3)},
+                             {"f8_dot", plain(DType::f8_e4m3), Compute::bf16}};
+  for (const QuantFormat& format : quant_formats()) {
+    if (!packed_format(format)) continue;
+    kinds.push_back({std::string(format.name),
+                     [&format](std::int64_t rows, std::int64_t cols) { return filled(format, rows, cols); }});
+  }
   const std::vector<std::int64_t> tokens{1, 4, 16, 64, 256};
-  for (const Precision& p : precisions) {
-    add(fmt::format("linear/{}/2048x2048", p.name), linear, p.dtype, p.compute, 2048, 2048)->ArgsProduct({tokens});
-    add(fmt::format("linear/{}/7168x16384", p.name), linear, p.dtype, p.compute, 7168, 16384)->ArgsProduct({tokens});
-    if (p.dtype == DType::f32) continue;
-    add(fmt::format("experts/{}/64x512x2048", p.name), experts, p.dtype, p.compute, 64, 2048, 512)
-        ->ArgsProduct({tokens});
-    add(fmt::format("experts/{}/16x2048x7168", p.name), experts, p.dtype, p.compute, 16, 7168, 2048)
-        ->ArgsProduct({tokens});
+  for (const Kind& kind : kinds) {
+    add("linear/" + kind.name + "/2048x2048", linear, kind, 2048, 2048)->ArgsProduct({tokens});
+    add("linear/" + kind.name + "/7168x16384", linear, kind, 7168, 16384)->ArgsProduct({tokens});
+    add("experts/" + kind.name + "/64x512x2048", experts, kind, 64, 2048, 512)->ArgsProduct({tokens});
+    add("experts/" + kind.name + "/16x2048x7168", experts, kind, 16, 7168, 2048)->ArgsProduct({tokens});
   }
   add("mla/16_heads/context_256", mla, 16, 256)->ArgsProduct({tokens});
   add("mla/16_heads/context_4096", mla, 16, 4096)->ArgsProduct({tokens});

@@ -38,13 +38,14 @@ std::vector<std::int32_t> Placement::experts_on(int layer, int rank) const {
 }
 
 Placement place_evenly(const ModelConfig& config, int ranks) {
-  Placement placement{.ranks = ranks, .tensor_parallel = ranks > 1 && config.n_routed_experts == 0, .rank_of_expert = {}};
+  Placement placement{
+      .ranks = ranks, .tensor_parallel = ranks > 1 && config.n_routed_experts == 0, .rank_of_expert = {}};
   std::vector<std::int32_t> even(static_cast<std::size_t>(config.n_routed_experts));
   for (int r = 0; r < ranks; ++r) {
     const Slice mine = slice_of(config.n_routed_experts, ranks, r);
     std::fill_n(even.begin() + mine.first, mine.count, r);
   }
-  for (int layer = 0; layer < config.num_hidden_layers; ++layer)
+  for (int layer = 0; layer < config.num_hidden_layers + config.num_nextn_predict_layers; ++layer)
     placement.rank_of_expert.push_back(config.is_moe_layer(layer) ? even : std::vector<std::int32_t>{});
   return placement;
 }

@@ -12,8 +12,8 @@ struct Slice {
   std::int64_t count = 0;
 };
 
-/// Part `part` of `total` items cut into `parts` contiguous parts whose sizes differ by at most one `unit`; all cuts but
-/// the end lie at multiples of `unit`. Parts may be empty.
+/// Part `part` of `total` items cut into `parts` contiguous parts whose sizes differ by at most one `unit`; all cuts
+/// but the end lie at multiples of `unit`. Parts may be empty.
 Slice slice_of(std::int64_t total, int parts, int part, std::int64_t unit = 1);
 
 /// The heads of one rank under tensor parallelism. Ranks never share a query head; where there are more ranks than KV
@@ -25,8 +25,8 @@ struct HeadSlice {
 };
 HeadSlice head_slice(int num_attention_heads, int num_key_value_heads, int ranks, int rank);
 
-/// Which rank holds what. Models with experts: attention is data-parallel (a sequence lives on one rank, dense weights on
-/// all), routed experts are spread over all ranks. Dense models: every matrix is split over all ranks.
+/// Which rank holds what. Models with experts: attention is data-parallel (a sequence lives on one rank, dense weights
+/// on all), routed experts are spread over all ranks. Dense models: every matrix is split over all ranks.
 struct Placement {
   int ranks = 1;
   bool tensor_parallel = false;

@@ -81,7 +81,9 @@ void Connection::read(const Buffer& buffer, Then then) {
       [self = shared_from_this(), then](error_code error, std::size_t) {
         if (!self->open_) return;
         if (self->trusted_) self->silent_ticks_ = 0;
-        if (error) return self->end(error == asio::error::eof ? "connection closed" : error.message());
+        // A process that ends with something unread resets its connection instead of closing it.
+        const bool closed = error == asio::error::eof || error == asio::error::connection_reset;
+        if (error) return self->end(closed ? "connection closed" : error.message());
         then(*self);
       });
 }

@@ -187,6 +187,11 @@ Coordinator::Load Coordinator::load() const {
           .steps = totals.steps,
           .prompt_tokens = totals.prompt_tokens,
           .generated_tokens = totals.generated_tokens,
+          .prefix_queries = totals.prefix_queries,
+          .prefix_hits = totals.prefix_hits,
+          .preemptions = totals.preemptions,
+          .drafted = totals.drafted,
+          .accepted = totals.accepted,
           .expert_tokens = impl_->expert_tokens};
 }
 

@@ -95,6 +95,7 @@ struct LoadedModel {
   std::unique_ptr<Backend> backend;
   std::unique_ptr<KvCache> cache;
   ModelWeights weights;
+  std::shared_ptr<const grammar::TokenTable> tokens;  // null: the model has no tokenizer
 };
 
 int kv_pages(const ModelConfig& config, const JobOptions& options, const Rank& rank, std::uint64_t page_bytes,
@@ -131,7 +132,8 @@ LoadedModel load_model(const ModelConfig& config, const Checkpoint& checkpoint, 
   const Placement& placement = loaded.placement = place_evenly(config, rank.comm->size());
   const int cores = static_cast<int>(std::thread::hardware_concurrency());
   const LoadOptions load{.threads = std::clamp(2 * cores / rank.launch.local_size, 1, 16),
-                         .progress = rank.leads() && !options.quiet};
+                         .progress = rank.leads() && !options.quiet,
+                         .mtp = options.mtp};
   loaded.weights = load_weights(config, checkpoint, placement, rank.comm->rank(), load);
 
   const HeadSlice heads = placement.tensor_parallel ? head_slice(config.num_attention_heads, config.num_key_value_heads,
@@ -139,12 +141,18 @@ LoadedModel load_model(const ModelConfig& config, const Checkpoint& checkpoint, 
                                                     : HeadSlice{};
   const int width =
       placement.tensor_parallel ? static_cast<int>(2 * heads.kv_heads.count * config.head_dim) : config.kv_width();
-  const DType kv_type = bf16(options) ? DType::bf16 : DType::f32;
-  const std::uint64_t page_bytes = static_cast<std::uint64_t>(std::max(width, 1)) * size_of(kv_type) * kPageTokens *
-                                   static_cast<std::uint64_t>(config.num_hidden_layers);
+  const KvType kv_type = options.kv_cache_dtype.value_or(bf16(options) ? KvType::bf16 : KvType::f32);
+  if (has_scales(kv_type) && !config.is_mla() && config.head_dim % kKvGroup != 0)
+    throw Error(fmt::format("--kv-cache-dtype {} needs heads of a multiple of {} elements; this model's have {}",
+                            name_of(kv_type), kKvGroup, config.head_dim),
+                ExitCode::usage);
+  const int layers = config.num_hidden_layers + (options.mtp ? 1 : 0);
+  const std::uint64_t page_bytes = static_cast<std::uint64_t>(kv_row_bytes(kv_type, std::max(width, 1))) * kPageTokens *
+                                   static_cast<std::uint64_t>(layers);
   const int pages = kv_pages(config, options, rank, page_bytes, available_memory_bytes());
-  loaded.cache =
-      std::make_unique<KvCache>(*loaded.backend, config.num_hidden_layers, pages, kPageTokens, width, kv_type);
+  loaded.cache = std::make_unique<KvCache>(*loaded.backend, layers, pages, kPageTokens, width, kv_type);
+  if (const auto tokenizer = read_tokenizer(options.model))
+    loaded.tokens = std::make_shared<grammar::TokenTable>(*tokenizer, config.vocab_size);
   return loaded;
 }
 
@@ -167,6 +175,7 @@ std::string summarize(const ModelConfig& config, const JobOptions& options, cons
   text += fmt::format("memory    weights {:.3f} GB, KV cache {:.3f} GB on the largest rank\n",
                       static_cast<double>(weights) / 1e9, static_cast<double>(kv) / 1e9);
   text += fmt::format("context   {} tokens a request, {} tokens of KV cache in all\n", max_model_len, tokens);
+  if (options.mtp) text += "guesses   one token ahead, by the model's MTP layer\n";
   return text;
 }
 
@@ -214,6 +223,11 @@ class Lead {
         static_cast<int>(std::min<std::int64_t>(allowed, static_cast<std::int64_t>(largest) * kPageTokens));
     c.max_num_seqs = options_.max_num_seqs;
     c.max_batched_tokens = options_.max_batched_tokens;
+    c.max_prefill_tokens = options_.max_prefill_tokens;
+    engine.workers = ready;
+    const auto counters = std::make_shared<StepCounters>(place_evenly(config, engine.ranks));
+    engine.counters = counters;
+    c.on_result = [counters](const StepResult& result, int rank) { counters->add(result, rank); };
     c.on_failed = [this](const Error& error) { end_job(rank_, error); };
     engine.summary = summarize(config, options_, *rank_.comm, ready, engine.max_model_len);
 
@@ -284,7 +298,7 @@ void work(const JobOptions& options, Rank& rank) {
         model = std::make_unique<Model>(config, std::move(loaded.weights), loaded.placement, *loaded.backend,
                                         *rank.comm, *loaded.cache, bf16(options));
         const bool outputs = rank.leads() || !loaded.placement.tensor_parallel;
-        worker = std::make_unique<Worker>(*model, *loaded.cache, kMaxLogitRows, outputs);
+        worker = std::make_unique<Worker>(*model, *loaded.cache, kMaxLogitRows, outputs, loaded.tokens);
       }
       client.send(frame(Message::result, encode(worker->run(decode_step_plan(received->payload)))));
     });

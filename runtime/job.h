@@ -10,6 +10,7 @@
 #include "kernels/backend.h"
 #include "planner/model_config.h"
 #include "runtime/coordinator.h"
+#include "runtime/step_counters.h"
 #include "runtime/text/chat_template.h"
 #include "runtime/text/tokenizer.h"
 
@@ -18,15 +19,18 @@ namespace shoal {
 /// What `run`, `serve` and `bench` have in common: a model, on the ranks of this job.
 struct JobOptions {
   std::filesystem::path model;
-  int max_model_len = 0;        // 0: what the model allows, less if memory is short
+  int max_model_len = 0;  // 0: what the model allows, less if memory is short
   int max_num_seqs = 256;
   int max_batched_tokens = 512;
-  double kv_cache_gb = 0;       // GB (1e9 bytes) of KV cache a rank; 0: a share of what is free
-  int threads = 0;              // of a rank; 0: this host's cores shared by its ranks
+  int max_prefill_tokens = 256;
+  double kv_cache_gb = 0;            // GB (1e9 bytes) of KV cache a rank; 0: a share of what is free
+  int threads = 0;                   // of a rank; 0: this host's cores shared by its ranks
   std::string device = "auto";       // auto, cpu
   std::string collectives = "auto";  // auto, mpi
   std::string isa = "auto";
   Compute compute = Compute::f32;
+  std::optional<KvType> kv_cache_dtype;  // not set: FP32 or BF16, as `compute`
+  bool mtp = false;                      // speculative decoding with the model's MTP layer
   bool quiet = false;
 };
 
@@ -38,13 +42,15 @@ struct Engine {
   std::optional<ChatTemplate> chat_template;
   int max_model_len = 0;
   int ranks = 1;
-  std::string summary;                         // several lines, for people
+  std::string summary;               // several lines, for people
+  std::vector<WorkerReady> workers;  // [ranks]
+  std::shared_ptr<const StepCounters> counters;
   Coordinator* coordinator = nullptr;
 };
 
 /// Starts the job (every rank calls it): reads the launcher's environment, loads this rank's share of the model, then
-/// works until the end. On rank 0 `front` runs on a thread of its own once all ranks are ready; when it returns, the job
-/// ends on all ranks with its value. Returns the process's exit code; errors were printed, once, for people.
+/// works until the end. On rank 0 `front` runs on a thread of its own once all ranks are ready; when it returns, the
+/// job ends on all ranks with its value. Returns the process's exit code; errors were printed, once, for people.
 int run_job(int* argc, char*** argv, const JobOptions& options, const std::function<int(Engine&)>& front);
 
 }  // namespace shoal

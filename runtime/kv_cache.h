@@ -9,18 +9,19 @@
 namespace shoal {
 
 /// The paged cache of one rank: for each layer, `pages * page_tokens` rows. MLA keeps only the latent and the rotated key.
+/// Under speculative decoding the MTP layer is one of the layers, the last.
 class KvCache {
  public:
-  /// width: elements of a row. Rows are FP32 or BF16.
-  KvCache(Backend& backend, int layers, int pages, int page_tokens, int width, DType dtype)
-      : pages_(pages), page_tokens_(page_tokens), width_(width), dtype_(dtype) {
+  /// width: elements of a row.
+  KvCache(Backend& backend, int layers, int pages, int page_tokens, int width, KvType type)
+      : pages_(pages), page_tokens_(page_tokens), width_(width), type_(type) {
     const auto bytes = static_cast<std::size_t>(pages) * static_cast<std::size_t>(page_tokens) *
-                       static_cast<std::size_t>(width) * size_of(dtype);
+                       static_cast<std::size_t>(kv_row_bytes(type, width));
     for (int i = 0; i < layers; ++i) memory_.push_back(backend.allocate(std::max<std::size_t>(bytes, 1)));
     bytes_ = bytes * static_cast<std::size_t>(layers);
   }
 
-  KvLayer layer(int i) const { return {memory_[static_cast<std::size_t>(i)].get(), dtype_, page_tokens_, width_}; }
+  KvLayer layer(int i) const { return {memory_[static_cast<std::size_t>(i)].get(), type_, page_tokens_, width_}; }
   int pages() const { return pages_; }
   int page_tokens() const { return page_tokens_; }
   std::uint64_t bytes() const { return bytes_; }
@@ -33,7 +34,7 @@ class KvCache {
 
  private:
   int pages_, page_tokens_, width_;
-  DType dtype_;
+  KvType type_;
   std::uint64_t bytes_ = 0;
   std::vector<std::shared_ptr<void>> memory_;  // [layers]
 };

@@ -64,9 +64,11 @@ struct Model::State {
   std::unique_ptr<ExpertExchange> exchange;
   Counters counters;
 
-  Rows<float> x;  // the residual stream [tokens, hidden]
+  Rows<float> x;        // the residual stream [tokens, hidden]
+  Rows<float> guessed;  // the same of the MTP layer
   RopeAngles angles;
-  Scratch x_memory, cos, sin, normed, branch, q_a, q, q_latent, kv, k, v, o, logit, gathered, picked;
+  Scratch x_memory, guessed_memory, joined, cos, sin, normed, branch, q_a, q, q_latent, kv, k, v, o, logit, gathered,
+      picked;
   std::vector<std::int32_t> expert;
   std::vector<float> weight, local_logits;
   ExpertBatch expert_batch;
@@ -198,14 +200,40 @@ struct Model::State {
   }
 
   /// Adds a block's output to the residual stream; under tensor parallelism the ranks' parts are summed first.
-  void add_branch(Rows<float> out) {
+  void add_branch(Rows<float> out, Rows<float> stream) {
     if (placement.tensor_parallel && out.rows > 0) {
       const Stopwatch waiting;
       comm.all_reduce_sum({out.data, static_cast<std::size_t>(out.rows * out.cols)});
       counters.exchange_us += waiting.us();
     }
-    backend.add(out, x);
+    backend.add(out, stream);
   }
+
+  /// A layer, in place on the residual stream [tokens, hidden].
+  void run_layer(const LayerWeights& layer, int index, int moe_layer, const TokenBatch& batch, Rows<float> stream) {
+    const Rows<float> h = normed.rows(stream.rows, stream.cols), out = branch.rows(stream.rows, stream.cols);
+    backend.rms_norm(stream, layer.attention_norm, config.rms_norm_eps, h);
+    if (config.is_mla())
+      mla(layer.mla, h, batch, cache.layer(index), out);
+    else
+      gqa(layer.gqa, h, batch, cache.layer(index), out);
+    add_branch(out, stream);
+
+    backend.rms_norm(stream, layer.ffn_norm, config.rms_norm_eps, h);
+    if (config.is_moe_layer(index))
+      moe(layer.moe, moe_layer, h, out);
+    else
+      feed_forward(layer.dense, h, out);
+    add_branch(out, stream);
+  }
+
+  Rows<float> pick(Rows<const float> from, std::span<const std::int64_t> rows, Rows<float> to) {
+    for (std::int64_t i = 0; i < to.rows; ++i) std::copy_n(from[rows[static_cast<std::size_t>(i)]], to.cols, to[i]);
+    return to;
+  }
+
+  /// Logits [rows.size(), vocab] of rows of a residual stream.
+  Rows<const float> logits(Rows<const float> stream, std::span<const float> norm, std::span<const std::int64_t> rows);
 };
 
 Model::Model(const ModelConfig& config, ModelWeights weights, const Placement& placement, Backend& backend,
@@ -215,58 +243,74 @@ Model::~Model() = default;
 
 Rows<const float> Model::forward(const TokenBatch& batch) {
   State& s = *state_;
-  const std::int64_t tokens = batch.size(), hidden = s.config.hidden_size;
   s.counters.exchange_us = 0;
-  const auto moe_layers = static_cast<std::size_t>(std::count_if(
-      s.placement.rank_of_expert.begin(), s.placement.rank_of_expert.end(), [](auto& l) { return !l.empty(); }));
-  s.counters.expert_tokens.assign(moe_layers * static_cast<std::size_t>(s.config.n_routed_experts), 0);
+  int moe_layers = s.weights.mtp ? 1 : 0;
+  for (int i = 0; i < s.config.num_hidden_layers; ++i) moe_layers += s.config.is_moe_layer(i);
+  s.counters.expert_tokens.assign(
+      static_cast<std::size_t>(moe_layers) * static_cast<std::size_t>(s.config.n_routed_experts), 0);
 
-  s.x = s.x_memory.rows(tokens, hidden);
+  s.x = s.x_memory.rows(batch.size(), s.config.hidden_size);
   s.compute_angles(batch);
   s.backend.embed(batch.ids, s.weights.embedding, s.x);
-  const Rows<float> h = s.normed.rows(tokens, hidden), out = s.branch.rows(tokens, hidden);
   int moe_layer = 0;
   for (int i = 0; i < s.config.num_hidden_layers; ++i) {
-    const LayerWeights& layer = s.weights.layers[static_cast<std::size_t>(i)];
-    s.backend.rms_norm(s.x, layer.attention_norm, s.config.rms_norm_eps, h);
-    if (s.config.is_mla())
-      s.mla(layer.mla, h, batch, s.cache.layer(i), out);
-    else
-      s.gqa(layer.gqa, h, batch, s.cache.layer(i), out);
-    s.add_branch(out);
-
-    s.backend.rms_norm(s.x, layer.ffn_norm, s.config.rms_norm_eps, h);
-    if (s.config.is_moe_layer(i))
-      s.moe(layer.moe, moe_layer++, h, out);
-    else
-      s.feed_forward(layer.dense, h, out);
-    s.add_branch(out);
+    s.run_layer(s.weights.layers[static_cast<std::size_t>(i)], i, moe_layer, batch, s.x);
+    moe_layer += s.config.is_moe_layer(i);
   }
   return s.x;
 }
 
-Rows<const float> Model::logits(std::span<const std::int64_t> rows) {
+bool Model::has_mtp() const { return state_->weights.mtp.has_value(); }
+
+void Model::forward_mtp(const TokenBatch& batch, std::span<const std::int64_t> rows) {
   State& s = *state_;
+  const MtpWeights& w = s.weights.mtp.value();
+  const std::int64_t tokens = batch.size(), hidden = s.config.hidden_size;
+  const Rows<float> joined = s.joined.rows(tokens, 2 * hidden);
+  const Rows<float> embedded = joined.columns(0, hidden), past = joined.columns(hidden, hidden);
+  s.backend.embed(batch.ids, s.weights.embedding, embedded);
+  s.backend.rms_norm(embedded, w.embedding_norm, s.config.rms_norm_eps, embedded);
+  s.pick(s.x, rows, past);
+  s.backend.rms_norm(past, s.weights.final_norm, s.config.rms_norm_eps, past);
+  s.backend.rms_norm(past, w.hidden_norm, s.config.rms_norm_eps, past);
+
+  s.guessed = s.guessed_memory.rows(tokens, hidden);
+  s.backend.linear(joined, w.projection, {}, s.guessed);
+  s.compute_angles(batch);
+  const int index = s.config.num_hidden_layers;
+  const auto last = s.counters.expert_tokens.size() / static_cast<std::size_t>(std::max(1, s.config.n_routed_experts));
+  s.run_layer(w.layer, index, static_cast<int>(last) - 1, batch, s.guessed);
+}
+
+Rows<const float> Model::logits(std::span<const std::int64_t> rows) {
+  return state_->logits(state_->x, state_->weights.final_norm, rows);
+}
+
+Rows<const float> Model::mtp_logits(std::span<const std::int64_t> rows) {
+  return state_->logits(state_->guessed, state_->weights.mtp.value().head_norm, rows);
+}
+
+Rows<const float> Model::State::logits(Rows<const float> stream, std::span<const float> norm,
+                                       std::span<const std::int64_t> rows) {
   const auto n = static_cast<std::int64_t>(rows.size());
-  const Rows<float> hidden = s.picked.rows(n, s.config.hidden_size);
-  for (std::int64_t i = 0; i < n; ++i) std::copy_n(s.x[rows[static_cast<std::size_t>(i)]], hidden.cols, hidden[i]);
-  s.backend.rms_norm(hidden, s.weights.final_norm, s.config.rms_norm_eps, hidden);
-  if (!s.placement.tensor_parallel) {
-    const Rows<float> out = s.logit.rows(n, s.config.vocab_size);
-    s.backend.linear(hidden, s.weights.head(), {}, out);
+  const Rows<float> hidden = pick(stream, rows, picked.rows(n, config.hidden_size));
+  backend.rms_norm(hidden, norm, config.rms_norm_eps, hidden);
+  if (!placement.tensor_parallel) {
+    const Rows<float> out = logit.rows(n, config.vocab_size);
+    backend.linear(hidden, weights.head(), {}, out);
     return out;
   }
   // Each rank has its part of the vocabulary for all rows; gathered parts are put side by side again.
-  const Rows<float> part = s.logit.rows(n, s.weights.vocab.count);
-  if (part.cols > 0) s.backend.linear(hidden, s.weights.head(), {}, part);
-  std::vector<std::size_t> counts = s.vocab_counts;
+  const Rows<float> part = logit.rows(n, weights.vocab.count);
+  if (part.cols > 0) backend.linear(hidden, weights.head(), {}, part);
+  std::vector<std::size_t> counts = vocab_counts;
   for (auto& c : counts) c *= static_cast<std::size_t>(n);
-  s.local_logits.resize(static_cast<std::size_t>(n * s.config.vocab_size));
-  s.comm.all_gather_v({part.data, static_cast<std::size_t>(n * part.cols)}, counts, s.local_logits);
-  const Rows<float> out = s.gathered.rows(n, s.config.vocab_size);
-  const float* from = s.local_logits.data();
+  local_logits.resize(static_cast<std::size_t>(n * config.vocab_size));
+  comm.all_gather_v({part.data, static_cast<std::size_t>(n * part.cols)}, counts, local_logits);
+  const Rows<float> out = gathered.rows(n, config.vocab_size);
+  const float* from = local_logits.data();
   std::int64_t column = 0;
-  for (const std::size_t width : s.vocab_counts) {
+  for (const std::size_t width : vocab_counts) {
     for (std::int64_t i = 0; i < n; ++i, from += width) std::copy_n(from, width, out[i] + column);
     column += static_cast<std::int64_t>(width);
   }

@@ -16,15 +16,15 @@ namespace shoal {
 
 /// The tokens one rank computes in a step, of any number of sequences, side by side.
 struct TokenBatch {
-  std::vector<std::int32_t> ids;          // [tokens]
-  std::vector<std::int32_t> positions;    // [tokens]
-  std::vector<std::int64_t> slots;        // [tokens] cache row of each token
-  std::vector<AttentionQuery> queries;    // [tokens]
+  std::vector<std::int32_t> ids;        // [tokens]
+  std::vector<std::int32_t> positions;  // [tokens]
+  std::vector<std::int64_t> slots;      // [tokens] cache row of each token
+  std::vector<AttentionQuery> queries;  // [tokens]
   std::int64_t size() const { return static_cast<std::int64_t>(ids.size()); }
 };
 
-/// The layers of one rank's share of a model, for both families: MLA with experts, GQA with dense blocks. Every rank calls
-/// forward() once a step, with no tokens too, since each layer's exchange needs all ranks.
+/// The layers of one rank's share of a model, for both families: MLA with experts, GQA with dense blocks. Every rank
+/// calls forward() once a step, with no tokens too, since each layer's exchange needs all ranks.
 ///
 /// A layer, as in the papers:   x += attention(norm(x));   x += ffn(norm(x))
 /// where ffn of an MoE layer is router -> dispatch -> all-to-all -> experts -> all-to-all -> combine, plus the shared
@@ -35,16 +35,26 @@ class Model {
         Communicator& comm, KvCache& cache, bool bf16_wire);
   ~Model();
 
-  /// Runs all layers. Returns the final hidden states [tokens, hidden], before the last norm; valid until the next call.
+  /// Runs all layers. Returns the final hidden states [tokens, hidden], before the last norm; valid until the next
+  /// call.
   Rows<const float> forward(const TokenBatch& batch);
 
-  /// Logits [rows.size(), vocab] of these rows of forward()'s result; valid until the next call. Under tensor parallelism
-  /// every rank must call it with the same rows.
+  /// Logits [rows.size(), vocab] of these rows of forward()'s result; valid until the next call. Under tensor
+  /// parallelism every rank must call it with the same rows.
   Rows<const float> logits(std::span<const std::int64_t> rows);
 
+  bool has_mtp() const;
+  /// Multi-token prediction (DeepSeek-V3, arXiv 2412.19437, section 2.2), for guesses one token further: row i of
+  /// `batch` has the position of row rows[i] of the last forward(), and the id of the token that *follows* it. Every
+  /// rank calls it, with no tokens too.
+  void forward_mtp(const TokenBatch& batch, std::span<const std::int64_t> rows);
+  /// Logits of the tokens behind those that follow, of these rows of forward_mtp()'s batch; valid until the next call.
+  Rows<const float> mtp_logits(std::span<const std::int64_t> rows);
+
   struct Counters {
-    std::vector<std::uint32_t> expert_tokens;  // [MoE layers, n_routed_experts] of the last forward, from this rank
-    double exchange_us = 0;                    // spent waiting for other ranks in the last forward
+    /// [MoE layers, n_routed_experts] of the last forward, from this rank; the MTP layer, if there is one, is the last.
+    std::vector<std::uint32_t> expert_tokens;
+    double exchange_us = 0;  // spent waiting for other ranks in the last forward
   };
   const Counters& counters() const;
   std::uint64_t weight_bytes() const;

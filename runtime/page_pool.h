@@ -1,27 +1,71 @@
 #pragma once
 #include <cstdint>
+#include <list>
+#include <optional>
 #include <span>
+#include <string>
+#include <string_view>
+#include <unordered_map>
 #include <vector>
 
 namespace shoal {
 
-/// The KV cache pages of one rank: which are free. Knows numbers only, no memory; the worker owns that.
+/// The KV cache pages of one rank: who owns them and what is in them. Knows numbers only, no memory; the worker owns
+/// that.
+///
+/// A page that is full may be kept under its content. It then serves every sequence that begins with the same tokens,
+/// and stays after its last owner has left until the room is needed; who was left longest ago goes first. A content is
+/// its tokens and the *block* they follow, a number given to each content once and never again; so two pages with one
+/// content had, token by token, the same past, and no hash is trusted with that.
 class PagePool {
  public:
+  using Block = std::uint64_t;
+  static constexpr Block kNoBlock = 0;  // what a sequence's first page follows
+
   explicit PagePool(int pages);
 
-  int size() const { return static_cast<int>(in_use_.size()); }
-  int free() const { return static_cast<int>(free_.size()); }
+  int size() const { return static_cast<int>(pages_.size()); }
+  /// Pages without an owner, those that are kept among them.
+  int free() const { return static_cast<int>(empty_.size() + left_.size()); }
   int used() const { return size() - free(); }
+  bool owned(std::int32_t page) const { return pages_[static_cast<std::size_t>(page)].owners > 0; }
 
-  /// `n` free pages, in no particular order. Error when fewer are free: the caller looks at free() first.
+  /// `n` pages with one owner each, in no particular order; contents are dropped where need be. Error when fewer are
+  /// free: the caller looks at free() first.
   std::vector<std::int32_t> allocate(int n);
-  /// Gives pages back. Error, and nothing is given back, when one of them is not in use: freed twice, or never ours.
+  /// One owner more for a page that find() named.
+  void share(std::int32_t page);
+  /// One owner less for each of a sequence's pages, given in its order. Error, and nothing is given back, when one of
+  /// them has no owner: released too often, or never ours.
   void release(std::span<const std::int32_t> pages);
 
+  struct Kept {
+    Block block;
+    std::int32_t page;
+  };
+  /// The page with these tokens behind `after`. `salt` tells apart who must not share; it counts for first pages, and
+  /// so for all that follow them.
+  std::optional<Kept> find(Block after, std::span<const std::int32_t> tokens, std::string_view salt) const;
+  /// Keeps an owned page, which nobody writes to any more, under its content; returns the content's block. Where
+  /// another page has the same content that one stays the kept one.
+  Block keep(Block after, std::span<const std::int32_t> tokens, std::string_view salt, std::int32_t page);
+
  private:
-  std::vector<std::int32_t> free_;  // a stack: what was used last is reused first, while it may still be in a cache
-  std::vector<bool> in_use_;        // [pages]
+  struct Hash {
+    std::size_t operator()(const std::string& key) const;
+  };
+  using Contents = std::unordered_map<std::string, Kept, Hash>;
+  struct Page {
+    int owners = 0;
+    const Contents::value_type* content = nullptr;  // where it is kept
+    std::list<std::int32_t>::iterator place{};      // in left_, where it is there
+  };
+
+  std::vector<std::int32_t> empty_;  // a stack: what was used last is reused first, while it may still be in a cache
+  std::list<std::int32_t> left_;     // kept, without an owner; the next to be dropped first
+  Contents contents_;
+  std::vector<Page> pages_;
+  Block last_block_ = kNoBlock;
 };
 
 }  // namespace shoal

@@ -7,20 +7,28 @@
 #include "base/error.h"
 
 namespace shoal {
+namespace {
+
+/// What a sequence that decodes adds to its lane's work, in prompt tokens: lanes work in lock-step, so the one with
+/// most sequences slows down all. Where a prefix is cached outweighs it by as many tokens as it saves.
+constexpr std::int64_t kTokensPerSequence = 32;
+
+}  // namespace
 
 Scheduler::Scheduler(const CoordinatorOptions& options) : options_(options) {
   if (options.ranks < 1 || options.kv_pages.size() != static_cast<std::size_t>(options.ranks)) {
     fail("the scheduler needs the number of KV pages of each of {} ranks, not of {}", options.ranks,
          options.kv_pages.size());
   }
-  if (options.page_tokens < 1 || options.max_batched_tokens < 1 || options.max_num_seqs < 1) {
-    fail("page_tokens ({}), max_batched_tokens ({}) and max_num_seqs ({}) must be at least 1", options.page_tokens,
-         options.max_batched_tokens, options.max_num_seqs);
+  if (options.page_tokens < 1 || options.max_batched_tokens < 1 || options.max_prefill_tokens < 1 ||
+      options.max_num_seqs < 1) {
+    fail("page_tokens ({}), max_batched_tokens ({}), max_prefill_tokens ({}) and max_num_seqs ({}) must be at least 1",
+         options.page_tokens, options.max_batched_tokens, options.max_prefill_tokens, options.max_num_seqs);
   }
   if (options.tensor_parallel) {
     options_.kv_pages = {*std::min_element(options.kv_pages.begin(), options.kv_pages.end())};
   }
-  for (const int pages : options_.kv_pages) lanes_.push_back({PagePool(pages), {}, {}, 0});
+  for (const int pages : options_.kv_pages) lanes_.emplace_back(pages, options.page_tokens);
   answered_.resize(static_cast<std::size_t>(options.ranks));
 }
 
@@ -28,12 +36,6 @@ int Scheduler::max_length(std::size_t prompt_tokens, int max_tokens) const {
   std::int64_t length = static_cast<std::int64_t>(prompt_tokens) + max_tokens;
   if (options_.max_model_len > 0) length = std::min<std::int64_t>(length, options_.max_model_len);
   return static_cast<int>(std::min<std::int64_t>(length, std::numeric_limits<int>::max()));
-}
-
-int Scheduler::pages_for(const GenerationRequest& request, std::size_t prompt_tokens) const {
-  // The last token is sampled but never computed, so it needs no slot.
-  const int slots = max_length(prompt_tokens, request.max_tokens) - (request.max_tokens > 0 ? 1 : 0);
-  return slots / options_.page_tokens + (slots % options_.page_tokens != 0);
 }
 
 void Scheduler::check(const GenerationRequest& request) const {
@@ -45,7 +47,9 @@ void Scheduler::check(const GenerationRequest& request) const {
   if (prompt > limit || (prompt == limit && request.max_tokens > 0)) {
     fail("the prompt has {} tokens, which leaves no room for an answer within max_model_len, {} tokens", prompt, limit);
   }
-  const int pages = pages_for(request, prompt);
+  // The last token is sampled but never computed, so it needs no slot.
+  const int slots = max_length(prompt, request.max_tokens) - (request.max_tokens > 0 ? 1 : 0);
+  const int pages = lanes_.front().pages_for(slots);
   const int most = *std::max_element(options_.kv_pages.begin(), options_.kv_pages.end());
   if (pages > most) {
     fail("a prompt of {} tokens and an answer of up to {} need {} KV pages of {} tokens; a rank has {} at most", prompt,
@@ -63,7 +67,7 @@ void Scheduler::submit(std::uint64_t request, GenerationRequest wanted) {
   sequence.request = std::move(wanted);
   sequence.prompt_tokens = static_cast<int>(sequence.tokens.size());
   sequence.max_length = max_length(sequence.tokens.size(), sequence.request.max_tokens);
-  waiting_.push_back(&sequence);
+  queue_.push(sequence.request.client, request);
 }
 
 Scheduler::Events Scheduler::cancel(std::uint64_t request) {
@@ -71,11 +75,14 @@ Scheduler::Events Scheduler::cancel(std::uint64_t request) {
   if (at == sequences_.end() || at->second.over) return {};
   Sequence& sequence = at->second;
   sequence.over = true;
-  if (sequence.lane < 0) {
-    waiting_.erase(std::find(waiting_.begin(), waiting_.end(), &sequence));
+  if (sequence.lane >= 0) {
+    if (!step_in_flight()) end_step();
+  } else {
+    if (preempted_.erase(sequence.ticket) > 0)
+      queue_.leave(sequence.request.client);
+    else
+      queue_.remove(sequence.request.client, request);
     sequences_.erase(at);
-  } else if (!step_in_flight()) {
-    end_step();
   }
   Events events(1);
   events[0].request = request;
@@ -89,80 +96,159 @@ std::vector<StepPlan> Scheduler::plan() {
   answered_.assign(answered_.size(), false);
   answers_missing_ = options_.ranks;
 
+  // Ranks wait for each other in every layer, so one rank's prompts hold up the answers of all.
+  const bool answering = std::any_of(lanes_.begin(), lanes_.end(), [](const Lane& lane) {
+    return std::any_of(lane.running.begin(), lane.running.end(), [](const Sequence* s) { return s->decoding(); });
+  });
   std::vector<StepPlan> plans(lanes_.size());
   for (std::size_t i = 0; i < lanes_.size(); ++i) {
-    Lane& lane = lanes_[i];
-    plans[i].step = totals_.steps;
-    plans[i].finish = std::exchange(lane.finish, {});
-    lane.budget = options_.max_batched_tokens;
-    // Decoding sequences first: who already reads an answer should not notice that somebody else's prompt is long.
-    for (Sequence* sequence : lane.running) {
-      if (sequence->decoding()) add_chunk(*sequence, plans[i]);
-    }
-    for (Sequence* sequence : lane.running) {
-      if (!sequence->decoding() && lane.budget > 0) add_chunk(*sequence, plans[i]);
+    share_budget(lanes_[i], answering);
+    find_pages(lanes_[i]);
+    for (Sequence* sequence : lanes_[i].running) {
+      if (sequence->planned > 0) add_chunk(*sequence, plans[i]);
     }
   }
   admit(plans);
+  for (std::size_t i = 0; i < lanes_.size(); ++i) {
+    plans[i].step = totals_.steps;
+    plans[i].finish = std::exchange(lanes_[i].finish, {});
+  }
   return plans;
 }
 
-Scheduler::Lane* Scheduler::roomiest(int pages) {
+/// How many tokens each running sequence would compute.
+void Scheduler::share_budget(Lane& lane, bool answering) {
+  lane.budget = options_.max_batched_tokens;
+  std::vector<Sequence*> prompts;
+  for (Sequence* sequence : lane.running) {
+    if (sequence->decoding())
+      lane.budget -= sequence->planned = 1;
+    else
+      prompts.push_back(sequence);
+  }
+  int guesses = lane.budget / 2;  // the other half is the prompts'
+  for (Sequence* sequence : lane.running) {
+    if (!sequence->decoding()) continue;
+    // A step yields a token more than there were guesses.
+    const int useful = sequence->max_length - static_cast<int>(sequence->tokens.size()) - 1;
+    sequence->drafted = std::min({static_cast<int>(sequence->drafts.size()), useful, guesses});
+    guesses -= sequence->drafted;
+    lane.budget -= sequence->drafted;
+  }
+
+  if (answering) lane.budget = std::min(lane.budget, options_.max_prefill_tokens);
+  std::sort(prompts.begin(), prompts.end(), [this](const Sequence* a, const Sequence* b) {
+    return std::pair(queue_.served(a->request.client), a->ticket) <
+           std::pair(queue_.served(b->request.client), b->ticket);
+  });
+  for (Sequence* sequence : prompts) {
+    if (lane.budget == 0) break;
+    take_prefix(lane, *sequence);  // what others have computed since
+    sequence->planned = std::min(sequence->pending(), lane.budget);
+    lane.budget -= sequence->planned;
+  }
+}
+
+/// Pages for all that was planned, the oldest first; where none is left the youngest leaves.
+void Scheduler::find_pages(Lane& lane) {
+  std::vector<Sequence*> by_age = lane.running;
+  std::sort(by_age.begin(), by_age.end(), [](const auto* a, const auto* b) { return a->ticket < b->ticket; });
+  for (std::size_t i = 0; i < by_age.size(); ++i) {
+    Sequence& sequence = *by_age[i];
+    if (sequence.planned == 0) continue;
+    const int needed = sequence.computed + sequence.planned;
+    if (lane.grow(sequence, needed + sequence.drafted)) continue;
+    sequence.drafted = 0;  // guesses are not worth anybody's leaving
+    while (i < by_age.size() && !lane.grow(sequence, needed)) {
+      preempt(*by_age.back());
+      by_age.pop_back();
+    }
+  }
+}
+
+void Scheduler::preempt(Sequence& sequence) {
+  lanes_[static_cast<std::size_t>(sequence.lane)].drop(sequence);
+  sequence.prompt_logprobs.clear();
+  sequence.preempted = true;
+  preempted_.emplace(sequence.ticket, &sequence);
+  ++totals_.preemptions;
+}
+
+Sequence* Scheduler::next_to_admit() {
+  if (!preempted_.empty()) return preempted_.begin()->second;
+  const auto request = queue_.front();
+  return request ? &sequences_.at(*request) : nullptr;
+}
+
+Lane* Scheduler::best_lane(const Sequence& sequence) {
+  // All that run can decode in one step.
+  const auto most = static_cast<std::size_t>(std::min(options_.max_num_seqs, options_.max_batched_tokens));
   Lane* best = nullptr;
+  std::pair<std::int64_t, int> least;
   for (Lane& lane : lanes_) {
-    // Budget is left only where all that run got a token, so no more run than max_batched_tokens and all can decode.
-    const bool fits = lane.pool.free() >= pages && lane.budget > 0 &&
-                      lane.running.size() < static_cast<std::size_t>(options_.max_num_seqs);
-    const auto room = [](const Lane& l) {
-      return std::pair(l.pool.free(), -static_cast<std::int64_t>(l.running.size()));
-    };
-    if (fits && (!best || room(lane) > room(*best))) best = &lane;
+    if (lane.budget == 0 || lane.running.size() >= most) continue;
+    const Lane::Prefix prefix = lane.find_prefix(sequence);
+    if (lane.room() < lane.pages_for(static_cast<int>(sequence.tokens.size())) - prefix.owned_pages) continue;
+    const std::int64_t work =
+        lane.backlog() - prefix.tokens + kTokensPerSequence * static_cast<std::int64_t>(lane.running.size());
+    const std::pair cost(work, -lane.pool.free());
+    if (!best || cost < least) {
+      best = &lane;
+      least = cost;
+    }
   }
   return best;
 }
 
 void Scheduler::admit(std::vector<StepPlan>& plans) {
-  while (!waiting_.empty()) {
-    Sequence& sequence = *waiting_.front();
-    const int pages = pages_for(sequence.request, sequence.tokens.size());
-    Lane* lane = roomiest(pages);
-    // A head that does not fit holds back those behind it, even ones that would fit: small requests that overtake could
-    // keep a large one waiting for ever. Pages come free as what runs ends, so its turn does come.
+  while (Sequence* next = next_to_admit()) {
+    Sequence& sequence = *next;
+    Lane* lane = best_lane(sequence);
+    // Whose turn it is holds back those behind it, even ones that would fit: small requests that overtake could keep a
+    // large one waiting for ever. Pages come free as what runs ends, so its turn does come.
     if (!lane) return;
-    waiting_.pop_front();
+    if (preempted_.erase(sequence.ticket) == 0) {
+      queue_.pop();
+      sequence.ticket = ++last_ticket_;
+      totals_.prefix_queries += static_cast<std::uint64_t>(sequence.scores() ? 0 : sequence.prompt_tokens);
+    }
     sequence.lane = static_cast<int>(lane - lanes_.data());
-    sequence.pages = lane->pool.allocate(pages);
     lane->running.push_back(&sequence);
+    take_prefix(*lane, sequence);
+    sequence.planned = std::min(sequence.pending(), lane->budget);
+    lane->budget -= sequence.planned;
+    if (!lane->grow(sequence, sequence.computed + sequence.planned))
+      fail("lane {} has less room than it said", sequence.lane);
     StepPlan& plan = plans[static_cast<std::size_t>(sequence.lane)];
-    plan.start.push_back({sequence.id, sequence.request.sampling, sequence.request.logprobs, sequence.pages});
+    plan.start.push_back({sequence.id, sequence.request.sampling, sequence.request.logprobs,
+                          {sequence.tokens.begin() + sequence.prompt_tokens, sequence.tokens.end()}});
     add_chunk(sequence, plan);
   }
 }
 
-int Scheduler::Sequence::expected_scores() const {
-  if (!request.prompt_logprobs || decoding()) return 0;
-  const bool next_is_known = computed + planned < prompt_tokens;
-  return next_is_known ? planned : planned - 1;
-}
-
-bool Scheduler::Sequence::samples() const {
-  return request.max_tokens > 0 && computed + planned == static_cast<int>(tokens.size());
+void Scheduler::take_prefix(Lane& lane, Sequence& sequence) {
+  const int tokens = lane.take_prefix(sequence);
+  // A sequence that comes back finds its own pages, which is no merit of the cache.
+  if (sequence.preempted) return;
+  sequence.cached_tokens += tokens;
+  totals_.prefix_hits += static_cast<std::uint64_t>(tokens);
 }
 
 void Scheduler::add_chunk(Sequence& sequence, StepPlan& plan) {
-  Lane& lane = lanes_[static_cast<std::size_t>(sequence.lane)];
-  sequence.planned = std::min(sequence.pending(), lane.budget);
-  lane.budget -= sequence.planned;
-
   SequenceChunk chunk;
   chunk.sequence = sequence.id;
   chunk.position = sequence.computed;
+  chunk.pages.assign(sequence.pages.begin() + static_cast<std::ptrdiff_t>(sequence.pages_told), sequence.pages.end());
+  sequence.pages_told = sequence.pages.size();
   const auto first = sequence.tokens.begin() + sequence.computed;
   const auto last = first + sequence.planned;
   chunk.tokens.assign(first, last);
+  chunk.tokens.insert(chunk.tokens.end(), sequence.drafts.begin(), sequence.drafts.begin() + sequence.drafted);
+  chunk.drafts = sequence.drafted;
   chunk.sample = sequence.samples();
   chunk.score = sequence.expected_scores() > 0;
   if (last != sequence.tokens.end()) chunk.next_token = *last;
+  queue_.charge(sequence.request.client, sequence.planned);
   plan.chunks.push_back(std::move(chunk));
 }
 
@@ -192,52 +278,77 @@ Scheduler::Events Scheduler::apply(int rank, StepResult result) {
   return events;
 }
 
-void Scheduler::advance(Sequence& sequence, SequenceOutput output, Events& events) {
-  const bool samples = sequence.samples();
-  if (samples != (output.token >= 0) || std::cmp_not_equal(output.scored.size(), sequence.expected_scores())) {
-    fail("lane {} answered sequence {} with token {} and {} scores; {} and {} scores were asked for", sequence.lane,
-         sequence.id, output.token, output.scored.size(), samples ? "a token" : "none", sequence.expected_scores());
+void Scheduler::check_answer(const Sequence& sequence, const SequenceOutput& output) const {
+  const int tokens = static_cast<int>(output.tokens.size()), scores = static_cast<int>(output.scored.size());
+  const bool right_number = sequence.samples() ? tokens >= 1 && tokens <= 1 + sequence.drafted : tokens == 0;
+  if (!right_number || scores != sequence.expected_scores()) {
+    fail("lane {} answered sequence {} with {} tokens and {} scores; {} and {} scores were asked for", sequence.lane,
+         sequence.id, tokens, scores, sequence.samples() ? "tokens" : "none", sequence.expected_scores());
   }
-  const bool was_prompt = !sequence.decoding();
-  sequence.computed += sequence.planned;
-  if (was_prompt) totals_.prompt_tokens += static_cast<std::uint64_t>(sequence.planned);
-  sequence.planned = 0;
-  if (sequence.over) return;  // cancelled while this step ran
+  // All but the last were guessed right.
+  if (tokens > 1 && !std::equal(output.tokens.begin(), output.tokens.end() - 1, sequence.drafts.begin())) {
+    fail("lane {} accepts guesses for sequence {} that were not made", sequence.lane, sequence.id);
+  }
+}
 
-  std::move(output.scored.begin(), output.scored.end(), std::back_inserter(sequence.prompt_logprobs));
-  if (!sequence.decoding()) return;
+void Scheduler::advance(Sequence& sequence, SequenceOutput output, Events& events) {
+  check_answer(sequence, output);
+  const int right = std::max(0, static_cast<int>(output.tokens.size()) - 1);
+  if (!sequence.decoding()) totals_.prompt_tokens += static_cast<std::uint64_t>(sequence.planned);
+  totals_.drafted += static_cast<std::uint64_t>(sequence.drafted);
+  totals_.accepted += static_cast<std::uint64_t>(right);
+  sequence.computed += sequence.planned + right;
+  sequence.planned = sequence.drafted = 0;
+  sequence.drafts = std::move(output.drafts);
+  if (!sequence.over) {  // it may have been cancelled while this step ran
+    std::move(output.scored.begin(), output.scored.end(), std::back_inserter(sequence.prompt_logprobs));
+    if (sequence.pending() <= 0) add_tokens(sequence, output, events);
+  }
+  lanes_[static_cast<std::size_t>(sequence.lane)].keep_full_pages(sequence);
+}
+
+/// All that is known of the sequence is computed: what follows, if anything?
+void Scheduler::add_tokens(Sequence& sequence, SequenceOutput& output, Events& events) {
   Event told;
   told.request = sequence.id;
-  if (was_prompt && !sequence.prompt_logprobs.empty()) {
+  told.event.cached_tokens = sequence.cached_tokens;
+  if (sequence.scores()) {
+    sequence.scores_told = true;
     told.event.prompt = std::exchange(sequence.prompt_logprobs, {});
-    if (samples) events.push_back(std::exchange(told, {sequence.id, {}}));
+    if (!output.tokens.empty() && !told.event.prompt.empty()) events.push_back(told);
   }
-  if (samples) {
-    ++totals_.generated_tokens;
-    sequence.tokens.push_back(output.token);
-    told.event.token = output.token;
-    told.event.logprob = std::move(output.sampled);
+  if (output.tokens.empty()) {
+    told.event.finish = FinishReason::length;
+    sequence.over = true;
+    events.push_back(std::move(told));
+    return;
   }
   const auto& stops = sequence.request.stop_token_ids;
-  if (samples && std::find(stops.begin(), stops.end(), output.token) != stops.end()) {
-    told.event.finish = FinishReason::stop;
-  } else if (std::cmp_greater_equal(sequence.tokens.size(), sequence.max_length)) {
-    told.event.finish = FinishReason::length;
+  for (std::size_t i = 0; i < output.tokens.size() && !sequence.over; ++i) {
+    ++totals_.generated_tokens;
+    sequence.tokens.push_back(output.tokens[i]);
+    told.event.prompt.clear();
+    told.event.token = output.tokens[i];
+    told.event.logprob.clear();
+    if (i < output.sampled.size()) told.event.logprob.push_back(std::move(output.sampled[i]));
+    if (std::find(stops.begin(), stops.end(), output.tokens[i]) != stops.end())
+      told.event.finish = FinishReason::stop;
+    else if (std::cmp_greater_equal(sequence.tokens.size(), sequence.max_length))
+      told.event.finish = FinishReason::length;
+    sequence.over = told.event.finish != FinishReason::none;
+    events.push_back(told);
   }
-  sequence.over = told.event.finish != FinishReason::none;
-  events.push_back(std::move(told));
 }
 
 void Scheduler::end_step() {
   for (Lane& lane : lanes_) {
-    std::erase_if(lane.running, [&](const Sequence* sequence) {
-      if (!sequence->over) return false;
-      const std::uint64_t id = sequence->id;
-      lane.pool.release(sequence->pages);
-      lane.finish.push_back(id);
-      sequences_.erase(id);
-      return true;
-    });
+    const std::vector<Sequence*> running = lane.running;
+    for (Sequence* sequence : running) {
+      if (!sequence->over) continue;
+      lane.drop(*sequence);
+      queue_.leave(sequence->request.client);
+      sequences_.erase(sequence->id);
+    }
   }
 }
 
@@ -245,7 +356,8 @@ void Scheduler::clear() {
   for (auto& [id, sequence] : sequences_) sequence.over = true;
   answers_missing_ = 0;
   end_step();
-  waiting_.clear();
+  queue_.clear();
+  preempted_.clear();
   sequences_.clear();
 }
 

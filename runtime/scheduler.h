@@ -1,11 +1,12 @@
 #pragma once
 #include <cstdint>
-#include <deque>
+#include <map>
 #include <unordered_map>
 #include <vector>
 
 #include "runtime/coordinator.h"
-#include "runtime/page_pool.h"
+#include "runtime/fair_queue.h"
+#include "runtime/lane.h"
 #include "runtime/step.h"
 
 namespace shoal {
@@ -19,8 +20,13 @@ namespace shoal {
 ///
 /// A *lane* is a set of ranks that hold the same sequences: one rank each, or all of them under tensor parallelism.
 ///
-/// Invariants: a running sequence owns the pages for the whole of its life, so nothing ever runs out midway; a decoding
-/// sequence gets its token in every step; requests are admitted in the order in which they came.
+/// Invariants:
+/// - Who decodes gets a token in every step, unless it has to leave. Prompts share what the step has left, at most
+///   max_prefill_tokens of it while anybody decodes, so that no prompt, however long, holds up answers for longer.
+/// - Pages are given as sequences grow. Where none is left the youngest in the lane leaves, keeps its tokens and comes
+///   back before anybody new; so the oldest always goes on, and everyone becomes the oldest in the end.
+/// - A client's requests are admitted in the order in which they came; clients take turns (FairQueue).
+/// - An answer depends on none of this.
 class Scheduler {
  public:
   struct Event {
@@ -30,7 +36,14 @@ class Scheduler {
   using Events = std::vector<Event>;
 
   struct Totals {
-    std::uint64_t steps = 0, prompt_tokens = 0, generated_tokens = 0;
+    std::uint64_t steps = 0;
+    std::uint64_t prompt_tokens = 0;  // computed of prompts, and of what came back
+    std::uint64_t generated_tokens = 0;
+    std::uint64_t prefix_queries = 0;  // prompt tokens that were looked up in the cache
+    std::uint64_t prefix_hits = 0;     // and found there
+    std::uint64_t preemptions = 0;     // a sequence had to leave for want of pages
+    std::uint64_t drafted = 0;         // guessed tokens that were verified
+    std::uint64_t accepted = 0;        // and were right
   };
 
   /// Error when the options make no sense. `ranks`, `tensor_parallel` and the limits are used; the rest is the
@@ -39,7 +52,7 @@ class Scheduler {
 
   /// Throws Error when the request could not run even alone. Depends on the options only.
   void check(const GenerationRequest& request) const;
-  /// Puts a request at the end of the queue. Throws as check() does, and when the number is in use.
+  /// Puts a request at the end of its client's queue. Throws as check() does, and when the number is in use.
   void submit(std::uint64_t request, GenerationRequest wanted);
   /// The request gets no more tokens. Its event, or none when it is unknown or has finished. Pages that a step in
   /// flight still writes to are freed when that step ends.
@@ -57,51 +70,35 @@ class Scheduler {
   void clear();
 
   int running() const;
-  int waiting() const { return static_cast<int>(waiting_.size()); }
+  int waiting() const { return queue_.waiting() + static_cast<int>(preempted_.size()); }
   std::int64_t kv_pages() const;
+  /// Pages that sequences own. What is kept of those that left is not counted: it goes when room is needed.
   std::int64_t kv_pages_used() const;
   const Totals& totals() const { return totals_; }
 
  private:
-  struct Sequence {
-    std::uint64_t id = 0;
-    GenerationRequest request;         // its prompt has moved to `tokens`
-    std::vector<std::int32_t> tokens;  // prompt, then what was generated
-    int prompt_tokens = 0;
-    int max_length = 0;  // tokens at which it ends
-    int computed = 0;    // tokens whose KV is in the cache
-    int planned = 0;     // tokens of the step in flight
-    int lane = -1;       // -1: waits
-    bool over = false;   // finished or cancelled; leaves when the step ends
-    std::vector<std::int32_t> pages;
-    std::vector<TokenLogprob> prompt_logprobs;
-
-    int pending() const { return static_cast<int>(tokens.size()) - computed; }
-    bool decoding() const { return computed >= prompt_tokens; }
-    int expected_scores() const;  // entries that the planned chunk reports for `score`
-    bool samples() const;         // whether the planned chunk ends with a new token
-  };
-  struct Lane {
-    PagePool pool;
-    std::vector<Sequence*> running;  // in order of admission
-    std::vector<std::uint64_t> finish;
-    int budget = 0;  // tokens left in the step being planned
-  };
-
   int max_length(std::size_t prompt_tokens, int max_tokens) const;
-  int pages_for(const GenerationRequest& request, std::size_t prompt_tokens) const;
-  Lane* roomiest(int pages);
+  void share_budget(Lane& lane, bool answering);
+  void find_pages(Lane& lane);
+  void preempt(Sequence& sequence);
+  Sequence* next_to_admit();
+  Lane* best_lane(const Sequence& sequence);
   void admit(std::vector<StepPlan>& plans);
+  void take_prefix(Lane& lane, Sequence& sequence);
   void add_chunk(Sequence& sequence, StepPlan& plan);
+  void check_answer(const Sequence& sequence, const SequenceOutput& output) const;
   void advance(Sequence& sequence, SequenceOutput output, Events& events);
+  void add_tokens(Sequence& sequence, SequenceOutput& output, Events& events);
   void end_step();
 
   CoordinatorOptions options_;
   std::unordered_map<std::uint64_t, Sequence> sequences_;  // waiting and running; addresses are stable
-  std::deque<Sequence*> waiting_;
+  FairQueue queue_;                                        // those never admitted
+  std::map<std::uint64_t, Sequence*> preempted_;           // by ticket
   std::vector<Lane> lanes_;
   std::vector<bool> answered_;  // [ranks], of the step in flight
   int answers_missing_ = 0;
+  std::uint64_t last_ticket_ = 0;
   Totals totals_;
 };
 

@@ -138,22 +138,67 @@ class Reader {
 };
 
 // Fewest bytes an element takes: what its fixed fields and empty vectors need.
-constexpr std::size_t min_start_bytes = 8 + (4 + 4 + 4 + 4 + 8) + 4 + 4;
-constexpr std::size_t min_chunk_bytes = 8 + 4 + 4 + 1 + 1 + 4;
+constexpr std::size_t min_rules_bytes = (4 + 4 + 4) + 4 + 4 + 4 + 4 + 4 + 1 + (4 + 4 + 4) + 4;
+constexpr std::size_t min_start_bytes = 8 + (4 + 4 + 4 + 4 + 8 + min_rules_bytes) + 4 + 4;
+constexpr std::size_t min_chunk_bytes = 8 + 4 + 4 + 4 + 4 + 1 + 1 + 4;
 constexpr std::size_t min_logprob_bytes = 4 + 4 + 4;
 constexpr std::size_t top_entry_bytes = 4 + 4;
-constexpr std::size_t min_output_bytes = 8 + 4 + 4 + 4;
+constexpr std::size_t min_output_bytes = 8 + 4 + 4 + 4 + 4;
+
+void put(Writer& out, const std::vector<std::pair<std::int32_t, float>>& pairs) {
+  out.count(pairs.size());
+  for (const auto& [token, value] : pairs) {
+    out.number(token);
+    out.number(value);
+  }
+}
+
+void get(Reader& in, std::vector<std::pair<std::int32_t, float>>& pairs) {
+  pairs.resize(in.count(top_entry_bytes));
+  for (auto& [token, value] : pairs) {
+    in.number(token);
+    in.number(value);
+  }
+}
+
+void put(Writer& out, const TokenRules& rules) {
+  out.number(rules.presence_penalty);
+  out.number(rules.frequency_penalty);
+  out.number(rules.repetition_penalty);
+  out.numbers(rules.prompt_tokens);
+  put(out, rules.logit_bias);
+  out.numbers(rules.allowed);
+  out.number(rules.min_tokens);
+  out.numbers(rules.end_tokens);
+  out.flag(rules.starts_thinking);
+  out.number(rules.thinking.max_tokens);
+  out.number(rules.thinking.end_token);
+  out.numbers(rules.thinking.closing);
+  out.text(rules.grammar);
+}
+
+void get(Reader& in, TokenRules& rules) {
+  in.number(rules.presence_penalty);
+  in.number(rules.frequency_penalty);
+  in.number(rules.repetition_penalty);
+  in.numbers(rules.prompt_tokens);
+  get(in, rules.logit_bias);
+  in.numbers(rules.allowed);
+  in.number(rules.min_tokens);
+  in.numbers(rules.end_tokens);
+  rules.starts_thinking = in.flag();
+  in.number(rules.thinking.max_tokens);
+  in.number(rules.thinking.end_token);
+  in.numbers(rules.thinking.closing);
+  in.text(rules.grammar);
+}
 
 void put(Writer& out, const std::vector<TokenLogprob>& logprobs) {
   out.count(logprobs.size());
   for (const TokenLogprob& entry : logprobs) {
     out.number(entry.token);
     out.number(entry.logprob);
-    out.count(entry.top.size());
-    for (const auto& [token, logprob] : entry.top) {
-      out.number(token);
-      out.number(logprob);
-    }
+    put(out, entry.top);
   }
 }
 
@@ -162,11 +207,7 @@ void get(Reader& in, std::vector<TokenLogprob>& logprobs) {
   for (TokenLogprob& entry : logprobs) {
     in.number(entry.token);
     in.number(entry.logprob);
-    entry.top.resize(in.count(top_entry_bytes));
-    for (auto& [token, logprob] : entry.top) {
-      in.number(token);
-      in.number(logprob);
-    }
+    get(in, entry.top);
   }
 }
 
@@ -183,14 +224,17 @@ std::vector<std::byte> encode(const StepPlan& plan) {
     out.number(start.sampling.top_k);
     out.number(start.sampling.min_p);
     out.number(start.sampling.seed);
+    put(out, start.sampling.rules);
     out.number(start.logprobs);
-    out.numbers(start.pages);
+    out.numbers(start.answer);
   }
   out.count(plan.chunks.size());
   for (const SequenceChunk& chunk : plan.chunks) {
     out.number(chunk.sequence);
     out.number(chunk.position);
+    out.numbers(chunk.pages);
     out.numbers(chunk.tokens);
+    out.number(chunk.drafts);
     out.flag(chunk.sample);
     out.flag(chunk.score);
     out.number(chunk.next_token);
@@ -211,14 +255,17 @@ StepPlan decode_step_plan(std::span<const std::byte> bytes) {
     in.number(start.sampling.top_k);
     in.number(start.sampling.min_p);
     in.number(start.sampling.seed);
+    get(in, start.sampling.rules);
     in.number(start.logprobs);
-    in.numbers(start.pages);
+    in.numbers(start.answer);
   }
   plan.chunks.resize(in.count(min_chunk_bytes));
   for (SequenceChunk& chunk : plan.chunks) {
     in.number(chunk.sequence);
     in.number(chunk.position);
+    in.numbers(chunk.pages);
     in.numbers(chunk.tokens);
+    in.number(chunk.drafts);
     chunk.sample = in.flag();
     chunk.score = in.flag();
     in.number(chunk.next_token);
@@ -234,9 +281,10 @@ std::vector<std::byte> encode(const StepResult& result) {
   out.count(result.outputs.size());
   for (const SequenceOutput& output : result.outputs) {
     out.number(output.sequence);
-    out.number(output.token);
+    out.numbers(output.tokens);
     put(out, output.sampled);
     put(out, output.scored);
+    out.numbers(output.drafts);
   }
   out.count(result.expert_tokens.size());
   for (const std::uint32_t tokens : result.expert_tokens) out.varint(tokens);
@@ -252,9 +300,10 @@ StepResult decode_step_result(std::span<const std::byte> bytes) {
   result.outputs.resize(in.count(min_output_bytes));
   for (SequenceOutput& output : result.outputs) {
     in.number(output.sequence);
-    in.number(output.token);
+    in.numbers(output.tokens);
     get(in, output.sampled);
     get(in, output.scored);
+    in.numbers(output.drafts);
   }
   result.expert_tokens.resize(in.count(1));
   for (std::uint32_t& tokens : result.expert_tokens) tokens = in.varint();

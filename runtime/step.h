@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "runtime/token_rules.h"
 
 /// What passes between the coordinator and the workers, once a step: plain data with a compact binary form.
 namespace shoal {
@@ -17,22 +18,26 @@ struct SamplingParams {
   int top_k = 0;             // 0: all
   float min_p = 0.0f;
   std::uint64_t seed = 0;    // the draw for a position depends on seed and position only
+  TokenRules rules;
 };
 
-/// A sequence enters: its rank, its pages for the whole of its life, how to sample. Sent with its first chunk.
+/// A sequence enters, for the first time or again after it had to leave: how to sample. Sent with its first chunk.
 struct SequenceStart {
   std::uint64_t sequence = 0;
   SamplingParams sampling;
   int logprobs = -1;                // alternatives to report with each token; 0: the chosen one only; -1: none
-  std::vector<std::int32_t> pages;  // KV pages on its rank, enough for prompt and answer
+  std::vector<std::int32_t> answer; // what was sampled before, where it starts again: rules go on from there
 };
 
-/// Some consecutive tokens of a sequence, to be computed in this step.
+/// Some consecutive tokens of a sequence, to be computed in this step. The first chunk may begin behind the first
+/// position: what comes before it is in the pages.
 struct SequenceChunk {
   std::uint64_t sequence = 0;
   std::int32_t position = 0;         // of the first token
+  std::vector<std::int32_t> pages;   // KV pages on its rank that the sequence gets in addition to those it has
   std::vector<std::int32_t> tokens;
-  bool sample = false;               // sample a token after the last position
+  std::int32_t drafts = 0;           // so many of the tokens, the last ones, are guesses to be verified
+  bool sample = false;               // sample a token after the last position, and after right guesses
   bool score = false;                // report the log-probability of each position's next token:
   std::int32_t next_token = -1;      // the token behind the chunk, where there is one (for `score`)
 };
@@ -53,8 +58,9 @@ struct TokenLogprob {
 
 struct SequenceOutput {
   std::uint64_t sequence = 0;
-  std::int32_t token = -1;           // sampled, or -1
-  std::vector<TokenLogprob> sampled; // one entry if log-probabilities were asked for
+  std::vector<std::int32_t> tokens;  // for `sample`: guesses that were right, then one more; else empty
+  std::vector<TokenLogprob> sampled; // one entry a token if log-probabilities were asked for
+  std::vector<std::int32_t> drafts;  // guesses at the tokens after these
   std::vector<TokenLogprob> scored;  // for `score`: one entry a position that has a next token
 };
 

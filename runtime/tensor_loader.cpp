@@ -52,6 +52,15 @@ float scale_at(const BlockScales& s, std::int64_t row, std::int64_t col, std::in
   return s.values[static_cast<std::size_t>(row / s.block_rows * per_row + col / s.block_cols)];
 }
 
+/// The scales of the transpose of a matrix [rows, cols].
+BlockScales transposed(const BlockScales& s, std::int64_t rows, std::int64_t cols) {
+  const std::int64_t down = (rows + s.block_rows - 1) / s.block_rows, across = (cols + s.block_cols - 1) / s.block_cols;
+  BlockScales result{{}, s.block_cols, s.block_rows};
+  for (std::int64_t c = 0; c < across; ++c)
+    for (std::int64_t r = 0; r < down; ++r) result.values.push_back(s.values[static_cast<std::size_t>(r * across + c)]);
+  return result;
+}
+
 /// Source rows and columns of one read.
 struct Patch {
   std::int64_t row, rows, first_col, cols;
@@ -185,37 +194,27 @@ void TensorLoader::kv_b(std::vector<Matrix>& k_up, std::vector<Matrix>& v_up, co
   }
   const TensorInfo& tensor = checkpoint_.require(name, std::array{rows, cols});
   const DType type = compute_type(tensor, checkpoint_);
-  const DType kept = type == DType::f8_e4m3 ? DType::bf16 : type;
-  auto block_scales = std::make_shared<BlockScales>();
-  if (type == DType::f8_e4m3) *block_scales = scales(name, rows, cols, {0, rows}, {0, cols});
 
   k_up.resize(static_cast<std::size_t>(heads));
   v_up.resize(static_cast<std::size_t>(heads));
   for (int h = 0; h < heads; ++h) {
-    Matrix& k = k_up[static_cast<std::size_t>(h)] = Matrix(kept, kv_lora_rank, qk_nope_head_dim);
-    Matrix& v = v_up[static_cast<std::size_t>(h)] = Matrix(kept, v_head_dim, kv_lora_rank);
+    const std::int64_t first = h * per_head;
+    Matrix& k = k_up[static_cast<std::size_t>(h)] = Matrix(type, kv_lora_rank, qk_nope_head_dim);
+    Matrix& v = v_up[static_cast<std::size_t>(h)] = Matrix(type, v_head_dim, kv_lora_rank);
+    if (type == DType::f8_e4m3) {
+      k.set_scales(transposed(scales(name, rows, cols, {first, qk_nope_head_dim}, {0, cols}), qk_nope_head_dim, cols));
+      v.set_scales(scales(name, rows, cols, {first + qk_nope_head_dim, v_head_dim}, {0, cols}));
+    }
     const auto head_bytes = static_cast<std::uint64_t>(per_head * cols) * size_of(type);
     add(head_bytes, [=, this, &k, &v, &tensor](std::vector<std::byte>& staging) {
-      const std::int64_t first = h * per_head;
       read_patch(checkpoint_, tensor, cols, {first, per_head, 0, cols}, staging);
-      const auto size = static_cast<std::int64_t>(size_of(kept));
-      if (type == DType::f8_e4m3) {
-        std::vector<std::byte> wide(static_cast<std::size_t>(per_head * cols * 2));
-        for (std::int64_t r = 0; r < per_head; ++r)
-          for (std::int64_t c = 0; c < cols; ++c) {
-            const float value =
-                to_float(staging.data() + r * cols + c, type) * scale_at(*block_scales, first + r, c, cols);
-            const std::uint16_t rounded = f32_to_bf16(value);
-            std::memcpy(wide.data() + (r * cols + c) * 2, &rounded, 2);
-          }
-        staging.swap(wide);
-      }
-      std::vector<std::byte> transposed(static_cast<std::size_t>(qk_nope_head_dim * cols * size));
+      const auto size = static_cast<std::int64_t>(size_of(type));
+      std::vector<std::byte> turned(static_cast<std::size_t>(qk_nope_head_dim * cols * size));
       for (std::int64_t r = 0; r < qk_nope_head_dim; ++r)
         for (std::int64_t c = 0; c < cols; ++c)
-          std::memcpy(transposed.data() + (c * qk_nope_head_dim + r) * size, staging.data() + (r * cols + c) * size,
+          std::memcpy(turned.data() + (c * qk_nope_head_dim + r) * size, staging.data() + (r * cols + c) * size,
                       static_cast<std::size_t>(size));
-      k.pack_rows(0, kv_lora_rank, transposed.data(), qk_nope_head_dim * size);
+      k.pack_rows(0, kv_lora_rank, turned.data(), qk_nope_head_dim * size);
       v.pack_rows(0, v_head_dim, staging.data() + qk_nope_head_dim * cols * size, cols * size);
     });
   }

@@ -26,10 +26,9 @@ class TensorLoader {
               std::optional<Slice> row_slice = {}, std::optional<Slice> col_slice = {});
   /// A matrix converted to FP32.
   void matrix_f32(Matrix& to, const std::string& name, std::int64_t rows, std::int64_t cols);
-  /// kv_b_proj [heads * (qk_nope_head_dim + v_head_dim), kv_lora_rank] into per-head matrices: the key half transposed.
-  /// FP8 becomes BF16, since a transposed block does not keep its scales. Where the tensor is missing, its halves are
-  /// loaded: k_b_proj [heads, kv_lora_rank, qk_nope_head_dim], already transposed, and v_b_proj [heads, v_head_dim,
-  /// kv_lora_rank].
+  /// kv_b_proj [heads * (qk_nope_head_dim + v_head_dim), kv_lora_rank] into per-head matrices: the key half transposed,
+  /// with FP8 its blocks of scales too. Where the tensor is missing, its halves are loaded: k_b_proj [heads,
+  /// kv_lora_rank, qk_nope_head_dim], already transposed, and v_b_proj [heads, v_head_dim, kv_lora_rank].
   void kv_b(std::vector<Matrix>& k_up, std::vector<Matrix>& v_up, const std::string& name, int heads,
             int qk_nope_head_dim, int v_head_dim, int kv_lora_rank);
   /// A vector as FP32; a slice of it if given.

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "base/error.h"
 #include "runtime/progress.h"
 #include "runtime/tensor_loader.h"
 
@@ -18,6 +19,18 @@ class LayerLoader {
         layer_(layer),
         loader_(loader),
         prefix_(fmt::format("model.layers.{}.", layer)) {}
+
+  void load_mtp(MtpWeights& to) {
+    const std::int64_t hidden = config_.hidden_size;
+    if (config_.num_nextn_predict_layers < 1 || !loader_.has(prefix_ + "eh_proj.weight"))
+      throw Error("this model has no MTP layer to guess tokens with (" + prefix_ + "eh_proj.weight is not there)",
+                  ExitCode::usage);
+    loader_.vector(to.embedding_norm, prefix_ + "enorm.weight", hidden);
+    loader_.vector(to.hidden_norm, prefix_ + "hnorm.weight", hidden);
+    loader_.matrix(to.projection, prefix_ + "eh_proj.weight", hidden, 2 * hidden);
+    loader_.vector(to.head_norm, prefix_ + "shared_head.norm.weight", hidden);
+    load(to.layer);
+  }
 
   void load(LayerWeights& to) {
     loader_.vector(to.attention_norm, prefix_ + "input_layernorm.weight", config_.hidden_size);
@@ -128,6 +141,8 @@ ModelWeights load_weights(const ModelConfig& config, const Checkpoint& checkpoin
   weights.layers.resize(static_cast<std::size_t>(config.num_hidden_layers));
   for (int layer = 0; layer < config.num_hidden_layers; ++layer)
     LayerLoader(config, placement, rank, layer, loader).load(weights.layers[static_cast<std::size_t>(layer)]);
+  if (options.mtp)
+    LayerLoader(config, placement, rank, config.num_hidden_layers, loader).load_mtp(weights.mtp.emplace());
   loader.vector(weights.final_norm, "model.norm.weight", config.hidden_size);
   if (!config.tie_word_embeddings || placement.tensor_parallel)
     loader.matrix(weights.lm_head, config.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight",

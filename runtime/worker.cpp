@@ -8,16 +8,33 @@
 
 namespace shoal {
 
-Worker::Worker(Model& model, const KvCache& cache, int max_logit_rows, bool outputs)
-    : model_(model), cache_(cache), max_logit_rows_(max_logit_rows), outputs_(outputs) {}
+Worker::Worker(Model& model, const KvCache& cache, int max_logit_rows, bool outputs,
+               std::shared_ptr<const grammar::TokenTable> tokens)
+    : model_(model), cache_(cache), max_logit_rows_(max_logit_rows), outputs_(outputs) {
+  if (tokens) grammars_.emplace(std::move(tokens));
+}
+
+void Worker::start(const SequenceStart& start) {
+  Sequence& sequence = sequences_[start.sequence] = {start.sampling, start.logprobs, {}, std::nullopt};
+  if (!outputs_ || start.sampling.rules.empty()) return;
+  sequence.steering.emplace(start.sampling.rules, grammars_ ? &*grammars_ : nullptr);
+  for (const std::int32_t token : start.answer) sequence.steering->push(token);
+}
+
+Worker::Sequence& Worker::sequence_of(const SequenceChunk& chunk, const StepPlan& plan) {
+  const auto found = sequences_.find(chunk.sequence);
+  if (found == sequences_.end()) fail("step {} names sequence {}, which was never started", plan.step, chunk.sequence);
+  return found->second;
+}
 
 TokenBatch Worker::make_batch(const StepPlan& plan, std::vector<LogitRow>& wanted, StepResult& result) const {
   TokenBatch batch;
   for (const SequenceChunk& chunk : plan.chunks) {
-    const auto found = sequences_.find(chunk.sequence);
-    if (found == sequences_.end()) fail("step {} names sequence {}, which was never started", plan.step, chunk.sequence);
-    const Sequence& sequence = found->second;
+    const Sequence& sequence = sequences_.at(chunk.sequence);
     const auto n = static_cast<std::int32_t>(chunk.tokens.size());
+    const std::int32_t known = n - chunk.drafts;  // the tokens before the guesses
+    if (chunk.drafts < 0 || known < 1)
+      fail("step {}: sequence {} has {} tokens, {} of them guesses", plan.step, chunk.sequence, n, chunk.drafts);
     if (static_cast<std::size_t>(chunk.position + n) >
         sequence.pages.size() * static_cast<std::size_t>(cache_.page_tokens()))
       fail("step {}: sequence {} has {} pages, too few for position {}", plan.step, chunk.sequence,
@@ -29,29 +46,95 @@ TokenBatch Worker::make_batch(const StepPlan& plan, std::vector<LogitRow>& wante
       batch.positions.push_back(position);
       batch.slots.push_back(cache_.slot(sequence.pages, position));
       batch.queries.push_back({sequence.pages.data(), position + 1});
-      const std::int32_t next = i + 1 < n ? chunk.tokens[static_cast<std::size_t>(i + 1)] : chunk.next_token;
-      const std::int32_t scored = chunk.score ? next : -1;
-      const bool sample = chunk.sample && i + 1 == n;
-      if (scored >= 0 || sample) wanted.push_back({first_row + i, result.outputs.size(), position, scored, sample});
+      const std::int32_t next = i + 1 < known ? chunk.tokens[static_cast<std::size_t>(i + 1)] : chunk.next_token;
+      const std::int32_t scored = chunk.score && i < known ? next : -1;
+      const int sample = chunk.sample && i + 1 >= known ? i + 1 - known : -1;
+      if (scored >= 0 || sample >= 0)
+        wanted.push_back({first_row + i, result.outputs.size(), position, scored, sample, batch.ids.back()});
     }
     if (chunk.score || chunk.sample) result.outputs.push_back({.sequence = chunk.sequence});
   }
   return batch;
 }
 
-void Worker::read_logits(const LogitRow& row, std::span<const float> logits, SequenceOutput& output) const {
-  const Sequence& sequence = sequences_.at(output.sequence);
+std::int32_t Worker::next_token(Sequence& sequence, std::span<const float> logits, std::int32_t position) {
+  if (!sequence.steering) return sample(logits, sequence.sampling, position);
+  TokenSteering& steering = *sequence.steering;
+  std::int32_t token;
+  if (const auto forced = steering.forced()) {
+    token = *forced;
+  } else {
+    steered_.assign(logits.begin(), logits.end());
+    steering.apply(steered_);
+    token = sample(steered_, sequence.sampling, position);
+  }
+  steering.push(token);
+  return token;
+}
+
+void Worker::read_logits(const LogitRow& row, std::span<const float> logits, SequenceOutput& output) {
+  Sequence& sequence = sequences_.at(output.sequence);
   const int top = std::max(0, sequence.logprobs);
   if (row.scored >= 0) output.scored.push_back(log_probability(logits, row.scored, top));
-  if (!row.sample) return;
-  output.token = sample(logits, sequence.sampling, row.position);
-  if (sequence.logprobs >= 0) output.sampled.push_back(log_probability(logits, output.token, top));
+  if (row.sample < 0) return;
+  const bool reached = std::cmp_equal(output.tokens.size(), row.sample);
+  if (!reached || (row.sample > 0 && output.tokens.back() != row.guess)) return;
+  const std::int32_t token = next_token(sequence, logits, row.position);
+  output.tokens.push_back(token);
+  if (sequence.logprobs >= 0) output.sampled.push_back(log_probability(logits, token, top));
+}
+
+void Worker::draft(const StepPlan& plan, const TokenBatch& batch, StepResult& result) {
+  TokenBatch ahead;
+  std::vector<std::int64_t> rows;       // of `batch`
+  std::vector<std::int64_t> last_rows;  // of `ahead`, one for each output that has tokens
+  std::vector<SequenceOutput*> outputs;
+  std::int64_t row = 0;
+  auto output = result.outputs.begin();
+  for (const SequenceChunk& chunk : plan.chunks) {
+    // What follows each row: the chunk's own next token, at its end what was sampled.
+    const auto known = chunk.tokens.end() - chunk.drafts;
+    std::vector<std::int32_t> next(chunk.tokens.begin() + 1, known);
+    if (chunk.sample)
+      next.insert(next.end(), output->tokens.begin(), output->tokens.end());
+    else if (chunk.next_token >= 0)
+      next.push_back(chunk.next_token);
+    for (std::size_t i = 0; i < next.size(); ++i) {
+      const auto from = static_cast<std::size_t>(row) + i;
+      rows.push_back(static_cast<std::int64_t>(from));
+      ahead.ids.push_back(next[i]);
+      ahead.positions.push_back(batch.positions[from]);
+      ahead.slots.push_back(batch.slots[from]);
+      ahead.queries.push_back(batch.queries[from]);
+    }
+    if (chunk.sample) {
+      last_rows.push_back(ahead.size() - 1);
+      outputs.push_back(&*output);
+    }
+    if (chunk.sample || chunk.score) ++output;
+    row += static_cast<std::int64_t>(chunk.tokens.size());
+  }
+  model_.forward_mtp(ahead, rows);
+  for (std::size_t first = 0; first < last_rows.size(); first += static_cast<std::size_t>(max_logit_rows_)) {
+    const std::size_t count = std::min(last_rows.size() - first, static_cast<std::size_t>(max_logit_rows_));
+    const Rows<const float> logits = model_.mtp_logits(std::span(last_rows).subspan(first, count));
+    for (std::size_t i = 0; i < count; ++i) {
+      SequenceOutput& to = *outputs[first + i];
+      const std::int32_t position = ahead.positions[static_cast<std::size_t>(last_rows[first + i])] + 1;
+      to.drafts.push_back(sample({logits[static_cast<std::int64_t>(i)], static_cast<std::size_t>(logits.cols)},
+                                 sequences_.at(to.sequence).sampling, position));
+    }
+  }
 }
 
 StepResult Worker::run(const StepPlan& plan) {
-  const auto start = std::chrono::steady_clock::now();
+  const auto begin = std::chrono::steady_clock::now();
   for (const std::uint64_t id : plan.finish) sequences_.erase(id);
-  for (const SequenceStart& s : plan.start) sequences_[s.sequence] = {s.sampling, s.logprobs, s.pages};
+  for (const SequenceStart& s : plan.start) start(s);
+  for (const SequenceChunk& chunk : plan.chunks) {
+    auto& pages = sequence_of(chunk, plan).pages;
+    pages.insert(pages.end(), chunk.pages.begin(), chunk.pages.end());
+  }
 
   StepResult result;
   result.step = plan.step;
@@ -73,9 +156,10 @@ StepResult Worker::run(const StepPlan& plan) {
                   result.outputs[row.output]);
     }
   }
+  if (model_.has_mtp()) draft(plan, batch, result);
   if (!outputs_) result.outputs.clear();
   result.expert_tokens = model_.counters().expert_tokens;
-  const std::chrono::duration<double, std::micro> total = std::chrono::steady_clock::now() - start;
+  const std::chrono::duration<double, std::micro> total = std::chrono::steady_clock::now() - begin;
   result.exchange_us = static_cast<std::uint32_t>(model_.counters().exchange_us);
   result.compute_us = static_cast<std::uint32_t>(std::max(0.0, total.count() - model_.counters().exchange_us));
   return result;

@@ -37,8 +37,9 @@ struct Attention::Call {
               float* scratch) const {
     AttentionStretch a{};
     a.cache = static_cast<const std::byte*>(cache.data);
-    a.cache_is_bf16 = cache.dtype == DType::bf16;
+    a.cache_type = cache.type;
     a.cache_width = cache.width;
+    a.cache_row_bytes = cache.row_bytes();
     a.page_tokens = cache.page_tokens;
     a.begin = stretch * kStretch;
     a.end = a.begin + kStretch;

@@ -10,7 +10,8 @@ namespace {
 
 constexpr int kBlock = 32;
 
-constexpr std::int64_t padded(std::int64_t n) { return (n + 15) / 16 * 16; }
+/// To whole groups of a scaled cache, which are converted as a whole.
+constexpr std::int64_t padded(std::int64_t n) { return (n + kKvGroup - 1) / kKvGroup * kKvGroup; }
 
 /// The block's keys and values as floats: where they lie in an F32 cache, or converted copies.
 struct Block {
@@ -30,6 +31,32 @@ inline void widen_bf16(const std::uint16_t* x, std::int64_t n, float* out) {
       });
 }
 
+/// Whole groups of a row, until `n` elements from column `column` on are there.
+template <class Load>
+inline void widen_groups(const std::byte* row, const std::byte* values, std::int64_t column, std::int64_t n, float unit,
+                         const Load& load, float* out) {
+  for (std::int64_t i = 0; i < n; i += kKvGroup) {
+    std::uint16_t scale;
+    std::memcpy(&scale, row + (column + i) / kKvGroup * 2, sizeof scale);
+    const Lanes factor = lanes_broadcast(__builtin_bit_cast(float, static_cast<std::uint32_t>(scale) << 16) * unit);
+    for (std::int64_t j = i; j < i + kKvGroup; j += 16) {
+      lanes_store(out + j, lanes_fma(load(values + column + j), factor, lanes_zero()));
+    }
+  }
+}
+
+/// Elements of a cache row as floats.
+inline void widen(const AttentionStretch& a, const std::byte* row, std::int64_t column, std::int64_t n, float* out) {
+  if (a.cache_type == KvType::bf16) return widen_bf16(reinterpret_cast<const std::uint16_t*>(row) + column, n, out);
+  const std::byte* values = row + 2 * kv_groups(a.cache_width);
+  if (a.cache_type == KvType::fp8)
+    widen_groups(
+        row, values, column, n, kF8Unit, [](const std::byte* p) { return lanes_load_f8(p); }, out);
+  else
+    widen_groups(
+        row, values, column, n, 1.0f, [](const std::byte* p) { return lanes_load_i8(p); }, out);
+}
+
 inline void load_block(const AttentionStretch& a, std::int64_t first, std::int64_t end, Block& block) {
   block.first = first;
   block.positions = static_cast<int>(end - first < kBlock ? end - first : kBlock);
@@ -41,20 +68,19 @@ inline void load_block(const AttentionStretch& a, std::int64_t first, std::int64
   for (int j = 0; j < block.positions; ++j) {
     const std::int64_t position = first + j;
     const std::int64_t row = std::int64_t{pages[position / a.page_tokens]} * a.page_tokens + position % a.page_tokens;
-    if (!a.cache_is_bf16) {
-      const float* p = reinterpret_cast<const float*>(a.cache) + row * a.cache_width;
-      block.key[j] = p + a.key_offset;
-      block.value[j] = p + a.value_offset;
+    const std::byte* p = a.cache + row * a.cache_row_bytes;
+    if (a.cache_type == KvType::f32) {
+      block.key[j] = reinterpret_cast<const float*>(p) + a.key_offset;
+      block.value[j] = reinterpret_cast<const float*>(p) + a.value_offset;
       continue;
     }
-    const std::uint16_t* p = reinterpret_cast<const std::uint16_t*>(a.cache) + row * a.cache_width;
     float* key = keys + j * padded(a.key_dim);
-    widen_bf16(p + a.key_offset, a.key_dim, key);
+    widen(a, p, a.key_offset, a.key_dim, key);
     block.key[j] = key;
     block.value[j] = key + (a.value_offset - a.key_offset);
     if (!values_among_keys) {
       float* value = values + j * padded(a.value_dim);
-      widen_bf16(p + a.value_offset, a.value_dim, value);
+      widen(a, p, a.value_offset, a.value_dim, value);
       block.value[j] = value;
     }
   }

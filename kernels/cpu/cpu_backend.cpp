@@ -99,11 +99,11 @@ class CpuBackend final : public Backend {
 
   void write_kv(Rows<const float> x, std::span<const std::int64_t> slots, int column, const KvLayer& cache) override {
     for_tokens(x.rows, x.cols / 4, [&](std::int64_t t, int) {
-      const std::int64_t at = slots[static_cast<std::size_t>(t)] * cache.width + column;
-      if (cache.dtype == DType::bf16) {
-        team_.kernels.to_bf16(x[t], static_cast<std::uint16_t*>(cache.data) + at, x.cols);
+      std::byte* row = cache.row(slots[static_cast<std::size_t>(t)]);
+      if (cache.type == KvType::bf16) {
+        team_.kernels.to_bf16(x[t], reinterpret_cast<std::uint16_t*>(row) + column, x.cols);
       } else {
-        std::memcpy(static_cast<float*>(cache.data) + at, x[t], static_cast<std::size_t>(x.cols) * sizeof(float));
+        encode_kv(cache.type, x[t], x.cols, column, cache.width, row);
       }
     });
   }

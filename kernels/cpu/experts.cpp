@@ -59,11 +59,11 @@ void Experts::gate_and_up(Team& team, const ExpertBatch& batch) {
     PackedRows &x = inputs_[2 * i], &other = inputs_[2 * i + 1];
     x.rows.resize(a.count);
     for (std::size_t j = 0; j < a.count; ++j) x.rows[j] = batch.rows[static_cast<std::size_t>(pairs_[a.first + j].row)];
-    x.plan(team, gate, layout);
+    x.plan(team, gate, up, layout);
     const bool alike = packed_alike(team, gate, up);
     other.rows.clear();
     if (!alike) other.rows = x.rows;
-    other.plan(team, up, layout);
+    other.plan(team, up, gate, layout);
     gates_[i] = product_of(team, gate, x);
     ups_[i] = product_of(team, up, alike ? x : other);
     hidden = a.hidden + static_cast<std::int64_t>(a.count) * gate.rows();

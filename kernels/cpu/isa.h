@@ -3,6 +3,9 @@
 
 namespace shoal::cpu {
 
+/// Whether this CPU has dot products of bytes (AVX512_VNNI).
+bool has_avx512_vnni();
+
 /// Whether this CPU has BF16 dot products (AVX512_BF16), which not every AVX-512 machine does.
 bool has_avx512_bf16();
 

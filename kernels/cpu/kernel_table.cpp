@@ -8,6 +8,7 @@ namespace {
 KernelTable make_portable() {
   KernelTable t{};
   fill_gemm_portable(t);
+  fill_quantized_portable(t);
   fill_vector_portable(t);
   return t;
 }
@@ -15,6 +16,7 @@ KernelTable make_portable() {
 KernelTable make_avx2() {
   KernelTable t{};
   fill_gemm_avx2(t);
+  fill_quantized_avx2(t);
   fill_vector_avx2(t);
   return t;
 }
@@ -22,6 +24,11 @@ KernelTable make_avx2() {
 KernelTable make_avx512() {
   KernelTable t{};
   fill_gemm_avx512(t);
+  if (has_avx512_vnni()) {
+    fill_quantized_avx512vnni(t);
+  } else {
+    fill_quantized_avx2(t);
+  }
   if (has_avx512_bf16()) fill_gemm_avx512bf16(t);
   fill_vector_avx512(t);
   return t;

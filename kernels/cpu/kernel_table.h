@@ -9,6 +9,15 @@
 /// they include beyond this header lives in unnamed namespaces.
 namespace shoal::cpu {
 
+/// PackedFormat as plain numbers, for files that must not compile its functions.
+struct QuantizedLayout {
+  int bits, record, groups;  // of a code; columns of a record; scales of a step
+  bool super, power, minima;
+  float offset, unit, minimum_unit;
+  const std::uint8_t* table;  // [16], or null
+  int head_bytes, step_bytes, scale_bytes, record_bytes;
+};
+
 /// What a product reads of a Matrix.
 struct Weights {
   const std::byte* data;
@@ -19,6 +28,7 @@ struct Weights {
   const float* scales;  // null: none
   std::int64_t scale_cols;
   int block_rows, block_cols;
+  QuantizedLayout quantized;  // of WeightKind::quantized
 };
 
 /// Some tokens' activations in the order a kernel reads them, and room for their results.
@@ -43,16 +53,18 @@ struct Gemm {
 };
 
 /// Kinds of weights with a product of their own. f8: in blocks of rows a multiple of 16 and columns of
-/// KernelTable::f8_block_columns, without NaN codes; f8_any: every other F8 matrix, slower.
-enum class WeightKind { f32, f16, bf16, f8, f8_any };
-constexpr int kWeightKinds = 5;
+/// KernelTable::f8_block_columns, without NaN codes; f8_any: every other F8 matrix, slower; quantized: all packed
+/// formats, multiplied with activations of 8 bits.
+enum class WeightKind { f32, f16, bf16, f8, f8_any, quantized };
+constexpr int kWeightKinds = 6;
 
 /// Attention of some tokens of one sequence, some heads each, over one stretch of positions [begin, end) of its cache.
 /// For each (token, head): the largest score, the sum of exp(score - largest), and the values weighted by those.
 struct AttentionStretch {
   const std::byte* cache;
-  bool cache_is_bf16;
-  std::int64_t cache_width;  // elements in a cache row
+  KvType cache_type;
+  std::int64_t cache_width;      // elements in a cache row
+  std::int64_t cache_row_bytes;
   int page_tokens;
   std::int64_t begin, end;
   int key_offset, key_dim, value_offset, value_dim;  // columns of a cache row
@@ -109,6 +121,9 @@ void fill_gemm_avx2(KernelTable& table);
 void fill_gemm_avx512(KernelTable& table);
 void fill_gemm_avx512bf16(KernelTable& table);
 void fill_gemm_amx(KernelTable& table);
+void fill_quantized_portable(KernelTable& table);
+void fill_quantized_avx2(KernelTable& table);
+void fill_quantized_avx512vnni(KernelTable& table);
 void fill_vector_portable(KernelTable& table);
 void fill_vector_avx2(KernelTable& table);
 void fill_vector_avx512(KernelTable& table);

@@ -13,14 +13,37 @@ constexpr int kPiecesPerThread = 6;
 /// Reading a weight costs about as much time as multiplying it so many times.
 constexpr double kReadCost = 4;
 
+QuantizedLayout layout_of(const PackedFormat& f) {
+  return {f.bits,
+          f.record(),
+          f.groups(),
+          f.scales == Scales::super,
+          f.scales == Scales::power,
+          f.minima,
+          f.offset,
+          f.unit,
+          f.minimum_unit,
+          f.has_table ? f.table.data() : nullptr,
+          f.head_bytes(),
+          f.step_bytes(),
+          f.scale_bytes(),
+          f.record_bytes()};
+}
+
 Weights weights_of(const Matrix& m) {
   const BlockScales& s = m.scales();
   const std::int64_t scale_cols = s.empty() ? 0 : (m.cols() + s.block_cols - 1) / s.block_cols;
-  return {m.panel(0), m.panel_bytes(), m.cols(),    m.padded_cols(), m.rows(), s.empty() ? nullptr : s.values.data(),
-          scale_cols, s.block_rows,    s.block_cols};
+  Weights w{m.panel(0),   m.panel_bytes(),
+            m.cols(),     m.padded_cols(),
+            m.rows(),     s.empty() ? nullptr : s.values.data(),
+            scale_cols,   s.block_rows,
+            s.block_cols, {}};
+  if (m.format()) w.quantized = layout_of(*m.format());
+  return w;
 }
 
 WeightKind kind_of(const KernelTable& kernels, const Matrix& m) {
+  if (m.format()) return WeightKind::quantized;
   switch (m.dtype()) {
     case DType::f32:
       return WeightKind::f32;
@@ -42,6 +65,16 @@ const Gemm& gemm_for(const Team& team, const Matrix& m) {
   return team.compute == Compute::bf16 ? team.kernels.gemm_bf16[kind] : team.kernels.gemm[kind];
 }
 
+/// Width of the next tile where both products must do with it: the narrowest that holds all, else the widest.
+int common_width(const Gemm& a, const Gemm& b, std::int64_t remaining) {
+  if (a.tile_width == b.tile_width) return a.tile_width(remaining);
+  constexpr int kWidest = 32;
+  int width = 1;
+  for (int candidate = 1; candidate <= kWidest && width < remaining; ++candidate)
+    if (a.tile_width(candidate) == candidate && b.tile_width(candidate) == candidate) width = candidate;
+  return width;
+}
+
 double cost_of_panel(const Product& p) {
   return static_cast<double>(p.w->cols()) * (static_cast<double>(p.x->rows.size()) + kReadCost);
 }
@@ -60,13 +93,14 @@ bool packed_alike(const Team& team, const Matrix& a, const Matrix& b) {
 
 Product product_of(const Team& team, const Matrix& w, const PackedRows& x) { return {&w, &x, &gemm_for(team, w)}; }
 
-void PackedRows::plan(const Team& team, const Matrix& w, Layout& layout) {
+void PackedRows::plan(const Team& team, const Matrix& w, const Matrix& partner, Layout& layout) {
   gemm = &gemm_for(team, w);
+  const Gemm& other = gemm_for(team, partner);
   cols = w.cols();
   tiles.clear();
   const auto n = static_cast<std::int64_t>(rows.size());
   for (std::int64_t first = 0; first < n;) {
-    const int width = gemm->tile_width(n - first);
+    const int width = common_width(*gemm, other, n - first);
     const std::int64_t tokens = std::min<std::int64_t>(width, n - first);
     tiles.push_back({first, tokens, width, layout.add(gemm->tile_bytes(width, cols))});
     first += tokens;

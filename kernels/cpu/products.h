@@ -43,8 +43,10 @@ struct PackedRows {
   std::vector<const float*> rows;
   std::vector<Tile> tiles;  // widest first
 
-  /// Divides `rows` into tiles for products with `w` and adds the room they take to `layout`.
-  void plan(const Team& team, const Matrix& w, Layout& layout);
+  /// Divides `rows` into tiles for products with `w` and adds the room they take to `layout`. The same tiles suit
+  /// `partner`, where results for both are put together tile by tile.
+  void plan(const Team& team, const Matrix& w, const Matrix& partner, Layout& layout);
+  void plan(const Team& team, const Matrix& w, Layout& layout) { plan(team, w, w, layout); }
 };
 
 /// Whether the same packed rows serve both matrices.

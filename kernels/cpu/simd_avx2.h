@@ -58,6 +58,10 @@ inline Lanes lanes_load_f8(const void* p) {
   const __m256i half = _mm256_and_si256(_mm256_slli_epi16(v, 7), _mm256_set1_epi16(static_cast<short>(0xbfff)));
   return {_mm256_cvtph_ps(_mm256_castsi256_si128(half)), _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1))};
 }
+inline Lanes lanes_load_i8(const void* p) {
+  const __m128i v = _mm_loadu_si128(static_cast<const __m128i*>(p));
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(v)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(v, 8)))};
+}
 
 // Of 16 registers, 12 hold sums, 2 weights, 1 an activation.
 constexpr int kTileWidths[] = {1, 2, 3, 4, 6};

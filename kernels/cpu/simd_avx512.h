@@ -48,6 +48,9 @@ inline Lanes lanes_load_f8(const void* p) {
   const __m256i half = _mm256_and_si256(_mm256_slli_epi16(v, 7), _mm256_set1_epi16(static_cast<short>(0xbfff)));
   return {_mm512_cvtph_ps(half)};
 }
+inline Lanes lanes_load_i8(const void* p) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))))};
+}
 
 /// Widths of token tiles, and how many panels are multiplied at once so that accumulators fill the 32 registers.
 constexpr int kTileWidths[] = {1, 2, 3, 4, 6, 8, 12};

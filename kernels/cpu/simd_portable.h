@@ -80,6 +80,13 @@ inline Lanes lanes_load_f8(const void* p) {
   for (int i = 0; i < 16; ++i) f[i] = kF8Table.value[code[i]];
   return lanes_load(f);
 }
+inline Lanes lanes_load_i8(const void* p) {
+  std::int8_t value[16];
+  std::memcpy(value, p, 16);
+  float f[16];
+  for (int i = 0; i < 16; ++i) f[i] = value[i];
+  return lanes_load(f);
+}
 
 constexpr int kTileWidths[] = {1, 2, 3};
 constexpr int panels_at_once(int width) { return width == 1 ? 2 : 1; }

@@ -4,6 +4,16 @@
 
 namespace shoal::text {
 
+Vocabulary::Vocabulary(const Vocabulary& other) : ids_(other.ids_), tokens_(other.tokens_.size()) {
+  for (const auto& [token, id] : ids_) tokens_[static_cast<size_t>(id)] = &token;  // the copy's own keys
+}
+
+Vocabulary& Vocabulary::operator=(Vocabulary other) noexcept {
+  ids_.swap(other.ids_);
+  tokens_.swap(other.tokens_);
+  return *this;
+}
+
 void Vocabulary::add(std::string token, int64_t id, std::string_view place) {
   if (id < 0 || id > kMaxTokenId) fail("{}: id {} of token `{}` is outside 0 to {}", place, id, token, kMaxTokenId);
   const auto index = static_cast<size_t>(id);

@@ -14,6 +14,11 @@ constexpr int32_t kMaxTokenId = (1 << 24) - 1;
 /// Tokens by id and ids by token. Ids may have gaps.
 class Vocabulary {
  public:
+  Vocabulary() = default;
+  Vocabulary(const Vocabulary& other);
+  Vocabulary(Vocabulary&&) = default;
+  Vocabulary& operator=(Vocabulary other) noexcept;
+
   /// Adds a token; throws Error beginning with `place` where the id is out of range or either is taken already.
   void add(std::string token, int64_t id, std::string_view place);
 

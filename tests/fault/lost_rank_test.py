@@ -179,6 +179,6 @@ def test_missing_shard(tmp_path):
 def test_wrong_usage_and_what_does_not_fit_have_codes_of_their_own():
     for words, code in ((("run", "--model", MODEL, "--isa", "mmx", "--prompt", "x"), 2),
                         (("run", "--model", MODEL, "--no-such-option"), 2),
-                        (("run", "--model", MODEL, "--prompt", "x", "--kv-cache-gb", "0.00001"), 3)):
+                        (("run", "--model", MODEL, "--prompt", "x", "--kv-cache-gb", "0.000001"), 3)):
         with job(*words) as running:
             assert running.wait() == code, (words, running.text())

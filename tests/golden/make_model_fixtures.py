@@ -3,7 +3,8 @@
 
 Needs torch, transformers and safetensors; the tests that read the fixtures need none of them.
 golden.json: {"prompts": [{"ids", "logprobs" (of ids[1:]), "top5" (list of [position, [[id, logprob] x 5]]),
-"greedy", "greedy_logprobs"}]}; position p of `top5` describes the token after ids[p].
+"greedy", "greedy_logprobs", "mtp_logprobs" (of ids[2:], from the MTP layer)}]}; position p of `top5` describes the token
+after ids[p].
 """
 
 import json
@@ -13,8 +14,8 @@ from pathlib import Path
 
 import torch
 import transformers
-from random_models import (deepseek_v2, deepseek_v3, greedy, llama, load_reference, log_probabilities, qwen2,
-                           random_prompt, write_model, yarn)
+from random_models import (deepseek_v2, deepseek_v3, greedy, llama, load_reference, log_probabilities,
+                           mtp_log_probabilities, qwen2, random_prompt, write_model, yarn)
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "models"
 LENGTHS = [1, 2, 5, 17, 64, 200, 330]  # the rotary scalings above start from 128 positions
@@ -44,7 +45,7 @@ MODELS = {
 }
 
 
-def golden(model, vocab, seed):
+def golden(model, vocab, seed, mtp_folder=None):
     """Reference values for one model over prompts of all lengths."""
     generator, prompts = torch.Generator().manual_seed(1000 + seed), []
     for length in LENGTHS:
@@ -61,6 +62,9 @@ def golden(model, vocab, seed):
         if length <= 200:
             tokens, probabilities = greedy(model, ids, 16)
             prompt |= {"greedy": tokens, "greedy_logprobs": [round(p, 5) for p in probabilities]}
+        if mtp_folder and length > 2:
+            ahead = mtp_log_probabilities(model, mtp_folder, ids)
+            prompt["mtp_logprobs"] = [round(float(ahead[i, ids[i + 2]]), 5) for i in range(length - 2)]
         prompts.append(prompt)
     return {"prompts": prompts}
 
@@ -72,7 +76,7 @@ def main():
         shutil.rmtree(folder, ignore_errors=True)
         restored = write_model(folder, **settings)
         model = load_reference(folder, restored)
-        values = golden(model, settings["config"]["vocab_size"], settings["seed"])
+        values = golden(model, settings["config"]["vocab_size"], settings["seed"], folder if settings.get("mtp") else None)
         text = json.dumps(values, separators=(",", ":")).replace('{"ids"', '\n{"ids"')
         (folder / "golden.json").write_text(text + "\n")
         size = sum(f.stat().st_size for f in folder.iterdir()) // 1024

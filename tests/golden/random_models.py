@@ -4,6 +4,7 @@ Every linear layer is drawn with a variance that keeps activations near one and 
 that a wrong scale, a skipped bias or a token sent to the wrong expert moves log-probabilities far beyond the tolerance.
 """
 
+import copy
 import json
 import math
 import tempfile
@@ -192,6 +193,42 @@ def load_reference(folder, restored=None):
 def log_probabilities(model, ids):
     """[len(ids), vocab]: row i is the distribution of token i + 1."""
     return torch.log_softmax(model(torch.tensor([ids])).logits[0].float(), dim=-1)
+
+
+@torch.no_grad()
+def mtp_log_probabilities(model, folder, ids):
+    """[len(ids) - 1, vocab]: row i is what the MTP layer, seeing ids[i + 1], says of token i + 2.
+
+    transformers leaves that layer aside; it is one of its own decoder layers behind a projection of the next token's
+    embedding joined with the last hidden state, which serving engines take after the final norm.
+    """
+    config, stored = model.config, load_file(Path(folder) / "model.safetensors")
+    prefix = f"model.layers.{config.num_hidden_layers}."
+    part = {n[len(prefix):]: t.float() for n, t in stored.items() if n.startswith(prefix)}
+    layer = copy.deepcopy(model.model.layers[-1])
+    weights = {n: t for n, t in part.items() if n.startswith(("self_attn.", "input_layernorm", "post_attention")) or
+               (n.startswith("mlp.") and ".experts." not in n)}
+    experts = layer.mlp.experts
+    for e in range(config.n_routed_experts):
+        gate, up, down = (part[f"mlp.experts.{e}.{k}_proj.weight"] for k in ("gate", "up", "down"))
+        experts.gate_up_proj[e].copy_(torch.cat((gate, up)))
+        experts.down_proj[e].copy_(down)
+    missing, unexpected = layer.load_state_dict(weights, strict=False)
+    assert not unexpected and all(".experts." in n for n in missing), (missing, unexpected)
+
+    def norm(x, weight):
+        return torch.nn.functional.rms_norm(x, weight.shape, weight, config.rms_norm_eps)
+
+    tokens = torch.tensor([ids])
+    hidden = model.model(tokens).last_hidden_state[:, :-1]
+    embedded = model.model.embed_tokens(tokens[:, 1:])
+    joined = torch.cat((norm(embedded, part["enorm.weight"]), norm(hidden, part["hnorm.weight"])), -1)
+    x = joined @ part["eh_proj.weight"].T
+    positions = torch.arange(x.shape[1])[None]
+    mask = torch.full((1, 1, x.shape[1], x.shape[1]), float("-inf")).triu(1)
+    x = layer(x, attention_mask=mask, position_ids=positions, position_embeddings=model.model.rotary_emb(x, positions))
+    x = norm(x[0] if isinstance(x, tuple) else x, part["shared_head.norm.weight"])
+    return torch.log_softmax(model.lm_head(x).reshape(len(ids) - 1, -1), dim=-1)
 
 
 def greedy(model, ids, count, margin=0.02):

@@ -25,7 +25,8 @@ class Server:
     def __init__(self, url):
         self.url = url
         with urllib.request.urlopen(url + "/v1/models", timeout=20) as response:
-            self.model = json.load(response)["data"][0]["id"]
+            card = json.load(response)["data"][0]
+        self.model, self.limit = card["id"], card["max_model_len"]  # its name, its context in tokens
 
     def post(self, path, body, timeout=120):
         request = urllib.request.Request(self.url + path, json.dumps(body).encode(),

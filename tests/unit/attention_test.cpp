@@ -6,10 +6,11 @@ namespace shoal::kernel_test {
 namespace {
 
 constexpr double kTolerance = 1e-5;
+constexpr KvType all_types[] = {KvType::f32, KvType::bf16, KvType::fp8, KvType::int8};
 
 /// Sequences in a paged cache filled with random numbers: pages in random order, one page table for each sequence.
 struct PagedCache {
-  PagedCache(Random& random, Backend& backend, DType dtype, int page_tokens, int width,
+  PagedCache(Random& random, Backend& backend, KvType type, int page_tokens, int width,
              const std::vector<int>& lengths) {
     Random contents(42);  // the first sequence begins with the same rows in every cache of this width
     int pages = 0;
@@ -19,8 +20,8 @@ struct PagedCache {
     for (std::size_t i = order.size(); i > 1; --i)
       std::swap(order[i - 1], order[std::size_t(random.whole(0, int(i) - 1))]);
 
-    memory = backend.allocate(static_cast<std::size_t>(pages * page_tokens * width) * size_of(dtype));
-    layer = {memory.get(), dtype, page_tokens, width};
+    memory = backend.allocate(static_cast<std::size_t>(pages * page_tokens * kv_row_bytes(type, width)));
+    layer = {memory.get(), type, page_tokens, width};
     std::size_t next = 0;
     for (const int n : lengths) {
       const auto count = static_cast<std::size_t>((n + page_tokens - 1) / page_tokens);
@@ -32,7 +33,7 @@ struct PagedCache {
       }
       const auto rows = contents.floats(std::int64_t{n} * width);
       // In two parts, so that writing at a column is tested too.
-      const int first = width / 3;
+      const int first = width / 3 / kKvGroup * kKvGroup + (has_scales(type) ? 0 : 1);
       const Rows<const float> all(rows.data(), n, width);
       backend.write_kv(all.columns(0, first), slots, 0, layer);
       backend.write_kv(all.columns(first, width - first), slots, first, layer);
@@ -51,10 +52,10 @@ class AttentionTest : public EveryIsa {};
 TEST_P(AttentionTest, MlaMatchesReference) {
   Random random;
   const auto tested = backend(2), reference = make_reference_backend();
-  for (const DType dtype : {DType::f32, DType::bf16}) {
+  for (const KvType type : all_types) {
     for (const MlaShape& shape : {MlaShape{16, 512, 64}, MlaShape{5, 33, 6}, MlaShape{1, 16, 2}, MlaShape{9, 48, 16}}) {
       const int width = shape.kv_lora_rank + shape.qk_rope_head_dim;
-      const PagedCache cache(random, *tested, dtype, 16, width, {90, 1, 33});
+      const PagedCache cache(random, *tested, type, 16, width, {90, 1, 33});
       const std::vector<AttentionQuery> queries{cache.query(0, 88), cache.query(0, 89), cache.query(0, 90),
                                                 cache.query(1, 1),  cache.query(2, 32), cache.query(2, 33)};
       const auto n = std::ssize(queries);
@@ -73,9 +74,10 @@ TEST_P(AttentionTest, MlaMatchesReference) {
 TEST_P(AttentionTest, GqaMatchesReference) {
   Random random(2);
   const auto tested = backend(2), reference = make_reference_backend();
-  for (const DType dtype : {DType::f32, DType::bf16}) {
+  for (const KvType type : all_types) {
     for (const GqaShape& shape : {GqaShape{12, 2, 128}, GqaShape{4, 4, 20}, GqaShape{6, 3, 7}, GqaShape{7, 1, 64}}) {
-      const PagedCache cache(random, *tested, dtype, 7, 2 * shape.kv_heads * shape.head_dim, {700, 40});
+      if (has_scales(type) && shape.head_dim % kKvGroup != 0) continue;  // refused when a job starts
+      const PagedCache cache(random, *tested, type, 7, 2 * shape.kv_heads * shape.head_dim, {700, 40});
       const std::vector<AttentionQuery> queries{cache.query(0, 699), cache.query(0, 700), cache.query(1, 40)};
       const auto n = std::ssize(queries);
       const std::int64_t cols = std::int64_t{shape.heads} * shape.head_dim;
@@ -95,10 +97,10 @@ TEST_P(AttentionTest, AQueryDoesNotDependOnItsNeighboursNorThreadsNorPages) {
   const MlaShape shape{12, 64, 16};
   const int width = 80;
   const auto one = backend(1), three = backend(3), eight = backend(8);
-  for (const DType dtype : {DType::f32, DType::bf16}) {
+  for (const KvType type : all_types) {
     const std::vector<int> lengths{1400, 513, 512, 31, 1, 64};
-    const PagedCache cache(random, *one, dtype, 16, width, lengths);
-    const PagedCache other_pages(random, *one, dtype, 300, width, {1400});
+    const PagedCache cache(random, *one, type, 16, width, lengths);
+    const PagedCache other_pages(random, *one, type, 300, width, {1400});
     std::vector<AttentionQuery> queries;
     for (std::size_t s = 0; s < lengths.size(); ++s) {
       for (int i = std::min(lengths[s], 20); i > 0; --i) queries.push_back(cache.query(s, lengths[s] - i + 1));
@@ -129,7 +131,7 @@ TEST_P(AttentionTest, LargeScoresDoNotOverflow) {
   Random random(5);
   const auto tested = backend(1), reference = make_reference_backend();
   const MlaShape shape{4, 32, 8};
-  const PagedCache cache(random, *tested, DType::f32, 16, 40, {600});
+  const PagedCache cache(random, *tested, KvType::f32, 16, 40, {600});
   const AttentionQuery query = cache.query(0, 600);
   const auto q = random.floats(160, 60.0f);
   std::vector<float> actual(128), expected(128);
@@ -142,7 +144,7 @@ TEST_P(AttentionTest, NotANumberStaysInItsToken) {
   Random random(6);
   const auto tested = backend(1);
   const MlaShape shape{4, 32, 8};
-  const PagedCache cache(random, *tested, DType::bf16, 16, 40, {50});
+  const PagedCache cache(random, *tested, KvType::bf16, 16, 40, {50});
   const std::vector<AttentionQuery> queries{cache.query(0, 49), cache.query(0, 50)};
   auto q = random.floats(2 * 160);
   q[170] = NAN;

@@ -61,8 +61,10 @@ inline Expected expected_of(const GenerationRequest& request, int max_model_len)
 /// pages that the coordinator gave. Checks every plan against what a rank may rely on.
 class FakeWorker {
  public:
-  FakeWorker(const CoordinatorOptions& options, int rank)
+  /// `drafts`: guesses it makes after each token, about half of them right.
+  FakeWorker(const CoordinatorOptions& options, int rank, int drafts = 0)
       : options_(options),
+        drafts_(drafts),
         cache_(static_cast<std::size_t>(options.kv_pages[static_cast<std::size_t>(rank)] * options.page_tokens), -1) {}
 
   StepResult run(const StepPlan& plan) {
@@ -70,15 +72,15 @@ class FakeWorker {
     last_step_ = plan.step;
     for (const std::uint64_t id : plan.finish) EXPECT_EQ(sequences_.erase(id), 1u) << "finish of unknown " << id;
     for (const SequenceStart& start : plan.start) {
-      EXPECT_GT(start.sequence, newest_) << "sequences must start in the order of their submission";
-      newest_ = start.sequence;
-      EXPECT_TRUE(sequences_.try_emplace(start.sequence, Sequence{start, 0}).second);
+      EXPECT_TRUE(sequences_.try_emplace(start.sequence, Sequence{start, {}, 0}).second);
     }
-    std::set<std::int32_t> in_use;
+    for (const SequenceChunk& chunk : plan.chunks) {
+      auto& pages = sequences_.at(chunk.sequence).pages;
+      pages.insert(pages.end(), chunk.pages.begin(), chunk.pages.end());
+    }
+    owners_.clear();
     for (const auto& [id, sequence] : sequences_) {
-      for (const std::int32_t page : sequence.start.pages) {
-        EXPECT_TRUE(in_use.insert(page).second) << "page " << page << " has two owners";
-      }
+      for (const std::int32_t page : sequence.pages) ++owners_[page];
     }
     EXPECT_LE(sequences_.size(), static_cast<std::size_t>(options_.max_num_seqs));
 
@@ -96,50 +98,81 @@ class FakeWorker {
   }
 
   std::size_t known_sequences() const { return sequences_.size(); }
+  std::size_t pages_in_use() const { return owners_.size(); }
 
  private:
   struct Sequence {
     SequenceStart start;
-    std::int32_t computed = 0;
+    std::vector<std::int32_t> pages;
+    std::int32_t computed;
   };
 
   std::int32_t& slot(const Sequence& sequence, std::int32_t position) {
-    const std::int32_t page = sequence.start.pages.at(static_cast<std::size_t>(position / options_.page_tokens));
+    const std::int32_t page = sequence.pages.at(static_cast<std::size_t>(position / options_.page_tokens));
     return cache_.at(static_cast<std::size_t>(page * options_.page_tokens + position % options_.page_tokens));
   }
 
   void run(const SequenceChunk& chunk, StepResult& result) {
-    const auto at = sequences_.find(chunk.sequence);
-    ASSERT_NE(at, sequences_.end()) << "chunk of a sequence that was not started";
-    Sequence& sequence = at->second;
+    Sequence& sequence = sequences_.at(chunk.sequence);
+    if (chunk.position > sequence.computed) {  // what others have computed
+      EXPECT_EQ(sequence.computed % options_.page_tokens, 0) << "only full pages are shared";
+      EXPECT_EQ(chunk.position % options_.page_tokens, 0) << "only full pages are shared";
+      sequence.computed = chunk.position;
+    }
     ASSERT_EQ(chunk.position, sequence.computed) << "chunks must follow one another";
-    ASSERT_FALSE(chunk.tokens.empty());
+    const auto known = static_cast<std::int32_t>(chunk.tokens.size()) - chunk.drafts;
+    ASSERT_GT(known, 0);
+    ASSERT_GE(chunk.drafts, 0);
     SequenceOutput output;
     output.sequence = chunk.sequence;
-    for (std::size_t i = 0; i < chunk.tokens.size(); ++i) {
-      slot(sequence, sequence.computed++) = chunk.tokens[i];
-      const bool last = i + 1 == chunk.tokens.size();
-      const std::int32_t next = last ? chunk.next_token : chunk.tokens[i + 1];
-      if (chunk.score && next >= 0) output.scored.push_back(fake_logprob(cached_state(sequence), next));
+    for (std::int32_t i = 0; i < known + chunk.drafts; ++i) {
+      const std::int32_t position = chunk.position + i;
+      const std::int32_t page = sequence.pages.at(static_cast<std::size_t>(position / options_.page_tokens));
+      EXPECT_EQ(owners_.at(page), 1) << "page " << page << " is written to and has other owners";
+      slot(sequence, position) = chunk.tokens[static_cast<std::size_t>(i)];
+      const std::int32_t next = i + 1 < known ? chunk.tokens[static_cast<std::size_t>(i + 1)] : chunk.next_token;
+      if (chunk.score && i < known && next >= 0)
+        output.scored.push_back(fake_logprob(cached_state(sequence, position + 1), next));
     }
-    if (chunk.sample) {
-      const std::uint64_t state = cached_state(sequence);
-      output.token = fake_next(state, sequence.start.sampling.seed);
-      if (sequence.start.logprobs >= 0) output.sampled.push_back(fake_logprob(state, output.token));
-    }
+    sequence.computed += known;
+    if (chunk.sample) sample(chunk, known, sequence, output);
     if (chunk.sample || chunk.score) result.outputs.push_back(std::move(output));
   }
 
-  std::uint64_t cached_state(const Sequence& sequence) {
+  void sample(const SequenceChunk& chunk, std::int32_t known, Sequence& sequence, SequenceOutput& output) {
+    for (std::int32_t i = known;; ++i) {
+      const std::uint64_t state = cached_state(sequence, chunk.position + i);
+      const std::int32_t token = fake_next(state, sequence.start.sampling.seed);
+      output.tokens.push_back(token);
+      if (sequence.start.logprobs >= 0) output.sampled.push_back(fake_logprob(state, token));
+      if (i == known + chunk.drafts || token != chunk.tokens[static_cast<std::size_t>(i)]) break;
+      ++sequence.computed;
+    }
+    std::vector<std::int32_t> tokens = cached(sequence, sequence.computed);
+    tokens.push_back(output.tokens.back());
+    for (int i = 0; i < drafts_; ++i) {
+      const std::uint64_t state = fake_state(tokens);
+      tokens.push_back(state % 2 ? fake_next(state, sequence.start.sampling.seed)
+                                 : static_cast<std::int32_t>(state % 7));
+      output.drafts.push_back(tokens.back());
+    }
+  }
+
+  std::vector<std::int32_t> cached(const Sequence& sequence, std::int32_t length) {
     std::vector<std::int32_t> tokens;
-    for (std::int32_t i = 0; i < sequence.computed; ++i) tokens.push_back(slot(sequence, i));
-    return fake_state(tokens);
+    for (std::int32_t i = 0; i < length; ++i) tokens.push_back(slot(sequence, i));
+    return tokens;
+  }
+  std::uint64_t cached_state(const Sequence& sequence, std::int32_t length) {
+    return fake_state(cached(sequence, length));
   }
 
   CoordinatorOptions options_;
+  int drafts_;
   std::vector<std::int32_t> cache_;  // [pages * page_tokens]
   std::map<std::uint64_t, Sequence> sequences_;
-  std::uint64_t last_step_ = 0, newest_ = 0;
+  std::map<std::int32_t, int> owners_;  // of each page in use
+  std::uint64_t last_step_ = 0;
 };
 
 }  // namespace shoal::test

@@ -1,6 +1,7 @@
 #pragma once
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <random>
@@ -75,6 +76,35 @@ inline Matrix random_matrix(Random& random, DType dtype, std::int64_t rows, std:
     m.set_scales(std::move(scales));
   }
   return m;
+}
+
+/// Random bits, with scales that are ordinary numbers: in every format but IQ1_M and MXFP4 these are the FP16 fields,
+/// which the struct's size tells apart from the rest only by trying.
+inline std::vector<std::byte> random_blocks(Random& random, const QuantFormat& format, std::int64_t blocks) {
+  std::vector<std::byte> bytes(static_cast<std::size_t>(blocks * format.block_bytes));
+  std::vector<float> worth(static_cast<std::size_t>(format.block_elements));
+  for (std::int64_t b = 0; b < blocks;) {
+    std::byte* block = bytes.data() + b * format.block_bytes;
+    for (int i = 0; i < format.block_bytes; ++i) block[i] = static_cast<std::byte>(random.whole(0, 255));
+    format.dequantize(block, format.block_elements, worth.data());
+    const bool ordinary =
+        std::all_of(worth.begin(), worth.end(), [](float f) { return std::isfinite(f) && std::abs(f) < 100.0f; });
+    if (ordinary) ++b;
+  }
+  return bytes;
+}
+
+struct Quantized {
+  Matrix matrix;
+  std::vector<float> worth;  // [rows, cols] as the format itself says
+};
+
+inline Quantized random_quantized(Random& random, const QuantFormat& format, std::int64_t rows, std::int64_t cols) {
+  const auto bytes = random_blocks(random, format, rows * cols / format.block_elements);
+  Quantized q{Matrix(*packed_format(format), rows, cols), std::vector<float>(static_cast<std::size_t>(rows * cols))};
+  q.matrix.pack_rows(0, rows, bytes.data(), format.bytes(cols));
+  format.dequantize(bytes.data(), rows * cols, q.worth.data());
+  return q;
 }
 
 inline std::unique_ptr<Backend> backend_of(Isa isa, int threads, Compute compute = Compute::f32) {

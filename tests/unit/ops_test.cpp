@@ -131,8 +131,8 @@ TEST_P(OpsTest, WriteKvRoundsLikeBf16) {
   auto x = random.floats(3 * 37);
   x[1] = NAN, x[2] = INFINITY, x[3] = std::bit_cast<float>(0x3f808000u), x[4] = 1e-40f;
   const std::vector<std::int64_t> slots{5, 0, 2};
-  for (const DType type : {DType::f32, DType::bf16}) {
-    const std::size_t bytes = 6 * 50 * size_of(type);
+  for (const KvType type : {KvType::f32, KvType::bf16}) {
+    const auto bytes = static_cast<std::size_t>(6 * kv_row_bytes(type, 50));
     const auto a = tested->allocate(bytes), b = reference->allocate(bytes);
     tested->write_kv({x.data(), 3, 37}, slots, 11, {a.get(), type, 2, 50});
     reference->write_kv({x.data(), 3, 37}, slots, 11, {b.get(), type, 2, 50});

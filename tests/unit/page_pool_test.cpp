@@ -65,5 +65,73 @@ TEST(PagePool, NeverLosesOrSharesPages) {
   }
 }
 
+TEST(PagePool, KeepsContentsUntilTheRoomIsNeeded) {
+  PagePool pool(4);
+  const std::vector<std::int32_t> a{1, 2}, b{3, 4}, c{5, 6};
+  const auto pages = pool.allocate(3);
+  const auto after_a = pool.keep(PagePool::kNoBlock, a, "", pages[0]);
+  const auto after_b = pool.keep(after_a, b, "", pages[1]);
+  EXPECT_FALSE(pool.find(PagePool::kNoBlock, b, "")) << "b follows a";
+  EXPECT_FALSE(pool.find(PagePool::kNoBlock, a, "salt"));
+  EXPECT_EQ(pool.find(after_a, b, "")->block, after_b);
+  EXPECT_EQ(pool.find(after_a, b, "")->page, pages[1]);
+  EXPECT_THROW(pool.share(pages[2]), Error);
+  EXPECT_THROW(pool.keep(after_b, c, "", pages[1]), Error);
+
+  pool.share(pages[0]);
+  pool.release(pages);
+  EXPECT_EQ(pool.used(), 1);
+  EXPECT_EQ(pool.free(), 3);
+  EXPECT_THROW(pool.keep(after_b, c, "", pages[2]), Error) << "nobody owns it";
+  pool.allocate(2);  // the two that hold nothing
+  EXPECT_TRUE(pool.find(after_a, b, ""));
+  EXPECT_EQ(pool.allocate(1), std::vector{pages[1]});
+  EXPECT_FALSE(pool.find(after_a, b, ""));
+  EXPECT_TRUE(pool.find(PagePool::kNoBlock, a, "")) << "it has an owner";
+  EXPECT_THROW(pool.allocate(1), Error);
+}
+
+TEST(PagePool, DropsWhatWasLeftLongestAgoAndEndsBeforeBeginnings) {
+  PagePool pool(6);
+  const std::vector<std::int32_t> t{7};
+  std::vector<std::vector<std::int32_t>> texts;
+  std::vector<PagePool::Block> first;
+  for (const char* salt : {"x", "y", "z"}) {
+    texts.push_back(pool.allocate(2));
+    first.push_back(pool.keep(PagePool::kNoBlock, t, salt, texts.back()[0]));
+    pool.keep(first.back(), t, salt, texts.back()[1]);
+  }
+  for (const int i : {1, 0, 2}) pool.release(texts[static_cast<std::size_t>(i)]);
+  pool.share(texts[1][0]);  // in use again, and left last
+  pool.release(std::span(texts[1]).first(1));
+  std::vector<std::int32_t> order;
+  for (int i = 0; i < 6; ++i) order.push_back(pool.allocate(1)[0]);
+  EXPECT_EQ(order, (std::vector{texts[1][1], texts[0][1], texts[0][0], texts[2][1], texts[2][0], texts[1][0]}));
+}
+
+TEST(PagePool, OneContentHasOnePage) {
+  PagePool pool(3);
+  const std::vector<std::int32_t> a{1, 2};
+  const auto pages = pool.allocate(2);
+  const auto block = pool.keep(PagePool::kNoBlock, a, "", pages[0]);
+  EXPECT_EQ(pool.keep(PagePool::kNoBlock, a, "", pages[1]), block);
+  EXPECT_EQ(pool.find(PagePool::kNoBlock, a, "")->page, pages[0]);
+  pool.release(pages);
+  pool.allocate(3);
+  const auto again = pool.find(PagePool::kNoBlock, a, "");
+  EXPECT_FALSE(again);
+}
+
+TEST(PagePool, ABlockThatWasDroppedNeverComesBack) {
+  PagePool pool(2);
+  const std::vector<std::int32_t> a{1}, b{2};
+  auto pages = pool.allocate(1);
+  const auto before = pool.keep(PagePool::kNoBlock, a, "", pages[0]);
+  pool.release(pages);
+  pages = pool.allocate(2);
+  EXPECT_NE(pool.keep(PagePool::kNoBlock, a, "", pages[0]), before);
+  EXPECT_FALSE(pool.find(before, b, ""));
+}
+
 }  // namespace
 }  // namespace shoal

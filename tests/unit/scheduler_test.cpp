@@ -23,19 +23,21 @@ struct Outcome {
   std::vector<TokenLogprob> logprobs;
   FinishReason finish = FinishReason::none;
   int prompt_events = 0;
+  int cached_tokens = 0;
 };
 
 /// A scheduler and its ranks, stepped by hand.
 class Job {
  public:
-  explicit Job(const CoordinatorOptions& options, unsigned seed = 1)
+  explicit Job(const CoordinatorOptions& options, unsigned seed = 1, int drafts = 0)
       : options_(options), random_(seed), scheduler(options) {
-    for (int rank = 0; rank < options.ranks; ++rank) workers.emplace_back(options, rank);
+    for (int rank = 0; rank < options.ranks; ++rank) workers.emplace_back(options, rank, drafts);
   }
 
   std::uint64_t submit(const GenerationRequest& request) {
     scheduler.submit(last_ + 1, request);
     outcomes[++last_];
+    clients_[last_] = request.client;
     return last_;
   }
 
@@ -46,14 +48,7 @@ class Job {
   void step(Midway midway) {
     plans = scheduler.plan();
     ASSERT_EQ(plans.size(), options_.tensor_parallel ? 1u : static_cast<std::size_t>(options_.ranks));
-    std::set<std::uint64_t> starts;
-    for (const StepPlan& plan : plans) {
-      for (const SequenceStart& start : plan.start) starts.insert(start.sequence);
-    }
-    if (!starts.empty()) {
-      EXPECT_GT(*starts.begin(), newest_) << "admitted out of turn";
-      newest_ = *starts.rbegin();
-    }
+    check_admissions();
     std::vector<std::pair<int, StepResult>> results;
     for (int rank = 0; rank < options_.ranks; ++rank) {
       const StepPlan& plan = plans[options_.tensor_parallel ? 0 : static_cast<std::size_t>(rank)];
@@ -62,6 +57,9 @@ class Job {
       std::shuffle(result.outputs.begin(), result.outputs.end(), random_);
       results.emplace_back(rank, decode_step_result(encode(result)));
     }
+    std::size_t in_use = 0;
+    for (std::size_t i = 0; i < plans.size(); ++i) in_use += workers[i].pages_in_use();
+    EXPECT_EQ(scheduler.kv_pages_used(), static_cast<std::int64_t>(in_use)) << "pages are lost, or owned by nobody";
     std::shuffle(results.begin(), results.end(), random_);
     for (auto& [rank, result] : results) {
       midway();
@@ -79,9 +77,24 @@ class Job {
   }
 
  private:
+  /// A client's requests start in the order of their submission; who starts once more had left.
+  void check_admissions() {
+    std::set<std::uint64_t> first_starts;
+    for (const StepPlan& plan : plans) {
+      for (const SequenceStart& start : plan.start) {
+        if (started_.insert(start.sequence).second) first_starts.insert(start.sequence);
+      }
+    }
+    for (const std::uint64_t id : first_starts) {
+      EXPECT_GT(id, newest_[clients_[id]]) << "admitted out of turn";
+      newest_[clients_[id]] = id;
+    }
+  }
+
   void take(Scheduler::Events events) {
     for (auto& [id, event] : events) {
       Outcome& outcome = outcomes.at(id);
+      outcome.cached_tokens = std::max(outcome.cached_tokens, event.cached_tokens);
       EXPECT_EQ(outcome.finish, FinishReason::none) << "an event after the last";
       if (!event.prompt.empty()) {
         ++outcome.prompt_events;
@@ -96,7 +109,10 @@ class Job {
 
   CoordinatorOptions options_;
   Random random_;
-  std::uint64_t last_ = 0, newest_ = 0;  // submitted, admitted
+  std::uint64_t last_ = 0;  // submitted
+  std::set<std::uint64_t> started_;
+  std::map<std::string, std::uint64_t> newest_;   // admitted, by client
+  std::map<std::uint64_t, std::string> clients_;  // by request
 
  public:
   Scheduler scheduler;
@@ -124,11 +140,21 @@ GenerationRequest request_of(int prompt_tokens, int max_tokens) {
   return request;
 }
 
+std::vector<std::int32_t> shared_prompt(int which, int tokens) {
+  std::vector<std::int32_t> prompt;
+  for (int i = 0; i < tokens; ++i) prompt.push_back((i * i + which) % test::fake_vocab);
+  return prompt;
+}
+
 GenerationRequest any_request(Random& random) {
   const auto up_to = [&](int most) { return std::uniform_int_distribution<int>(0, most)(random); };
   GenerationRequest request;
-  request.prompt.resize(static_cast<std::size_t>(1 + up_to(up_to(3) == 0 ? 60 : 8)));
-  for (auto& token : request.prompt) token = up_to(test::fake_vocab - 1);
+  // Some begin alike, as questions to one system prompt do.
+  if (up_to(1) == 0) request.prompt = shared_prompt(up_to(2), up_to(50));
+  const int own = 1 + up_to(up_to(3) == 0 && request.prompt.empty() ? 60 : 8);
+  for (int i = 0; i < own; ++i) request.prompt.push_back(up_to(test::fake_vocab - 1));
+  request.client = std::string(static_cast<std::size_t>(up_to(2)), 'c');
+  if (up_to(7) == 0) request.cache_salt = "salt";
   request.max_tokens = up_to(5) == 0 ? 0 : up_to(30);
   request.sampling.seed = random();
   if (up_to(1) == 0) request.stop_token_ids = {up_to(test::fake_vocab - 1), 3};
@@ -161,10 +187,12 @@ struct Shape {
 };
 class SchedulerInCompany : public testing::TestWithParam<Shape> {};
 
-/// Random requests come, go and are cancelled at any moment; each gets just what it would get alone, no page has two
-/// owners or is lost, and no budget is exceeded (FakeWorker looks at every plan).
+/// Random requests come, go and are cancelled at any moment, with fewer pages than they would like; each gets just what
+/// it would get alone, no page is written to that others read, none is lost, and no budget is exceeded (FakeWorker
+/// looks at every plan).
 TEST_P(SchedulerInCompany, EveryRequestGetsWhatItWouldGetAlone) {
-  for (unsigned seed = 0; seed < 25; ++seed) {
+  std::uint64_t preemptions = 0, hits = 0, accepted = 0;
+  for (unsigned seed = 0; seed < 40; ++seed) {
     SCOPED_TRACE(seed);
     Random random(seed);
     CoordinatorOptions options = options_for(GetParam().ranks, GetParam().tensor_parallel);
@@ -172,8 +200,9 @@ TEST_P(SchedulerInCompany, EveryRequestGetsWhatItWouldGetAlone) {
     options.max_model_len = random() % 4 == 0 ? 0 : 70;
     options.max_num_seqs = 1 + static_cast<int>(random() % 12);
     options.max_batched_tokens = 1 + static_cast<int>(random() % 30);
+    options.max_prefill_tokens = 1 + static_cast<int>(random() % 30);
     for (int& pages : options.kv_pages) pages = 100 / options.page_tokens + static_cast<int>(random() % 60);
-    Job job(options, seed);
+    Job job(options, seed, static_cast<int>(random() % 4));
 
     std::map<std::uint64_t, GenerationRequest> requests;
     const auto disturb = [&](unsigned one_in) {
@@ -197,7 +226,14 @@ TEST_P(SchedulerInCompany, EveryRequestGetsWhatItWouldGetAlone) {
     EXPECT_EQ(job.scheduler.kv_pages_used(), 0);
     EXPECT_EQ(job.scheduler.running() + job.scheduler.waiting(), 0);
     for (const FakeWorker& worker : job.workers) EXPECT_EQ(worker.known_sequences(), 0u);
+    preemptions += job.scheduler.totals().preemptions;
+    hits += job.scheduler.totals().prefix_hits;
+    accepted += job.scheduler.totals().accepted;
   }
+  // The test sees what it is for.
+  EXPECT_GT(preemptions, 20u);
+  EXPECT_GT(hits, 1000u);
+  EXPECT_GT(accepted, 1000u);
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, SchedulerInCompany,
@@ -212,7 +248,9 @@ TEST(Scheduler, DecodesFirstThenPromptsInOrder) {
   job.submit(request_of(3, 9));
   job.step();
   job.submit(request_of(20, 2));
-  job.submit(request_of(10, 2));
+  GenerationRequest last = request_of(10, 2);
+  last.cache_salt = "shares nothing";
+  job.submit(last);
   job.step();
   const auto shape = [&] {
     std::vector<std::array<int, 4>> all;  // sequence, position, tokens, sample
@@ -291,6 +329,7 @@ TEST(Scheduler, RefusesOptionsThatMakeNoSense) {
   refused([](auto& o) { o.kv_pages[1] = -1; });
   refused([](auto& o) { o.page_tokens = 0; });
   refused([](auto& o) { o.max_batched_tokens = 0; });
+  refused([](auto& o) { o.max_prefill_tokens = 0; });
   refused([](auto& o) { o.max_num_seqs = 0; });
 }
 
@@ -349,10 +388,13 @@ TEST(Scheduler, CancelFreesPagesOnlyWhenTheStepIsOver) {
   Job job(options_for(2));
   const auto one = job.submit(request_of(8, 20));
   job.step();
-  const auto used = job.scheduler.kv_pages_used();
+  std::int64_t used = 0;
   int calls = 0;
   job.step([&] {
-    if (calls++ == 0) job.cancel(one);
+    if (calls++ == 0) {
+      used = job.scheduler.kv_pages_used();
+      job.cancel(one);
+    }
     EXPECT_EQ(job.outcomes.at(one).finish, FinishReason::cancelled);
     EXPECT_EQ(job.scheduler.kv_pages_used(), used);
   });
@@ -378,7 +420,7 @@ TEST(Scheduler, RefusesAnswersToOtherQuestions) {
     scheduler.submit(1, request_of(3, 4));
     scheduler.submit(2, request_of(3, 4));
     scheduler.plan();
-    StepResult result{.step = 1, .outputs = {{1, 5, {}, {}}}, .expert_tokens = {}};
+    StepResult result{.step = 1, .outputs = {{1, {5}, {}, {}, {}}}, .expert_tokens = {}};
     int rank = 0;
     spoil(result, rank, scheduler);
     EXPECT_THROW(scheduler.apply(rank, result), Error);
@@ -389,7 +431,8 @@ TEST(Scheduler, RefusesAnswersToOtherQuestions) {
   refuses([](auto&, int& rank, auto&) { rank = -1; });
   refuses([](auto& result, int&, auto& scheduler) { scheduler.apply(0, result); });  // twice
   refuses([](auto& result, int&, auto&) { result.outputs.clear(); });
-  refuses([](auto& result, int&, auto&) { result.outputs[0].token = -1; });
+  refuses([](auto& result, int&, auto&) { result.outputs[0].tokens.clear(); });
+  refuses([](auto& result, int&, auto&) { result.outputs[0].tokens = {5, 6}; });
   refuses([](auto& result, int&, auto&) { result.outputs[0].sequence = 9; });
   refuses([](auto& result, int&, auto&) { result.outputs[0].scored.resize(1); });
   refuses([](auto& result, int&, auto&) { result.outputs.push_back(result.outputs[0]); });
@@ -421,6 +464,219 @@ TEST(Scheduler, CountsTokens) {
   EXPECT_EQ(job.scheduler.totals().prompt_tokens, 25u);
   EXPECT_EQ(job.scheduler.totals().generated_tokens, 3u);
   EXPECT_EQ(job.scheduler.totals().steps, 4u);
+}
+
+TEST(Scheduler, ASharedBeginningIsComputedOnce) {
+  Job job(options_for(1));  // pages of 4 tokens
+  GenerationRequest first = request_of(21, 6), second = first;
+  job.submit(first);
+  job.finish();
+  second.prompt.push_back(3);
+  job.submit(second);
+  job.step();
+  ASSERT_EQ(job.plans[0].chunks.size(), 1u);
+  EXPECT_EQ(job.plans[0].chunks[0].position, 20);
+  EXPECT_EQ(job.plans[0].chunks[0].tokens.size(), 2u);
+  EXPECT_EQ(job.plans[0].chunks[0].pages.size(), 6u);
+  job.finish();
+  EXPECT_EQ(job.outcomes.at(2).cached_tokens, 20);
+  EXPECT_EQ(job.scheduler.totals().prefix_queries, 43u);
+  EXPECT_EQ(job.scheduler.totals().prefix_hits, 20u);
+
+  // An answer is a beginning too: the next turn of a conversation.
+  GenerationRequest turn = first;
+  turn.prompt.insert(turn.prompt.end(), job.outcomes.at(1).tokens.begin(), job.outcomes.at(1).tokens.end());
+  turn.prompt.push_back(5);
+  job.submit(turn);
+  job.finish();
+  EXPECT_EQ(job.outcomes.at(3).cached_tokens, 24) << "26 tokens are in the cache: 27 less the last, never computed";
+
+  // With another salt nothing is shared; the whole prompt again leaves its last token to compute.
+  first.cache_salt = second.cache_salt = "another tenant";
+  second.prompt.resize(20);
+  job.submit(first);
+  job.finish();
+  EXPECT_EQ(job.outcomes.at(4).cached_tokens, 0);
+  job.submit(second);
+  job.finish();
+  EXPECT_EQ(job.outcomes.at(5).cached_tokens, 16);
+  for (const auto& [id, request] : {std::pair(2, second), std::pair(3, turn), std::pair(4, first)}) {
+    if (id != 2) expect_outcome(job.outcomes.at(static_cast<std::uint64_t>(id)), request, 100);
+  }
+}
+
+TEST(Scheduler, RunningSequencesShareAndCatchUp) {
+  CoordinatorOptions options = options_for(1);
+  options.kv_pages = {200};
+  options.max_prefill_tokens = 16;
+  Job job(options);
+  // Eight users with one system prompt of 64 tokens come at once: only the first computes it.
+  for (int user = 0; user < 8; ++user) {
+    GenerationRequest request;
+    request.prompt = shared_prompt(0, 64);
+    request.prompt.push_back(user);
+    request.max_tokens = 8;
+    job.submit(request);
+  }
+  job.finish();
+  EXPECT_EQ(job.scheduler.totals().prompt_tokens, 64u + 8u);
+  EXPECT_EQ(job.scheduler.totals().prefix_hits, 7u * 64u);
+}
+
+TEST(Scheduler, SequencesGoWhereTheirBeginningIsUntilThatRankIsCrowded) {
+  CoordinatorOptions options = options_for(2);
+  options.kv_pages = {200, 200};
+  options.max_batched_tokens = 128;
+  Job job(options);
+  GenerationRequest request;
+  request.prompt = shared_prompt(0, 90);
+  request.max_tokens = 1;
+  job.submit(request);
+  job.finish();
+  request.max_tokens = 9;
+  std::vector<int> lanes;
+  for (int user = 0; user < 6; ++user) {
+    request.prompt.back() = user;
+    job.submit(request);
+    job.step();
+    lanes.push_back(job.plans[0].start.empty() ? 1 : 0);
+  }
+  EXPECT_EQ(lanes, (std::vector<int>{0, 0, 0, 1, 1, 1}))
+      << "88 cached tokens outweigh two sequences that run, not three; then both ranks have them";
+}
+
+TEST(Scheduler, TheYoungestLeavesForWantOfPagesAndComesBackFirst) {
+  CoordinatorOptions options = options_for(1);
+  options.kv_pages = {12};  // 48 tokens
+  Job job(options);
+  for (int i = 0; i < 3; ++i) job.submit(request_of(8, 30));  // 10 pages each in the end
+  std::vector<std::uint64_t> ends;
+  std::map<std::uint64_t, int> starts;
+  for (int steps = 0; job.scheduler.has_work() && steps < 500; ++steps) {
+    job.step();
+    for (const SequenceStart& start : job.plans[0].start) ++starts[start.sequence];
+    const std::uint64_t oldest = ends.size() + 1;
+    if (job.outcomes.at(oldest).finish != FinishReason::none) {
+      ends.push_back(oldest);
+      EXPECT_EQ(starts[1], 1) << "the oldest never leaves";
+    }
+  }
+  EXPECT_EQ(ends, (std::vector<std::uint64_t>{1, 2, 3})) << "in the order in which they came";
+  EXPECT_GT(job.scheduler.totals().preemptions, 0u);
+  for (std::uint64_t id = 1; id <= 3; ++id) expect_outcome(job.outcomes.at(id), request_of(8, 30), 100);
+}
+
+TEST(Scheduler, ALongPromptDoesNotHoldUpAnswers) {
+  CoordinatorOptions options = options_for(2);
+  options.kv_pages = {300, 300};
+  options.max_model_len = 1000;
+  options.max_batched_tokens = 64;
+  options.max_prefill_tokens = 8;
+  Job job(options);
+  job.submit(request_of(4, 60));
+  job.step();
+  EXPECT_EQ(job.plans[0].chunks.at(0).tokens.size(), 4u);
+  job.submit(request_of(700, 2));
+  job.submit(request_of(600, 2));
+  for (int i = 0; i < 59; ++i) {
+    job.step();
+    EXPECT_EQ(job.outcomes.at(1).tokens.size(), static_cast<std::size_t>(i + 2)) << "a token in every step";
+    for (const StepPlan& plan : job.plans) {
+      std::size_t tokens = 0;
+      for (const SequenceChunk& chunk : plan.chunks) tokens += chunk.tokens.size() * (chunk.sequence != 1);
+      EXPECT_LE(tokens, 8u) << "on any rank";
+    }
+  }
+  job.step();  // nobody is being answered
+  std::size_t tokens = 0;
+  for (const StepPlan& plan : job.plans) tokens += plan.chunks.at(0).tokens.size();
+  EXPECT_EQ(tokens, 128u);
+}
+
+/// One client floods the queue; others ask one thing after the other. These wait for a request in front of them at
+/// most.
+TEST(Scheduler, AFloodOfOneClientDoesNotDelayAnother) {
+  CoordinatorOptions options = options_for(1);
+  options.max_num_seqs = 2;
+  Job job(options);
+  const auto from = [](const char* client, int prompt, int answer) {
+    GenerationRequest request = request_of(prompt, answer);
+    request.client = client;
+    return request;
+  };
+  for (int i = 0; i < 100; ++i) job.submit(from("flood", 10, 10));
+  for (int i = 0; i < 5; ++i) job.step();
+  for (int i = 0; i < 10; ++i) {
+    const auto id = job.submit(from("other", 10, 10));
+    int steps = 0;
+    while (job.outcomes.at(id).finish == FinishReason::none && steps++ < 100) job.step();
+    EXPECT_LE(steps, 11 + 11) << "the longest that runs, then itself";
+  }
+}
+
+/// Two clients that always have work get the same amount of it, whatever the sizes of their requests.
+TEST(Scheduler, BusyClientsGetEqualShares) {
+  CoordinatorOptions options = options_for(1);
+  options.max_num_seqs = 2;
+  Job job(options);
+  std::map<std::string, std::int64_t> work;
+  std::map<std::uint64_t, std::string> client_of;
+  Random random(4);
+  for (int steps = 0; steps < 3000; ++steps) {
+    std::map<std::string, int> open;
+    for (const auto& [id, client] : client_of) open[client] += job.outcomes.at(id).finish == FinishReason::none;
+    for (const char* client : {"long", "short"}) {
+      for (; open[client] < 5; ++open[client]) {
+        GenerationRequest request = *client == 'l' ? request_of(60, 30) : request_of(3, 5);
+        request.cache_salt = std::to_string(random());
+        request.client = client;
+        client_of[job.submit(request)] = client;
+      }
+    }
+    job.step();
+    for (const SequenceChunk& chunk : job.plans[0].chunks) {
+      work[client_of.at(chunk.sequence)] += static_cast<std::int64_t>(chunk.tokens.size());
+    }
+  }
+  EXPECT_LT(std::abs(work["long"] - work["short"]), 100) << "about one long request";
+  EXPECT_GT(work["long"], 3000);
+}
+
+/// However many newcomers there are, each a client of its own, who came before gets on.
+TEST(Scheduler, NewcomersWithoutEndStarveNobody) {
+  CoordinatorOptions options = options_for(1);
+  options.max_num_seqs = 1;
+  Job job(options);
+  GenerationRequest request = request_of(60, 5);
+  request.client = "old";
+  job.submit(request);
+  const auto second = job.submit(request);
+  int steps = 0;
+  while (job.outcomes.at(second).finish == FinishReason::none && steps++ < 2000) {
+    GenerationRequest newcomer = request_of(10, 5);
+    newcomer.client = "new" + std::to_string(steps);
+    if (steps % 4 == 0) job.submit(newcomer);
+    job.step();
+  }
+  EXPECT_LT(steps, 1000);
+}
+
+/// Guesses change how fast answers come, never what they are; those that cannot be used are not made.
+TEST(Scheduler, GuessesSaveSteps) {
+  CoordinatorOptions options = options_for(1);
+  std::map<int, std::uint64_t> steps;
+  for (const int drafts : {0, 1, 3}) {
+    Job job(options, 1, drafts);
+    job.submit(request_of(10, 60));
+    job.finish();
+    expect_outcome(job.outcomes.at(1), request_of(10, 60), 100);
+    const Scheduler::Totals& totals = job.scheduler.totals();
+    steps[drafts] = totals.steps;
+    EXPECT_EQ(totals.steps + totals.accepted, 60u);
+    EXPECT_LE(totals.accepted, totals.drafted);
+  }
+  EXPECT_LT(steps[1], steps[0]);
+  EXPECT_LT(steps[3], steps[1]);
 }
 
 }  // namespace

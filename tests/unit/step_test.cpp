@@ -38,21 +38,42 @@ std::vector<TokenLogprob> any_logprobs(Random& random) {
   return all;
 }
 
+TokenRules any_rules(Random& random) {
+  TokenRules rules;
+  rules.presence_penalty = any_float(random);
+  rules.frequency_penalty = any_float(random);
+  rules.repetition_penalty = any_float(random);
+  rules.prompt_tokens = any_tokens(random, 5);
+  for (int i = number_up_to(random, 3); i > 0; --i) {
+    rules.logit_bias.emplace_back(static_cast<std::int32_t>(random()), any_float(random));
+  }
+  rules.allowed = any_tokens(random, 3);
+  rules.min_tokens = number_up_to(random, 100);
+  rules.end_tokens = any_tokens(random, 3);
+  rules.starts_thinking = random() % 2;
+  rules.thinking = {number_up_to(random, 100) - 1, static_cast<std::int32_t>(random()), any_tokens(random, 3)};
+  rules.grammar.assign(static_cast<std::size_t>(number_up_to(random, 20)), 'g');
+  return rules;
+}
+
 StepPlan any_plan(Random& random) {
   StepPlan plan;
   plan.step = random();
   plan.start.resize(static_cast<std::size_t>(number_up_to(random, 3)));
   for (auto& start : plan.start) {
     start.sequence = random();
-    start.sampling = {any_float(random), any_float(random), number_up_to(random, 1000), any_float(random), random()};
+    start.sampling = {any_float(random), any_float(random), number_up_to(random, 1000), any_float(random), random(),
+                      any_rules(random)};
     start.logprobs = number_up_to(random, 21) - 1;
-    start.pages = any_tokens(random, 9);
+    start.answer = any_tokens(random, 5);
   }
   plan.chunks.resize(static_cast<std::size_t>(number_up_to(random, 3)));
   for (auto& chunk : plan.chunks) {
     chunk.sequence = random();
     chunk.position = static_cast<std::int32_t>(random());
+    chunk.pages = any_tokens(random, 9);
     chunk.tokens = any_tokens(random, 9);
+    chunk.drafts = static_cast<std::int32_t>(random());
     chunk.sample = random() % 2;
     chunk.score = random() % 2;
     chunk.next_token = static_cast<std::int32_t>(random());
@@ -68,7 +89,8 @@ StepResult any_result(Random& random) {
   result.outputs.resize(static_cast<std::size_t>(number_up_to(random, 3)));
   for (auto& output : result.outputs) {
     output.sequence = random();
-    output.token = static_cast<std::int32_t>(random());
+    output.tokens = any_tokens(random, 3);
+    output.drafts = any_tokens(random, 3);
     output.sampled = any_logprobs(random);
     output.scored = any_logprobs(random);
   }
@@ -107,15 +129,18 @@ TEST(Step, PlanSurvivesTheWire) {
       EXPECT_EQ(b.sampling.top_k, a.sampling.top_k);
       EXPECT_EQ(b.sampling.min_p, a.sampling.min_p);
       EXPECT_EQ(b.sampling.seed, a.sampling.seed);
+      EXPECT_EQ(b.sampling.rules, a.sampling.rules);
       EXPECT_EQ(b.logprobs, a.logprobs);
-      EXPECT_EQ(b.pages, a.pages);
+      EXPECT_EQ(b.answer, a.answer);
     }
     ASSERT_EQ(copy.chunks.size(), plan.chunks.size());
     for (std::size_t j = 0; j < plan.chunks.size(); ++j) {
       const SequenceChunk &a = plan.chunks[j], &b = copy.chunks[j];
       EXPECT_EQ(b.sequence, a.sequence);
       EXPECT_EQ(b.position, a.position);
+      EXPECT_EQ(b.pages, a.pages);
       EXPECT_EQ(b.tokens, a.tokens);
+      EXPECT_EQ(b.drafts, a.drafts);
       EXPECT_EQ(b.sample, a.sample);
       EXPECT_EQ(b.score, a.score);
       EXPECT_EQ(b.next_token, a.next_token);
@@ -133,7 +158,8 @@ TEST(Step, ResultSurvivesTheWire) {
     ASSERT_EQ(copy.outputs.size(), result.outputs.size());
     for (std::size_t j = 0; j < result.outputs.size(); ++j) {
       EXPECT_EQ(copy.outputs[j].sequence, result.outputs[j].sequence);
-      EXPECT_EQ(copy.outputs[j].token, result.outputs[j].token);
+      EXPECT_EQ(copy.outputs[j].tokens, result.outputs[j].tokens);
+      EXPECT_EQ(copy.outputs[j].drafts, result.outputs[j].drafts);
       expect_equal(copy.outputs[j].sampled, result.outputs[j].sampled);
       expect_equal(copy.outputs[j].scored, result.outputs[j].scored);
     }
@@ -156,7 +182,7 @@ TEST(Step, ReadySurvivesTheWire) {
 
 TEST(Step, SpecialFloatsAndExtremeCountersSurvive) {
   StepResult result;
-  result.outputs = {{7, -1, {{5, -std::numeric_limits<float>::infinity(), {}}}, {}}};
+  result.outputs = {{7, {}, {{5, -std::numeric_limits<float>::infinity(), {}}}, {}, {}}};
   result.expert_tokens = {0, 127, 128, 16383, 16384, std::numeric_limits<std::uint32_t>::max()};
   const StepResult copy = decode_step_result(encode(result));
   EXPECT_EQ(copy.outputs[0].sampled[0].logprob, -std::numeric_limits<float>::infinity());
@@ -173,7 +199,7 @@ TEST(Step, TheFormIsLittleEndian) {
 
 TEST(Step, AnIdleStepIsSmall) {
   StepPlan decode_one;
-  decode_one.chunks = {{1, 100, {42}, true, false, -1}};
+  decode_one.chunks = {{1, 100, {}, {42}, 0, true, false, -1}};
   EXPECT_LT(encode(decode_one).size(), 64u);
   StepResult idle;
   idle.expert_tokens.assign(58 * 256, 3);

@@ -1,0 +1,98 @@
+#include "kernels/cpu/simd_avx2.h"
+// The products need the operations above.
+#include "kernels/cpu/gemm_quantized.inl"
+
+namespace shoal::cpu {
+namespace {
+
+/// 16 rows are two registers of 8. Sums of two products of bytes must fit 16 bits, so wide codes are signed and their
+/// magnitudes are multiplied with activations that take over their signs.
+struct Avx2 {
+  static constexpr int kWidths[] = {1, 2, 3, 4, 6};
+  static constexpr bool kWideCodesAreSigned = true;
+
+  static void halves(const std::byte* from, float* to) {
+    const auto* p = reinterpret_cast<const __m128i*>(from);
+    _mm256_store_ps(to, _mm256_cvtph_ps(_mm_loadu_si128(p)));
+    _mm256_store_ps(to + 8, _mm256_cvtph_ps(_mm_loadu_si128(p + 1)));
+  }
+
+  static void multiply_signed(const float* by, const std::byte* bytes, float* to) {
+    for (int r = 0; r < 16; r += 8) {
+      const __m256i wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes + r)));
+      _mm256_store_ps(to + r, _mm256_mul_ps(_mm256_load_ps(by + r), _mm256_cvtepi32_ps(wide)));
+    }
+  }
+  static void multiply_unsigned(const float* by, const std::byte* bytes, float* to) {
+    for (int r = 0; r < 16; r += 8) {
+      const __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes + r)));
+      _mm256_store_ps(to + r, _mm256_mul_ps(_mm256_load_ps(by + r), _mm256_cvtepi32_ps(wide)));
+    }
+  }
+
+  static void look_up(std::uint8_t* codes, const std::uint8_t* table) {
+    const __m256i entries = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+    for (int i = 0; i < kStepCodes; i += 32) {
+      auto* p = reinterpret_cast<__m256i*>(codes + i);
+      _mm256_store_si256(p, _mm256_shuffle_epi8(entries, _mm256_load_si256(p)));
+    }
+  }
+
+  /// 8 of the 16 rows, from row `first` on.
+  template <int T, int G, bool kWide>
+  static __attribute__((always_inline)) void multiply_half(const RecordProduct& p, int first) {
+    constexpr int kQuads = kQuadsOfStep / G;
+    __m256 sum[T];
+#pragma GCC unroll 6
+    for (int t = 0; t < T; ++t) sum[t] = _mm256_loadu_ps(p.out + t * 16 + first);
+    const std::byte* x = p.x;
+    const std::uint8_t* code = p.weights->code + first * 4;
+    for (int s = 0; s < p.steps; ++s) {
+      const auto* bytes = reinterpret_cast<const int*>(x);
+      const auto* scales = reinterpret_cast<const float*>(x + T * kStepColumns);
+#pragma GCC unroll 2
+      for (int g = 0; g < G; ++g) {
+        __m256i dot[T];
+#pragma GCC unroll 6
+        for (int t = 0; t < T; ++t) dot[t] = _mm256_setzero_si256();
+#pragma GCC unroll 8
+        for (int q = g * kQuads; q < (g + 1) * kQuads; ++q) {
+          const __m256i w = _mm256_load_si256(reinterpret_cast<const __m256i*>(code + q * 64));
+          const __m256i magnitude = kWide ? _mm256_abs_epi8(w) : w;
+#pragma GCC unroll 6
+          for (int t = 0; t < T; ++t) {
+            const __m256i four = _mm256_set1_epi32(bytes[q * T + t]);
+            const __m256i pairs = _mm256_maddubs_epi16(magnitude, kWide ? _mm256_sign_epi8(four, w) : four);
+            dot[t] = _mm256_add_epi32(dot[t], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+          }
+        }
+        const float* sums = scales + (G == 1 ? 1 : 2 + g) * T;
+        const __m256 scale = _mm256_load_ps(p.weights->scale[s * G + g] + first);
+        const __m256 minimum = _mm256_load_ps(p.weights->minimum[s * G + g] + first);
+#pragma GCC unroll 6
+        for (int t = 0; t < T; ++t) {
+          const __m256 both = _mm256_mul_ps(scale, _mm256_set1_ps(scales[t]));
+          sum[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[t]), both, sum[t]);
+          sum[t] = _mm256_fnmadd_ps(minimum, _mm256_set1_ps(sums[t]), sum[t]);
+        }
+      }
+      code += kStepCodes;
+      x += step_bytes_of(T);
+    }
+#pragma GCC unroll 6
+    for (int t = 0; t < T; ++t) _mm256_storeu_ps(p.out + t * 16 + first, sum[t]);
+  }
+
+  template <int T, int G>
+  static void multiply(const RecordProduct& p) {
+    for (const int first : {0, 8}) {
+      p.wide ? multiply_half<T, G, true>(p, first) : multiply_half<T, G, false>(p, first);
+    }
+  }
+};
+
+}  // namespace
+
+void fill_quantized_avx2(KernelTable& table) { fill_quantized<Avx2>(table); }
+
+}  // namespace shoal::cpu

@@ -1,0 +1,136 @@
+#include "kernels/packed_format.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/dtype.h"
+
+namespace shoal {
+namespace {
+
+constexpr int kPanel = PackedFormat::kPanel, kQuads = PackedFormat::kQuads, kQuadBytes = PackedFormat::kQuadBytes;
+
+/// The planes that codes of so many bits are cut into, lowest bits first.
+struct Planes {
+  int width[2];
+};
+constexpr Planes planes_of(int bits) {
+  switch (bits) {
+    case 3:
+      return {{2, 1}};
+    case 5:
+      return {{4, 1}};
+    case 6:
+      return {{4, 2}};
+    default:
+      return {{bits, 0}};
+  }
+}
+
+/// Adds bits [low, low + width) of the expanded codes of a step as a plane; returns where the next one begins.
+std::uint8_t* put_plane(const std::uint8_t* codes, int low, int width, std::uint8_t* to) {
+  const int mask = (1 << width) - 1;
+  std::memset(to, 0, static_cast<std::size_t>(width) * kQuadBytes);
+  for (int q = 0; q < kQuads; ++q) {
+    const std::uint8_t* from = codes + q * kQuadBytes;
+    std::uint8_t* part = to + q % width * kQuadBytes;
+    const int shift = q / width * width;
+    for (int i = 0; i < kQuadBytes; ++i) part[i] |= static_cast<std::uint8_t>(((from[i] >> low) & mask) << shift);
+  }
+  return to + width * kQuadBytes;
+}
+
+const std::uint8_t* get_plane(const std::uint8_t* from, int low, int width, std::uint8_t* codes) {
+  const int mask = (1 << width) - 1;
+  for (int q = 0; q < kQuads; ++q) {
+    const std::uint8_t* part = from + q % width * kQuadBytes;
+    const int shift = q / width * width;
+    std::uint8_t* to = codes + q * kQuadBytes;
+    for (int i = 0; i < kQuadBytes; ++i) to[i] |= static_cast<std::uint8_t>(((part[i] >> shift) & mask) << low);
+  }
+  return from + width * kQuadBytes;
+}
+
+float half_at(const std::byte* p) {
+  std::uint16_t bits;
+  std::memcpy(&bits, p, 2);
+  return f16_to_f32(bits);
+}
+float bf16_at(const std::byte* p) {
+  std::uint16_t bits;
+  std::memcpy(&bits, p, 2);
+  return bf16_to_f32(bits);
+}
+
+}  // namespace
+
+void pack_record(const PackedFormat& f, const std::byte* blocks, std::int64_t stride_bytes, int rows,
+                 std::byte* record) {
+  const int steps = f.record() / PackedFormat::kStep, groups = f.groups();
+  std::memset(record, 0, static_cast<std::size_t>(f.record_bytes()));
+  alignas(64) std::uint8_t codes[ExpandedRecord::kSteps * kQuads * kQuadBytes] = {};
+  for (int r = 0; r < rows; ++r) {
+    CodeBlock block;
+    f.decode(blocks + r * stride_bytes, block);
+    std::memcpy(record + r * 2, &block.d, 2);
+    if (f.minima) std::memcpy(record + kPanel * 2 + r * 2, &block.dmin, 2);
+    for (int q = 0; q < steps * kQuads; ++q) std::memcpy(codes + q * kQuadBytes + r * 4, block.code + q * 4, 4);
+    if (f.scales != Scales::super) continue;
+    for (int g = 0; g < steps * groups; ++g) {
+      std::byte* step = record + f.head_bytes() + g / groups * f.step_bytes();
+      step[g % groups * kPanel + r] = static_cast<std::byte>(block.scale[g]);
+      if (f.minima) step[(groups + g % groups) * kPanel + r] = static_cast<std::byte>(block.minimum[g]);
+    }
+  }
+  const auto planes = planes_of(f.bits);
+  for (int s = 0; s < steps; ++s) {
+    auto* to = reinterpret_cast<std::uint8_t*>(record + f.head_bytes() + s * f.step_bytes() + f.scale_bytes());
+    const std::uint8_t* from = codes + s * kQuads * kQuadBytes;
+    to = put_plane(from, 0, planes.width[0], to);
+    if (planes.width[1] > 0) put_plane(from, planes.width[0], planes.width[1], to);
+  }
+}
+
+void expand_record(const PackedFormat& f, const std::byte* record, ExpandedRecord& out) {
+  const int steps = f.record() / PackedFormat::kStep, groups = f.groups();
+  const auto planes = planes_of(f.bits);
+  for (int s = 0; s < steps; ++s) {
+    const std::byte* step = record + f.head_bytes() + s * f.step_bytes();
+    std::uint8_t* codes = out.code[s * kQuads][0];
+    std::memset(codes, 0, kQuads * kQuadBytes);
+    const auto* plane = reinterpret_cast<const std::uint8_t*>(step + f.scale_bytes());
+    plane = get_plane(plane, 0, planes.width[0], codes);
+    if (planes.width[1] > 0) get_plane(plane, planes.width[0], planes.width[1], codes);
+    if (f.has_table)
+      for (int i = 0; i < kQuads * kQuadBytes; ++i) codes[i] = f.table[codes[i]];
+
+    for (int g = 0; g < groups; ++g) {
+      for (int r = 0; r < kPanel; ++r) {
+        const float d = f.scales == Scales::power ? bf16_at(record + r * 2) : half_at(record + r * 2);
+        const float dmin = f.minima ? half_at(record + kPanel * 2 + r * 2) : 0.0f;
+        float scale = f.unit * d, minimum = f.minimum_unit * dmin;
+        if (f.scales == Scales::super) {
+          scale *= static_cast<float>(static_cast<std::int8_t>(step[g * kPanel + r]));
+          if (f.minima) minimum *= static_cast<float>(static_cast<std::uint8_t>(step[(groups + g) * kPanel + r]));
+        }
+        out.scale[s * groups + g][r] = scale;
+        out.minimum[s * groups + g][r] = f.minima ? minimum : scale * f.offset;
+      }
+    }
+  }
+}
+
+void dequantize_row(const PackedFormat& f, const std::byte* panel, int row, std::int64_t count, float* out) {
+  ExpandedRecord e;
+  for (std::int64_t c = 0; c < count; c += f.record(), panel += f.record_bytes()) {
+    expand_record(f, panel, e);
+    for (int i = 0; i < f.record(); ++i) {
+      const int g = i / f.group;
+      const auto code = static_cast<float>(e.code[i / 4][row][i % 4]);
+      // With an offset, the difference first: it is exact.
+      out[c + i] = f.minima ? e.scale[g][row] * code - e.minimum[g][row] : e.scale[g][row] * (code - f.offset);
+    }
+  }
+}
+
+}  // namespace shoal

@@ -1,0 +1,186 @@
+#include "launch/plan.h"
+
+#include <fmt/format.h>
+
+#include <map>
+
+#include "base/error.h"
+#include "base/units.h"
+#include "launch/plan_search.h"
+#include "launch/plan_table.h"
+#include "planner/cards.h"
+#include "planner/plan.h"
+
+namespace shoal {
+namespace {
+
+/// A list of layers, or an object whose `layers` names them by number, as launch/demo-model/expert_load.json does.
+std::vector<std::vector<double>> read_loads(const std::string& path) {
+  const auto document = read_json_file(path, std::uint64_t{256} << 20);
+  const auto wrong = [&] {
+    fail("{}: must be a list, for each layer with experts, of a number for each expert", path);
+  };
+  std::map<int, const nlohmann::json*> layers;
+  if (document.is_array()) {
+    for (const auto& layer : document) layers[static_cast<int>(layers.size())] = &layer;
+  } else if (document.is_object() && document.contains("layers") && document["layers"].is_object()) {
+    for (const auto& [name, layer] : document["layers"].items()) {
+      if (name.empty() || name.size() > 5 || name.find_first_not_of("0123456789") != std::string::npos) wrong();
+      layers[std::stoi(name)] = &layer;
+    }
+  } else {
+    wrong();
+  }
+  std::vector<std::vector<double>> loads;
+  for (const auto& [number, layer] : layers) {
+    if (!layer->is_array()) wrong();
+    auto& numbers = loads.emplace_back();
+    for (const auto& load : *layer) {
+      if (!load.is_number()) wrong();
+      numbers.push_back(load.get<double>());
+    }
+  }
+  return loads;
+}
+
+PlanRequest read_request(const PlanOptions& o) {
+  PlanRequest r{.model = o.model, .config = find_model(o.model), .precision = {}};
+  r.precision = o.precision.empty() ? Precision::of_config(r.config) : Precision::from_name(o.precision);
+  r.cluster = find_cluster(o.cluster);
+  if (o.nodes > 0) {
+    if (r.cluster.groups.size() != 1) throw Error("--nodes is for clusters of equal nodes", ExitCode::usage);
+    r.cluster.groups[0].nodes = o.nodes;
+    if (o.nodes > 1 && r.cluster.inter_node.bytes_per_s <= 0)
+      throw Error(fmt::format("cluster {}: inter_node is missing, and --nodes is {}", o.cluster, o.nodes),
+                  ExitCode::usage);
+  }
+  r.workload = {.context = o.context,
+                .concurrency = o.concurrency,
+                .kv = kv_type_from(o.kv_type),
+                .max_batched_tokens = o.max_batched_tokens};
+  r.prompt = o.prompt;
+  r.redundant_experts = o.redundant_experts;
+  r.tensor_parallel = o.tensor_parallel;
+  if (!o.loads.empty()) r.loads = read_loads(o.loads);
+  return r;
+}
+
+void print_text(const Plan& p) {
+  fmt::print("model       {}, {} parameters ({} active), {} with {} of weights\n", p.model, human_count(p.parameters),
+             human_count(p.active_parameters), p.precision, human_bytes(p.weights_bytes));
+  fmt::print("cluster     {}: {} nodes, {} ranks\n", p.cluster.name, p.cluster.nodes(), p.layout.ranks);
+  fmt::print("workload    {} sequences of {} tokens; {} of KV cache a token ({})\n", p.workload.concurrency,
+             p.workload.context, human_bytes(p.kv_bytes_per_token), name_of(p.workload.kv));
+  if (p.layout.tensor_parallel > 1)
+    fmt::print("layout      dense parts over {} ranks{}\n", p.layout.tensor_parallel,
+               p.layout.ranks > p.layout.tensor_parallel ? ", sequences over the groups of them" : "");
+  if (p.n_routed_experts > 0)
+    fmt::print(
+        "experts     {} and {} further replicas a layer over {} ranks; the most loaded rank carries {:.3f} of the "
+        "mean\n",
+        p.n_routed_experts, p.redundant_experts, p.layout.ranks, p.imbalance);
+
+  // Ranks that hold the same are one line.
+  fmt::print("\n{:<16}{:>11}{:>11}{:>13}{:>11}{:>11}{:>11}{:>12}\n", "ranks", "weights", "KV cache", "activations",
+             "exchange", "reserve", "total", "of");
+  for (std::size_t first = 0; first < p.memory.size();) {
+    std::size_t last = first;
+    const auto same = [&](std::size_t r) {
+      return p.memory[r].total() == p.memory[first].total() &&
+             p.cluster.device_of(static_cast<int>(r)).memory_bytes ==
+                 p.cluster.device_of(static_cast<int>(first)).memory_bytes;
+    };
+    while (last + 1 < p.memory.size() && same(last + 1)) ++last;
+    const RankMemory& m = p.memory[first];
+    const Device& device = p.cluster.device_of(static_cast<int>(first));
+    fmt::print("{:<16}{:>11}{:>11}{:>13}{:>11}{:>11}{:>11}{:>12}\n",
+               first == last ? fmt::format("{}", first) : fmt::format("{}-{}", first, last), human_bytes(m.weights),
+               human_bytes(m.kv), human_bytes(m.activations), human_bytes(m.exchange), human_bytes(m.reserve),
+               human_bytes(m.total()), human_bytes(device.memory_bytes));
+    if (device.companion)
+      fmt::print("{:<16}{:>68}{:>12}\n", "  of it, GPU", human_bytes(m.companion),
+                 human_bytes(device.companion->memory_bytes));
+    first = last + 1;
+  }
+  if (!p.fits) {
+    fmt::print("\nIt does NOT fit.");
+    if (!p.changes.empty()) fmt::print(" Any one of these would make it fit:\n  {}", fmt::join(p.changes, "\n  "));
+    fmt::print("\n");
+    return;
+  }
+  const Prediction& t = p.prediction;
+  fmt::print("\nIt fits.\n\n");
+  fmt::print("first token {:>9.1f} ms      prompts {:>10.0f} tokens/s on all ranks\n", t.ttft_ms,
+             t.prefill_tokens_per_s);
+  fmt::print("each next   {:>9.1f} ms      answers {:>10.0f} tokens/s, {:.1f} for each sequence\n", t.tpot_ms,
+             t.decode_tokens_per_s, 1000 / t.tpot_ms);
+  const StepTime& d = t.decode;
+  fmt::print("of a decoding step: dense {:.1f}, attention {:.1f}, experts {:.1f}, exchange {:.1f}, fixed {:.1f} ms\n",
+             d.dense / 1e3, d.attention / 1e3, d.experts / 1e3, d.exchange / 1e3, d.fixed / 1e3);
+}
+
+}  // namespace
+
+CLI::App* add_plan(CLI::App& root, PlanOptions& o) {
+  CLI::App* app =
+      root.add_subcommand("plan", "Say whether a model fits on machines, where it goes and how fast it will be");
+  app->add_option("--model", o.model, "Model card (deepseek-r1), Hugging Face folder or config.json");
+  app->add_option("--cluster", o.cluster, "Cluster card (h800x8) or JSON file");
+  app->add_option("--nodes", o.nodes, "Nodes of the cluster; 0: what its card says")->check(CLI::NonNegativeNumber);
+  app->add_option("--precision", o.precision,
+                  "bf16, fp8, int8, int4, a GGUF type (Q4_K_M) or mix (UD-IQ1_S); empty: what the checkpoint holds");
+  app->add_option("--kv-type", o.kv_type, "Type of the KV cache: f32, bf16, fp8, int8");
+  app->add_option("--context", o.context, "Tokens of a sequence, prompt and answer");
+  app->add_option("--concurrency", o.concurrency, "Sequences at once, over all ranks");
+  app->add_option("--prompt", o.prompt, "Tokens of a prompt, for times; 0: half of the context");
+  app->add_option("--max-batched-tokens", o.max_batched_tokens, "Tokens of one rank in one step")
+      ->check(CLI::PositiveNumber);
+  app->add_option("--redundant-experts", o.redundant_experts, "Further replicas of experts in each layer");
+  app->add_option("--loads", o.loads, "JSON file with the load of each expert: [layers with experts][experts]");
+  app->add_option("--tensor-parallel", o.tensor_parallel, "Ranks that share the dense parts; 0: the fewest that fit");
+  app->add_flag("--json", o.json, "Print the plan as JSON, which 'serve --plan' reads");
+  app->add_flag("--table", o.table,
+                "Print memory by context and concurrency, and the smallest bundled cluster for each");
+  const std::string group = "Search and simulation";
+  app->add_flag("--sweep", o.sweep, "Find the best layout on up to --nodes nodes, and print the Pareto front")
+      ->group(group);
+  app->add_option("--target-tpot-ms", o.target_tpot_ms, "With --sweep: the slowest next token that is good enough")
+      ->check(CLI::NonNegativeNumber)
+      ->group(group);
+  app->add_flag("--simulate", o.simulate, "Play a trace of requests on the planned layout")->group(group);
+  app->add_option("--trace", o.trace,
+                  "JSON file of [seconds, prompt tokens, answer tokens]; without it: random arrivals")
+      ->group(group);
+  app->add_option("--rate", o.rate, "Requests a second")->group(group);
+  app->add_option("--requests", o.requests, "Requests in all")->check(CLI::PositiveNumber)->group(group);
+  app->add_option("--output", o.output, "Tokens of an answer")->check(CLI::PositiveNumber)->group(group);
+  app->add_option("--prefix-hits", o.prefix_hits, "Part of the prompt tokens that the prefix cache has")
+      ->check(CLI::Range(0.0, 1.0))
+      ->group(group);
+  app->add_option("--prefill-nodes", o.prefill_nodes, "Nodes that compute prompts and nothing else; 0: all do both")
+      ->group(group);
+  return app;
+}
+
+int plan(const PlanOptions& options, bool speaks) {
+  if (options.table) {
+    if (!speaks) return 0;
+    using Names = std::vector<std::string>;
+    fmt::print("{}", plan_table(options.model.empty() ? Names{} : Names{options.model},
+                                options.precision.empty() ? Names{} : Names{options.precision}));
+    return 0;
+  }
+  if (options.model.empty()) throw Error("--model is required (a card, a folder or a config.json)", ExitCode::usage);
+  if (options.cluster.empty()) throw Error("--cluster is required (a card or a JSON file)", ExitCode::usage);
+  const PlanRequest request = read_request(options);
+  if (options.sweep) return print_sweep(request, options, speaks);
+  if (options.simulate) return print_simulation(request, options, speaks);
+  const Plan result = make_plan(request);
+  if (speaks && options.json)
+    fmt::print("{}\n", result.to_json().dump());
+  else if (speaks)
+    print_text(result);
+  return static_cast<int>(result.fits ? ExitCode::ok : ExitCode::does_not_fit);
+}
+
+}  // namespace shoal

@@ -1,0 +1,64 @@
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "planner/json_fields.h"
+
+namespace shoal {
+
+/// What products are computed in; FP4 where a device has it, and others where it has not.
+enum class Arithmetic { bf16, fp8, int8 };
+
+/// What a rank computes with: a GPU, or a socket of a CPU server. Figures are the datasheet's, dense.
+struct Device {
+  enum class Kind { cpu, gpu };
+  Kind kind = Kind::cpu;
+  std::string name;
+  double memory_bytes = 0;
+  double memory_bytes_per_s = 0;
+  double bf16_flops = 0;
+  double fp8_flops = 0;   // 0: computes FP8 weights in BF16
+  double int8_flops = 0;  // 0: computes INT8 weights in BF16
+  /// A GPU beside a CPU rank that holds everything but the routed experts. Null: there is none.
+  std::shared_ptr<const Device> companion;
+
+  double flops(Arithmetic arithmetic) const;
+};
+
+/// One direction of one rank's connection.
+struct Link {
+  double bytes_per_s = 0;
+  double latency_us = 0;
+};
+
+/// Equal nodes. A cluster of several groups is a mixed one.
+struct NodeGroup {
+  int nodes = 1;
+  int ranks_per_node = 1;
+  Device device;
+  Link intra_node;  // between ranks of a node
+};
+
+/// The machines a plan is for. Ranks are numbered node by node, group by group.
+struct Cluster {
+  std::string name;
+  std::vector<NodeGroup> groups;
+  Link inter_node;            // one rank's share of its node's network
+  double price_per_hour = 0;  // of all of it; 0: not given
+
+  int ranks() const;
+  int nodes() const;
+  int largest_node() const;  // ranks of it
+  const NodeGroup& group_of(int rank) const;
+  const Device& device_of(int rank) const { return group_of(rank).device; }
+  int node_of(int rank) const;
+
+  /// The form of planner/cards/clusters/: `nodes`, `ranks_per_node`, `device`, `intra_node`, or a list `groups` of such
+  /// objects, and `inter_node`. Error names the field that is missing, or that makes no sense (no memory, no ranks).
+  static Cluster from_json(const nlohmann::json& document, const std::string& name);
+  nlohmann::ordered_json to_json() const;
+};
+
+}  // namespace shoal

@@ -1,0 +1,208 @@
+#include "planner/memory.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <span>
+
+#include "base/error.h"
+
+namespace shoal {
+namespace {
+
+constexpr int panel_rows = 16;           // kernels/matrix.h
+constexpr int page_tokens = 16;          // runtime/job.cpp
+constexpr double huge_page = 2 << 20;    // matrices from 4 MB on occupy whole ones
+constexpr double cpu_reserve = 24e6;     // program, MPI and threads of an idle rank, measured
+constexpr double gpu_reserve = 3e9;      // CUDA context, libraries' workspaces, NCCL, fragmentation
+constexpr int logit_rows = 32;           // runtime/job.cpp: logits are made for so many rows at a time
+constexpr double packed_growth = 1.5;    // kernels/cpu/scratch.h
+constexpr double scratch_growth = 1.25;  // runtime/model.cpp, Scratch
+
+constexpr auto kv_types = std::to_array<std::pair<KvType, std::string_view>>(
+    {{KvType::f32, "f32"}, {KvType::bf16, "bf16"}, {KvType::fp8, "fp8"}, {KvType::int8, "int8"}});
+
+std::int64_t round_up(std::int64_t n, std::int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+double kv_element_bytes(KvType type) {
+  switch (type) {
+    case KvType::f32:
+      return 4;
+    case KvType::bf16:
+      return 2;
+    case KvType::fp8:
+    case KvType::int8:
+      return 1 + 4.0 / 128;  // an F32 factor for 128 elements
+  }
+  return 4;
+}
+
+/// Working memory of a step of `tokens` on a CPU rank: the FP32 buffers of runtime/model.cpp, and what kernels/cpu
+/// packs of the inputs of feed-forward blocks, in the type that is computed in (`packed_bytes`), routed experts'
+/// included.
+double cpu_activations(const ModelConfig& c, double tokens, int tensor_parallel, double packed_bytes, double peak) {
+  const double hidden = c.hidden_size, heads = std::ceil(static_cast<double>(c.num_attention_heads) / tensor_parallel);
+  double width = 3 * hidden;  // residual stream, normed, branch
+  if (c.is_mla()) {
+    width += c.q_lora_rank + heads * c.qk_head_dim() + c.kv_width();
+    width += heads * c.kv_width() + heads * (c.kv_lora_rank + c.v_head_dim);
+  } else {
+    width += 2 * heads * c.head_dim + c.kv_width() / static_cast<double>(tensor_parallel);
+  }
+  const double logits = std::max(tokens * c.n_routed_experts, static_cast<double>(logit_rows) * c.vocab_size);
+  const double ffn = std::ceil(static_cast<double>(c.intermediate_size) / tensor_parallel);
+  const double dense = tokens * (hidden + ffn);
+  const double experts = tokens * peak * c.num_experts_per_tok * (hidden + c.moe_intermediate_size);
+  return 4 * scratch_growth * (tokens * width + logits) + packed_bytes * packed_growth * std::max(dense, experts);
+}
+
+double gpu_activations(const ModelConfig& c, double tokens, int tensor_parallel, double arriving) {
+  const double heads = std::ceil(static_cast<double>(c.num_attention_heads) / tensor_parallel);
+  const double attention =
+      c.is_mla() ? heads * (c.qk_head_dim() + c.kv_width() + c.kv_lora_rank) : 3 * heads * c.head_dim;
+  const double ffn = 2.0 * c.intermediate_size / tensor_parallel;
+  return 2 * tokens * (4.0 * c.hidden_size + attention + ffn) +
+         2 * arriving * (c.hidden_size + 2.0 * c.moe_intermediate_size) + 4.0 * logit_rows * c.vocab_size;
+}
+
+}  // namespace
+
+std::string_view name_of(KvType type) {
+  for (const auto& [t, name] : kv_types)
+    if (t == type) return name;
+  return "?";
+}
+
+KvType kv_type_from(const std::string& name) {
+  for (const auto& [type, text] : kv_types)
+    if (text == name) return type;
+  throw Error("the KV cache type " + name + " is not known (f32, bf16, fp8, int8)", ExitCode::usage);
+}
+
+double kv_bytes_per_token(const ModelConfig& config, KvType type) {
+  return static_cast<double>(config.kv_width()) * config.num_hidden_layers * kv_element_bytes(type);
+}
+
+HeldWeights::HeldWeights(const ModelConfig& config, const Precision& precision, Device::Kind kind)
+    : config_(config), kind_(kind), expert_(static_cast<std::size_t>(config.num_hidden_layers)) {
+  using Cut = Piece::Cut;
+  for (const ExpectedTensor& t : expected_tensors(config)) {
+    if (!t.required() || t.part == Part::mtp) continue;
+    const WeightType* type = &precision.type_of(config, t);
+    const std::int64_t rows = t.shape.size() > 1 ? t.shape[0] : 1, cols = t.shape.back();
+    const auto is = [&](std::string_view leaf) { return t.name.ends_with(leaf); };
+    if (t.part == Part::routed_experts) {
+      expert_[static_cast<std::size_t>(t.layer)] +=
+          bytes_of({type, rows, cols, Cut::none}, rows, cols) / config.n_routed_experts;
+      continue;
+    }
+    const bool vector = t.shape.size() < 2;
+    if (vector || t.part == Part::router) type = &weight_type("F32");
+    if (is("kv_b_proj.weight") && type->block_cols > 1) type = &weight_type("BF16");
+    Cut cut = Cut::none;
+    if (is("q_proj.weight") || is("q_b_proj.weight") || is("kv_b_proj.weight")) cut = Cut::heads;
+    if (is("k_proj.weight") || is("v_proj.weight")) cut = Cut::kv_heads;
+    if (is("o_proj.weight")) cut = Cut::head_cols;
+    if (is("gate_proj.weight") || is("up_proj.weight")) cut = Cut::ffn_rows;
+    if (is("down_proj.weight")) cut = Cut::ffn_cols;
+    if (t.part == Part::head) cut = Cut::vocab;
+    dense_.push_back({type, rows, cols, cut});
+  }
+}
+
+double HeldWeights::bytes_of(const Piece& piece, std::int64_t rows, std::int64_t cols) const {
+  if (rows == 0 || cols == 0) return 0;
+  if (rows == 1 || kind_ == Device::Kind::gpu) return static_cast<double>(piece.type->bytes(rows, cols));
+  const std::int64_t padded_cols = piece.type->block_cols == 1 ? round_up(cols, 2) : cols;
+  const auto bytes = static_cast<double>(piece.type->bytes(round_up(rows, panel_rows), padded_cols));
+  return bytes < 2 * huge_page ? bytes : std::ceil(bytes / huge_page) * huge_page;
+}
+
+double HeldWeights::dense_bytes(int tensor_parallel, int rank) const {
+  using Cut = Piece::Cut;
+  const ModelConfig& c = config_;
+  const HeadSlice mine =
+      tensor_parallel > 1 && !c.is_mla()
+          ? head_slice(c.num_attention_heads, c.num_key_value_heads, tensor_parallel, rank)
+          : HeadSlice{slice_of(c.num_attention_heads, tensor_parallel, rank), {0, c.num_key_value_heads}};
+  const auto part = [&](std::int64_t total, std::int64_t count, std::int64_t all) { return total / all * count; };
+  const int unit = c.quantization && c.quantization->block_rows > 0 ? c.quantization->block_rows : panel_rows;
+  double sum = 0;
+  for (const Piece& p : dense_) {
+    std::int64_t rows = p.rows, cols = p.cols;
+    switch (p.cut) {
+      case Cut::none:
+        break;
+      case Cut::heads:
+        rows = part(rows, mine.heads.count, c.num_attention_heads);
+        break;
+      case Cut::kv_heads:
+        rows = part(rows, mine.kv_heads.count, c.num_key_value_heads);
+        break;
+      case Cut::head_cols:
+        cols = part(cols, mine.heads.count, c.num_attention_heads);
+        break;
+      case Cut::ffn_rows:
+        rows = slice_of(rows, tensor_parallel, rank, unit).count;
+        break;
+      case Cut::ffn_cols:
+        cols = slice_of(cols, tensor_parallel, rank, unit).count;
+        break;
+      case Cut::vocab:
+        rows = slice_of(rows, tensor_parallel, rank, panel_rows).count;
+        break;
+    }
+    sum += bytes_of(p, rows, cols);
+  }
+  if (c.tie_word_embeddings && tensor_parallel > 1) {  // then the head is a copy of this rank's part
+    const Piece head{dense_.front().type, c.vocab_size, c.hidden_size, Cut::vocab};
+    sum += bytes_of(head, slice_of(c.vocab_size, tensor_parallel, rank, panel_rows).count, c.hidden_size);
+  }
+  return sum;
+}
+
+int sequences_on(const Workload& workload, const Layout& layout, int rank) {
+  const int groups = layout.ranks / layout.tensor_parallel, group = rank / layout.tensor_parallel;
+  return workload.concurrency / groups + (group < workload.concurrency % groups ? 1 : 0);
+}
+
+RankMemory rank_memory(const ModelConfig& config, const HeldWeights& weights, const Workload& workload,
+                       const Layout& layout, const Cluster& cluster, int rank, std::span<const int> held_experts) {
+  RankMemory m;
+  const Device& device = cluster.device_of(rank);
+  const bool gpu = device.kind == Device::Kind::gpu;
+  const int tp = layout.tensor_parallel, in_group = rank % tp;
+  const double dense = weights.dense_bytes(tp, in_group);
+  m.weights = dense;
+  for (std::size_t layer = 0; layer < held_experts.size(); ++layer)
+    m.weights += weights.expert_bytes(static_cast<int>(layer)) * held_experts[layer];
+
+  double per_token = kv_bytes_per_token(config, workload.kv);
+  if (tp > 1 && !config.is_mla()) {
+    const HeadSlice mine = head_slice(config.num_attention_heads, config.num_key_value_heads, tp, in_group);
+    per_token *= static_cast<double>(mine.kv_heads.count) / config.num_key_value_heads;
+  }
+  m.kv =
+      sequences_on(workload, layout, rank) * static_cast<double>(round_up(workload.context, page_tokens)) * per_token;
+
+  const double tokens = workload.max_batched_tokens;
+  const bool bf16_rows = workload.kv != KvType::f32;
+  // Steps differ in where their tokens go, and buffers keep the size of the largest.
+  const double peak = layout.ranks > 1 ? 1.25 : 1;
+  double arriving = 0;  // rows that all ranks' tokens bring, at even routing
+  if (config.n_routed_experts > 0) {
+    arriving = tokens * std::min(config.num_experts_per_tok, layout.ranks);
+    // Dispatch and combine, out and in; on a CPU with BF16 rows, their FP32 forms too.
+    const double row = config.hidden_size * (4 * (bf16_rows ? 2.0 : 4.0) + (!gpu && bf16_rows ? 2 * 4.0 : 0));
+    m.exchange = arriving * row * peak * packed_growth;  // collectives/aligned_buffer.h grows by as much
+  } else if (tp > 1) {
+    m.exchange = tokens * config.hidden_size * 4.0;
+  }
+  m.activations = gpu ? gpu_activations(config, tokens, tp, arriving)
+                      : cpu_activations(config, tokens, tp, bf16_rows ? 2 : 4, peak);
+  m.reserve = gpu ? gpu_reserve : cpu_reserve;
+  if (device.companion) m.companion = dense + m.kv + gpu_activations(config, tokens, tp, 0) + gpu_reserve;
+  return m;
+}
+
+}  // namespace shoal

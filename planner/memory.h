@@ -1,0 +1,79 @@
+#pragma once
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "planner/cluster.h"
+#include "planner/placement.h"
+#include "planner/precision.h"
+
+namespace shoal {
+
+enum class KvType { f32, bf16, fp8, int8 };
+std::string_view name_of(KvType type);
+KvType kv_type_from(const std::string& name);  // Error (wrong usage) lists the types
+
+/// What is asked of the machines.
+struct Workload {
+  int context = 4096;   // tokens of a sequence, prompt and answer
+  int concurrency = 1;  // sequences at once, over all ranks
+  KvType kv = KvType::bf16;
+  int max_batched_tokens = 512;  // of one rank in a step
+};
+
+/// How the dense parts are cut. Ranks of a tensor-parallel group hold 1/n of every dense matrix and share their
+/// sequences; groups are data-parallel. Dense models are one group (as serve runs them); models with experts have
+/// groups of one where that fits, and experts spread over all ranks either way.
+struct Layout {
+  int ranks = 1;
+  int tensor_parallel = 1;
+};
+
+/// Bytes of one rank.
+struct RankMemory {
+  double weights = 0;
+  double kv = 0;
+  double activations = 0;
+  double exchange = 0;
+  double reserve = 0;    // the program itself, libraries, what the allocator rounds up
+  double companion = 0;  // of this, on the rank's companion GPU
+  double total() const { return weights + kv + activations + exchange + reserve; }
+};
+
+/// The weights of a model as ranks hold them: matrices in panels of 16 rows on a CPU (kernels/matrix.h), kv_b_proj
+/// split by head in BF16 where it was quantized, router and vectors F32.
+class HeldWeights {
+ public:
+  HeldWeights(const ModelConfig& config, const Precision& precision, Device::Kind kind);
+
+  /// All but routed experts, on `rank` of a tensor-parallel group.
+  double dense_bytes(int tensor_parallel, int rank) const;
+  double expert_bytes(int layer) const { return expert_[static_cast<std::size_t>(layer)]; }
+
+ private:
+  struct Piece {
+    const WeightType* type;
+    std::int64_t rows, cols;
+    enum class Cut { none, heads, kv_heads, head_cols, ffn_rows, ffn_cols, vocab } cut;
+  };
+  double bytes_of(const Piece& piece, std::int64_t rows, std::int64_t cols) const;
+
+  const ModelConfig config_;
+  const Device::Kind kind_;
+  std::vector<Piece> dense_;
+  std::vector<double> expert_;  // [layers] bytes of one routed expert
+};
+
+/// Bytes of KV cache per token and layer stack of the whole model.
+double kv_bytes_per_token(const ModelConfig& config, KvType type);
+
+/// Sequences of the workload that live on `rank`: they are dealt out to the tensor-parallel groups.
+int sequences_on(const Workload& workload, const Layout& layout, int rank);
+
+/// What `rank` holds when every rank has its share of the sequences. `held_experts`: [layers] replicas on this rank.
+RankMemory rank_memory(const ModelConfig& config, const HeldWeights& weights, const Workload& workload,
+                       const Layout& layout, const Cluster& cluster, int rank, std::span<const int> held_experts);
+
+}  // namespace shoal

@@ -1,0 +1,172 @@
+#include "planner/speed.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace shoal {
+namespace {
+
+/// Distinct ones of n when k are drawn evenly.
+double distinct(double n, double k) { return n <= 1 ? std::min(n, k) : n * (1 - std::pow(1 - 1 / n, k)); }
+
+double kv_bytes(const ModelConfig& c, KvType type) { return kv_bytes_per_token(c, type) / c.num_hidden_layers; }
+
+}  // namespace
+
+SpeedModel::SpeedModel(const ModelConfig& config, const Precision& precision, const Cluster& cluster,
+                       const Layout& layout, KvType kv, int redundant_experts, const SpeedConstants& constants)
+    : config_(config),
+      precision_(precision),
+      cluster_(cluster),
+      layout_(layout),
+      kv_(kv),
+      redundant_(redundant_experts),
+      constants_(constants) {
+  for (int i = 0; i < config.num_hidden_layers; ++i) moe_layers_ += config.is_moe_layer(i);
+  for (const ExpectedTensor& t : expected_tensors(config)) {
+    if (!t.required() || t.part == Part::mtp || t.part == Part::embedding || t.shape.size() < 2) continue;
+    const auto parameters = static_cast<double>(t.shape[0] * t.shape[1]);
+    const auto bytes = static_cast<double>(precision.type_of(config, t).bytes(t.shape[0], t.shape[1]));
+    if (t.part == Part::routed_experts) {
+      expert_parameters_ += parameters / config.n_routed_experts / moe_layers_;
+      expert_bytes_ += bytes / config.n_routed_experts / moe_layers_;
+    } else {
+      dense_bytes_ += bytes;
+      (t.part == Part::head ? head_parameters_ : dense_parameters_) += parameters;
+    }
+  }
+  if (config.tie_word_embeddings) {
+    head_parameters_ = static_cast<double>(config.vocab_size) * config.hidden_size;
+    dense_bytes_ += head_parameters_ * 2;
+  }
+}
+
+double SpeedModel::dense_us(const Step& step, const Device& device, const SpeedConstants::OfDevice& k) const {
+  const double tp = layout_.tensor_parallel;
+  const double flops = 2 * step.tokens * (dense_parameters_ + (step.prefill ? 0 : head_parameters_));
+  const double streaming = dense_bytes_ / (device.memory_bytes_per_s * k.memory);
+  const double computing = flops / (device.flops(precision_.arithmetic()) * k.products);
+  return std::max(streaming, computing) / tp * 1e6;
+}
+
+double SpeedModel::attention_us(const Step& step, const Device& device, const SpeedConstants::OfDevice& k) const {
+  const ModelConfig& c = config_;
+  const double tp = layout_.tensor_parallel;
+  double width = 2.0 * c.head_dim, cached = kv_bytes(c, kv_), shared_by = tp;
+  if (c.is_mla()) {
+    const bool unpacked = step.prefill && device.kind == Device::Kind::gpu;
+    width = unpacked ? c.qk_head_dim() + c.v_head_dim : c.kv_width() + c.kv_lora_rank;
+    shared_by = 1;  // every rank of a group has the latents
+  }
+  const double pairs = step.tokens * step.context * c.num_hidden_layers;
+  const double computing = 2 * pairs * c.num_attention_heads * width / tp / (device.bf16_flops * k.attention);
+  // Tokens of one prompt read the same cache; a prompt's chunk streams it about once for 128 of them.
+  const double streaming =
+      pairs * cached / shared_by / (step.prefill ? 128 : 1) / (device.memory_bytes_per_s * k.memory);
+  return std::max(streaming, computing) * 1e6;
+}
+
+double SpeedModel::experts_us(const Step& step, const Device& device, const SpeedConstants::OfDevice& k,
+                              double imbalance) const {
+  if (moe_layers_ == 0) return 0;
+  const double ranks = layout_.ranks, held = (config_.n_routed_experts + redundant_) / ranks;
+  // Tokens and experts that meet on this rank in one layer.
+  const double pairs =
+      step.tokens / layout_.tensor_parallel * config_.num_experts_per_tok * (ranks > 1 ? imbalance : 1);
+  const double read = distinct(std::max(1.0, held), pairs) * std::min(1.0, held);
+  const double streaming = read * expert_bytes_ / (device.memory_bytes_per_s * k.memory);
+  const double computing = 2 * pairs * expert_parameters_ / (device.flops(precision_.arithmetic()) * k.products);
+  return std::max(streaming, computing) * moe_layers_ * 1e6;
+}
+
+double SpeedModel::activations_us(const Step& step, const Device& device, const SpeedConstants::OfDevice& k) const {
+  const ModelConfig& c = config_;
+  const double tp = layout_.tensor_parallel, layers = c.num_hidden_layers;
+  const double attention = c.is_mla()
+                               ? c.num_attention_heads * (c.qk_head_dim() + c.qk_nope_head_dim + 2.0 * c.v_head_dim)
+                               : 3.0 * c.num_attention_heads * c.head_dim;
+  const double dense = 3.0 * c.intermediate_size * (layers - moe_layers_);
+  const double experts =
+      (c.num_experts_per_tok + c.n_shared_experts) * (2.0 * c.hidden_size + 3.0 * c.moe_intermediate_size);
+  const double elements = layers * (4.0 * c.hidden_size + attention / tp) + dense / tp + moe_layers_ * experts / tp;
+  return step.tokens * elements * 2 * k.passes / (device.memory_bytes_per_s * k.memory) * 1e6;
+}
+
+double SpeedModel::exchange_us(const Step& step) const {
+  const ModelConfig& c = config_;
+  const Link& near = cluster_.groups[0].intra_node;
+  const Link& far = cluster_.inter_node;
+  const auto time = [&](const Link& link, double bytes) {
+    return link.bytes_per_s > 0 ? bytes / (link.bytes_per_s * constants_.link) * 1e6 : 0;
+  };
+  double us = 0;
+  if (const double tp = layout_.tensor_parallel; tp > 1) {
+    // Two all-reduces a layer, as reduce-scatter and all-gather; small ones are bound by latency.
+    const double bytes = step.tokens * c.hidden_size * 2 * 2 * (tp - 1) / tp;
+    const bool within = tp <= cluster_.largest_node();
+    const Link& link = within ? near : far;
+    us += 2 * c.num_hidden_layers * (time(link, bytes) + 2 * link.latency_us);
+  }
+  if (moe_layers_ == 0 || layout_.ranks == 1) return us;
+
+  const double tokens = step.tokens / layout_.tensor_parallel, ranks = layout_.ranks, nodes = cluster_.nodes();
+  const double k = c.num_experts_per_tok;
+  const bool narrow = precision_.arithmetic() != Arithmetic::bf16;
+  const double row = c.hidden_size * ((narrow ? 1 : 2) + 2.0);  // dispatch and combine
+  const double rank_count = distinct(ranks, k) * (ranks - 1) / ranks;
+  // Prompts send a token once to a node, where it is passed on; decoding sends it to each rank, at the least latency.
+  const double node_limit = c.n_group > 1 ? std::min<double>(c.topk_group, nodes) : nodes;
+  const double node_count = std::min(distinct(nodes, k), node_limit) * (nodes - 1) / nodes;
+  const double far_count = nodes == 1 ? 0 : step.prefill ? node_count : rank_count * (nodes - 1) / nodes;
+  const double near_count = step.prefill ? rank_count : rank_count / nodes;
+  const double latency = 2 * (nodes > 1 ? far.latency_us : near.latency_us);
+  us += moe_layers_ * (std::max(time(far, tokens * far_count * row), time(near, tokens * near_count * row)) + latency);
+  return us;
+}
+
+StepTime SpeedModel::step(const Step& step, double imbalance) const {
+  if (imbalance <= 0) imbalance = constants_.imbalance;
+  StepTime slowest;
+  for (const NodeGroup& group : cluster_.groups) {
+    const Device& device = group.device;
+    const Device& main = device.companion ? *device.companion : device;
+    const auto constants_of = [&](const Device& d) {
+      return d.kind == Device::Kind::gpu ? constants_.gpu : constants_.cpu;
+    };
+    StepTime t;
+    t.dense = dense_us(step, main, constants_of(main));
+    t.attention = attention_us(step, main, constants_of(main));
+    t.experts = experts_us(step, device, constants_of(device), imbalance);
+    t.activations = activations_us(step, main, constants_of(main));
+    t.exchange = exchange_us(step);
+    t.fixed = constants_of(main).step_us + config_.num_hidden_layers * constants_of(main).layer_us;
+    if (device.companion) t.fixed += moe_layers_ * (constants_.cpu.layer_us + constants_.companion_us);
+    const double computing = t.dense + t.attention + t.experts + t.activations;
+    const bool overlaps = main.kind == Device::Kind::gpu && moe_layers_ > 0 && layout_.ranks > 1;
+    t.total = t.fixed + computing + t.exchange - (overlaps ? constants_.overlap * std::min(computing, t.exchange) : 0);
+    if (t.total > slowest.total) slowest = t;
+  }
+  return slowest;
+}
+
+Prediction predict(const SpeedModel& model, const Workload& workload, const Layout& layout, int prompt, bool gpu,
+                   double imbalance) {
+  Prediction p;
+  const int groups = layout.ranks / layout.tensor_parallel;
+  const double sequences = std::ceil(static_cast<double>(workload.concurrency) / groups);
+  p.decode = model.step({.tokens = sequences, .context = static_cast<double>(workload.context)}, imbalance);
+  p.tpot_ms = p.decode.total / 1e3;
+  p.decode_tokens_per_s = workload.concurrency / p.decode.total * 1e6;
+
+  // A GPU takes long chunks; a prompt alone takes as many as it has.
+  const double chunk = gpu ? 16384 : workload.max_batched_tokens;
+  const Step busy{.tokens = chunk, .context = prompt / 2.0, .prefill = true};
+  p.prefill = model.step(busy, imbalance);
+  p.prefill_tokens_per_s = chunk * groups / p.prefill.total * 1e6;
+  const double alone = std::min<double>(chunk, prompt);
+  const StepTime first = model.step({.tokens = alone, .context = prompt / 2.0, .prefill = true}, imbalance);
+  p.ttft_ms = first.total * std::ceil(prompt / alone) / 1e3;
+  return p;
+}
+
+}  // namespace shoal

@@ -1,0 +1,87 @@
+#pragma once
+#include "planner/cluster.h"
+#include "planner/memory.h"
+#include "planner/precision.h"
+
+namespace shoal {
+
+/// How close to a device's datasheet programs come, and what a step costs besides. One set for every model, machine and
+/// engine; tests/unit/plan_speed_test.cpp holds it against published throughputs.
+struct SpeedConstants {
+  struct OfDevice {
+    double memory;     // fraction of memory bandwidth when weights or cache are streamed
+    double products;   // fraction of FLOP/s in products with weights
+    double attention;  // the same in attention over the cache (BF16)
+    double passes;     // times that activations between products are written and read (norms, quantization, sorting)
+    double layer_us;   // of a layer besides: launches, norms, routing, synchronisation
+    double step_us;    // of a step besides: scheduling, sampling
+  };
+  OfDevice gpu{.memory = 0.80, .products = 0.68, .attention = 0.60, .passes = 5, .layer_us = 170, .step_us = 2000};
+  OfDevice cpu{.memory = 0.53, .products = 0.30, .attention = 0.30, .passes = 4, .layer_us = 100, .step_us = 200};
+  double link = 0.80;        // fraction of a link's bandwidth in an exchange
+  double imbalance = 1.2;    // most loaded rank over the mean, where no loads are known
+  double overlap = 0.4;      // of the shorter of computation and exchange that two micro-batches hide
+  double companion_us = 60;  // there and back between a CPU and its GPU, a layer
+};
+
+/// What one rank does in a step.
+struct Step {
+  double tokens = 1;      // a tensor-parallel group computes
+  double context = 4096;  // tokens of the cache that each attends to, on average
+  bool prefill = false;   // whole prompts: attention over unpacked keys and values, no logits
+};
+
+/// Times of a step in microseconds, the slowest rank's.
+struct StepTime {
+  double dense = 0;      // attention's projections, dense and shared FFN, head
+  double attention = 0;  // over the cache
+  double experts = 0;
+  double activations = 0;  // moved between the products
+  double exchange = 0;     // all-to-all, or all-reduces of tensor parallelism
+  double fixed = 0;
+  double total = 0;  // with what overlaps
+};
+
+/// The step time of a model on a cluster: bytes over bandwidth or FLOPs over FLOP/s, whichever is longer, for each
+/// part, and the exchange over the slowest link (arXiv 2412.19437, sections 3.2 and 3.4: node-limited routing, FP8
+/// dispatch and BF16 combine, two micro-batches).
+class SpeedModel {
+ public:
+  SpeedModel(const ModelConfig& config, const Precision& precision, const Cluster& cluster, const Layout& layout,
+             KvType kv, int redundant_experts, const SpeedConstants& constants = {});
+
+  /// `imbalance`: load of the most loaded rank over the mean; 0: the constant.
+  StepTime step(const Step& step, double imbalance = 0) const;
+
+ private:
+  double dense_us(const Step& step, const Device& device, const SpeedConstants::OfDevice& k) const;
+  double attention_us(const Step& step, const Device& device, const SpeedConstants::OfDevice& k) const;
+  double experts_us(const Step& step, const Device& device, const SpeedConstants::OfDevice& k, double imbalance) const;
+  double activations_us(const Step& step, const Device& device, const SpeedConstants::OfDevice& k) const;
+  double exchange_us(const Step& step) const;
+
+  const ModelConfig config_;
+  const Precision precision_;
+  const Cluster cluster_;
+  const Layout layout_;
+  const KvType kv_;
+  const int redundant_;
+  const SpeedConstants constants_;
+  double dense_bytes_ = 0, dense_parameters_ = 0, head_parameters_ = 0;
+  double expert_bytes_ = 0, expert_parameters_ = 0;  // of one expert
+  int moe_layers_ = 0;
+};
+
+/// What `shoal plan` prints.
+struct Prediction {
+  double ttft_ms = 0;
+  double tpot_ms = 0;
+  double prefill_tokens_per_s = 0;  // all ranks busy with prompts
+  double decode_tokens_per_s = 0;   // all sequences of the workload together
+  StepTime decode, prefill;
+};
+/// For prompts of `prompt` tokens and the workload's sequences at full context.
+Prediction predict(const SpeedModel& model, const Workload& workload, const Layout& layout, int prompt, bool gpu,
+                   double imbalance);
+
+}  // namespace shoal

@@ -1,0 +1,53 @@
+#include "planner/sweep.h"
+
+#include <algorithm>
+
+namespace shoal {
+
+std::vector<Operating> sweep(const PlanRequest& request, const std::vector<std::string>& precisions) {
+  std::vector<Operating> all;
+  const Device& device = request.cluster.groups[0].device;
+  const bool gpu = device.kind == Device::Kind::gpu || device.companion;
+  const bool moe = request.config.n_routed_experts > 0;
+  const int prompt = request.prompt > 0 ? request.prompt : std::max(1, request.workload.context / 2);
+  const int most_nodes = request.cluster.groups[0].nodes, per_node = request.cluster.groups[0].ranks_per_node;
+  for (const std::string& precision : precisions) {
+    PlanRequest r = request;
+    r.precision = Precision::from_name(precision);
+    const HeldWeights weights(r.config, r.precision, device.kind);
+    for (int nodes = 1;; nodes = std::min(nodes * 2, most_nodes)) {
+      r.cluster.groups[0].nodes = nodes;
+      const int ranks = nodes * per_node;
+      for (int tp = 1; tp <= per_node && ranks % tp == 0; tp *= 2) {
+        if (!moe && tp < per_node) continue;  // dense models run over all ranks of a node
+        r.tensor_parallel = tp;
+        for (const int redundant : {0, r.config.n_routed_experts / 8}) {
+          r.redundant_experts = redundant;
+          const Layout layout{ranks, tp};
+          const SpeedModel speed(r.config, r.precision, r.cluster, layout, r.workload.kv, redundant);
+          for (int each = 1; each <= 1024; each *= 2) {
+            r.workload.concurrency = each * ranks;
+            if (!fits(r, weights)) break;  // more sequences take more memory
+            const Prediction p = predict(speed, r.workload, layout, prompt, gpu, 0);
+            all.push_back({nodes, tp, redundant, precision, r.workload.concurrency, p.tpot_ms, p.ttft_ms,
+                           p.decode_tokens_per_s, p.decode_tokens_per_s / nodes});
+          }
+          if (!moe) break;
+        }
+      }
+      if (nodes == most_nodes) break;
+    }
+  }
+  std::stable_sort(all.begin(), all.end(),
+                   [](const Operating& a, const Operating& b) { return a.tpot_ms < b.tpot_ms; });
+  return all;
+}
+
+std::vector<Operating> pareto_front(const std::vector<Operating>& all) {
+  std::vector<Operating> front;
+  for (const Operating& o : all)
+    if (front.empty() || o.decode_tokens_per_s_per_node > front.back().decode_tokens_per_s_per_node) front.push_back(o);
+  return front;
+}
+
+}  // namespace shoal

@@ -1,0 +1,65 @@
+#pragma once
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <unordered_map>
+#include <vector>
+
+#include "runtime/grammar/grammar.h"
+
+namespace shoal::grammar {
+
+/// Walks a grammar byte by byte. All places in the network where a text may have led (each with the rules to return to)
+/// are one state; states and the ways between them are kept as they are found, so that what was seen once costs one
+/// look-up: a deterministic automaton, made lazily. Not thread-safe.
+class Automaton {
+ public:
+  explicit Automaton(std::shared_ptr<const Network> network);
+
+  using State = std::int32_t;
+  static constexpr State dead = -1;  // nothing can follow
+
+  State start() const { return start_; }
+  State after(State state, std::uint8_t byte);
+  /// The text that led here is a whole one.
+  bool accepts(State state) const { return states_[static_cast<std::size_t>(state)].accepts; }
+
+  /// A state of another automaton of the same network, as a state of this one.
+  State adopt(const Automaton& other, State state);
+
+  std::size_t states() const { return states_.size(); }
+  /// Places looked at for new states since construction: the measure of work.
+  std::uint64_t work() const { return work_; }
+  /// New states are `dead` from when work() has reached this: a grammar made to explode is not followed for ever.
+  void stop_at(std::uint64_t work) { work_limit_ = work; }
+
+ private:
+  /// A place: node << 32 | frame. A frame is where to return to: (node, outer frame).
+  using Place = std::uint64_t;
+  struct Frame {
+    std::int32_t node, outer;
+  };
+  struct StateData {
+    std::vector<Place> places;  // at nodes of bytes, sorted
+    bool accepts = false;
+    std::unique_ptr<std::array<State, 256>> next;  // unknown where not looked at
+  };
+  struct PlacesHash {
+    std::size_t operator()(const std::vector<Place>& places) const;
+  };
+
+  std::int32_t frame(std::int32_t node, std::int32_t outer);
+  std::int32_t adopt_frame(const Automaton& other, std::int32_t number);
+  State settle(std::vector<Place> open);
+  State state_of(std::vector<Place> places);
+
+  const std::shared_ptr<const Network> network_;
+  std::vector<Frame> frames_;  // frames_[0]: there is nothing to return to
+  std::unordered_map<std::uint64_t, std::int32_t> frame_numbers_;
+  std::vector<StateData> states_;
+  std::unordered_map<std::vector<Place>, State, PlacesHash> state_numbers_;
+  std::uint64_t work_ = 0, work_limit_ = ~std::uint64_t{0};
+  State start_ = dead;
+};
+
+}  // namespace shoal::grammar

@@ -1,0 +1,84 @@
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "runtime/coordinator.h"
+#include "runtime/page_pool.h"
+#include "runtime/step.h"
+
+namespace shoal {
+
+/// A request with what was made of it so far.
+struct Sequence {
+  std::uint64_t id = 0;
+  GenerationRequest request;         // its prompt has moved to `tokens`
+  std::vector<std::int32_t> tokens;  // prompt, then what was generated
+  int prompt_tokens = 0;
+  int max_length = 0;        // tokens at which it ends
+  std::uint64_t ticket = 0;  // its place in the order of first admission; 0: was never admitted
+  bool preempted = false;    // had to leave once, or more often
+  bool over = false;         // finished or cancelled; leaves when the step ends
+  bool scores_told = false;  // the prompt's log-probabilities are with the client
+  int cached_tokens = 0;     // of the prompt, that the cache had when it first ran
+  std::vector<TokenLogprob> prompt_logprobs;
+
+  // While it runs.
+  int lane = -1;                     // -1: waits
+  int computed = 0;                  // tokens whose KV is in the cache
+  int planned = 0;                   // tokens of the step in flight
+  int drafted = 0;                   // guesses behind these
+  std::vector<std::int32_t> drafts;  // guessed next tokens
+  std::vector<std::int32_t> pages;
+  std::size_t pages_told = 0;                  // of these, how many its rank knows
+  std::size_t kept = 0;                        // full pages that were kept under their content, or came from there
+  PagePool::Block block = PagePool::kNoBlock;  // content of the last of these
+
+  int pending() const { return static_cast<int>(tokens.size()) - computed; }
+  /// Its prompt, and what is recomputed after it left, is behind it: one token a step.
+  bool decoding() const { return computed >= prompt_tokens && pending() == 1; }
+  bool scores() const { return request.prompt_logprobs && !scores_told; }
+  int expected_scores() const;  // entries that the planned chunk reports for `score`
+  bool samples() const;         // whether the planned chunk ends with a new token
+};
+
+/// The sequences on one rank (under tensor parallelism, on all ranks) and the pages they own. A sequence owns pages for
+/// what is computed, and gets more as it grows.
+class Lane {
+ public:
+  Lane(int pages, int page_tokens) : pool(pages), page_tokens_(page_tokens) {}
+
+  int pages_for(int tokens) const { return tokens / page_tokens_ + (tokens % page_tokens_ != 0); }
+  /// Pages that could go to a newcomer: free, not needed for what is known of those who run, nor for each one's next.
+  int room() const;
+  /// Prompt tokens still to be computed after the step being planned.
+  std::int64_t backlog() const;
+
+  /// What the cache holds of a sequence's next full pages. At least one token is left to compute, for its logits.
+  struct Prefix {
+    int tokens = 0;
+    int owned_pages = 0;  // that need no free page, since somebody owns them now
+  };
+  Prefix find_prefix(const Sequence& sequence) const;
+  /// Takes what find_prefix() found; returns the number of tokens.
+  int take_prefix(Sequence& sequence);
+
+  /// Makes the sequence own pages for its first `tokens` tokens. False, and nothing changes, when too few are free.
+  bool grow(Sequence& sequence, int tokens);
+  /// Keeps the pages that have become full for others to find.
+  void keep_full_pages(Sequence& sequence);
+  /// The sequence leaves: its pages are free, the rank is told to forget it.
+  void drop(Sequence& sequence);
+
+  PagePool pool;
+  std::vector<Sequence*> running;     // in order of admission
+  std::vector<std::uint64_t> finish;  // to be told to the rank
+  int budget = 0;                     // prompt tokens left in the step being planned
+
+ private:
+  template <class Found>
+  void walk_prefix(const Sequence& sequence, const Found& found) const;
+
+  int page_tokens_;
+};
+
+}  // namespace shoal

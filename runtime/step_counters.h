@@ -1,0 +1,34 @@
+#pragma once
+#include <cstdint>
+#include <mutex>
+#include <vector>
+
+#include "planner/placement.h"
+#include "runtime/step.h"
+
+namespace shoal {
+
+/// What the ranks report with every step, summed up for those who watch. Thread-safe.
+class StepCounters {
+ public:
+  explicit StepCounters(const Placement& placement);
+  void add(const StepResult& result, int rank);
+
+  struct Rank {
+    std::uint64_t expert_tokens = 0;  // rows that its experts computed, from all ranks
+    double compute_s = 0, exchange_s = 0;
+  };
+  struct Totals {
+    std::uint64_t steps = 0;
+    std::vector<Rank> ranks;
+    std::vector<std::vector<std::uint64_t>> expert_tokens;  // [MoE layers][n_routed_experts]
+  };
+  Totals totals() const;
+
+ private:
+  const std::vector<std::vector<std::int32_t>> rank_of_expert_;  // [MoE layers][n_routed_experts]
+  mutable std::mutex mutex_;
+  Totals totals_;
+};
+
+}  // namespace shoal

@@ -1,0 +1,148 @@
+"""Clients that are broken or mean no good. Each gets a clean error or is dropped, and others are served meanwhile."""
+
+import json
+import socket
+import threading
+import time
+import urllib.request
+
+import openai
+import pytest
+
+
+@pytest.fixture(scope="module")
+def address(server):
+    host, port = server.url.removeprefix("http://").split(":")
+    return host, int(port)
+
+
+def exchange(address, data, patience=1.5):
+    """All that the server says to these bytes, until it closes or is silent for so many seconds."""
+    with socket.create_connection(address, timeout=30) as connection:
+        connection.sendall(data)
+        received = b""
+        connection.settimeout(patience)
+        try:
+            while part := connection.recv(65536):
+                received += part
+        except (TimeoutError, ConnectionResetError):
+            pass
+        return received
+
+
+def post(address, body, path="/v1/completions", headers=b""):
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n".encode()
+    return exchange(address, head + headers + b"Content-Length: %d\r\n\r\n" % len(body) + body, 60)
+
+
+def status(received):
+    return int(received.split(b" ", 2)[1]) if received.startswith(b"HTTP/1.") else None
+
+
+@pytest.fixture(autouse=True)
+def still_serves(server):
+    yield
+    answer = server.post("/v1/completions", {"model": server.model, "prompt": "2, 4,", "max_tokens": 2})
+    assert answer["usage"]["completion_tokens"] == 2
+
+
+@pytest.mark.parametrize("data", [
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"\x00" * 100, b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost x\r\n\r\n", b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+    b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
+    b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 100000 + b"\r\n\r\n"])
+def test_broken_http(address, data):
+    assert status(exchange(address, data)) in (400, 404, 405, 413, 431, 505, None)
+
+
+def test_one_request_hidden_in_another(address):
+    """Where length and chunking disagree, proxies and servers may see different requests: it must not be served twice."""
+    received = exchange(address, b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 44\r\n"
+                                 b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /version HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert received.count(b"HTTP/1.1 200") == 0
+
+
+@pytest.mark.parametrize("path", ["/../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "//etc/passwd", "/status/../x", "/\x00"])
+def test_paths_lead_nowhere(address, path):
+    received = exchange(address, f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    assert status(received) in (400, 404) and b"root:" not in received
+
+
+@pytest.mark.parametrize("body", [
+    b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"model": "\xff"}', b"[" * 100000, b'{"a":' * 100000,
+    b'{"model": "default", "prompt": "x", "stop": ' + json.dumps(["s"] * 10000).encode() + b"}",
+    b'{"model": "default", "prompt": 1e999}', b'{"model": "default", "prompt": "x", "n": 1e99}',
+    b'{"model": "default", "prompt": [' + b"99999999999999999999," * 10 + b"1]}",
+    json.dumps({f"key{i}": i for i in range(20000)}).encode()])
+def test_bodies(address, body):
+    received = post(address, body)
+    assert status(received) == 400, received[:300]
+    assert json.loads(received.split(b"\r\n\r\n", 1)[1])["error"]["type"] == "invalid_request_error"
+
+
+def test_long_prompts(address):
+    received = post(address, json.dumps({"model": "default", "prompt": "a " * 5_000_000}).encode())
+    assert status(received) == 400 and b"context_length_exceeded" in received
+
+
+def test_too_large_a_body(address):
+    received = exchange(address, b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n")
+    assert status(received) == 413
+
+
+def test_many_idle_connections(server, address):
+    idle = [socket.create_connection(address) for _ in range(1000)]
+    try:
+        answer = server.post("/v1/completions", {"model": server.model, "prompt": "2, 4,", "max_tokens": 2}, timeout=30)
+        assert answer["usage"]["completion_tokens"] == 2
+    finally:
+        for connection in idle:
+            connection.close()
+
+
+def test_streams_go_on_beside_clients_that_do_not_read(server, address):
+    """Twenty clients ask for streams and never read them; another one's stream is complete."""
+    body = json.dumps({"model": "default", "prompt": "2, 4,", "max_tokens": 200, "stream": True}).encode()
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    silent = [socket.create_connection(address) for _ in range(20)]
+    for connection in silent:
+        connection.sendall(head + body)
+    client = openai.OpenAI(base_url=server.url + "/v1", api_key="any", max_retries=0)
+    stream = client.completions.create(model=server.model, prompt="1, 3,", max_tokens=30, stream=True, temperature=0,
+                                       extra_body={"ignore_eos": True})
+    assert sum(1 for _ in stream) > 5
+    for connection in silent:
+        connection.close()
+    wait_until_idle(server)
+
+
+def running(server):
+    with urllib.request.urlopen(server.url + "/metrics") as response:
+        lines = response.read().decode().splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines
+               if line.startswith(("shoal:num_requests_running", "shoal:num_requests_waiting")))
+
+
+def wait_until_idle(server, seconds=20):
+    deadline = time.monotonic() + seconds
+    while running(server):
+        assert time.monotonic() < deadline, "requests run on that nobody waits for"
+        time.sleep(0.05)
+
+
+def test_those_who_leave_are_cancelled(server, address):
+    body = json.dumps({"model": "default", "prompt": "2, 4,", "max_tokens": 4000, "ignore_eos": True}).encode()
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+
+    def come_and_go():
+        with socket.create_connection(address) as connection:
+            connection.sendall(head + body)
+            time.sleep(0.3)
+    threads = [threading.Thread(target=come_and_go) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    wait_until_idle(server)

@@ -1,0 +1,213 @@
+"""What operators rely on: readiness, metrics that Prometheus takes, request ids, keys, TLS, CORS, an orderly end."""
+
+import concurrent.futures
+import http.client
+import json
+import os
+import re
+import shutil
+import socket
+import ssl
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from conftest import DEMO_MODEL, needs_demo_model
+from serving import BINARY, MPI_ENVIRONMENT, serve
+
+CHAT = {"messages": [{"role": "user", "content": "What is 47 + 38?"}], "max_tokens": 16, "temperature": 0}
+
+
+def request(url, path, body=None, headers=None, context=None, method=None):
+    """(status, headers, body) of one request."""
+    data = None if body is None else json.dumps(body).encode()
+    wanted = urllib.request.Request(url + path, data, {"Content-Type": "application/json", **(headers or {})}, method=method)
+    try:
+        with urllib.request.urlopen(wanted, timeout=60, context=context) as response:
+            return response.status, response.headers, response.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers, error.read()
+
+
+def metrics(url):
+    """Name, with labels as they are written → value."""
+    lines = request(url, "/metrics")[2].decode().splitlines()
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))}
+
+
+def total(values, name):
+    return sum(value for key, value in values.items() if key.split("{")[0] == name)
+
+
+def test_request_ids(server):
+    status, headers, _ = request(server.url, "/health")
+    assert status == 200 and re.fullmatch(r"req-[0-9a-f]{16}", headers["X-Request-Id"])
+    assert request(server.url, "/none", headers={"X-Request-Id": "mine-1.2"})[1]["X-Request-Id"] == "mine-1.2"
+    assert request(server.url, "/none", headers={"X-Request-Id": "a b"})[1]["X-Request-Id"] != "a b"
+
+
+def test_metrics_count_what_happened(server):
+    before = metrics(server.url)
+    answers = 3
+    usage = [json.loads(request(server.url, "/v1/chat/completions", {"model": server.model, **CHAT})[2])["usage"]
+             for _ in range(answers)]
+    after = metrics(server.url)
+
+    def grew(name):
+        return total(after, "shoal:" + name) - total(before, "shoal:" + name)
+    generated = sum(one["completion_tokens"] for one in usage)
+    assert grew("prompt_tokens_total") == sum(one["prompt_tokens"] for one in usage)
+    assert grew("generation_tokens_total") == generated == grew("request_generation_tokens_sum")
+    assert grew("request_success_total") == answers == grew("time_to_first_token_seconds_count")
+    assert grew("inter_token_latency_seconds_count") == generated - answers
+    assert grew("e2e_request_latency_seconds_sum") >= grew("time_to_first_token_seconds_sum") > 0
+    # Every computed token goes to two experts in each of the three layers that have them.
+    assert grew("rank_expert_tokens_total") >= 6 * generated
+    assert total(after, "shoal:num_requests_running") == total(after, "shoal:kv_cache_usage_perc") == 0
+    assert total(after, "shoal:ranks") == 2
+
+
+def test_status(server):
+    status = json.loads(request(server.url, "/status.json")[2])
+    assert len(status["ranks"]) == 2 and len(status["expert_tokens"]) == 3 and len(status["expert_tokens"][0]) == 8
+    assert sum(map(sum, status["expert_tokens"])) == sum(rank["expert_tokens"] for rank in status["ranks"])
+    assert status["kv_pages"]["all"] > 0 and status["queue"]["running"] == 0
+
+
+def test_prometheus_takes_the_metrics(server, tmp_path):
+    if not shutil.which("promtool") or not shutil.which("prometheus"):
+        pytest.skip("prometheus is not installed")
+    text = request(server.url, "/metrics")[2]
+    checked = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True)
+    complaints = [line for line in (checked.stdout + checked.stderr).decode().splitlines() if line]
+    # vLLM's way of naming has a colon, which promtool would rather see in rules only.
+    assert all("should not contain ':'" in line for line in complaints), complaints
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config = tmp_path / "prometheus.yml"
+    config.write_text(json.dumps({"scrape_configs": [{
+        "job_name": "shoal", "scrape_interval": "1s", "static_configs": [{"targets": [server.url.split("/")[-1]]}]}]}))
+    process = subprocess.Popen(["prometheus", f"--config.file={config}", f"--storage.tsdb.path={tmp_path}/data",
+                                f"--web.listen-address=127.0.0.1:{port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            time.sleep(0.5)
+            try:
+                _, _, body = request(f"http://127.0.0.1:{port}", "/api/v1/query?query=shoal:ranks")
+                found = json.loads(body)["data"]["result"]
+            except (OSError, KeyError):
+                continue
+            if found:
+                assert found[0]["value"][1] == "2" and found[0]["metric"]["model_name"] == "demo-model"
+                return
+        pytest.fail("Prometheus has not scraped the server")
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def test_keys_and_cors():
+    needs_demo_model()
+    with serve_with("--api-key", "first", "--api-key", "second", "--cors-origin", "http://app.example") as server:
+        url = server.url
+        for path in ("/v1/models", "/metrics", "/status.json", "/api/tags", "/tokenize"):
+            status, headers, body = request(url, path)
+            assert status == 401 and headers["WWW-Authenticate"] == "Bearer", path
+            assert request(url, path, headers={"Authorization": "Bearer secon"})[0] == 401
+        for key in ("first", "second"):
+            assert request(url, "/v1/models", headers={"Authorization": "Bearer " + key})[0] == 200
+        for path in ("/", "/status", "/health", "/version"):
+            assert request(url, path)[0] == 200, path
+        origin = {"Origin": "http://app.example"}
+        preflight = request(url, "/v1/models", headers={**origin, "Access-Control-Request-Method": "POST"}, method="OPTIONS")
+        assert preflight[0] == 204 and "Authorization" in preflight[1]["Access-Control-Allow-Headers"]
+        assert request(url, "/health", headers=origin)[1]["Access-Control-Allow-Origin"] == "http://app.example"
+        assert request(url, "/health", headers={"Origin": "http://evil.example"})[1]["Access-Control-Allow-Origin"] is None
+
+
+class serve_with:
+    """A server on one rank with further options: its `url`, its `process`. It need not be ready yet."""
+
+    def __init__(self, *options, ready=True):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.url = f"{'https' if '--tls-cert' in options else 'http'}://127.0.0.1:{port}"
+        self.log = tempfile.TemporaryFile("w+")
+        self.process = subprocess.Popen([BINARY, "serve", "--model", DEMO_MODEL, "--port", str(port), *options],
+                                        stdout=self.log, stderr=self.log, env={**os.environ, **MPI_ENVIRONMENT})
+        deadline = time.monotonic() + 120
+        while ready and "listening on" not in self.text():
+            assert self.process.poll() is None and time.monotonic() < deadline, self.text()
+            time.sleep(0.05)
+
+    def text(self):
+        self.log.seek(0)
+        return self.log.read()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.terminate()
+        self.process.wait(30)
+
+
+def test_tls():
+    needs_demo_model()
+    with tempfile.TemporaryDirectory() as folder:
+        cert, key = Path(folder, "cert.pem"), Path(folder, "key.pem")
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, "-days",
+                        "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"], check=True,
+                       capture_output=True)
+        context = ssl.create_default_context(cafile=str(cert))
+        with serve_with("--tls-cert", str(cert), "--tls-key", str(key)) as server:
+            url = server.url
+            assert request(url, "/health", context=context)[0] == 200
+            port = int(url.rsplit(":", 1)[1])
+            connection = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=60)
+            for _ in range(3):  # one connection, several requests, streams among them
+                connection.request("POST", "/v1/chat/completions", json.dumps({"model": "default", "stream": True, **CHAT}),
+                                   {"Content-Type": "application/json"})
+                text = connection.getresponse().read().decode()
+                assert text.rstrip().endswith("data: [DONE]")
+            with socket.create_connection(("127.0.0.1", port)) as plain:  # not TLS at all
+                plain.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+                plain.settimeout(20)
+                assert b"HTTP/1.1 200" not in plain.recv(1000)
+            assert request(url, "/health", context=context)[0] == 200
+
+
+def test_503_while_loading_then_ready_then_drained():
+    needs_demo_model()
+    with serve_with("--log-json", ready=False) as server:
+        url, seen, deadline = server.url, set(), time.monotonic() + 120
+        while 200 not in seen and time.monotonic() < deadline:
+            try:
+                status, headers, _ = request(url, "/health")
+                early = request(url, "/v1/models")[0] if status == 503 else 200
+            except (urllib.error.URLError, ConnectionError):
+                continue  # not even listening
+            seen.add(status)
+            assert status == 200 or (status == 503 and headers["Retry-After"])
+            assert early in (200, 503)
+        assert 200 in seen
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            body = {"model": "default", **CHAT, "max_tokens": 150, "ignore_eos": True}
+            running = pool.submit(request, url, "/v1/chat/completions", body, {"X-Request-Id": "the-last-one"})
+            while not total(metrics(url), "shoal:num_requests_running"):
+                assert not running.done()
+            server.process.terminate()
+            status, _, body = running.result(60)
+        assert status == 200 and json.loads(body)["usage"]["completion_tokens"] == 150
+        assert server.process.wait(30) == 0
+        lines = [json.loads(line) for line in server.text().splitlines() if line.startswith("{")]
+        logged, = (line for line in lines if line.get("id") == "the-last-one")
+        assert logged["status"] == 200 and logged["path"] == "/v1/chat/completions" and logged["level"] == "info"
+        assert lines[-1]["event"] == "ending" and lines[-1]["drained"] is True

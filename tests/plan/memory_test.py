@@ -1,0 +1,145 @@
+"""What `shoal plan` says a rank takes, beside the peak resident memory of ranks that served at full context."""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "golden"))
+from serving import BINARY, serve  # noqa: E402
+
+pytestmark = pytest.mark.skipif(not BINARY.exists(), reason=f"{BINARY} is not built")
+
+CONTEXT, CONCURRENCY = 1024, 4
+
+
+def config(family):
+    common = dict(vocab_size=8192, rms_norm_eps=1e-6, rope_theta=10000.0, max_position_embeddings=CONTEXT,
+                  tie_word_embeddings=False, hidden_act="silu", eos_token_id=1, torch_dtype="bfloat16")
+    if family == "llama":
+        return dict(common, model_type="llama", hidden_size=2048, num_hidden_layers=6, intermediate_size=8192,
+                    num_attention_heads=16, num_key_value_heads=4)
+    return dict(common, model_type="deepseek_v3", hidden_size=1024, num_hidden_layers=3, intermediate_size=4096,
+                moe_intermediate_size=2048, num_attention_heads=8, num_key_value_heads=8, q_lora_rank=256,
+                kv_lora_rank=256, qk_nope_head_dim=64, qk_rope_head_dim=32, v_head_dim=64, n_routed_experts=24,
+                n_shared_experts=1, num_experts_per_tok=4, n_group=4, topk_group=2, first_k_dense_replace=1,
+                norm_topk_prob=True, scoring_func="sigmoid", topk_method="noaux_tc", routed_scaling_factor=2.5,
+                num_nextn_predict_layers=0)
+
+
+def shapes(c):
+    h = c["hidden_size"]
+    yield "model.embed_tokens.weight", (c["vocab_size"], h)
+    yield "lm_head.weight", (c["vocab_size"], h)
+    yield "model.norm.weight", (h,)
+
+    def ffn(prefix, width):
+        yield prefix + "gate_proj.weight", (width, h)
+        yield prefix + "up_proj.weight", (width, h)
+        yield prefix + "down_proj.weight", (h, width)
+
+    heads = c["num_attention_heads"]
+    for i in range(c["num_hidden_layers"]):
+        p = f"model.layers.{i}."
+        a = p + "self_attn."
+        yield p + "input_layernorm.weight", (h,)
+        yield p + "post_attention_layernorm.weight", (h,)
+        if c["model_type"] == "llama":
+            kv = h // heads * c["num_key_value_heads"]
+            yield from ((a + f"{n}_proj.weight", (rows, h)) for n, rows in (("q", h), ("k", kv), ("v", kv), ("o", h)))
+            yield from ffn(p + "mlp.", c["intermediate_size"])
+            continue
+        q, kv = c["q_lora_rank"], c["kv_lora_rank"]
+        nope, rope, v = c["qk_nope_head_dim"], c["qk_rope_head_dim"], c["v_head_dim"]
+        yield a + "q_a_proj.weight", (q, h)
+        yield a + "q_a_layernorm.weight", (q,)
+        yield a + "q_b_proj.weight", (heads * (nope + rope), q)
+        yield a + "kv_a_proj_with_mqa.weight", (kv + rope, h)
+        yield a + "kv_a_layernorm.weight", (kv,)
+        yield a + "kv_b_proj.weight", (heads * (nope + v), kv)
+        yield a + "o_proj.weight", (h, heads * v)
+        if i < c["first_k_dense_replace"]:
+            yield from ffn(p + "mlp.", c["intermediate_size"])
+            continue
+        yield p + "mlp.gate.weight", (c["n_routed_experts"], h)
+        yield p + "mlp.gate.e_score_correction_bias", (c["n_routed_experts"],)
+        yield from ffn(p + "mlp.shared_experts.", c["moe_intermediate_size"])
+        for e in range(c["n_routed_experts"]):
+            yield from ffn(f"{p}mlp.experts.{e}.", c["moe_intermediate_size"])
+
+
+def write_model(folder, family):
+    """A BF16 checkpoint of zeros, which is a sparse file, but for random embeddings and routers, so that tokens spread over
+    the experts."""
+    c = config(family)
+    (folder / "config.json").write_text(json.dumps(c))
+    header, offset, random = {}, 0, []
+    for name, shape in shapes(c):
+        size = 2
+        for n in shape:
+            size *= n
+        header[name] = dict(dtype="BF16", shape=shape, data_offsets=[offset, offset + size])
+        if name.endswith((".gate.weight", "embed_tokens.weight", "layernorm.weight")):
+            random.append((offset, size // 2))
+        offset += size
+    text = json.dumps(header).encode()
+    generator = numpy.random.default_rng(1)
+    with open(folder / "model.safetensors", "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + offset)
+        for start, count in random:
+            file.seek(8 + len(text) + start)
+            values = generator.standard_normal(count, dtype=numpy.float32)
+            file.write((values.view(numpy.uint32) >> 16).astype(numpy.uint16).tobytes())
+    return folder
+
+
+def planned(model, ranks, kv_type, tmp_path):
+    cluster = dict(nodes=1, ranks_per_node=ranks, intra_node=dict(bandwidth_gb_s=10, latency_us=1),
+                   device=dict(kind="cpu", memory_gb=64, memory_bandwidth_gb_s=20, tflops=dict(bf16=0.1)))
+    file = tmp_path / "cluster.json"
+    file.write_text(json.dumps(cluster))
+    run = subprocess.run([BINARY, "plan", "--model", model, "--cluster", file, "--context", str(CONTEXT), "--concurrency",
+                          str(CONCURRENCY), "--kv-type", kv_type, "--json"], capture_output=True, text=True, check=True)
+    return json.loads(run.stdout)["memory"]["ranks"]
+
+
+def peaks():
+    """Peak resident bytes of every rank of the job that this process started."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.readlink(process / "exe") != str(BINARY.resolve()):
+                continue
+            environment = dict(line.split("=", 1) for line in (process / "environ").read_text().split("\0") if "=" in line)
+            if environment.get("SHOAL_MEMORY_TEST") != str(os.getpid()):
+                continue
+            status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
+            found[int(environment["OMPI_COMM_WORLD_RANK"])] = int(status["VmHWM"].split()[0]) * 1024
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+    return [found[rank] for rank in sorted(found)]
+
+
+@pytest.mark.parametrize("family, ranks, kv_type", [("deepseek_v3", 1, "f32"), ("deepseek_v3", 2, "bf16"), ("llama", 2, "f32")])
+def test_peak_memory_is_what_was_planned(family, ranks, kv_type, tmp_path, monkeypatch, record_property):
+    model = write_model(tmp_path, family)
+    monkeypatch.setenv("SHOAL_MEMORY_TEST", str(os.getpid()))
+    expected = planned(model, ranks, kv_type, tmp_path)
+    compute = "f32" if kv_type == "f32" else "bf16"
+    gb = max(rank["kv_bytes"] for rank in expected) / 1e9 + 0.001
+    with serve(model, ranks, "--kv-cache-gb", f"{gb:.4f}", "--compute", compute, "--threads", "2") as server:
+        prompts = [[2 + i + j % 1000 for j in range(CONTEXT - 8)] for i in range(CONCURRENCY)]
+        server.post("/v1/completions", dict(model=server.model, prompt=prompts, max_tokens=4, ignore_eos=True), timeout=600)
+        measured = peaks()
+    assert len(measured) == ranks
+    worst = max(expected, key=lambda rank: rank["total_bytes"])["total_bytes"]
+    record_property("planned", worst)
+    record_property("measured", max(measured))
+    print(f"{family} on {ranks}: planned {worst / 1e6:.1f} MB, measured {[round(m / 1e6, 1) for m in measured]}")
+    assert abs(max(measured) / worst - 1) < 0.03

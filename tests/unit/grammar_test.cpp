@@ -1,0 +1,274 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+#include <random>
+#include <regex>
+
+#include "base/error.h"
+#include "runtime/grammar/automaton.h"
+#include "runtime/grammar/gbnf.h"
+#include "runtime/grammar/token_grammar.h"
+#include "runtime/grammar/utf8_ranges.h"
+#include "runtime/text/utf8.h"
+
+namespace shoal::grammar {
+namespace {
+
+using Random = std::mt19937;
+
+std::shared_ptr<const Network> network(std::string_view gbnf) {
+  return std::make_shared<const Network>(parse_gbnf(gbnf));
+}
+
+bool matches(Automaton& automaton, std::string_view text) {
+  Automaton::State state = automaton.start();
+  for (const char c : text) state = automaton.after(state, static_cast<std::uint8_t>(c));
+  return state != Automaton::dead && automaton.accepts(state);
+}
+bool matches(const char* gbnf, std::string_view text) {
+  Automaton automaton(network(gbnf));
+  return matches(automaton, text);
+}
+
+std::string why_refused(std::string_view gbnf) {
+  try {
+    parse_gbnf(gbnf);
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "taken";
+}
+
+constexpr const char* json_gbnf = R"(
+root   ::= ws value ws
+value  ::= object | array | string | number | "true" | "false" | "null"
+object ::= "{" ws ( member ( "," ws member )* )? "}"   # as RFC 8259 has it
+member ::= string ws ":" ws value ws
+array  ::= "[" ws ( value ws ( "," ws value ws )* )? "]"
+string ::= "\"" ( [^"\\\x00-\x1F] | "\\" ( ["\\/bfnrt] | "u" [0-9a-fA-F]{4} ) )* "\""
+number ::= "-"? ( "0" | [1-9] [0-9]* ) ( "." [0-9]+ )? ( [eE] [-+]? [0-9]+ )?
+ws     ::= [ \t\n\r]*
+)";
+
+TEST(Utf8Ranges, EveryCharacterOfARangeAndNoOther) {
+  Random random(1);
+  for (int i = 0; i < 300; ++i) {
+    const auto any = [&] { return static_cast<char32_t>(random() % (i % 2 ? 0x110000 : 0x900)); };
+    char32_t low = any(), high = any();
+    if (low > high) std::swap(low, high);
+    const auto rows = utf8_ranges({{low, high}});
+    for (int j = 0; j < 200; ++j) {
+      const char32_t code =
+          j < 4 ? std::array<char32_t, 4>{low, high, low - 1, high + 1}[static_cast<unsigned>(j)] : any();
+      if (code > 0x10FFFF || (code >= 0xD800 && code <= 0xDFFF)) continue;
+      std::string bytes;
+      text::append_utf8(bytes, code);
+      int found = 0;
+      for (const ByteRanges& row : rows) {
+        bool in = static_cast<std::size_t>(row.length) == bytes.size();
+        for (std::size_t k = 0; in && k < bytes.size(); ++k) {
+          const auto byte = static_cast<std::uint8_t>(bytes[k]);
+          in = byte >= row.bytes[k].first && byte <= row.bytes[k].second;
+        }
+        found += in;
+      }
+      EXPECT_EQ(found, code >= low && code <= high ? 1 : 0)
+          << std::hex << static_cast<unsigned>(low) << " to " << static_cast<unsigned>(high) << ": "
+          << static_cast<unsigned>(code);
+    }
+  }
+}
+
+TEST(Gbnf, LiteralsClassesAndRepetitions) {
+  EXPECT_TRUE(matches(R"(root ::= "yes" | "no")", "no"));
+  EXPECT_FALSE(matches(R"(root ::= "yes" | "no")", "n"));
+  EXPECT_TRUE(matches("root ::= [a-c]{2,3} \"!\"?", "abc!"));
+  EXPECT_FALSE(matches("root ::= [a-c]{2,3} \"!\"?", "abca"));
+  EXPECT_TRUE(matches("root ::= (\"a\" | \"b\")+ [^x-z]", "abab\xC3\xA9"));
+  EXPECT_FALSE(matches("root ::= [^x-z]", "\xC3"));
+  EXPECT_TRUE(matches(R"(root ::= "\u00e9\x41\U0001F600\"\\\n")",
+                      "\xC3\xA9"
+                      "A\xF0\x9F\x98\x80\"\\\n"));
+  EXPECT_TRUE(matches("root ::= .{3}", "a\xE6\xBC\xA2z"));
+  EXPECT_TRUE(matches("root ::= (\"a\"*)* \"b\"", "aab"));  // loops in loops come to an end
+  EXPECT_TRUE(matches("# first\nroot ::=\n  x |\n  y # of two\nx ::= \"x\"\ny ::= (\n  \"y\"\n)\n", "y"));
+  EXPECT_TRUE(matches("root ::= \"a\"\n  | \"b\"\n", "b"));
+  EXPECT_TRUE(matches("root ::= \"\"", ""));
+}
+
+TEST(Gbnf, NestingIsCounted) {
+  const char* brackets = "root ::= \"(\" root \")\" | \"x\"";
+  std::string deep(3000, '(');
+  deep += 'x' + std::string(3000, ')');
+  EXPECT_TRUE(matches(brackets, deep));
+  EXPECT_FALSE(matches(brackets, deep + ")"));
+}
+
+TEST(Gbnf, FaultsAreNamedWithTheirLine) {
+  EXPECT_THAT(why_refused("root ::= \"a\"\nb ::= [a"), testing::HasSubstr("line 2"));
+  EXPECT_THAT(why_refused("b ::= \"a\""), testing::HasSubstr("no rule 'root'"));
+  EXPECT_THAT(why_refused("root ::= other"), testing::HasSubstr("no rule 'other'"));
+  EXPECT_THAT(why_refused("root ::= root \"a\" | \"a\""), testing::HasSubstr("left recursion"));
+  EXPECT_THAT(why_refused("root ::= \"x\"? a\na ::= root | \"a\""), testing::HasSubstr("left recursion"));
+  EXPECT_THAT(why_refused("root ::= (\"a\"{1000}){1000}"), testing::HasSubstr("too large"));
+  EXPECT_THAT(why_refused("root ::= " + std::string(5000, '(')), testing::HasSubstr("too deep"));
+  for (const char* wrong : {"root", "root ::= \"", "root ::= )", "root ::= \"a\"{2", "root ::= \"a\"{3,2}",
+                            "root ::= [b-a]", "root ::= \"\\q\"", "root ::= \"\\xg0\"", "root ::= \"\xFF\"",
+                            "root ::= \"a\"\nroot ::= \"b\"", "root ::= \"a\" %"}) {
+    EXPECT_NE(why_refused(wrong), "taken") << wrong;
+  }
+}
+
+TEST(Gbnf, RandomTextDoesNoHarm) {
+  Random random(2);
+  const std::string alphabet = "root ::=\"ab\\x[]()*+?{1,}|#.\n^-";
+  for (int i = 0; i < 20000; ++i) {
+    std::string text = "root ::= ";
+    for (auto n = random() % 30; n > 0; --n) text += alphabet[random() % alphabet.size()];
+    why_refused(text);
+  }
+}
+
+TEST(Automaton, MatchesWhatRegularExpressionsMatch) {
+  Random random(3);
+  for (int i = 0; i < 200; ++i) {
+    // The same random expression in both notations.
+    std::string gbnf, regex;
+    const auto add = [&](const auto& self, int depth) -> void {
+      switch (random() % (depth > 3 ? 2 : 5)) {
+        case 0:
+          gbnf += " \"a\"";
+          regex += "a";
+          break;
+        case 1:
+          gbnf += " [ab]";
+          regex += "[ab]";
+          break;
+        case 2:
+          gbnf += " (";
+          regex += "(?:";
+          self(self, depth + 1);
+          gbnf += " |";
+          regex += "|";
+          self(self, depth + 1);
+          gbnf += ")";
+          regex += ")";
+          break;
+        case 3: {
+          const char* times[] = {"*", "+", "?", "{1,3}", "{2}"};
+          const char* chosen = times[random() % 5];
+          gbnf += " (";
+          regex += "(?:";
+          self(self, depth + 1);
+          gbnf += std::string(")") + chosen;
+          regex += std::string(")") + chosen;
+          break;
+        }
+        default:
+          self(self, depth + 1);
+          self(self, depth + 1);
+      }
+    };
+    add(add, 0);
+    Automaton automaton(network("root ::=" + gbnf));
+    const std::regex reference(regex);
+    for (int length = 0, j = 0; j < 60; ++j, length = static_cast<int>(random() % 8)) {
+      std::string text;
+      for (int k = 0; k < length; ++k) text += random() % 3 ? 'a' : 'b';
+      EXPECT_EQ(matches(automaton, text), std::regex_match(text, reference)) << regex << " on " << text;
+    }
+  }
+}
+
+nlohmann::json any_json(Random& random, int depth) {
+  switch (random() % (depth > 4 ? 5 : 7)) {
+    case 0:
+      return nullptr;
+    case 1:
+      return random() % 2 == 0;
+    case 2:
+      return static_cast<int>(random());
+    case 3:
+      return static_cast<double>(random()) / 1e7;
+    case 4:
+      return std::array{"", "a\n", "\xC3\xA9\"", "\\", "\xF0\x9F\x98\x80"}[random() % 5];
+    case 5: {
+      auto list = nlohmann::json::array();
+      for (auto n = random() % 4; n > 0; --n) list.push_back(any_json(random, depth + 1));
+      return list;
+    }
+    default: {
+      auto object = nlohmann::json::object();
+      for (auto n = random() % 4; n > 0; --n) object[std::to_string(random() % 9)] = any_json(random, depth + 1);
+      return object;
+    }
+  }
+}
+
+TEST(Automaton, TakesJsonAsAParserDoes) {
+  Random random(4);
+  Automaton automaton(network(json_gbnf));
+  int valid = 0, invalid = 0;
+  for (int i = 0; i < 4000; ++i) {
+    std::string text = any_json(random, 0).dump(random() % 2 ? -1 : 1);
+    for (auto edits = random() % 3; edits > 0 && !text.empty(); --edits) {
+      const char other = "{}[]\",:0e-+.tn\\"[random() % 15];
+      if (random() % 2) {
+        text[random() % text.size()] = other;
+      } else {
+        text.erase(random() % text.size(), 1);
+      }
+    }
+    const bool expected = nlohmann::json::accept(text);
+    ++(expected ? valid : invalid);
+    EXPECT_EQ(matches(automaton, text), expected) << text;
+  }
+  EXPECT_GT(valid, 1000);
+  EXPECT_GT(invalid, 1000);
+}
+
+TEST(TokenGrammar, AllowsExactlyTheTokensThatFit) {
+  Random random(5);
+  std::vector<std::string> texts = {"",   "{",  "}",    "\"",   "\":",      "{\"",     "true",
+                                    "tr", "ue", "\xC3", "\xA9", "\xC3\xA9", "\xF0\x9F"};
+  for (int i = 0; i < 400; ++i) {
+    std::string text;
+    for (auto n = 1 + random() % 5; n > 0; --n) text += "{}[]\",: 01e-truefalsn\\\xC3\xA9"[random() % 23];
+    texts.push_back(text);
+  }
+  const auto tokens = std::make_shared<const TokenTable>(texts);
+  const auto grammar = std::make_shared<TokenGrammar>(json_gbnf, tokens);
+  for (int run = 0; run < 20; ++run) {
+    Matcher matcher(grammar);
+    std::string said;
+    for (int step = 0; step < 30; ++step) {
+      const TokenMask& mask = matcher.allowed();
+      std::vector<std::size_t> possible;
+      for (std::size_t id = 0; id < texts.size(); ++id) {
+        Matcher alone(grammar);
+        const bool fits = !texts[id].empty() && alone.push(said + texts[id]);
+        EXPECT_EQ(holds(mask, id), fits) << said << " and then " << texts[id];
+        if (fits) possible.push_back(id);
+      }
+      if (possible.empty()) break;
+      const std::string& next = texts[possible[random() % possible.size()]];
+      said += next;
+      ASSERT_TRUE(matcher.push(next));
+    }
+  }
+}
+
+TEST(TokenGrammar, AGrammarMadeToExplodeIsGivenUpInTime) {
+  // Which of the `a`s is the one 20 from the end: 2^20 states for an automaton.
+  const auto tokens = std::make_shared<const TokenTable>(std::vector<std::string>{"a", "b", "ab", "ba", "aabb"});
+  const auto grammar = std::make_shared<TokenGrammar>("root ::= [ab]* \"a\" [ab]{20}", tokens);
+  Matcher matcher(grammar);
+  Random random(6);
+  for (int i = 0; i < 30000; ++i) ASSERT_TRUE(matcher.push(random() % 2 ? "a" : "b"));
+  EXPECT_TRUE(holds(matcher.allowed(), 4));
+  EXPECT_LT(grammar->automaton()->states(), 50000u);
+}
+
+}  // namespace
+}  // namespace shoal::grammar

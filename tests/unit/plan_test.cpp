@@ -1,0 +1,179 @@
+#include "planner/plan.h"
+
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <cmath>
+#include <functional>
+#include <random>
+
+#include "base/error.h"
+#include "planner/cards.h"
+
+namespace shoal {
+namespace {
+
+PlanRequest request(const std::string& model, const std::string& precision, const std::string& cluster, int nodes) {
+  PlanRequest r{.model = model, .config = find_model(model), .precision = Precision::from_name(precision)};
+  r.cluster = find_cluster(cluster);
+  r.cluster.groups[0].nodes = nodes;
+  return r;
+}
+
+std::string error_of(const std::function<void()>& f) {
+  try {
+    f();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+/// What everyone who has tried knows.
+TEST(Plan, FitsWhatFits) {
+  EXPECT_FALSE(make_plan(request("deepseek-r1", "fp8", "h800x8", 1)).fits) << "671 GB into 640 GB";
+  EXPECT_TRUE(make_plan(request("deepseek-r1", "fp8", "h200x8", 1)).fits);
+  EXPECT_TRUE(make_plan(request("deepseek-r1", "fp8", "h20x8", 1)).fits) << "with attention tensor-parallel";
+  EXPECT_TRUE(make_plan(request("deepseek-r1", "fp8", "h800x8", 4)).fits);
+  EXPECT_FALSE(make_plan(request("deepseek-r1", "bf16", "h800x8", 2)).fits);
+  EXPECT_TRUE(make_plan(request("deepseek-r1", "UD-IQ1_S", "h100x8", 1)).fits);
+  EXPECT_TRUE(make_plan(request("deepseek-r1", "Q8_0", "epyc-9135", 1)).fits);
+  EXPECT_FALSE(make_plan(request("deepseek-r1", "bf16", "epyc-9135", 1)).fits);
+  EXPECT_TRUE(make_plan(request("deepseek-r1-distill-qwen-7b", "bf16", "rtx4090x2", 1)).fits);
+  EXPECT_FALSE(make_plan(request("deepseek-r1-distill-llama-70b", "bf16", "rtx4090x2", 1)).fits);
+  EXPECT_TRUE(make_plan(request("deepseek-r1", "Q4_K_M", "xeon-amx-2s-24gb", 1)).fits);
+}
+
+TEST(Plan, KvCacheOfATokenIsWhatThePapersSay) {
+  EXPECT_EQ(kv_bytes_per_token(find_model("deepseek-r1"), KvType::bf16), 70272);  // arXiv 2505.09343, table 1: 70 KB
+  EXPECT_EQ(kv_bytes_per_token(find_model("deepseek-r1-distill-qwen-7b"), KvType::bf16), 57344);
+  EXPECT_EQ(kv_bytes_per_token(find_model("deepseek-r1-distill-llama-70b"), KvType::bf16), 327680);
+}
+
+TEST(Plan, EveryChangeThatIsOfferedFits) {
+  PlanRequest r = request("deepseek-r1", "fp8", "h800x8", 1);
+  r.workload = {.context = 65536, .concurrency = 64};
+  const Plan plan = make_plan(r);
+  ASSERT_FALSE(plan.fits);
+  ASSERT_GE(plan.changes.size(), 2u);
+  for (const std::string& change : plan.changes) {
+    PlanRequest changed = r;
+    const std::string value = change.substr(change.find(' ') + 1);
+    if (change.starts_with("--nodes")) changed.cluster.groups[0].nodes = std::stoi(value);
+    if (change.starts_with("--context")) changed.workload.context = std::stoi(value);
+    if (change.starts_with("--concurrency")) changed.workload.concurrency = std::stoi(value);
+    if (change.starts_with("--precision")) changed.precision = Precision::from_name(value.substr(0, value.find(' ')));
+    EXPECT_TRUE(make_plan(changed).fits) << change;
+  }
+}
+
+TEST(Plan, R1OnFortyNodesInUnderASecondOfWorkAndBackFromItsJson) {
+  PlanRequest r = request("deepseek-r1", "fp8", "h800x8", 40);
+  r.redundant_experts = 64;
+  r.workload = {.context = 4096, .concurrency = 40960};
+  std::mt19937 random(1);
+  for (int layer = 0; layer < 58; ++layer) {
+    auto& loads = r.loads.emplace_back();
+    for (int e = 0; e < 256; ++e) loads.push_back(1000.0 / (1 + static_cast<double>(random() % 256)));
+  }
+  const Plan plan = make_plan(r);
+  EXPECT_TRUE(plan.fits);
+  ASSERT_EQ(plan.memory.size(), 320u);
+  const nlohmann::json written = plan.to_json();
+  const Plan read = Plan::from_json(written, "plan.json");
+  EXPECT_EQ(read.experts, plan.experts);
+  EXPECT_EQ(nlohmann::json(read.to_json()), written);
+
+  for (int layer = 0; layer < 61; ++layer) {
+    const auto& experts = plan.experts[static_cast<std::size_t>(layer)];
+    EXPECT_EQ(experts.size(), layer < 3 ? 0u : 256u);
+  }
+}
+
+TEST(Plan, BrokenPlansAreRefusedWithThePlace) {
+  PlanRequest r = request("deepseek-v2-lite", "bf16", "h100x8", 1);
+  const nlohmann::json good = make_plan(r).to_json();
+  const auto broken = [&](const char* pointer, const nlohmann::json& value) {
+    nlohmann::json bad = good;
+    bad[nlohmann::json::json_pointer(pointer)] = value;
+    return error_of([&] { Plan::from_json(bad, "plan.json"); });
+  };
+  EXPECT_EQ(error_of([&] { Plan::from_json(good, "plan.json"); }), "");
+  const auto says = [](const std::string& message, std::string_view part) {
+    return message.find(part) != std::string::npos;
+  };
+  EXPECT_PRED2(says, broken("/placement/layers/0/experts/5", nlohmann::json::array()),
+               "layer 1: expert 5 is on no rank");
+  EXPECT_PRED2(says, broken("/placement/layers/0/experts/5/0", {8, 1.0}), "is on rank 8, and there are 8");
+  EXPECT_PRED2(says, broken("/placement/layers/0/experts/5/0", {2, 0.5}), "shares add up to 0.5");
+  EXPECT_PRED2(says, broken("/placement/layers/0/experts/5", {{2, 0.5}, {2, 0.5}}), "none twice");
+  EXPECT_PRED2(says, broken("/layout/ranks", 0), "ranks is 0");
+  EXPECT_PRED2(says, broken("/layout/ranks", 16), "16 ranks, and the cluster 8");
+  EXPECT_PRED2(says, broken("/version", 2), "version");
+  EXPECT_PRED2(says, broken("/workload/context", -1), "context is -1");
+  EXPECT_PRED2(says, broken("/memory/ranks", nlohmann::json::array()), "ranks");
+  EXPECT_PRED2(says, broken("/placement/layers/1/layer", 1), "comes twice");
+}
+
+TEST(Plan, NonsenseIsRefusedWithTheFieldsName) {
+  const auto refused = [](const std::function<void(PlanRequest&)>& change) {
+    PlanRequest r = request("deepseek-v2-lite", "bf16", "h100x8", 1);
+    change(r);
+    return error_of([&] { make_plan(r); });
+  };
+  EXPECT_NE(refused([](auto& r) { r.workload.context = -5; }).find("--context is -5"), std::string::npos);
+  EXPECT_NE(refused([](auto& r) { r.workload.context = 1 << 20; }).find("163840"), std::string::npos);
+  EXPECT_NE(refused([](auto& r) { r.workload.concurrency = 0; }).find("--concurrency is 0"), std::string::npos);
+  EXPECT_NE(refused([](auto& r) { r.tensor_parallel = 3; }).find("--tensor-parallel is 3"), std::string::npos);
+  EXPECT_NE(refused([](auto& r) { r.redundant_experts = -1; }).find("--redundant-experts"), std::string::npos);
+  EXPECT_NE(refused([](auto& r) { r.loads = {{1, 2}}; }).find("has 64 experts"), std::string::npos);
+}
+
+/// Seeded, so that a failure comes again.
+TEST(Plan, MoreMemoryNeverMakesAPlanWorse) {
+  std::mt19937 random(2);
+  const char* models[] = {"deepseek-r1", "deepseek-v2-lite", "deepseek-v2", "deepseek-r1-distill-qwen-14b"};
+  const char* precisions[] = {"fp8", "bf16", "Q4_K_M", "int4"};
+  const char* clusters[] = {"h100x8", "a100x8", "rtx4090x8", "spr-2s"};
+  for (int round = 0; round < 24; ++round) {
+    const auto pick = [&](const auto& list) { return list[random() % 4]; };
+    PlanRequest r = request(pick(models), pick(precisions), pick(clusters), 1 + static_cast<int>(random() % 4));
+    r.workload = {.context = 1024 << (random() % 5), .concurrency = 1 << (random() % 6)};
+    SCOPED_TRACE(testing::Message() << r.model << " " << r.precision.name() << " on " << r.cluster.name);
+    bool before = false;
+    int tensor_parallel = 1 << 20;
+    for (const double factor : {0.5, 1.0, 2.0, 4.0}) {
+      PlanRequest larger = r;
+      larger.cluster.groups[0].device.memory_bytes *= factor;
+      const Plan plan = make_plan(larger);
+      EXPECT_TRUE(plan.fits || !before) << "it fitted into less";
+      before = plan.fits;
+      if (plan.fits) {
+        EXPECT_LE(plan.layout.tensor_parallel, tensor_parallel);
+        tensor_parallel = plan.layout.tensor_parallel;
+      }
+      double weights = 0;
+      for (std::size_t rank = 0; rank < plan.memory.size(); ++rank) {
+        weights += plan.memory[rank].weights;
+        if (plan.fits) {
+          EXPECT_LE(plan.memory[rank].total(), larger.cluster.device_of(static_cast<int>(rank)).memory_bytes);
+        }
+      }
+      EXPECT_GE(weights, plan.weights_bytes * 0.999) << "every part of the model is somewhere";
+    }
+  }
+}
+
+TEST(Plan, MixedNodesHoldWhatTheyHaveRoomFor) {
+  PlanRequest r = request("deepseek-r1", "fp8", "h100x8", 2);
+  NodeGroup large = find_cluster("h200x8").groups[0];
+  r.cluster.groups.push_back(large);
+  const Plan plan = make_plan(r);
+  EXPECT_TRUE(plan.fits);
+  EXPECT_GT(plan.memory[20].weights, plan.memory[0].weights);
+  for (std::size_t rank = 0; rank < plan.memory.size(); ++rank)
+    EXPECT_LE(plan.memory[rank].total(), plan.cluster.device_of(static_cast<int>(rank)).memory_bytes);
+}
+
+}  // namespace
+}  // namespace shoal

@@ -1,0 +1,149 @@
+#include "tests/unit/kernel_test_support.h"
+
+/// Quantized matrices: packing loses nothing, and products with them.
+namespace shoal::kernel_test {
+namespace {
+
+std::vector<const QuantFormat*> packed_ones() {
+  std::vector<const QuantFormat*> formats;
+  for (const QuantFormat& f : quant_formats())
+    if (packed_format(f)) formats.push_back(&f);
+  return formats;
+}
+
+class PackedFormats : public testing::TestWithParam<const QuantFormat*> {};
+
+TEST_P(PackedFormats, HoldWhatWasStored) {
+  Random random(5);
+  for (const auto& [rows, cols] : {std::pair{16, 256}, {1, 512}, {37, 768}}) {
+    const Quantized q = random_quantized(random, *GetParam(), rows, cols);
+    std::vector<float> row(static_cast<std::size_t>(cols));
+    for (std::int64_t r = 0; r < rows; ++r) {
+      q.matrix.unpack_row(r, row.data());
+      for (std::int64_t c = 0; c < cols; ++c) {
+        const float expected = q.worth[static_cast<std::size_t>(r * cols + c)];
+        // The same numbers; where a format multiplies its factors in another order, the last bit may differ.
+        ASSERT_NEAR(row[static_cast<std::size_t>(c)], expected, 2e-7 * std::abs(expected)) << r << ", " << c;
+        if (c % 100 == 0) {
+          ASSERT_EQ(q.matrix.at(r, c), row[static_cast<std::size_t>(c)]);
+        }
+      }
+    }
+  }
+}
+
+TEST_P(PackedFormats, TakeAboutAsMuchMemoryAsTheyTakeInAFile) {
+  const PackedFormat& f = *packed_format(*GetParam());
+  const double bits = 8.0 * f.record_bytes() / (16 * f.record());
+  const bool codebook =
+      GetParam()->name.starts_with("IQ1") || GetParam()->name.starts_with("IQ2") || GetParam()->name.starts_with("IQ3");
+  EXPECT_LE(bits, GetParam()->bits_per_element() + (codebook ? 2.0 : 0.7));
+}
+
+const auto kFormatName = [](const auto& format) { return std::string(format.param->name); };
+INSTANTIATE_TEST_SUITE_P(All, PackedFormats, testing::ValuesIn(packed_ones()), kFormatName);
+
+TEST(PackedFormat, IsThereForEveryQuantizedFormat) { EXPECT_EQ(packed_ones().size(), quant_formats().size() - 3); }
+
+TEST(PackedFormat, RefusesWhatFitsNoBlock) {
+  const QuantFormat& q4 = *find_format("Q4_K");
+  EXPECT_THROW(Matrix(*packed_format(q4), 16, 100), Error);
+  Matrix m(*packed_format(q4), 40, 256);
+  const std::vector<std::byte> rows(static_cast<std::size_t>(40 * q4.block_bytes));
+  EXPECT_THROW(m.pack_rows(8, 16, rows.data(), q4.block_bytes), Error);
+  EXPECT_THROW(m.pack_rows(0, 8, rows.data(), q4.block_bytes), Error);
+  m.pack_rows(32, 8, rows.data(), q4.block_bytes);
+}
+
+class QuantizedProducts : public EveryIsa {
+ protected:
+  /// Tiles round weights and activations to BF16; the reference has activations of 8 bits, as all others.
+  static double tolerance() { return GetParam() == Isa::amx ? 2e-2 : 2e-5; }
+};
+
+TEST_P(QuantizedProducts, MatchReference) {
+  const auto tested = backend(), reference = make_reference_backend();
+  Random random;
+  for (const QuantFormat* format : packed_ones()) {
+    for (const auto& [rows, cols] : {std::pair{64, 256}, {37, 768}}) {
+      const Matrix w = random_quantized(random, *format, rows, cols).matrix;
+      for (const std::int64_t tokens : {1, 2, 5, 13, 29}) {
+        const auto x = random.floats(tokens * cols);
+        std::vector<float> actual(std::size_t(tokens * rows), NAN), expected(actual.size());
+        tested->linear({x.data(), tokens, cols}, w, {}, {actual.data(), tokens, rows});
+        reference->linear({x.data(), tokens, cols}, w, {}, {expected.data(), tokens, rows});
+        expect_near(actual, expected, tolerance(), std::string(format->name));
+      }
+    }
+  }
+}
+
+TEST_P(QuantizedProducts, ATokenDoesNotDependOnItsNeighboursNorOnThreads) {
+  Random random(7);
+  const auto one = backend(1), three = backend(3);
+  for (const QuantFormat* format : packed_ones()) {
+    const std::int64_t rows = random.whole(1, 200), cols = 256 * random.whole(1, 4), tokens = random.whole(2, 50);
+    const Matrix w = random_quantized(random, *format, rows, cols).matrix;
+    const auto x = random.floats(tokens * cols);
+    std::vector<float> together(std::size_t(tokens * rows)), alone(together.size());
+    for (std::int64_t t = 0; t < tokens; ++t) {
+      one->linear({x.data() + t * cols, 1, cols}, w, {}, {alone.data() + t * rows, 1, rows});
+    }
+    for (const auto* b : {&one, &three}) {
+      (*b)->linear({x.data(), tokens, cols}, w, {}, {together.data(), tokens, rows});
+      EXPECT_TRUE(same_bits(together.data(), alone.data(), tokens * rows)) << format->name;
+    }
+  }
+}
+
+/// What is not finite must be seen in the result, not become an ordinary number.
+TEST_P(QuantizedProducts, NotANumberStaysOne) {
+  Random random(9);
+  const Matrix w = random_quantized(random, *find_format("Q4_K"), 32, 256).matrix;
+  for (const float bad : {NAN, INFINITY}) {
+    auto x = random.floats(256);
+    x[77] = bad;
+    std::vector<float> out(32);
+    backend()->linear({x.data(), 1, 256}, w, {}, {out.data(), 1, 32});
+    for (const float f : out) EXPECT_FALSE(std::isfinite(f));
+  }
+}
+
+TEST_P(QuantizedProducts, ExpertsOfMixedFormatsMatchReference) {
+  const auto tested = backend(), reference = make_reference_backend();
+  Random random(11);
+  const std::int64_t hidden = 256, width = 512, tokens = 9;
+  std::vector<FeedForward> experts(4);
+  const char* gates[] = {"Q4_K", "Q4_K", "IQ2_XXS", "Q8_0"};
+  const char* downs[] = {"Q6_K", "Q4_K", "Q3_K", "Q8_0"};
+  for (std::size_t e = 0; e < experts.size(); ++e) {
+    experts[e].gate = random_quantized(random, *find_format(gates[e]), width, hidden).matrix;
+    experts[e].up = e == 1 ? random_matrix(random, DType::bf16, width, hidden)
+                           : random_quantized(random, *find_format(gates[e]), width, hidden).matrix;
+    experts[e].down = random_quantized(random, *find_format(downs[e]), hidden, width).matrix;
+  }
+  const auto x = random.floats(tokens * hidden, 1e-2f);
+  const auto run = [&](Backend& b) {
+    std::vector<float> out(std::size_t(tokens * hidden));
+    ExpertBatch batch;
+    batch.first = {0};
+    for (std::int64_t t = 0; t < tokens; ++t) {
+      batch.rows.push_back(x.data() + t * hidden);
+      batch.out.push_back(out.data() + t * hidden);
+      for (const int e : {static_cast<int>(t % 2), 2 + static_cast<int>(t % 2)}) {
+        batch.expert.push_back(e);
+        batch.weight.push_back(0.5f);
+      }
+      batch.first.push_back(static_cast<std::int32_t>(batch.expert.size()));
+    }
+    b.experts(batch, experts);
+    return out;
+  };
+  // A hidden value next to a rounding border may fall on either side of it.
+  expect_near(run(*tested), run(*reference), 2e-2 + 2 * tolerance(), "experts");
+}
+
+INSTANTIATE_TEST_SUITE_P(Isas, QuantizedProducts, all_isas(), isa_name);
+
+}  // namespace
+}  // namespace shoal::kernel_test

@@ -1,0 +1,46 @@
+#pragma once
+#include <filesystem>
+#include <memory>
+#include <optional>
+
+#include "collectives/communicator.h"
+#include "runtime/worker.h"
+
+namespace shoal::test {
+
+struct StationOptions {
+  Compute compute = Compute::f32;
+  bool mtp = false;
+  std::optional<KvType> kv_type;  // not set: as `compute`
+  int pages = 256;
+};
+
+/// One rank's worker with all it stands on, for a model on disk.
+struct Station {
+  static constexpr int kPageTokens = 16;
+
+  ModelConfig config;
+  Placement placement;
+  std::unique_ptr<Backend> backend;
+  std::unique_ptr<KvCache> cache;
+  std::unique_ptr<Model> model;
+  std::unique_ptr<Worker> worker;
+
+  Station(const std::filesystem::path& dir, Communicator& comm, const StationOptions& options = {})
+      : config(ModelConfig::from_file(dir)), placement(place_evenly(config, comm.size())) {
+    backend = make_cpu_backend({.threads = 1, .compute = options.compute});
+    const bool tp = placement.tensor_parallel;
+    const HeadSlice heads =
+        tp ? head_slice(config.num_attention_heads, config.num_key_value_heads, comm.size(), comm.rank()) : HeadSlice{};
+    const int width = tp ? static_cast<int>(2 * heads.kv_heads.count * config.head_dim) : config.kv_width();
+    const bool bf16 = options.compute == Compute::bf16;
+    cache = std::make_unique<KvCache>(*backend, config.num_hidden_layers + (options.mtp ? 1 : 0), options.pages,
+                                      kPageTokens, width, options.kv_type.value_or(bf16 ? KvType::bf16 : KvType::f32));
+    model = std::make_unique<Model>(
+        config, load_weights(config, Checkpoint::open(dir), placement, comm.rank(), {.mtp = options.mtp}), placement,
+        *backend, comm, *cache, bf16);
+    worker = std::make_unique<Worker>(*model, *cache, 7, comm.rank() == 0 || !tp, nullptr);
+  }
+};
+
+}  // namespace shoal::test
