@@ -35,9 +35,9 @@ int run_command(int argc, char** argv, bool speaks) {
   add_run(app, run_options);
   add_serve(app, serve_options);
   add_inspect(app, inspect_options);
+  add_plan(app, plan_options);
   add_quantize(app, quantize_options);
   add_eval(app, eval_options);
-  add_plan(app, plan_options);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -51,9 +51,9 @@ int run_command(int argc, char** argv, bool speaks) {
   }
   if (app.got_subcommand("run")) return run(run_options, &argc, &argv);
   if (app.got_subcommand("serve")) return serve(serve_options, &argc, &argv);
-  if (app.got_subcommand("plan")) return plan(plan_options, speaks);
   if (app.got_subcommand("eval")) return eval(eval_options, &argc, &argv);
   if (app.got_subcommand("quantize")) return speaks ? quantize(quantize_options) : 0;
+  if (app.got_subcommand("plan")) return plan(plan_options, speaks);
   if (speaks) return inspect(inspect_options);
   return inspection(inspect_options)["whole"].get<bool>() ? 0 : 1;
 }

@@ -215,7 +215,7 @@ std::vector<Item> items_of(const ModelConfig& config, const Checkpoint& checkpoi
     const bool integers = !IntegerWeight::parts(checkpoint, tensor.name).empty();
     const TensorInfo* stored = checkpoint.find(tensor.name);
     if (!stored && !integers) {
-      if (tensor.need == Need::always || tensor.need == Need::unless_split) {
+      if (tensor.required()) {
         checkpoint.require(tensor.name, tensor.shape);  // says so
       }
       continue;

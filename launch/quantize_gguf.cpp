@@ -76,10 +76,6 @@ class GgufPlan {
   }
 
  private:
-  /// Whether a tensor goes into the file.
-  bool wanted(const ExpectedTensor& tensor) const {
-    return tensor.need == Need::always || tensor.need == Need::unless_split;
-  }
   bool is_kv_b(const ExpectedTensor& tensor) const { return tensor.need == Need::unless_split; }
   bool is_expert(const ExpectedTensor& tensor) const { return tensor.part == Part::routed_experts; }
 
@@ -89,7 +85,7 @@ class GgufPlan {
   }
 
   void place(const ExpectedTensor& tensor) {
-    if (!wanted(tensor)) return;
+    if (!tensor.required()) return;
     const int layers = config_.num_hidden_layers;
     const std::int64_t heads = config_.num_attention_heads, rank = config_.kv_lora_rank;
     if (is_kv_b(tensor)) {
@@ -115,7 +111,7 @@ class GgufPlan {
   }
 
   void add_pieces(Conversion& work, const ExpectedTensor& tensor) {
-    if (!wanted(tensor)) return;
+    if (!tensor.required()) return;
     const std::int64_t cols = tensor.shape.back(), rows = tensor.shape.size() > 1 ? tensor.shape.front() : 1;
     const auto reader = std::make_shared<const RowReader>(
         checkpoint_, config_.quantization.value_or(WeightQuantization{}), tensor.name, rows, cols);

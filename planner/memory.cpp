@@ -87,7 +87,7 @@ HeldWeights::HeldWeights(const ModelConfig& config, const Precision& precision, 
     : config_(config), kind_(kind), expert_(static_cast<std::size_t>(config.num_hidden_layers)) {
   using Cut = Piece::Cut;
   for (const ExpectedTensor& t : expected_tensors(config)) {
-    if (t.need != Need::always || t.part == Part::mtp) continue;
+    if (!t.required() || t.part == Part::mtp) continue;
     const WeightType* type = &precision.type_of(config, t);
     const std::int64_t rows = t.shape.size() > 1 ? t.shape[0] : 1, cols = t.shape.back();
     const auto is = [&](std::string_view leaf) { return t.name.ends_with(leaf); };
@@ -127,7 +127,7 @@ double HeldWeights::dense_bytes(int tensor_parallel, int rank) const {
           ? head_slice(c.num_attention_heads, c.num_key_value_heads, tensor_parallel, rank)
           : HeadSlice{slice_of(c.num_attention_heads, tensor_parallel, rank), {0, c.num_key_value_heads}};
   const auto part = [&](std::int64_t total, std::int64_t count, std::int64_t all) { return total / all * count; };
-  const int unit = c.quantization ? c.quantization->block_rows : panel_rows;
+  const int unit = c.quantization && c.quantization->block_rows > 0 ? c.quantization->block_rows : panel_rows;
   double sum = 0;
   for (const Piece& p : dense_) {
     std::int64_t rows = p.rows, cols = p.cols;

@@ -362,19 +362,9 @@ void read_token_ids(ModelConfig& c, const JsonFields& json, const std::optional<
 
 }  // namespace
 
-ModelConfig ModelConfig::from_file(const std::filesystem::path& path) {
-  std::error_code ignored;  // what cannot be looked at is reported when it is opened
-  const auto file = std::filesystem::is_directory(path, ignored) ? path / "config.json" : path;
-  const auto document = read_json_file(file);
-  const auto beside = file.parent_path() / "generation_config.json";
-  if (!std::filesystem::exists(beside, ignored)) return from_json(document, file.string());
-  const auto generation = read_json_file(beside);
-  return from_json(document, file.string(), &generation);
-}
-
-ModelConfig ModelConfig::from_json(const nlohmann::json& config, const std::string& place,
-                                   const nlohmann::json* generation) {
-  const JsonFields json(config, place);
+ModelConfig ModelConfig::from_json(const nlohmann::json& document, const std::string& place,
+                                   const std::optional<JsonFields>& generation) {
+  const JsonFields json(document, place);
   ModelConfig c;
   const FamilyDefaults family = family_of(json);
   c.architecture = family.architecture;
@@ -389,13 +379,22 @@ ModelConfig ModelConfig::from_json(const nlohmann::json& config, const std::stri
   if (c.architecture == Architecture::qwen2) refuse_sliding_window(c, json);
   read_rope(c, json);
   read_quantization(c, json);
-  std::optional<JsonFields> generation_fields;
-  if (generation) {
-    const auto beside = std::filesystem::path(place).parent_path() / "generation_config.json";
-    generation_fields.emplace(*generation, beside.string());
-  }
-  read_token_ids(c, json, generation_fields, family);
+  read_token_ids(c, json, generation, family);
   return c;
+}
+
+ModelConfig ModelConfig::from_file(const std::filesystem::path& path) {
+  std::error_code ignored;  // what cannot be looked at is reported when it is opened
+  const auto file = std::filesystem::is_directory(path, ignored) ? path / "config.json" : path;
+  const auto document = read_json_file(file);
+  const auto beside = file.parent_path() / "generation_config.json";
+  nlohmann::json generation;
+  std::optional<JsonFields> generation_fields;
+  if (std::filesystem::exists(beside, ignored)) {
+    generation = read_json_file(beside);
+    generation_fields.emplace(generation, beside.string());
+  }
+  return from_json(document, file.string(), generation_fields);
 }
 
 }  // namespace shoal

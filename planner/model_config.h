@@ -99,9 +99,9 @@ struct ModelConfig {
   /// of rope settings (`rope_scaling` + `rope_theta`, `rope_parameters`) are read. Every field is checked (present
   /// where the family needs it, in range, consistent); Error names file and field.
   static ModelConfig from_file(const std::filesystem::path& path);
-  /// The same from the contents of a config.json that came from elsewhere; errors begin with `place`.
-  static ModelConfig from_json(const nlohmann::json& config, const std::string& place,
-                               const nlohmann::json* generation = nullptr);
+  /// The same for a `config.json` in memory; `place` is what messages call it.
+  static ModelConfig from_json(const nlohmann::json& document, const std::string& place,
+                               const std::optional<JsonFields>& generation = {});
 };
 
 /// Inverse frequencies [rope_dim / 2] after scaling, in FP32 as transformers computes them, and the factor that

@@ -50,7 +50,12 @@ Precision Precision::from_name(const std::string& name) {
 }
 
 Precision Precision::of_config(const ModelConfig& config) {
-  if (config.quantization) return from_name(config.quantization->method);
+  if (const auto& q = config.quantization) {
+    if (q->method == "fp8") return from_name("fp8");
+    if (q->bits == 4 && (q->group_size == 32 || q->group_size == 64))
+      return from_name(fmt::format("int4-g{}", q->group_size));
+    return from_name(q->bits <= 4 ? "int4" : "int8");
+  }
   if (config.torch_dtype == "float32") return from_name("f32");
   if (config.torch_dtype == "float16") return from_name("f16");
   return from_name("bf16");

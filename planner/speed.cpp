@@ -24,7 +24,7 @@ SpeedModel::SpeedModel(const ModelConfig& config, const Precision& precision, co
       constants_(constants) {
   for (int i = 0; i < config.num_hidden_layers; ++i) moe_layers_ += config.is_moe_layer(i);
   for (const ExpectedTensor& t : expected_tensors(config)) {
-    if (t.need != Need::always || t.part == Part::mtp || t.part == Part::embedding || t.shape.size() < 2) continue;
+    if (!t.required() || t.part == Part::mtp || t.part == Part::embedding || t.shape.size() < 2) continue;
     const auto parameters = static_cast<double>(t.shape[0] * t.shape[1]);
     const auto bytes = static_cast<double>(precision.type_of(config, t).bytes(t.shape[0], t.shape[1]));
     if (t.part == Part::routed_experts) {

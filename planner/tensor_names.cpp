@@ -175,8 +175,7 @@ std::vector<ExpectedTensor> expected_tensors(const ModelConfig& config) {
 ParameterCounts count_parameters(const ModelConfig& config, std::span<const ExpectedTensor> tensors) {
   ParameterCounts counts;
   for (const ExpectedTensor& tensor : tensors) {
-    const bool needed = tensor.need == Need::always || tensor.need == Need::unless_split;
-    const bool counted = needed || tensor.part == Part::mtp;
+    const bool counted = tensor.required() || tensor.part == Part::mtp;
     if (!counted || tensor.need == Need::with_fp8_weight) continue;
     counts.by_part[static_cast<std::size_t>(tensor.part)] +=
         std::accumulate(tensor.shape.begin(), tensor.shape.end(), std::int64_t{1}, std::multiplies<>());

@@ -32,6 +32,9 @@ struct ExpectedTensor {
   Part part = Part::norms;
   Need need = Need::always;
   int layer = -1;  // -1: outside the layers. MTP layers are numbered on from num_hidden_layers.
+
+  /// Whether the model cannot compute without what it holds; factors of quantized weights and MTP layers aside.
+  bool required() const { return need == Need::always || need == Need::unless_split; }
 };
 
 /// Every tensor that a checkpoint of this model may hold, in the order of the layers. R1 has 92,000.

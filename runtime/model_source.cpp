@@ -17,9 +17,8 @@ std::shared_ptr<const Tokenizer> read_tokenizer(const std::filesystem::path& mod
     const std::string place = gguf.place();
     return std::make_shared<const Tokenizer>(Tokenizer::from_json(gguf_tokenizer_json(gguf.metadata, place), place));
   }
-  const auto file = model / "tokenizer.json";
-  if (!std::filesystem::exists(file)) return nullptr;
-  return std::make_shared<const Tokenizer>(Tokenizer::from_file(file));
+  if (!std::filesystem::exists(model / "tokenizer.json")) return nullptr;
+  return std::make_shared<const Tokenizer>(Tokenizer::from_model_dir(model));
 }
 
 std::optional<ChatTemplate> read_chat_template(const std::filesystem::path& model) {

@@ -98,7 +98,7 @@ TEST(PlanFacts, DynamicMixesHaveTheTensorTypesOfTheirFiles) {
     const Precision precision = Precision::from_name(mix);
     std::map<std::string_view, int> types;
     for (const ExpectedTensor& t : expected_tensors(r1)) {
-      if (t.part == Part::mtp || (t.need != Need::always && t.need != Need::unless_split)) continue;
+      if (t.part == Part::mtp || !t.required()) continue;
       if (t.part == Part::routed_experts && t.name.find(".experts.0.") == std::string::npos) continue;
       ++types[precision.type_of(r1, t).name];
     }
