@@ -16,8 +16,8 @@ namespace shoal {
 ///   for each s: read incoming(s)
 ///
 /// Every rank posts every exchange, with nothing to say too: counts travel with the records and there is no barrier.
-/// incoming() stays valid until the second post() after it (two exchanges may overlap). What is addressed to the own rank
-/// is not copied.
+/// incoming() stays valid until the second post() after it (two exchanges may overlap). What is addressed to the own
+/// rank is not copied.
 class AllToAll {
  public:
   virtual ~AllToAll() = default;
@@ -30,8 +30,8 @@ class AllToAll {
   virtual std::span<const std::byte> incoming(int src) const = 0;
 };
 
-/// Ranks that move data together. Collective calls are made by one thread of each rank (MPI_THREAD_FUNNELED), in the same
-/// order on all. A dead rank is not noticed here: the control plane does that, and ends or re-plans the job.
+/// Ranks that move data together. Collective calls are made by one thread of each rank (MPI_THREAD_FUNNELED), in the
+/// same order on all. A dead rank is not noticed here: the control plane does that, and ends or re-plans the job.
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -43,7 +43,8 @@ class Communicator {
   virtual std::unique_ptr<AllToAll> make_all_to_all() = 0;
   /// data += every other rank's data, added in ascending rank order on every rank: the same bits everywhere.
   virtual void all_reduce_sum(std::span<float> data) = 0;
-  /// Concatenates the ranks' parts in rank order into `all`; counts[r] floats come from rank r (counts[rank()] of `mine`).
+  /// Concatenates the ranks' parts in rank order into `all`; counts[r] floats come from rank r (counts[rank()] of
+  /// `mine`).
   virtual void all_gather_v(std::span<const float> mine, std::span<const std::size_t> counts, std::span<float> all) = 0;
   virtual void broadcast(std::span<std::byte> data, int root) = 0;
   virtual void barrier() = 0;
@@ -52,8 +53,8 @@ class Communicator {
 /// A job of one rank.
 std::unique_ptr<Communicator> make_self_communicator();
 
-/// Runs `body(communicator)` as `ranks` threads of this process, for tests. Rethrows the first rank's exception after all
-/// have ended; a rank that throws wakes the ones that wait for it, and they throw too.
+/// Runs `body(communicator)` as `ranks` threads of this process, for tests. Rethrows the first rank's exception after
+/// all have ended; a rank that throws wakes the ones that wait for it, and they throw too.
 void run_in_process(int ranks, const std::function<void(Communicator&)>& body);
 
 }  // namespace shoal

@@ -14,13 +14,13 @@ struct ExpertMap {
   std::vector<std::int32_t> local_of;  // [n_routed_experts]
 };
 
-/// Rows that other ranks (and this one) sent here for the experts of this rank. Views into receive memory, read in place;
-/// valid until the combine of the same exchange was waited for.
+/// Rows that other ranks (and this one) sent here for the experts of this rank. Views into receive memory, read in
+/// place; valid until the combine of the same exchange was waited for.
 struct DispatchedRows {
-  std::vector<const std::byte*> rows;     // [n] row_bytes each, 4-byte aligned at least
-  std::vector<std::byte*> results;        // [n] where the expert side writes the row's result, result_bytes each
-  std::vector<std::int32_t> first;        // [n + 1] into expert, weight
-  std::vector<std::int32_t> expert;       // local expert ids, ascending within a row
+  std::vector<const std::byte*> rows;  // [n] row_bytes each, 4-byte aligned at least
+  std::vector<std::byte*> results;     // [n] where the expert side writes the row's result, result_bytes each
+  std::vector<std::int32_t> first;     // [n + 1] into expert, weight
+  std::vector<std::int32_t> expert;    // local expert ids, ascending within a row
   std::vector<float> weight;
 };
 
@@ -33,8 +33,8 @@ class ExpertExchange {
   ExpertExchange(Communicator& comm, int hidden, bool bf16_wire);
   ~ExpertExchange();
 
-  /// Sends x [tokens, hidden] (rows `x_stride` floats apart) where expert [tokens, top_k] (global ids, ascending; a row may
-  /// hold -1 for "none") says. Returns at once; other work may run before dispatched().
+  /// Sends x [tokens, hidden] (rows `x_stride` floats apart) where expert [tokens, top_k] (global ids, ascending; a row
+  /// may hold -1 for "none") says. Returns at once; other work may run before dispatched().
   void dispatch(const float* x, std::int64_t x_stride, std::int64_t tokens, const std::int32_t* expert,
                 const float* weight, int top_k, const ExpertMap& map);
   /// Waits for all ranks' tokens. Rows arrive as FP32 here whatever the wire.

@@ -15,7 +15,8 @@
 /// depend, to the bit, on which other tokens share the call.
 namespace shoal {
 
-/// How activations enter a product: FP32 as they are, or rounded to BF16 (twice as fast on cores with BF16 dot products).
+/// How activations enter a product: FP32 as they are, or rounded to BF16 (twice as fast on cores with BF16 dot
+/// products).
 enum class Compute { f32, bf16 };
 
 /// cos and sin of each token's rotary angles: [tokens, rope_dim / 2] each.
@@ -72,8 +73,8 @@ struct FeedForward {
   bool empty() const { return gate.empty(); }
 };
 
-/// Rows of work for the experts of one rank. Row r goes through experts expert[first[r] .. first[r+1]) (indices into the
-/// rank's own expert list, ascending), each weighted by the weight of the same index.
+/// Rows of work for the experts of one rank. Row r goes through experts expert[first[r] .. first[r+1]) (indices into
+/// the rank's own expert list, ascending), each weighted by the weight of the same index.
 struct ExpertBatch {
   std::vector<const float*> rows;    // [rows] pointers to inputs [hidden]
   std::vector<float*> out;           // [rows] pointers to outputs [hidden]: the weighted sum, overwritten
@@ -112,9 +113,10 @@ class Backend {
   virtual void feed_forward(Rows<const float> x, const FeedForward& ffn, Rows<float> out) = 0;
 
   /// Rotates, in place, `heads` vectors of angles' rope_dim in each row, `head_step` elements apart, the first at
-  /// x[t][0]. With `interleaved` the pairs stay where they are (2i, 2i+1): only dot products of two vectors rotated alike
-  /// are ever used, and those do not depend on the order.
-  virtual void rope(Rows<float> x, int heads, std::int64_t head_step, const RopeAngles& angles, RopePairing pairing) = 0;
+  /// x[t][0]. With `interleaved` the pairs stay where they are (2i, 2i+1): only dot products of two vectors rotated
+  /// alike are ever used, and those do not depend on the order.
+  virtual void rope(Rows<float> x, int heads, std::int64_t head_step, const RopeAngles& angles,
+                    RopePairing pairing) = 0;
 
   /// Stores row t of x at cache row slots[t], from column `column` on, rounding to the cache's type.
   virtual void write_kv(Rows<const float> x, std::span<const std::int64_t> slots, int column, const KvLayer& cache) = 0;
@@ -129,8 +131,8 @@ class Backend {
   virtual void gqa_attention(Rows<const float> q, const GqaShape& shape, float scale,
                              std::span<const AttentionQuery> queries, const KvLayer& cache, Rows<float> out) = 0;
 
-  /// Picks each token's experts. logits [tokens, n_experts]; `bias` [n_experts] (e_score_correction_bias) moves the choice
-  /// but not the weights; empty: none. expert [tokens, top_k] ascending by id, weight [tokens, top_k].
+  /// Picks each token's experts. logits [tokens, n_experts]; `bias` [n_experts] (e_score_correction_bias) moves the
+  /// choice but not the weights; empty: none. expert [tokens, top_k] ascending by id, weight [tokens, top_k].
   /// DeepSeek-V3, arXiv 2412.19437, section 2.1.2. Ties go to the lower id.
   virtual void route(Rows<const float> logits, std::span<const float> bias, const RouterShape& shape,
                      Rows<std::int32_t> expert, Rows<float> weight) = 0;
@@ -143,9 +145,9 @@ class Backend {
 enum class Isa { portable, avx2, avx512, amx };
 
 struct CpuOptions {
-  int threads = 0;           // 0: every CPU this process may use, shared among `local_ranks`
-  bool pin = false;          // pin threads to cores
-  int local_rank = 0;        // this process's number on its host, for sharing the cores out
+  int threads = 0;     // 0: every CPU this process may use, shared among `local_ranks`
+  bool pin = false;    // pin threads to cores
+  int local_rank = 0;  // this process's number on its host, for sharing the cores out
   int local_ranks = 1;
   Compute compute = Compute::f32;
   std::string isa = "auto";  // auto, portable, avx2, avx512, amx (for tests); Error if this CPU lacks it

@@ -13,10 +13,14 @@ constexpr std::size_t size_of(DType t) { return t == DType::f32 ? 4 : t == DType
 
 constexpr std::string_view name_of(DType t) {
   switch (t) {
-    case DType::f32: return "F32";
-    case DType::f16: return "F16";
-    case DType::bf16: return "BF16";
-    case DType::f8_e4m3: return "F8_E4M3";
+    case DType::f32:
+      return "F32";
+    case DType::f16:
+      return "F16";
+    case DType::bf16:
+      return "BF16";
+    case DType::f8_e4m3:
+      return "F8_E4M3";
   }
   return "?";
 }

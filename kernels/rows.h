@@ -17,8 +17,8 @@ struct Rows {
   Rows(T* d, std::int64_t r, std::int64_t c, std::int64_t s) : data(d), rows(r), cols(c), stride(s) {}
   /// A writable view serves where a read-only one is asked for.
   template <class U>
-    requires(std::is_same_v<T, const U>)
-  Rows(const Rows<U>& o) : data(o.data), rows(o.rows), cols(o.cols), stride(o.stride) {}
+  requires(std::is_same_v<T, const U>) Rows(const Rows<U>& o)
+      : data(o.data), rows(o.rows), cols(o.cols), stride(o.stride) {}
 
   T* operator[](std::int64_t row) const { return data + row * stride; }
   Rows columns(std::int64_t first, std::int64_t count) const { return {data + first, rows, count, stride}; }

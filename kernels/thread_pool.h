@@ -6,12 +6,13 @@
 
 namespace shoal {
 
-/// A fixed team of threads that share loops. The caller is a member of the team (thread 0), so a pool of one runs inline
-/// and owns no thread. Members wait by spinning briefly and then sleep, so that more ranks than cores do no harm.
+/// A fixed team of threads that share loops. The caller is a member of the team (thread 0), so a pool of one runs
+/// inline and owns no thread. Members wait by spinning briefly and then sleep, so that more ranks than cores do no
+/// harm.
 class ThreadPool {
  public:
-  /// `cpus`: the logical CPUs to pin members to, one each, taken in order; empty: no pinning. The caller is pinned at its
-  /// first loop, and threads it starts later inherit that.
+  /// `cpus`: the logical CPUs to pin members to, one each, taken in order; empty: no pinning. The caller is pinned at
+  /// its first loop, and threads it starts later inherit that.
   explicit ThreadPool(int threads, std::vector<int> cpus = {});
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -19,8 +20,8 @@ class ThreadPool {
 
   int size() const;
 
-  /// Calls body(begin, end, thread) for disjoint ranges that cover [0, count); ranges are handed out dynamically, `grain`
-  /// items at a time. Returns when all are done. Not reentrant; one caller at a time. The body must not throw.
+  /// Calls body(begin, end, thread) for disjoint ranges that cover [0, count); ranges are handed out dynamically,
+  /// `grain` items at a time. Returns when all are done. Not reentrant; one caller at a time. The body must not throw.
   void parallel_for(std::size_t count, std::size_t grain,
                     const std::function<void(std::size_t begin, std::size_t end, int thread)>& body);
 

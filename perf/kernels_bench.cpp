@@ -172,7 +172,8 @@ __attribute__((target("avx512f,avx512vnni"))) void chains_vnni() {
   for (auto& s : sum) benchmark::DoNotOptimize(s[0]);
 }
 
-/// Every thread multiplies registers with registers. FLOPs per call and thread: 16 lanes (32 with BF16, 64 with bytes) times 2.
+/// Every thread multiplies registers with registers. FLOPs per call and thread: 16 lanes (32 with BF16, 64 with bytes)
+/// times 2.
 void limit_multiply(benchmark::State& state, void (*chains)(), int products) {
   for (auto _ : state) {
     pool().parallel_for(static_cast<std::size_t>(pool().size()) * 8, 1, [&](std::size_t begin, std::size_t end, int) {

@@ -8,9 +8,9 @@
 #include <string>
 #include <vector>
 
-/// The control plane: our own TCP connections from every rank to rank 0 (Boost.Asio). It carries step commands and their
-/// results, and it is what notices that a rank died, hangs or lost its network: MPI never says so. An idle rank sleeps
-/// here (in epoll), never in MPI.
+/// The control plane: our own TCP connections from every rank to rank 0 (Boost.Asio). It carries step commands and
+/// their results, and it is what notices that a rank died, hangs or lost its network: MPI never says so. An idle rank
+/// sleeps here (in epoll), never in MPI.
 namespace shoal {
 
 /// One message: a type and its payload. The wire adds {u32 length, u16 type, u16 version, u64 epoch}.
@@ -21,7 +21,7 @@ struct Frame {
 
 struct ControlOptions {
   std::chrono::milliseconds heartbeat{500};
-  std::chrono::milliseconds peer_timeout{15000};   // silence after which a peer counts as dead
+  std::chrono::milliseconds peer_timeout{15000};  // silence after which a peer counts as dead
   std::chrono::milliseconds connect_timeout{30000};
 };
 
@@ -31,7 +31,8 @@ using LostHandler = std::function<void(int rank, const std::string& why)>;
 /// Rank 0's end. Runs its own thread. Includes a connection from rank 0's own worker: one path for all ranks.
 class ControlServer {
  public:
-  /// Listens at once on an ephemeral port; `addresses()` is what the workers are told (through the bootstrap broadcast).
+  /// Listens at once on an ephemeral port; `addresses()` is what the workers are told (through the bootstrap
+  /// broadcast).
   ControlServer(int ranks, ControlOptions options);
   ~ControlServer();
   /// "10.0.0.1,192.168.1.1:4711 key": every address of this host, the port and a random key that keeps strangers out.

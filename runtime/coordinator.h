@@ -19,35 +19,35 @@ struct GenerationRequest {
   int max_tokens = 16;               // 0: nothing is generated (the prompt may still be scored)
   SamplingParams sampling;
   std::vector<std::int32_t> stop_token_ids;  // end-of-sequence ids among them, unless ignored
-  int logprobs = -1;                 // as SequenceStart::logprobs, for generated and (if asked) prompt tokens
-  bool prompt_logprobs = false;      // score the prompt
-  std::string client;                // whose it is: clients take turns (an API key, a user's name)
-  std::string cache_salt;            // the prefix cache is shared only among requests with the same
+  int logprobs = -1;                         // as SequenceStart::logprobs, for generated and (if asked) prompt tokens
+  bool prompt_logprobs = false;              // score the prompt
+  std::string client;                        // whose it is: clients take turns (an API key, a user's name)
+  std::string cache_salt;                    // the prefix cache is shared only among requests with the same
 };
 
 enum class FinishReason { none, stop, length, cancelled, failed };
 
 /// Told to a request's sink, in order, from the coordinator's thread; it must not block.
 struct GenerationEvent {
-  std::vector<TokenLogprob> prompt;  // once, before the first token, if asked: one entry a prompt token but the first
-  std::int32_t token = -1;           // a new token, or -1; the stop token itself is reported too
-  std::vector<TokenLogprob> logprob; // its log-probability, if asked
-  int cached_tokens = 0;             // prompt tokens that the prefix cache had
+  std::vector<TokenLogprob> prompt;   // once, before the first token, if asked: one entry a prompt token but the first
+  std::int32_t token = -1;            // a new token, or -1; the stop token itself is reported too
+  std::vector<TokenLogprob> logprob;  // its log-probability, if asked
+  int cached_tokens = 0;              // prompt tokens that the prefix cache had
   FinishReason finish = FinishReason::none;
-  std::string error;                 // for people, with `failed`
+  std::string error;  // for people, with `failed`
 };
 using EventSink = std::function<void(const GenerationEvent&)>;
 
 struct CoordinatorOptions {
   int ranks = 1;
-  bool tensor_parallel = false;      // every rank computes every sequence (dense models); else one rank each
+  bool tensor_parallel = false;  // every rank computes every sequence (dense models); else one rank each
   int page_tokens = 16;
-  std::vector<int> kv_pages;         // [ranks] what each rank has
-  int max_model_len = 0;             // tokens, prompt and answer together
-  int max_num_seqs = 256;            // sequences that run at once on one rank
-  int max_batched_tokens = 512;      // tokens of one rank in one step
-  int max_prefill_tokens = 256;      // of these, prompt tokens while any answer is being generated
-  int max_waiting = 4096;            // requests that wait; beyond: Overloaded
+  std::vector<int> kv_pages;     // [ranks] what each rank has
+  int max_model_len = 0;         // tokens, prompt and answer together
+  int max_num_seqs = 256;        // sequences that run at once on one rank
+  int max_batched_tokens = 512;  // tokens of one rank in one step
+  int max_prefill_tokens = 256;  // of these, prompt tokens while any answer is being generated
+  int max_waiting = 4096;        // requests that wait; beyond: Overloaded
   std::function<void(const StepResult&, int rank)> on_result;  // for counters; may be empty
   std::function<void(const Error&)> on_failed;  // a worker cannot go on, so neither can the job; may be empty
 };
@@ -78,7 +78,7 @@ class Coordinator {
     std::uint64_t prefix_queries = 0, prefix_hits = 0;  // prompt tokens looked up in the prefix cache, and found
     std::uint64_t preemptions = 0;                      // sequences that had to leave for want of pages
     std::uint64_t drafted = 0, accepted = 0;            // tokens guessed ahead, and those that were right
-    std::vector<std::uint64_t> expert_tokens;  // summed over ranks and steps
+    std::vector<std::uint64_t> expert_tokens;           // summed over ranks and steps
   };
   Load load() const;
 

@@ -20,7 +20,7 @@ namespace shoal {
 struct JobOptions {
   std::filesystem::path model;
   std::filesystem::path plan;  // of `shoal plan --json`; empty: experts evenly, memory as it comes
-  int max_model_len = 0;  // 0: what the model allows, less if memory is short
+  int max_model_len = 0;       // 0: what the model allows, less if memory is short
   int max_num_seqs = 256;
   int max_batched_tokens = 512;
   int max_prefill_tokens = 256;

@@ -8,8 +8,8 @@
 
 namespace shoal {
 
-/// The paged cache of one rank: for each layer, `pages * page_tokens` rows. MLA keeps only the latent and the rotated key.
-/// Under speculative decoding the MTP layer is one of the layers, the last.
+/// The paged cache of one rank: for each layer, `pages * page_tokens` rows. MLA keeps only the latent and the rotated
+/// key. Under speculative decoding the MTP layer is one of the layers, the last.
 class KvCache {
  public:
   /// width: elements of a row.

@@ -220,7 +220,9 @@ void Scheduler::admit(std::vector<StepPlan>& plans) {
     if (!lane->grow(sequence, sequence.computed + sequence.planned))
       fail("lane {} has less room than it said", sequence.lane);
     StepPlan& plan = plans[static_cast<std::size_t>(sequence.lane)];
-    plan.start.push_back({sequence.id, sequence.request.sampling, sequence.request.logprobs,
+    plan.start.push_back({sequence.id,
+                          sequence.request.sampling,
+                          sequence.request.logprobs,
                           {sequence.tokens.begin() + sequence.prompt_tokens, sequence.tokens.end()}});
     add_chunk(sequence, plan);
   }

@@ -15,9 +15,9 @@ namespace shoal {
 struct SamplingParams {
   float temperature = 1.0f;  // 0: greedy
   float top_p = 1.0f;
-  int top_k = 0;             // 0: all
+  int top_k = 0;  // 0: all
   float min_p = 0.0f;
-  std::uint64_t seed = 0;    // the draw for a position depends on seed and position only
+  std::uint64_t seed = 0;  // the draw for a position depends on seed and position only
   TokenRules rules;
 };
 
@@ -25,21 +25,21 @@ struct SamplingParams {
 struct SequenceStart {
   std::uint64_t sequence = 0;
   SamplingParams sampling;
-  int logprobs = -1;                // alternatives to report with each token; 0: the chosen one only; -1: none
-  std::vector<std::int32_t> answer; // what was sampled before, where it starts again: rules go on from there
+  int logprobs = -1;                 // alternatives to report with each token; 0: the chosen one only; -1: none
+  std::vector<std::int32_t> answer;  // what was sampled before, where it starts again: rules go on from there
 };
 
 /// Some consecutive tokens of a sequence, to be computed in this step. The first chunk may begin behind the first
 /// position: what comes before it is in the pages.
 struct SequenceChunk {
   std::uint64_t sequence = 0;
-  std::int32_t position = 0;         // of the first token
-  std::vector<std::int32_t> pages;   // KV pages on its rank that the sequence gets in addition to those it has
+  std::int32_t position = 0;        // of the first token
+  std::vector<std::int32_t> pages;  // KV pages on its rank that the sequence gets in addition to those it has
   std::vector<std::int32_t> tokens;
-  std::int32_t drafts = 0;           // so many of the tokens, the last ones, are guesses to be verified
-  bool sample = false;               // sample a token after the last position, and after right guesses
-  bool score = false;                // report the log-probability of each position's next token:
-  std::int32_t next_token = -1;      // the token behind the chunk, where there is one (for `score`)
+  std::int32_t drafts = 0;       // so many of the tokens, the last ones, are guesses to be verified
+  bool sample = false;           // sample a token after the last position, and after right guesses
+  bool score = false;            // report the log-probability of each position's next token:
+  std::int32_t next_token = -1;  // the token behind the chunk, where there is one (for `score`)
 };
 
 /// One rank's share of a step. A rank with nothing to do gets an empty one and still takes part in the exchanges.
@@ -52,23 +52,24 @@ struct StepPlan {
 
 struct TokenLogprob {
   std::int32_t token = 0;
-  float logprob = 0;                                 // natural log, of the unscaled distribution (temperature 1)
-  std::vector<std::pair<std::int32_t, float>> top;   // most likely first
+  float logprob = 0;                                // natural log, of the unscaled distribution (temperature 1)
+  std::vector<std::pair<std::int32_t, float>> top;  // most likely first
 };
 
 struct SequenceOutput {
   std::uint64_t sequence = 0;
-  std::vector<std::int32_t> tokens;  // for `sample`: guesses that were right, then one more; else empty
-  std::vector<TokenLogprob> sampled; // one entry a token if log-probabilities were asked for
-  std::vector<std::int32_t> drafts;  // guesses at the tokens after these
-  std::vector<TokenLogprob> scored;  // for `score`: one entry a position that has a next token
+  std::vector<std::int32_t> tokens;   // for `sample`: guesses that were right, then one more; else empty
+  std::vector<TokenLogprob> sampled;  // one entry a token if log-probabilities were asked for
+  std::vector<std::int32_t> drafts;   // guesses at the tokens after these
+  std::vector<TokenLogprob> scored;   // for `score`: one entry a position that has a next token
 };
 
 /// What a rank answers. Under tensor parallelism rank 0 alone has outputs; the others answer too, empty.
 struct StepResult {
   std::uint64_t step = 0;
   std::vector<SequenceOutput> outputs;
-  std::vector<std::uint32_t> expert_tokens;  // [MoE layers, n_routed_experts], rows routed from this rank; empty if not MoE
+  std::vector<std::uint32_t>
+      expert_tokens;  // [MoE layers, n_routed_experts], rows routed from this rank; empty if not MoE
   std::uint32_t compute_us = 0, exchange_us = 0;
 };
 
@@ -80,7 +81,7 @@ struct WorkerReady {
   std::uint64_t weight_bytes = 0;
   std::uint64_t kv_bytes = 0;
   std::int32_t kv_pages = 0;
-  std::string backend;   // "avx512, 2 threads"
+  std::string backend;  // "avx512, 2 threads"
   std::string host;
 };
 

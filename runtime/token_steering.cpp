@@ -16,9 +16,7 @@ bool in_row(std::int32_t token, std::span<const float> logits) {
   return token >= 0 && static_cast<std::size_t>(token) < logits.size();
 }
 
-bool is_line_break(std::string_view bytes) {
-  return !bytes.empty() && bytes.find_first_not_of("\r\n") == bytes.npos;
-}
+bool is_line_break(std::string_view bytes) { return !bytes.empty() && bytes.find_first_not_of("\r\n") == bytes.npos; }
 
 /// Leaves these tokens as they are and makes all others impossible.
 void keep_only(std::span<const std::int32_t> tokens, std::span<float> logits) {

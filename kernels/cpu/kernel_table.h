@@ -63,7 +63,7 @@ constexpr int kWeightKinds = 6;
 struct AttentionStretch {
   const std::byte* cache;
   KvType cache_type;
-  std::int64_t cache_width;      // elements in a cache row
+  std::int64_t cache_width;  // elements in a cache row
   std::int64_t cache_row_bytes;
   int page_tokens;
   std::int64_t begin, end;

@@ -239,14 +239,27 @@ class Parser {
     if (at_end()) wrong("a character is missing behind '\\'");
     const char c = text_[at_++];
     switch (c) {
-      case 'n': return '\n';
-      case 'r': return '\r';
-      case 't': return '\t';
-      case 'x': return hexadecimal(2);
-      case 'u': return hexadecimal(4);
-      case 'U': return hexadecimal(8);
-      case '\\': case '"': case '[': case ']': case '-': case '^': return static_cast<char32_t>(c);
-      default: wrong(std::string("'\\") + c + "' is not known");
+      case 'n':
+        return '\n';
+      case 'r':
+        return '\r';
+      case 't':
+        return '\t';
+      case 'x':
+        return hexadecimal(2);
+      case 'u':
+        return hexadecimal(4);
+      case 'U':
+        return hexadecimal(8);
+      case '\\':
+      case '"':
+      case '[':
+      case ']':
+      case '-':
+      case '^':
+        return static_cast<char32_t>(c);
+      default:
+        wrong(std::string("'\\") + c + "' is not known");
     }
   }
 
@@ -254,8 +267,10 @@ class Parser {
     char32_t value = 0;
     for (int i = 0; i < digits; ++i) {
       const char c = peek();
-      const int digit = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10
-                        : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+      const int digit = c >= '0' && c <= '9'   ? c - '0'
+                        : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                        : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                               : -1;
       if (digit < 0) wrong("a hexadecimal digit is missing");
       value = value << 4 | static_cast<char32_t>(digit);
       ++at_;

@@ -55,8 +55,9 @@ std::string integer_range(std::int64_t least, std::int64_t most) {
     const auto from = static_cast<std::uint64_t>(most < 0 ? -most : 1), to = static_cast<std::uint64_t>(-least);
     ways.push_back(fmt::format("\"-\" ({})", natural_range(from, to)));
   }
-  if (most >= 0) ways.push_back(natural_range(static_cast<std::uint64_t>(std::max<std::int64_t>(least, 0)),
-                                              static_cast<std::uint64_t>(most)));
+  if (most >= 0)
+    ways.push_back(
+        natural_range(static_cast<std::uint64_t>(std::max<std::int64_t>(least, 0)), static_cast<std::uint64_t>(most)));
   return fmt::format("{}", fmt::join(ways, " | "));
 }
 

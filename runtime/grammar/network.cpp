@@ -179,9 +179,9 @@ class Builder {
   enum class Progress { none, open, done };
   const std::vector<Rule>& rules_;
   Network net_;
-  std::vector<bool> nullable_;                         // [rules]
-  std::vector<std::vector<std::size_t>> left_calls_;   // [rules]
-  std::vector<Progress> progress_;                     // [rules]
+  std::vector<bool> nullable_;                        // [rules]
+  std::vector<std::vector<std::size_t>> left_calls_;  // [rules]
+  std::vector<Progress> progress_;                    // [rules]
   mutable std::vector<std::int32_t> touched_;
 };
 

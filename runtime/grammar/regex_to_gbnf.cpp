@@ -17,8 +17,9 @@ std::string written(char32_t code) {
                      code == ' ' || code == '_' || code == ',' || code == ':' || code == '{' || code == '}';
   if (plain) return std::string(1, static_cast<char>(code));
   const auto number = static_cast<std::uint32_t>(code);
-  return code < 0x100 ? fmt::format("\\x{:02X}", number)
-                      : code < 0x10000 ? fmt::format("\\u{:04X}", number) : fmt::format("\\U{:08X}", number);
+  return code < 0x100     ? fmt::format("\\x{:02X}", number)
+         : code < 0x10000 ? fmt::format("\\u{:04X}", number)
+                          : fmt::format("\\U{:08X}", number);
 }
 
 CharacterRanges intersection(const CharacterRanges& a, const CharacterRanges& b) {
@@ -34,14 +35,22 @@ CharacterRanges intersection(const CharacterRanges& a, const CharacterRanges& b)
 /// How JSON writes a character that cannot stand in a string as it is.
 std::string json_escape(char32_t code) {
   switch (code) {
-    case '"': return "\\\"";
-    case '\\': return "\\\\";
-    case '\n': return "\\n";
-    case '\t': return "\\t";
-    case '\r': return "\\r";
-    case '\b': return "\\b";
-    case '\f': return "\\f";
-    default: return fmt::format("\\u{:04x}", static_cast<std::uint32_t>(code));
+    case '"':
+      return "\\\"";
+    case '\\':
+      return "\\\\";
+    case '\n':
+      return "\\n";
+    case '\t':
+      return "\\t";
+    case '\r':
+      return "\\r";
+    case '\b':
+      return "\\b";
+    case '\f':
+      return "\\f";
+    default:
+      return fmt::format("\\u{:04x}", static_cast<std::uint32_t>(code));
   }
 }
 
@@ -150,20 +159,40 @@ class RegexWriter {
       return CharacterRanges{{code, code}};
     };
     switch (c) {
-      case 'd': ++at_; return digits;
-      case 'D': ++at_; return complement(digits);
-      case 'w': ++at_; return words;
-      case 'W': ++at_; return complement(words);
-      case 's': ++at_; return spaces;
-      case 'S': ++at_; return complement(spaces);
-      case 'n': return one('\n');
-      case 'r': return one('\r');
-      case 't': return one('\t');
-      case 'f': return one('\f');
-      case 'v': return one('\v');
-      case 'x': return hexadecimal(2);
-      case 'u': return hexadecimal(4);
-      default: break;
+      case 'd':
+        ++at_;
+        return digits;
+      case 'D':
+        ++at_;
+        return complement(digits);
+      case 'w':
+        ++at_;
+        return words;
+      case 'W':
+        ++at_;
+        return complement(words);
+      case 's':
+        ++at_;
+        return spaces;
+      case 'S':
+        ++at_;
+        return complement(spaces);
+      case 'n':
+        return one('\n');
+      case 'r':
+        return one('\r');
+      case 't':
+        return one('\t');
+      case 'f':
+        return one('\f');
+      case 'v':
+        return one('\v');
+      case 'x':
+        return hexadecimal(2);
+      case 'u':
+        return hexadecimal(4);
+      default:
+        break;
     }
     if ((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9')) {
       wrong(fmt::format("'\\{}' cannot be expressed", c));

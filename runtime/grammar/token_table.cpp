@@ -22,9 +22,8 @@ TokenTable::TokenTable(std::vector<std::string> tokens) : tokens_(std::move(toke
   for (std::size_t id = 0; id < tokens_.size(); ++id) {
     if (!tokens_[id].empty()) sorted_.push_back({static_cast<std::int32_t>(id), 0});
   }
-  std::sort(sorted_.begin(), sorted_.end(), [this](const Entry& a, const Entry& b) {
-    return bytes(a.id) < bytes(b.id);
-  });
+  std::sort(sorted_.begin(), sorted_.end(),
+            [this](const Entry& a, const Entry& b) { return bytes(a.id) < bytes(b.id); });
   for (std::size_t i = 1; i < sorted_.size(); ++i) {
     const std::string_view before = bytes(sorted_[i - 1].id), here = bytes(sorted_[i].id);
     const auto differ = std::mismatch(before.begin(), before.end(), here.begin(), here.end()).second;

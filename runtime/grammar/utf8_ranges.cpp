@@ -43,7 +43,8 @@ std::vector<ByteRanges> utf8_ranges(const std::vector<std::pair<char32_t, char32
   static constexpr struct {
     char32_t low, high;
     int length;
-  } lengths[] = {{0, 0x7F, 1}, {0x80, 0x7FF, 2}, {0x800, 0xD7FF, 3}, {0xE000, 0xFFFF, 3}, {0x10000, last_code_point, 4}};
+  } lengths[] = {
+      {0, 0x7F, 1}, {0x80, 0x7FF, 2}, {0x800, 0xD7FF, 3}, {0xE000, 0xFFFF, 3}, {0x10000, last_code_point, 4}};
   std::vector<ByteRanges> rows;
   for (const auto& [low, high] : ranges) {
     for (const auto& part : lengths) {

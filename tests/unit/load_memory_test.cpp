@@ -20,14 +20,35 @@ namespace fs = std::filesystem;
 /// A BF16 checkpoint of zeros with R1's names: a sparse file, so it costs no disk.
 fs::path write_model(const fs::path& dir) {
   const int hidden = 1024, layers = 2, experts = 16, intermediate = 2048, heads = 8, vocab = 8192;
-  const nlohmann::json config = {{"model_type", "deepseek_v3"}, {"hidden_size", hidden}, {"num_hidden_layers", layers},
-      {"vocab_size", vocab}, {"intermediate_size", intermediate}, {"moe_intermediate_size", intermediate},
-      {"num_attention_heads", heads}, {"num_key_value_heads", heads}, {"q_lora_rank", 256}, {"kv_lora_rank", 256},
-      {"qk_nope_head_dim", 64}, {"qk_rope_head_dim", 32}, {"v_head_dim", 64}, {"n_routed_experts", experts},
-      {"n_shared_experts", 1}, {"num_experts_per_tok", 2}, {"n_group", 4}, {"topk_group", 2},
-      {"first_k_dense_replace", 1}, {"norm_topk_prob", true}, {"scoring_func", "sigmoid"}, {"topk_method", "noaux_tc"},
-      {"routed_scaling_factor", 2.5}, {"max_position_embeddings", 1024}, {"rope_theta", 10000.0},
-      {"rms_norm_eps", 1e-6}, {"tie_word_embeddings", false}, {"hidden_act", "silu"}, {"eos_token_id", 1}};
+  const nlohmann::json config = {{"model_type", "deepseek_v3"},
+                                 {"hidden_size", hidden},
+                                 {"num_hidden_layers", layers},
+                                 {"vocab_size", vocab},
+                                 {"intermediate_size", intermediate},
+                                 {"moe_intermediate_size", intermediate},
+                                 {"num_attention_heads", heads},
+                                 {"num_key_value_heads", heads},
+                                 {"q_lora_rank", 256},
+                                 {"kv_lora_rank", 256},
+                                 {"qk_nope_head_dim", 64},
+                                 {"qk_rope_head_dim", 32},
+                                 {"v_head_dim", 64},
+                                 {"n_routed_experts", experts},
+                                 {"n_shared_experts", 1},
+                                 {"num_experts_per_tok", 2},
+                                 {"n_group", 4},
+                                 {"topk_group", 2},
+                                 {"first_k_dense_replace", 1},
+                                 {"norm_topk_prob", true},
+                                 {"scoring_func", "sigmoid"},
+                                 {"topk_method", "noaux_tc"},
+                                 {"routed_scaling_factor", 2.5},
+                                 {"max_position_embeddings", 1024},
+                                 {"rope_theta", 10000.0},
+                                 {"rms_norm_eps", 1e-6},
+                                 {"tie_word_embeddings", false},
+                                 {"hidden_act", "silu"},
+                                 {"eos_token_id", 1}};
   std::ofstream(dir / "config.json") << config;
 
   nlohmann::json header;

@@ -39,7 +39,8 @@ TEST(HeadSlice, EveryQueryHeadOnceWithItsKvHead) {
         const std::int64_t share = s.heads.count / s.kv_heads.count;
         for (std::int64_t h = 0; h < s.heads.count; ++h) {
           EXPECT_TRUE(seen.insert(s.heads.first + h).second);
-          EXPECT_EQ((s.heads.first + h) / (heads / kv), s.kv_heads.first + h / share) << heads << '/' << kv << '/' << ranks;
+          EXPECT_EQ((s.heads.first + h) / (heads / kv), s.kv_heads.first + h / share)
+              << heads << '/' << kv << '/' << ranks;
         }
       }
       EXPECT_EQ(static_cast<int>(seen.size()), heads);

@@ -62,8 +62,8 @@ StepPlan any_plan(Random& random) {
   plan.start.resize(static_cast<std::size_t>(number_up_to(random, 3)));
   for (auto& start : plan.start) {
     start.sequence = random();
-    start.sampling = {any_float(random), any_float(random), number_up_to(random, 1000), any_float(random), random(),
-                      any_rules(random)};
+    start.sampling = {any_float(random), any_float(random), number_up_to(random, 1000),
+                      any_float(random), random(),          any_rules(random)};
     start.logprobs = number_up_to(random, 21) - 1;
     start.answer = any_tokens(random, 5);
   }

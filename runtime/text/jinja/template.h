@@ -8,6 +8,12 @@
 namespace shoal::jinja {
 
 /// A parsed template. Renderings do not change it, so several may go on at a time.
+///
+/// The language is Jinja 3.1 with what transformers gives to chat templates: trim_blocks and lstrip_blocks, break and
+/// continue, generation blocks, raise_exception, strftime_now, its own tojson, and no way to change a list or dict. It
+/// prints what Jinja2 prints; tests/text compares the two. Left out are other templates (include, import, extends; a
+/// block is just its body), autoescape, integers of more than 64 bits, complex numbers, sets, lipsum, a few filters
+/// (filters.cpp) and the methods encode, translate and maketrans of text.
 class Template {
  public:
   /// `place` is where the text came from, for messages. Throws Error with place and line.
