@@ -141,7 +141,7 @@ def test_difficult_values_survive(name):
         assert np.isfinite(got).all()
         size, lost = np.sqrt((values ** 2).mean()), np.sqrt(((got - values) ** 2).mean())
         if np.abs(values).max() > 1e-4:  # below, a half-precision scale is nothing
-            assert lost <= (0.7 if name[:2] in ("TQ", "IQ") else 0.3) * size
+            assert lost <= (0.8 if name[:2] in ("TQ", "IQ") else 0.3) * size
         else:
             assert np.sqrt((got ** 2).mean()) <= 2 * size
 
