@@ -6,18 +6,29 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <future>
 #include <random>
+
+#include "collectives/mpi.h"
 
 namespace shoal {
 namespace {
 
 using Clock = std::chrono::steady_clock;
 
+/// mpirun gives rank 0 a terminal of its own whatever the user's is, so under it colours come only where they are asked
+/// for (CLICOLOR_FORCE, NO_COLOR: https://bixense.com/clicolors).
+bool wants_colours() {
+  if (std::getenv("NO_COLOR")) return false;
+  if (std::getenv("CLICOLOR_FORCE")) return true;
+  return isatty(STDOUT_FILENO) && !read_launch_environment().launched;
+}
+
 /// Writes an answer to stdout as it grows: thinking, an empty line, the answer. On a terminal the thinking is grey.
 class Display {
  public:
-  explicit Display(bool show) : show_(show), colours_(isatty(STDOUT_FILENO)) {}
+  explicit Display(bool show) : show_(show), colours_(wants_colours()) {}
 
   void grow(const AnswerDelta& delta) {
     if (!show_) return;
