@@ -34,6 +34,7 @@ constexpr std::string_view kQwen2 =
 constexpr std::string_view kDeepseekV3Words =
     "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
     "| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+";
+// clang-format off
 constexpr std::string_view kDeepseekLetters =
     "\\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-"
     "ἕἘ-"
@@ -48,6 +49,7 @@ constexpr std::string_view kDeepseekLetters =
     "𐓓𐓘-"
     "𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟"
     "𞤀-𞥃]+";
+// clang-format on
 
 const std::vector<SplittingRule>& splitting_rules() {
   static const std::vector<SplittingRule> rules = {
