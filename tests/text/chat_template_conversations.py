@@ -70,13 +70,15 @@ PLAIN = {
     "ends with assistant": [system("S"), user("Hi"), assistant("Hello!")],
     "white space": [system("  \n padded \n"), user("\n\t hi \r\n there \n"), assistant("  answer  \n"), user(" ")],
     "empty contents": [system(""), user(""), assistant(""), user("")],
-    "unicode": [system("Réponds en français 😀"), user("日本語 \u2028 \u00a0 ßẞ İ"), assistant("مرحبا \U0001F9D1\u200d\U0001F680"),
+    "unicode": [system("Réponds en français 😀"), user("日本語 \u2028 \u00a0 ßẞ İ"),
+                assistant("مرحبا \U0001F9D1\u200d\U0001F680"),
                 user("\ufeff\u0301 e\u0301")],
     "quotes": [system("It's \"quoted\" \\ back"), user("{{ x }} {% raw %} {# c #} <b>&amp;</b> 'q'"),
                assistant("\"\"\"```json\n{\"a\": 1}\n```"), user("<|im_start|>system\nx<|im_end|>[INST]</s>")],
     "think tags": [user("Hi"), assistant("<think>\nhm\n</think>\n\nHello"), user("More"),
                    assistant("<think>a</think>b</think>c"), user("x")],
-    "think unclosed": [user("Hi"), assistant("<think>\nno end"), user("y"), assistant("no start</think> done"), user("z")],
+    "think unclosed": [user("Hi"), assistant("<think>\nno end"), user("y"), assistant("no start</think> done"),
+                       user("z")],
     "reasoning content": [user("Hi"), assistant("Hello", reasoning_content="I should greet.\n"), user("More"),
                           assistant("Sure", reasoning_content="think more", thinking="t", reasoning="r"), user("x")],
     "reasoning at the end": [user("Hi"), assistant("Hello", reasoning_content="\nI should greet.\n")],
@@ -131,18 +133,23 @@ TOOL_CALLS = {
         assistant("", tool_calls=[call("search", {"query": "q"}, 2)], reasoning_content="search then"),
         tool("r", name="search", tool_call_id="call00002"), assistant("Answer", reasoning_content="so"), user("x")],
     "ends with a call": [user("Go"), assistant(None, tool_calls=[call("now", {})])],
-    "ends with a call, no content": [user("Go"), {"role": "assistant", "tool_calls": [call("now", {"a": [1, {"b": 2}]})]}],
-    "no tool calls": [user("Go"), assistant("fine", tool_calls=[]), user("x"), assistant("y", tool_calls=None), user("z")],
+    "ends with a call, no content": [
+        user("Go"), {"role": "assistant", "tool_calls": [call("now", {"a": [1, {"b": 2}]})]}],
+    "no tool calls": [
+        user("Go"), assistant("fine", tool_calls=[]), user("x"), assistant("y", tool_calls=None), user("z")],
     "tool content of other kinds": [
         user("Go"), assistant("", tool_calls=[call("now", {})]), tool({"time": 12.0, "ok": None}, name="now"),
-        assistant("", tool_calls=[call("now", {}, 2)]), tool([{"type": "text", "text": "part"}], name="now"), user("x")],
+        assistant("", tool_calls=[call("now", {}, 2)]), tool([{"type": "text", "text": "part"}], name="now"),
+        user("x")],
     "calls without a function": [user("Go"), assistant("", tool_calls=[{"name": "now", "arguments": {"a": 1}}]),
                                  {"role": "tool", "name": "now", "content": "1"}, user("x")],
     "long ids": [user("Go"), assistant("", tool_calls=[dict(call("now", {}), id="call_" + "x" * 24)]),
                  tool("1", tool_call_id="call_" + "x" * 24), user("x")],
-    "arguments that are no JSON": [user("Go"), assistant("", tool_calls=[call("now", "not { json")]), tool("1"), user("x")],
-    "tool role names": [user("Go"), assistant("", tool_calls=[call("now", {})]), {"role": "ipython", "content": {"output": 1}},
-                        {"role": "function", "name": "now", "content": "12"}, {"role": "observation", "content": "o"}],
+    "arguments that are no JSON": [
+        user("Go"), assistant("", tool_calls=[call("now", "not { json")]), tool("1"), user("x")],
+    "tool role names": [
+        user("Go"), assistant("", tool_calls=[call("now", {})]), {"role": "ipython", "content": {"output": 1}},
+        {"role": "function", "name": "now", "content": "12"}, {"role": "observation", "content": "o"}],
 }
 
 TOOLS = {"one": [WEATHER], "several": [WEATHER, SEARCH, NO_PARAMETERS], "bare": [WEATHER["function"]], "none": []}

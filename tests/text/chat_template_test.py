@@ -54,14 +54,16 @@ def folder_cases():
 @pytest.mark.parametrize("config,files", folder_cases().values(), ids=folder_cases())
 def test_reads_folders_as_transformers_does(config, files, tmp_path):
     (tmp_path / "tokenizer.json").write_bytes((DEMO_MODEL / "tokenizer.json").read_bytes())
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **config}))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **config}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     messages = conversations.PLAIN["several turns"]
     for tools in (None, conversations.TOOLS["one"]):
         for extra in ({}, {"bos_token": "<other>", "pad_token": "p"}):
-            want = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=True, **extra)
+            want = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=True,
+                                                 **extra)
             job = {"folder": str(tmp_path), "messages": messages, "tools": tools, "add_generation_prompt": True,
                    "extra": extra}
             assert jinja_reference.run_tool([job]) == [{"text": want}]

@@ -3,35 +3,57 @@ statements around them."""
 
 import jinja_snippets
 
-ATOMS = (["0", "1", "2", "-1", "3", "7", "100", "0.5", "2.5", "-1.5", "1e20", "0.1", "true", "false", "none", "missing", "''",
-          "'a'", "'b'", "'Ab c'", "'é'", "','", "' '", "'%s'", "'{}'", "'12'", "'-3.5'", "'name'", "'age'", "'a\\nb'", "[]", "()",
-          "{}", "[1]", "[1, 2, 3]", "['b', 'a']", "(1, 'a')", "{'a': 1}", "{'b': [1], 'a': none}", "range(3)", "missing.x",
-          "[[1, 2], [3]]", "'<b>'", "('<'|safe)", "dict(a=1)", "namespace(a=1)", "[1.0, true, 'x']", "[none, 0]", "'0x1f'"]
-         + list(jinja_snippets.VARIABLES))
+ATOMS = [
+    "0", "1", "2", "-1", "3", "7", "100", "0.5", "2.5", "-1.5", "1e20", "0.1", "true", "false", "none", "missing",
+    "''", "'a'", "'b'", "'Ab c'", "'é'", "','", "' '", "'%s'", "'{}'", "'12'", "'-3.5'", "'name'", "'age'", "'a\\nb'",
+    "[]", "()", "{}", "[1]", "[1, 2, 3]", "['b', 'a']", "(1, 'a')", "{'a': 1}", "{'b': [1], 'a': none}", "range(3)",
+    "missing.x", "[[1, 2], [3]]", "'<b>'", "('<'|safe)", "dict(a=1)", "namespace(a=1)", "[1.0, true, 'x']", "[none, 0]",
+    "'0x1f'", *jinja_snippets.VARIABLES]
 
 FILTERS = {
-    "abs": [], "attr": ["'x'"], "batch": ["2", "3, 'x'"], "capitalize": [], "center": ["9"], "count": [], "default": ["'d'", "1, true"],
-    "dictsort": ["", "true", "false, 'value'", "reverse=true"], "e": [], "escape": [], "first": [], "float": ["", "1.5"], "forceescape": [],
-    "format": ["1", "'a', 2"], "groupby": ["'age'", "0", "'name', default=''"], "indent": ["", "2", "2, true", "1, true, true", "'> '"], "int": ["", "7", "0, 16"],
-    "items": [], "join": ["", "', '", "'-', 'name'", "1"], "last": [], "length": [], "list": [], "lower": [], "map": ["'upper'", "attribute='name'", "'default', 1", "'string'", "'first'", "attribute=0", "attribute='x', default=0"],
-    "max": ["", "attribute='age'"], "min": ["", "true"], "reject": ["", "'odd'", "'none'"], "rejectattr": ["'name'", "'age', 'gt', 26"], "replace": ["'a', 'b'", "'l', 'L', 1", "1, 2", "'', '-'"],
-    "reverse": [], "round": ["", "1", "0, 'ceil'", "2, 'floor'", "-1"], "safe": [], "select": ["", "'string'", "'in', [1, 2]", "'defined'", "'lt', 2"], "selectattr": ["'name'", "'age', '==', 30", "'role', 'equalto', 'user'"],
-    "slice": ["2", "2, 0"], "sort": ["", "true", "attribute='age'", "case_sensitive=true"], "string": [], "sum": ["", "'age'", "start=1"], "title": [],
-    "tojson": ["", "indent=2", "true", "sort_keys=true", "separators=(',', ':')"], "trim": ["", "'a'"], "truncate": ["5", "5, true", "8, false, '.', 0"], "unique": ["", "true", "attribute='age'"],
+    "abs": [], "attr": ["'x'"], "batch": ["2", "3, 'x'"], "capitalize": [], "center": ["9"], "count": [],
+    "default": ["'d'", "1, true"],
+    "dictsort": ["", "true", "false, 'value'", "reverse=true"], "e": [], "escape": [], "first": [],
+    "float": ["", "1.5"], "forceescape": [],
+    "format": ["1", "'a', 2"], "groupby": ["'age'", "0", "'name', default=''"],
+    "indent": ["", "2", "2, true", "1, true, true", "'> '"], "int": ["", "7", "0, 16"],
+    "items": [], "join": ["", "', '", "'-', 'name'", "1"], "last": [], "length": [], "list": [], "lower": [],
+    "map": ["'upper'", "attribute='name'", "'default', 1", "'string'", "'first'", "attribute=0",
+            "attribute='x', default=0"],
+    "max": ["", "attribute='age'"], "min": ["", "true"], "reject": ["", "'odd'", "'none'"],
+    "rejectattr": ["'name'", "'age', 'gt', 26"], "replace": ["'a', 'b'", "'l', 'L', 1", "1, 2", "'', '-'"],
+    "reverse": [], "round": ["", "1", "0, 'ceil'", "2, 'floor'", "-1"], "safe": [],
+    "select": ["", "'string'", "'in', [1, 2]", "'defined'", "'lt', 2"],
+    "selectattr": ["'name'", "'age', '==', 30", "'role', 'equalto', 'user'"],
+    "slice": ["2", "2, 0"], "sort": ["", "true", "attribute='age'", "case_sensitive=true"], "string": [],
+    "sum": ["", "'age'", "start=1"], "title": [],
+    "tojson": ["", "indent=2", "true", "sort_keys=true", "separators=(',', ':')"], "trim": ["", "'a'"],
+    "truncate": ["5", "5, true", "8, false, '.', 0"], "unique": ["", "true", "attribute='age'"],
     "upper": [], "urlencode": [], "wordcount": [], "filesizeformat": [],
 }
 TESTS = {
-    "defined": [], "undefined": [], "none": [], "boolean": [], "true": [], "false": [], "integer": [], "float": [], "number": [], "string": [], "mapping": [], "sequence": [],
-    "iterable": [], "callable": [], "escaped": [], "odd": [], "even": [], "divisibleby": ["2", "0"], "lower": [], "upper": [], "in": ["[1, 'a']", "'abc'", "{'a': 1}"],
-    "eq": ["1", "'a'"], "ne": ["1"], "lt": ["2"], "ge": ["'b'"], "sameas": ["none", "true"], "equalto": ["[1]"], "filter": [], "test": [],
+    "defined": [], "undefined": [], "none": [], "boolean": [], "true": [], "false": [], "integer": [], "float": [],
+    "number": [], "string": [], "mapping": [], "sequence": [],
+    "iterable": [], "callable": [], "escaped": [], "odd": [], "even": [], "divisibleby": ["2", "0"], "lower": [],
+    "upper": [], "in": ["[1, 'a']", "'abc'", "{'a': 1}"],
+    "eq": ["1", "'a'"], "ne": ["1"], "lt": ["2"], "ge": ["'b'"], "sameas": ["none", "true"], "equalto": ["[1]"],
+    "filter": [], "test": [],
 }
 METHODS = {
-    "upper": [], "lower": [], "title": [], "capitalize": [], "swapcase": [], "casefold": [], "strip": ["", "'a'", "none"], "lstrip": ["", "'Ha'"], "rstrip": ["", "'d\\n '"],
-    "split": ["", "','", "' ', 1", "none, 1", "'l'", "maxsplit=1"], "rsplit": ["", "',', 1", "none, 1"], "splitlines": ["", "true"], "partition": ["','", "'o'"], "rpartition": ["'o'"],
-    "replace": ["'a', 'b'", "'l', '', 1", "'', '.'"], "startswith": ["'H'", "('a', 'H')", "'e', 1"], "endswith": ["'d'", "'o', 0, 5"], "find": ["'o'", "'o', 5", "'', 3", "'l', -4, -1"], "rfind": ["'o'", "'l', 1, 4"],
-    "index": ["'o'", "1", "3, 0"], "rindex": ["'o'"], "count": ["'l'", "1", "''", "'a', 1"], "join": ["['a', 'b']", "'xyz'", "[1]", "{'k': 1}"], "center": ["7", "8, '*'"], "ljust": ["6"], "rjust": ["6, '.'"], "zfill": ["6"],
-    "expandtabs": ["", "4"], "removeprefix": ["'H'"], "removesuffix": ["'d'"], "isalpha": [], "isdigit": [], "isalnum": [], "isspace": [], "islower": [], "isupper": [], "istitle": [], "isascii": [],
-    "isidentifier": [], "isprintable": [], "format": ["", "1", "a=1"], "get": ["'a'", "'zz'", "'zz', 0", "1"], "keys": [], "values": [], "items": [], "copy": [], "append": ["1"], "pop": [], "nope": [],
+    "upper": [], "lower": [], "title": [], "capitalize": [], "swapcase": [], "casefold": [],
+    "strip": ["", "'a'", "none"], "lstrip": ["", "'Ha'"], "rstrip": ["", "'d\\n '"],
+    "split": ["", "','", "' ', 1", "none, 1", "'l'", "maxsplit=1"], "rsplit": ["", "',', 1", "none, 1"],
+    "splitlines": ["", "true"], "partition": ["','", "'o'"], "rpartition": ["'o'"],
+    "replace": ["'a', 'b'", "'l', '', 1", "'', '.'"], "startswith": ["'H'", "('a', 'H')", "'e', 1"],
+    "endswith": ["'d'", "'o', 0, 5"], "find": ["'o'", "'o', 5", "'', 3", "'l', -4, -1"],
+    "rfind": ["'o'", "'l', 1, 4"],
+    "index": ["'o'", "1", "3, 0"], "rindex": ["'o'"], "count": ["'l'", "1", "''", "'a', 1"],
+    "join": ["['a', 'b']", "'xyz'", "[1]", "{'k': 1}"], "center": ["7", "8, '*'"], "ljust": ["6"],
+    "rjust": ["6, '.'"], "zfill": ["6"],
+    "expandtabs": ["", "4"], "removeprefix": ["'H'"], "removesuffix": ["'d'"], "isalpha": [], "isdigit": [],
+    "isalnum": [], "isspace": [], "islower": [], "isupper": [], "istitle": [], "isascii": [],
+    "isidentifier": [], "isprintable": [], "format": ["", "1", "a=1"], "get": ["'a'", "'zz'", "'zz', 0", "1"],
+    "keys": [], "values": [], "items": [], "copy": [], "append": ["1"], "pop": [], "nope": [],
 }
 GENERATORS = ["batch", "slice", "map", "select", "reject", "selectattr", "rejectattr", "unique", "items", "reverse"]
 BINARY = ["+", "-", "*", "/", "//", "%", "~", "==", "!=", "<", "<=", ">", ">=", "in", "not in", "and", "or", "**"]
@@ -72,11 +94,14 @@ class Writer:
             part = lambda: rng.choice(["", "0", "1", "-1", "2", "-3", "5", "none"])  # noqa: E731
             return f"{inside}[{part()}:{part()}" + rng.choice(["]", ":2]", ":-1]", ":]"])
         if kind == "i":
-            return f"({inside})[{self.expression(0)}]" if rng.random() < 0.6 else f"({inside}).{rng.choice(['a', 'name', 'x', '0', 'items'])}"
+            if rng.random() < 0.6:
+                return f"({inside})[{self.expression(0)}]"
+            return f"({inside})." + rng.choice(["a", "name", "x", "0", "items"])
         if kind == "c":
             return f"({inside} if {self.expression(depth - 1)} else {self.expression(depth - 1)})"
         if kind == "l":
-            return rng.choice(["[{}, {}]", "({}, {})", "{{'k': {}, 'l': {}}}"]).format(inside, self.expression(depth - 1))
+            display = rng.choice(["[{}, {}]", "({}, {})", "{{'k': {}, 'l': {}}}"])
+            return display.format(inside, self.expression(depth - 1))
         if kind == "u":
             return rng.choice(["-", "+", "not "]) + inside
         return f"({inside})|list"
@@ -113,22 +138,29 @@ class Writer:
         if kind == "r":
             return self.tag("raw") + "{{ a }}" + self.space() + self.tag("endraw")
         if kind == "i":
-            middle = rng.choice(["", self.tag("else") + self.body(0), self.tag("elif " + self.expression(0)) + self.body(0)])
+            middle = rng.choice(["", self.tag("else"), self.tag("elif " + self.expression(0))])
+            middle += self.body(0)
             return self.tag(f"if {simple}") + body + middle + self.tag("endif")
         if kind == "f":
-            source = rng.choice(["l", "ls", "people", "messages", "range(3)", "d", "s[:2]", "l|map('string')", "el", "d.items()", simple])
+            source = rng.choice(["l", "ls", "people", "messages", "range(3)", "d", "s[:2]", "l|map('string')", "el",
+                                 "d.items()", simple])
             test = rng.choice(["", "", " if x", f" if x != {self.expression(0)}", " if loop is defined", " if ns.a"])
-            inside = body + rng.choice(["", "{{ loop.index }}", "{{ loop.last }}", "{{ x|string }}", "{{ loop.length }}", "{{ loop.previtem|string }}", "{{ loop.nextitem|string }}", "{{ loop.changed(x) }}"])
-            inside += rng.choice(["", "", "", self.tag("break"), "{% if loop.first %}" + self.tag("continue") + "{% endif %}z"])
+            inside = body + rng.choice(["", "{{ loop.index }}", "{{ loop.last }}", "{{ x|string }}", "{{ loop.length }}",
+                                        "{{ loop.previtem|string }}", "{{ loop.nextitem|string }}",
+                                        "{{ loop.changed(x) }}"])
+            skip = "{% if loop.first %}" + self.tag("continue") + "{% endif %}z"
+            inside += rng.choice(["", "", "", self.tag("break"), skip])
             otherwise = rng.choice(["", "", self.tag("else") + self.body(0)])
             return self.tag(f"for x in {source}{test}") + inside + otherwise + self.tag("endfor")
         if kind == "o":
-            return self.tag("for k, v in " + rng.choice(["d.items()", "d|items", "ed|dictsort", "[[1, 2], [3, 4]]", simple])) + "{{ k|string }}" + body + self.tag("endfor")
+            pairs = rng.choice(["d.items()", "d|items", "ed|dictsort", "[[1, 2], [3, 4]]", simple])
+            return self.tag(f"for k, v in {pairs}") + "{{ k|string }}" + body + self.tag("endfor")
         if kind == "m":
             parameters = rng.choice(["", "a", "a, b=1", "b=n, c=b", "a=[]"])
             arguments = rng.choice(["", "1", "1, 2", "b=2", "a=5", "1, 2, 3", simple])
             extra = rng.choice(["", "", "{{ varargs }}{{ kwargs }}", "{{ caller is defined }}"])
-            return self.tag(f"macro m({parameters})") + body + extra + self.tag("endmacro") + "{{ m(" + arguments + ") }}"
+            macro = self.tag(f"macro m({parameters})") + body + extra + self.tag("endmacro")
+            return macro + "{{ m(" + arguments + ") }}"
         if kind == "w":
             return self.tag(f"with {name} = {simple}") + body + self.tag("endwith")
         if kind == "k":
@@ -137,9 +169,11 @@ class Writer:
         if kind == "g":
             return self.tag("generation") + body + self.tag("endgeneration")
         if kind == "b":
-            return self.tag("filter " + rng.choice(["upper", "trim", "indent(2, true)", "replace('x', 'yy')"])) + body + self.tag("endfilter")
+            filters = rng.choice(["upper", "trim", "indent(2, true)", "replace('x', 'yy')"])
+            return self.tag(f"filter {filters}") + body + self.tag("endfilter")
         if kind == "t":
-            return "{% macro w() %}<{{ caller(1) }}>{% endmacro %}" + self.tag("call(q) w()") + body + "{{ q }}" + self.tag("endcall")
+            macro = "{% macro w() %}<{{ caller(1) }}>{% endmacro %}"
+            return macro + self.tag("call(q) w()") + body + "{{ q }}" + self.tag("endcall")
         return "{% for x in tree recursive %}{{ x.v }}" + body + "{{ loop(x.c) }}{% endfor %}"
 
     def statement_template(self):

@@ -85,6 +85,7 @@ class BraceFormat {
 
   Value named(std::string_view name) {
     const size_t first_end = std::min(name.find_first_of(".["), name.size());
+    if (first_end == 0 && !name.empty()) fault("a format's field begins with '{}'", name[0]);
     Value value = first(name.substr(0, first_end));
     for (name.remove_prefix(first_end); !name.empty();) {
       if (name[0] == '.') {

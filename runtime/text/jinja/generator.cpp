@@ -72,7 +72,8 @@ class BackwardsCharacters : public Generator {
     size_t at = end_ - 1;
     while (at > 0 && (static_cast<unsigned char>(text[at]) & 0xC0) == 0x80) --at;
     const size_t size = std::exchange(end_, at) - at;
-    return Value(text.substr(at, size));
+    // As in Python, where going forwards loses what markup is and going backwards does not.
+    return text_.is_markup() ? Value::markup(std::string(text.substr(at, size))) : Value(text.substr(at, size));
   }
 
   Value text_;

@@ -49,7 +49,7 @@ Value sort(Context& context, const Value& value, const Args& args) {
     context.make(2 + key.size());
     items.emplace_back(make_list(std::move(key)), item);
   }
-  return make_list(sorted(context, std::move(items), flag_argument(args, 0, "reverse", false)));
+  return make_list(sorted(context, std::move(items), integer_argument(args, 0, "reverse", 0) != 0));
 }
 
 Value dictsort(Context& context, const Value& value, const Args& args) {
@@ -66,7 +66,7 @@ Value dictsort(Context& context, const Value& value, const Args& args) {
     const Value& sort_by = by_key ? key : item;
     items.emplace_back(case_sensitive ? sort_by : ignore_case(context, sort_by), make_tuple({key, item}));
   }
-  return make_list(sorted(context, std::move(items), flag_argument(args, 2, "reverse", false)));
+  return make_list(sorted(context, std::move(items), integer_argument(args, 2, "reverse", 0) != 0));
 }
 
 Value unique(Context& context, const Value& value, const Args& args) {
