@@ -145,9 +145,9 @@ class Writer:
             source = rng.choice(["l", "ls", "people", "messages", "range(3)", "d", "s[:2]", "l|map('string')", "el",
                                  "d.items()", simple])
             test = rng.choice(["", "", " if x", f" if x != {self.expression(0)}", " if loop is defined", " if ns.a"])
-            inside = body + rng.choice(["", "{{ loop.index }}", "{{ loop.last }}", "{{ x|string }}", "{{ loop.length }}",
-                                        "{{ loop.previtem|string }}", "{{ loop.nextitem|string }}",
-                                        "{{ loop.changed(x) }}"])
+            inside = body + rng.choice(["", "{{ loop.index }}", "{{ loop.last }}", "{{ x|string }}",
+                                        "{{ loop.length }}", "{{ loop.previtem|string }}",
+                                        "{{ loop.nextitem|string }}", "{{ loop.changed(x) }}"])
             skip = "{% if loop.first %}" + self.tag("continue") + "{% endif %}z"
             inside += rng.choice(["", "", "", self.tag("break"), skip])
             otherwise = rng.choice(["", "", self.tag("else") + self.body(0)])
