@@ -218,7 +218,8 @@ class Lead {
 
     CoordinatorOptions c;
     c.ranks = engine.ranks;
-    c.tensor_parallel = place_evenly(config, engine.ranks).tensor_parallel;
+    const Placement placement = job_placement(options_, config, engine.ranks);
+    c.tensor_parallel = placement.tensor_parallel;
     c.page_tokens = kPageTokens;
     for (const WorkerReady& r : ready) c.kv_pages.push_back(r.kv_pages);
     const int largest = *(c.tensor_parallel ? std::min_element(c.kv_pages.begin(), c.kv_pages.end())
@@ -230,7 +231,7 @@ class Lead {
     c.max_batched_tokens = options_.max_batched_tokens;
     c.max_prefill_tokens = options_.max_prefill_tokens;
     engine.workers = ready;
-    const auto counters = std::make_shared<StepCounters>(place_evenly(config, engine.ranks));
+    const auto counters = std::make_shared<StepCounters>(placement);
     engine.counters = counters;
     c.on_result = [counters](const StepResult& result, int rank) { counters->add(result, rank); };
     c.on_failed = [this](const Error& error) { end_job(rank_, error); };
