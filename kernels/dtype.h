@@ -1,7 +1,10 @@
 #pragma once
+#include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <string_view>
 
 namespace shoal {
@@ -65,6 +68,38 @@ constexpr float f8_e4m3_to_f32(std::uint8_t v) {
   if (exponent != 0) return std::bit_cast<float>(sign | ((exponent + 120) << 23) | (mantissa << 20));
   const float tiny = static_cast<float>(mantissa) * 0x1p-9f;
   return sign ? -tiny : tiny;
+}
+
+/// Round to nearest, ties to even; beyond 448 to 448, and NaN becomes some number.
+inline std::uint8_t f32_to_f8_e4m3(float f) {
+  const auto bits = std::bit_cast<std::uint32_t>(f);
+  const std::uint32_t sign = bits >> 24 & 0x80u, magnitude = bits & 0x7fffffffu;
+  // 2^-6 is the smallest normal number; below it lie multiples of 2^-9.
+  if (magnitude < 0x3c800000u)
+    return static_cast<std::uint8_t>(sign | static_cast<std::uint32_t>(std::nearbyint(std::abs(f) * 512.0f)));
+  const std::uint32_t rounded = magnitude + 0x7ffffu + (magnitude >> 20 & 1u);
+  return static_cast<std::uint8_t>(sign | std::min<std::uint32_t>((rounded >> 20) - (120u << 3), 0x7eu));
+}
+
+/// An element as it lies in memory.
+inline float element_to_f32(DType type, const std::byte* p) {
+  std::uint16_t half = 0;
+  switch (type) {
+    case DType::f32: {
+      float f;
+      std::memcpy(&f, p, 4);
+      return f;
+    }
+    case DType::f16:
+      std::memcpy(&half, p, 2);
+      return f16_to_f32(half);
+    case DType::bf16:
+      std::memcpy(&half, p, 2);
+      return bf16_to_f32(half);
+    case DType::f8_e4m3:
+      return f8_e4m3_to_f32(static_cast<std::uint8_t>(*p));
+  }
+  return 0;
 }
 
 }  // namespace shoal

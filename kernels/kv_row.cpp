@@ -9,17 +9,6 @@
 namespace shoal {
 namespace {
 
-/// Round to nearest, ties to even. For magnitudes up to 448; NaN becomes some number.
-std::uint8_t to_e4m3(float f) {
-  const auto bits = std::bit_cast<std::uint32_t>(f);
-  const std::uint32_t sign = bits >> 24 & 0x80u, magnitude = bits & 0x7fffffffu;
-  // 2^-6 is the smallest normal number; below it lie multiples of 2^-9.
-  if (magnitude < 0x3c800000u)
-    return static_cast<std::uint8_t>(sign | static_cast<std::uint32_t>(std::nearbyint(std::abs(f) * 512.0f)));
-  const std::uint32_t rounded = magnitude + 0x7ffffu + (magnitude >> 20 & 1u);
-  return static_cast<std::uint8_t>(sign | std::min<std::uint32_t>((rounded >> 20) - (120u << 3), 0x7eu));
-}
-
 std::uint8_t to_int8(float f) { return static_cast<std::uint8_t>(static_cast<std::int8_t>(std::nearbyint(f))); }
 
 /// The least BF16 that is not below f.
@@ -40,7 +29,7 @@ void encode_group(KvType type, const float* x, std::int64_t n, std::byte* scale_
   const float s = bf16_to_f32(scale);
   for (std::int64_t i = 0; i < n; ++i) {
     const float scaled = s > 0 ? x[i] / s : 0.0f;  // 0 for NaN too, which its scale brings back
-    values[i] = static_cast<std::byte>(type == KvType::fp8 ? to_e4m3(scaled) : to_int8(scaled));
+    values[i] = static_cast<std::byte>(type == KvType::fp8 ? f32_to_f8_e4m3(scaled) : to_int8(scaled));
   }
 }
 

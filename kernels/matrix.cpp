@@ -89,26 +89,6 @@ bool any_nan_code(const std::byte* p, std::int64_t bytes) {
   return found != 0;
 }
 
-float element(DType dtype, const std::byte* p) {
-  std::uint16_t half = 0;
-  switch (dtype) {
-    case DType::f32: {
-      float f;
-      std::memcpy(&f, p, 4);
-      return f;
-    }
-    case DType::f16:
-      std::memcpy(&half, p, 2);
-      return f16_to_f32(half);
-    case DType::bf16:
-      std::memcpy(&half, p, 2);
-      return bf16_to_f32(half);
-    case DType::f8_e4m3:
-      return f8_e4m3_to_f32(static_cast<std::uint8_t>(*p));
-  }
-  return 0;
-}
-
 }  // namespace
 
 void Matrix::Free::operator()(std::byte* p) const { std::free(p); }
@@ -213,7 +193,7 @@ float Matrix::at(std::int64_t row, std::int64_t col) const {
                    format_->record(), worth);
     return worth[col % format_->record()];
   }
-  const float v = element(dtype_, panel(row / kPanel) + offset_in_panel(dtype_, row % kPanel, col));
+  const float v = element_to_f32(dtype_, panel(row / kPanel) + offset_in_panel(dtype_, row % kPanel, col));
   if (scales_.empty()) return v;
   const std::int64_t across = (cols_ + scales_.block_cols - 1) / scales_.block_cols;
   return v * scales_.values[static_cast<std::size_t>(row / scales_.block_rows * across + col / scales_.block_cols)];
@@ -223,10 +203,10 @@ void Matrix::unpack_row(std::int64_t row, float* out) const {
   if (format_) return dequantize_row(*format_, panel(row / kPanel), static_cast<int>(row % kPanel), cols_, out);
   const std::byte* from = panel(row / kPanel) + offset_in_panel(dtype_, row % kPanel, 0);
   if (size_of(dtype_) == 2) {
-    for (std::int64_t c = 0; c < cols_; ++c) out[c] = element(dtype_, from + c / 2 * 64 + c % 2 * 2);
+    for (std::int64_t c = 0; c < cols_; ++c) out[c] = element_to_f32(dtype_, from + c / 2 * 64 + c % 2 * 2);
   } else {
     const std::int64_t step = kPanel * static_cast<std::int64_t>(size_of(dtype_));
-    for (std::int64_t c = 0; c < cols_; ++c) out[c] = element(dtype_, from + c * step);
+    for (std::int64_t c = 0; c < cols_; ++c) out[c] = element_to_f32(dtype_, from + c * step);
   }
   if (scales_.empty()) return;
   const std::int64_t across = (cols_ + scales_.block_cols - 1) / scales_.block_cols;

@@ -8,8 +8,8 @@
 #include <memory>
 
 #include "base/error.h"
+#include "kernels/dtype.h"
 #include "kernels/formats/fit.h"
-#include "kernels/formats/fp8.h"
 #include "launch/quantize_gguf.h"
 #include "planner/tensor_names.h"
 #include "runtime/row_reader.h"
@@ -77,7 +77,7 @@ class Fp8 final : public WeightForm {
       for (std::int64_t r = 0; r < rows; ++r)
         for (std::int64_t c = first; c < end; ++c) {
           const float value = x[static_cast<std::size_t>(r * cols + c)];
-          const std::uint8_t code = formats::f32_to_f8_e4m3(value / scale);
+          const std::uint8_t code = f32_to_f8_e4m3(value / scale);
           out[r * cols + c] = std::byte{code};
           count(error, value, f8_e4m3_to_f32(code) * scale);
         }

@@ -43,7 +43,7 @@ struct RankMemory {
 };
 
 /// The weights of a model as ranks hold them: matrices in panels of 16 rows on a CPU (kernels/matrix.h), kv_b_proj
-/// split by head in BF16 where it was quantized, router and vectors F32.
+/// split by head (in F32 where it was in blocks along a row), router and vectors F32.
 class HeldWeights {
  public:
   HeldWeights(const ModelConfig& config, const Precision& precision, Device::Kind kind);

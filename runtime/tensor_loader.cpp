@@ -26,26 +26,6 @@ DType compute_type(const TensorInfo& tensor, const Checkpoint& checkpoint) {
        checkpoint.files()[static_cast<std::size_t>(tensor.file)].string(), tensor.name, tensor.type);
 }
 
-float to_float(const std::byte* p, DType type) {
-  std::uint16_t half = 0;
-  switch (type) {
-    case DType::f32: {
-      float f;
-      std::memcpy(&f, p, 4);
-      return f;
-    }
-    case DType::f16:
-      std::memcpy(&half, p, 2);
-      return f16_to_f32(half);
-    case DType::bf16:
-      std::memcpy(&half, p, 2);
-      return bf16_to_f32(half);
-    case DType::f8_e4m3:
-      return f8_e4m3_to_f32(std::to_integer<std::uint8_t>(*p));
-  }
-  return 0;
-}
-
 float scale_at(const BlockScales& s, std::int64_t row, std::int64_t col, std::int64_t cols) {
   if (s.empty()) return 1.0f;
   const std::int64_t per_row = (cols + s.block_cols - 1) / s.block_cols;
@@ -108,6 +88,30 @@ void read_patch(const Checkpoint& checkpoint, const TensorInfo& tensor, std::int
 
 }  // namespace
 
+/// A stored matrix as the loader reads it.
+struct TensorLoader::Source {
+  const TensorInfo* tensor = nullptr;  // null: integers
+  std::shared_ptr<const IntegerWeight> integers;
+  std::int64_t cols = 0;
+  DType type = DType::f32;  // of what read() gives; integers become FP32
+  const Checkpoint* checkpoint = nullptr;
+
+  void read(const Patch& patch, std::vector<std::byte>& staging) const {
+    if (!integers) return read_patch(*checkpoint, *tensor, cols, patch, staging);
+    std::vector<float> rows;
+    integers->read(patch.row, patch.rows, rows);
+    const auto kept = static_cast<std::size_t>(patch.cols) * sizeof(float);
+    staging.resize(static_cast<std::size_t>(patch.rows) * kept);
+    for (std::int64_t r = 0; r < patch.rows; ++r)
+      std::memcpy(staging.data() + static_cast<std::size_t>(r) * kept, rows.data() + r * cols + patch.first_col, kept);
+  }
+  /// Of which `row_bytes` are kept each. A multiple of a panel's rows.
+  std::int64_t rows_at_a_time(std::int64_t row_bytes) const {
+    if (integers) return integers->rows_at_a_time();
+    return std::max<std::int64_t>(1, kChunkBytes / (row_bytes * Matrix::kPanel)) * Matrix::kPanel;
+  }
+};
+
 TensorLoader::TensorLoader(const Checkpoint& checkpoint, WeightQuantization quantization)
     : checkpoint_(checkpoint), quantization_(std::move(quantization)) {}
 
@@ -137,25 +141,35 @@ BlockScales TensorLoader::scales(const std::string& name, std::int64_t rows, std
   return part;
 }
 
+TensorLoader::Source TensorLoader::source_of(const TensorInfo& tensor, std::int64_t cols) const {
+  return {&tensor, nullptr, cols, compute_type(tensor, checkpoint_), &checkpoint_};
+}
+
+TensorLoader::Source TensorLoader::source_of(const std::string& name, std::int64_t rows, std::int64_t cols) const {
+  auto integers = IntegerWeight::find(checkpoint_, name, rows, cols, quantization_);
+  if (integers) return {nullptr, std::move(integers), cols, DType::f32, &checkpoint_};
+  return source_of(checkpoint_.require(name, std::array{rows, cols}), cols);
+}
+
 void TensorLoader::matrix(Matrix& to, const std::string& name, std::int64_t rows, std::int64_t cols,
                           std::optional<Slice> row_slice, std::optional<Slice> col_slice) {
   const Slice r = row_slice.value_or(Slice{0, rows}), c = col_slice.value_or(Slice{0, cols});
   if (r.count == 0 || c.count == 0) return;
-  if (const auto weight = IntegerWeight::find(checkpoint_, name, rows, cols, quantization_)) {
-    return expanded_matrix(to, weight, cols, r, c);
-  }
-  const TensorInfo& tensor = checkpoint_.require(name, std::array{rows, cols});
-  if (const PackedFormat* packed = packed_form(tensor, c)) return packed_matrix(to, tensor, *packed, cols, r, c);
-  const DType type = compute_type(tensor, checkpoint_);
-  to = Matrix(type, r.count, c.count);
-  if (type == DType::f8_e4m3) to.set_scales(scales(name, rows, cols, r, c));
+  const Source source = source_of(name, rows, cols);
+  const PackedFormat* packed = source.tensor ? packed_form(*source.tensor, c) : nullptr;
+  if (packed) return packed_matrix(to, *source.tensor, *packed, cols, r, c);
+  fill(to, source, r, c);
+  if (source.type == DType::f8_e4m3) to.set_scales(scales(name, rows, cols, r, c));
+}
 
-  const auto row_bytes = c.count * static_cast<std::int64_t>(size_of(type));
-  const std::int64_t panels = std::max<std::int64_t>(1, kChunkBytes / (row_bytes * Matrix::kPanel));
-  for (std::int64_t first = 0; first < r.count; first += panels * Matrix::kPanel) {
-    const std::int64_t count = std::min(r.count - first, panels * Matrix::kPanel);
-    add(static_cast<std::uint64_t>(count * row_bytes), [=, this, &to, &tensor](std::vector<std::byte>& staging) {
-      read_patch(checkpoint_, tensor, cols, {r.first + first, count, c.first, c.count}, staging);
+void TensorLoader::fill(Matrix& to, const Source& source, Slice rows, Slice columns) {
+  to = Matrix(source.type, rows.count, columns.count);
+  const auto row_bytes = columns.count * static_cast<std::int64_t>(size_of(source.type));
+  const std::int64_t at_a_time = source.rows_at_a_time(row_bytes);
+  for (std::int64_t first = 0; first < rows.count; first += at_a_time) {
+    const std::int64_t count = std::min(rows.count - first, at_a_time);
+    add(static_cast<std::uint64_t>(count * row_bytes), [=, &to](std::vector<std::byte>& staging) {
+      source.read({rows.first + first, count, columns.first, columns.count}, staging);
       to.pack_rows(first, count, staging.data(), row_bytes);
     });
   }
@@ -179,20 +193,6 @@ void TensorLoader::packed_matrix(Matrix& to, const TensorInfo& tensor, const Pac
   }
 }
 
-void TensorLoader::expanded_matrix(Matrix& to, const std::shared_ptr<const IntegerWeight>& weight, std::int64_t cols,
-                                   Slice rows, Slice columns) {
-  to = Matrix(DType::f32, rows.count, columns.count);
-  const std::int64_t at_a_time = weight->rows_at_a_time();
-  for (std::int64_t first = 0; first < rows.count; first += at_a_time) {
-    const std::int64_t count = std::min(at_a_time, rows.count - first);
-    add(static_cast<std::uint64_t>(count * columns.count) * sizeof(float), [=, &to](std::vector<std::byte>&) {
-      std::vector<float> values;
-      weight->read(rows.first + first, count, values);
-      to.pack_rows(first, count, values.data() + columns.first, cols * static_cast<std::int64_t>(sizeof(float)));
-    });
-  }
-}
-
 void TensorLoader::matrix_f32(Matrix& to, const std::string& name, std::int64_t rows, std::int64_t cols) {
   const TensorInfo& tensor = checkpoint_.require(name, std::array{rows, cols});
   const DType type = compute_type(tensor, checkpoint_);
@@ -201,7 +201,8 @@ void TensorLoader::matrix_f32(Matrix& to, const std::string& name, std::int64_t 
   add(bytes, [=, this, &to, &tensor](std::vector<std::byte>& staging) {
     read_patch(checkpoint_, tensor, cols, {0, rows, 0, cols}, staging);
     std::vector<float> values(static_cast<std::size_t>(rows * cols));
-    for (std::size_t i = 0; i < values.size(); ++i) values[i] = to_float(staging.data() + i * size_of(type), type);
+    for (std::size_t i = 0; i < values.size(); ++i)
+      values[i] = element_to_f32(type, staging.data() + i * size_of(type));
     to.pack_rows(0, rows, values.data(), cols * 4);
   });
 }
@@ -215,11 +216,8 @@ void TensorLoader::kv_b(std::vector<Matrix>& k_up, std::vector<Matrix>& v_up, co
     per_head_matrices(v_up, half("v_b_proj"), heads, v_head_dim, kv_lora_rank);
     return;
   }
-  if (const auto weight = IntegerWeight::find(checkpoint_, name, rows, cols, quantization_)) {
-    return expanded_kv_b(k_up, v_up, weight, heads, qk_nope_head_dim, v_head_dim, kv_lora_rank);
-  }
-  const TensorInfo& tensor = checkpoint_.require(name, std::array{rows, cols});
-  const DType type = compute_type(tensor, checkpoint_);
+  const Source source = source_of(name, rows, cols);
+  const DType type = source.type;
 
   k_up.resize(static_cast<std::size_t>(heads));
   v_up.resize(static_cast<std::size_t>(heads));
@@ -232,8 +230,8 @@ void TensorLoader::kv_b(std::vector<Matrix>& k_up, std::vector<Matrix>& v_up, co
       v.set_scales(scales(name, rows, cols, {first + qk_nope_head_dim, v_head_dim}, {0, cols}));
     }
     const auto head_bytes = static_cast<std::uint64_t>(per_head * cols) * size_of(type);
-    add(head_bytes, [=, this, &k, &v, &tensor](std::vector<std::byte>& staging) {
-      read_patch(checkpoint_, tensor, cols, {first, per_head, 0, cols}, staging);
+    add(head_bytes, [=, &k, &v](std::vector<std::byte>& staging) {
+      source.read({first, per_head, 0, cols}, staging);
       const auto size = static_cast<std::int64_t>(size_of(type));
       std::vector<std::byte> turned(static_cast<std::size_t>(qk_nope_head_dim * cols * size));
       for (std::int64_t r = 0; r < qk_nope_head_dim; ++r)
@@ -246,41 +244,12 @@ void TensorLoader::kv_b(std::vector<Matrix>& k_up, std::vector<Matrix>& v_up, co
   }
 }
 
-void TensorLoader::expanded_kv_b(std::vector<Matrix>& k_up, std::vector<Matrix>& v_up,
-                                 const std::shared_ptr<const IntegerWeight>& weight, int heads, std::int64_t nope,
-                                 std::int64_t value_dim, std::int64_t rank) {
-  k_up.resize(static_cast<std::size_t>(heads));
-  v_up.resize(static_cast<std::size_t>(heads));
-  const std::int64_t per_head = nope + value_dim;
-  for (int h = 0; h < heads; ++h) {
-    Matrix& k = k_up[static_cast<std::size_t>(h)] = Matrix(DType::f32, rank, nope);
-    Matrix& v = v_up[static_cast<std::size_t>(h)] = Matrix(DType::f32, value_dim, rank);
-    add(static_cast<std::uint64_t>(per_head * rank) * sizeof(float), [=, &k, &v](std::vector<std::byte>&) {
-      std::vector<float> values, transposed(static_cast<std::size_t>(nope * rank));
-      weight->read(h * per_head, per_head, values);
-      for (std::int64_t r = 0; r < nope; ++r)
-        for (std::int64_t c = 0; c < rank; ++c)
-          transposed[static_cast<std::size_t>(c * nope + r)] = values[static_cast<std::size_t>(r * rank + c)];
-      k.pack_rows(0, rank, transposed.data(), nope * static_cast<std::int64_t>(sizeof(float)));
-      v.pack_rows(0, value_dim, values.data() + nope * rank, rank * static_cast<std::int64_t>(sizeof(float)));
-    });
-  }
-}
-
 void TensorLoader::per_head_matrices(std::vector<Matrix>& to, const std::string& name, int heads, std::int64_t rows,
                                      std::int64_t cols) {
-  const TensorInfo& tensor = checkpoint_.require(name, std::array{std::int64_t{heads}, rows, cols});
-  const DType type = compute_type(tensor, checkpoint_);
-  if (type == DType::f8_e4m3) fail("tensor {}: FP8 is not supported here", name);
+  const Source source = source_of(checkpoint_.require(name, std::array{std::int64_t{heads}, rows, cols}), cols);
+  if (source.type == DType::f8_e4m3) fail("tensor {}: FP8 is not supported here", name);
   to.resize(static_cast<std::size_t>(heads));
-  for (int h = 0; h < heads; ++h) {
-    Matrix& head = to[static_cast<std::size_t>(h)] = Matrix(type, rows, cols);
-    const auto row_bytes = cols * static_cast<std::int64_t>(size_of(type));
-    add(static_cast<std::uint64_t>(rows * row_bytes), [=, this, &head, &tensor](std::vector<std::byte>& staging) {
-      read_patch(checkpoint_, tensor, cols, {h * rows, rows, 0, cols}, staging);
-      head.pack_rows(0, rows, staging.data(), row_bytes);
-    });
-  }
+  for (int h = 0; h < heads; ++h) fill(to[static_cast<std::size_t>(h)], source, {h * rows, rows}, {0, cols});
 }
 
 void TensorLoader::vector(std::vector<float>& to, const std::string& name, std::int64_t size,
@@ -292,7 +261,7 @@ void TensorLoader::vector(std::vector<float>& to, const std::string& name, std::
   add(static_cast<std::uint64_t>(s.count) * size_of(type), [=, this, &to, &tensor](std::vector<std::byte>& staging) {
     read_patch(checkpoint_, tensor, size, {0, 1, s.first, s.count}, staging);
     to.resize(static_cast<std::size_t>(s.count));
-    for (std::size_t i = 0; i < to.size(); ++i) to[i] = to_float(staging.data() + i * size_of(type), type);
+    for (std::size_t i = 0; i < to.size(); ++i) to[i] = element_to_f32(type, staging.data() + i * size_of(type));
   });
 }
 

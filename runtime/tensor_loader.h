@@ -20,8 +20,8 @@ class TensorLoader {
   TensorLoader(const Checkpoint& checkpoint, WeightQuantization quantization);
 
   /// Rows and columns (whole if not given) of a matrix [rows, cols] under `name`, kept in the type the file has.
-  /// FP8 comes with its `<name>_scale_inv`; formats of blocks (Q4_K, ...) and integers (integer_weight.h) are expanded
-  /// to FP32.
+  /// FP8 comes with its `<name>_scale_inv`. Formats of blocks (Q4_K, ...) stay quantized, but are expanded to FP32
+  /// where a slice of columns cuts through blocks, as integers (integer_weight.h) always are.
   void matrix(Matrix& to, const std::string& name, std::int64_t rows, std::int64_t cols,
               std::optional<Slice> row_slice = {}, std::optional<Slice> col_slice = {});
   /// A matrix converted to FP32.
@@ -45,12 +45,12 @@ class TensorLoader {
     std::function<void(std::vector<std::byte>& staging)> work;
   };
   BlockScales scales(const std::string& name, std::int64_t rows, std::int64_t cols, Slice row_slice, Slice col_slice);
-  /// Where the weight is stored as integers: takes over matrix().
-  void expanded_matrix(Matrix& to, const std::shared_ptr<const IntegerWeight>& weight, std::int64_t cols, Slice rows,
-                       Slice columns);
-  void expanded_kv_b(std::vector<Matrix>& k_up, std::vector<Matrix>& v_up,
-                     const std::shared_ptr<const IntegerWeight>& weight, int heads, std::int64_t nope,
-                     std::int64_t value_dim, std::int64_t rank);
+  struct Source;
+  Source source_of(const std::string& name, std::int64_t rows, std::int64_t cols) const;
+  Source source_of(const TensorInfo& tensor, std::int64_t cols) const;
+  /// Makes `to` out of some rows and columns, in the type the source gives.
+  void fill(Matrix& to, const Source& source, Slice rows, Slice columns);
+  /// The same for a tensor that stays quantized.
   void packed_matrix(Matrix& to, const TensorInfo& tensor, const PackedFormat& packed, std::int64_t cols, Slice rows,
                      Slice columns);
   /// The matrices of a stack [heads, rows, cols].

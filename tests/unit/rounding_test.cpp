@@ -5,7 +5,6 @@
 #include <random>
 
 #include "kernels/dtype.h"
-#include "kernels/formats/fp8.h"
 
 namespace shoal {
 namespace {
@@ -33,7 +32,7 @@ TEST(Rounding, F8E4M3IsNearestEven) {
   const auto check = [](float value) {
     const float kept = std::clamp(value, -448.0f, 448.0f);
     const auto want = nearest(kept, 256, [](unsigned c) { return f8_e4m3_to_f32(static_cast<std::uint8_t>(c)); });
-    EXPECT_EQ(unsigned{formats::f32_to_f8_e4m3(value)}, want) << value;
+    EXPECT_EQ(unsigned{f32_to_f8_e4m3(value)}, want) << value;
   };
   for (int i = 0; i < 20000; ++i) check(std::exp2(exponent(random)) * (i % 2 ? -1.0f : 1.0f));
   for (unsigned code = 0; code < 255; ++code) {
