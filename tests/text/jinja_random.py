@@ -1,14 +1,14 @@
 """Random templates to compare with Jinja2: expressions of all kinds of operands, most of which make little sense, and
 statements around them."""
 
-import jinja_snippets
+import jinja_variables
 
 ATOMS = [
     "0", "1", "2", "-1", "3", "7", "100", "0.5", "2.5", "-1.5", "1e20", "0.1", "true", "false", "none", "missing",
     "''", "'a'", "'b'", "'Ab c'", "'é'", "','", "' '", "'%s'", "'{}'", "'12'", "'-3.5'", "'name'", "'age'", "'a\\nb'",
     "[]", "()", "{}", "[1]", "[1, 2, 3]", "['b', 'a']", "(1, 'a')", "{'a': 1}", "{'b': [1], 'a': none}", "range(3)",
     "missing.x", "[[1, 2], [3]]", "'<b>'", "('<'|safe)", "dict(a=1)", "namespace(a=1)", "[1.0, true, 'x']", "[none, 0]",
-    "'0x1f'", *jinja_snippets.VARIABLES]
+    "'0x1f'", *jinja_variables.VARIABLES]
 
 FILTERS = {
     "abs": [], "attr": ["'x'"], "batch": ["2", "3, 'x'"], "capitalize": [], "center": ["9"], "count": [],

@@ -4,8 +4,10 @@ import random
 
 import jinja_random
 import jinja_reference
-import jinja_snippets
 import pytest
+from jinja_expressions import EXPRESSIONS
+from jinja_statements import STATEMENTS
+from jinja_variables import VARIABLES
 
 if not jinja_reference.TOOL.exists():
     pytest.skip(f"{jinja_reference.TOOL} is not built", allow_module_level=True)
@@ -16,16 +18,16 @@ pytestmark = pytest.mark.filterwarnings("ignore::SyntaxWarning", "ignore::Deprec
 
 
 def job(template):
-    return {"template": template, "variables": jinja_snippets.VARIABLES}
+    return {"template": template, "variables": VARIABLES}
 
 
 def test_expressions():
-    wrong = jinja_reference.compare([job("{{ " + text + " }}") for text in jinja_snippets.EXPRESSIONS])
+    wrong = jinja_reference.compare([job("{{ " + text + " }}") for text in EXPRESSIONS])
     assert not wrong, jinja_reference.explain(wrong, 20)
 
 
 def test_statements():
-    wrong = jinja_reference.compare([job(text) for text in jinja_snippets.STATEMENTS])
+    wrong = jinja_reference.compare([job(text) for text in STATEMENTS])
     assert not wrong, jinja_reference.explain(wrong, 20)
 
 
