@@ -1,14 +1,9 @@
 """The pages in a real Chromium."""
 
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "golden"))
-
-from serving import BINARY, ROOT, serve  # noqa: E402 (where to import from is said just above)
+from serving import BINARY, ROOT, serve
 
 DEMO_MODEL = ROOT / "launch" / "demo-model"
 

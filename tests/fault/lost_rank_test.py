@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -15,9 +14,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "golden"))
-from serving import BINARY, MPI_ENVIRONMENT, ROOT, wait_for_address  # noqa: E402
+from serving import BINARY, MPI_ENVIRONMENT, ROOT, wait_for_address
 
 MODEL = ROOT / "tests" / "fixtures" / "models" / "deepseek-v3"
 RANKS = 3

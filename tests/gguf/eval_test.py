@@ -4,14 +4,10 @@ import json
 import math
 import os
 import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "golden"))
-from serving import BINARY, MPI_ENVIRONMENT, ROOT, serve  # noqa: E402
+from serving import BINARY, MPI_ENVIRONMENT, ROOT, serve
 
 
 FIXTURES = ROOT / "tests" / "fixtures"

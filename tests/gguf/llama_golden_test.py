@@ -3,13 +3,9 @@
 
 import json
 import math
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "golden"))
-from serving import BINARY, ROOT, serve  # noqa: E402
+from serving import BINARY, ROOT, serve
 
 FIXTURES = ROOT / "tests" / "fixtures" / "gguf"
 GOLDEN = json.loads((FIXTURES / "golden.json").read_text())

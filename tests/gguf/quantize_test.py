@@ -4,17 +4,13 @@ source; a conversion that was killed goes on."""
 import json
 import os
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "golden"))
-from convert import read_safetensors, renamed  # noqa: E402
-from serving import BINARY, ROOT, largest_difference, serve  # noqa: E402
+from convert import read_safetensors, renamed
+from serving import BINARY, ROOT, largest_difference, serve
 
 FIXTURES = ROOT / "tests" / "fixtures" / "models"
 pytestmark = pytest.mark.skipif(not BINARY.exists(), reason=f"{BINARY} is not built")

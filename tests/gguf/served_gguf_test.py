@@ -1,14 +1,10 @@
 """The random checkpoints of tests/fixtures, written as GGUF by the `gguf` package, against transformers' values."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "golden"))
-from convert import convert_folder  # noqa: E402
-from serving import BINARY, ROOT, largest_difference, serve  # noqa: E402
+from convert import convert_folder
+from serving import BINARY, ROOT, largest_difference, serve
 
 FIXTURES = ROOT / "tests" / "fixtures" / "models"
 TOLERANCE = 2e-3  # as tests/golden/served_fixtures_test.py; the matrices are the same

@@ -4,14 +4,11 @@ import json
 import os
 import struct
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "golden"))
-from serving import BINARY, serve  # noqa: E402
+from serving import BINARY, serve
 
 pytestmark = pytest.mark.skipif(not BINARY.exists(), reason=f"{BINARY} is not built")
 

@@ -3,15 +3,10 @@
 import json
 import os
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "golden"))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from memory_test import write_model  # noqa: E402
-from serving import BINARY, MPI_ENVIRONMENT, ROOT, largest_difference, serve  # noqa: E402
+from memory_test import write_model
+from serving import BINARY, MPI_ENVIRONMENT, ROOT, largest_difference, serve
 
 pytestmark = pytest.mark.skipif(not BINARY.exists(), reason=f"{BINARY} is not built")
 MODEL = ROOT / "tests" / "fixtures" / "models" / "deepseek-v3"
