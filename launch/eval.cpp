@@ -13,6 +13,7 @@
 #include "launch/divergence.h"
 #include "launch/generation.h"
 #include "launch/job_options.h"
+#include "launch/report.h"
 #include "launch/scored_run.h"
 #include "launch/served_model.h"
 #include "planner/json_fields.h"
@@ -311,11 +312,7 @@ int eval(const EvalOptions& options, int* argc, char*** argv) {
   }
   return run_job(argc, argv, options.job, [&](Engine& engine) {
     const Json report = Evaluation(engine, options).run();
-    if (options.json) {
-      fmt::print("{}\n", report.dump(2));
-    } else {
-      print_text(report);
-    }
+    print_report(report, options.json, print_text);
     return 0;
   });
 }

@@ -5,6 +5,7 @@
 #include <map>
 
 #include "base/units.h"
+#include "launch/report.h"
 #include "planner/model_config.h"
 #include "planner/tensor_names.h"
 #include "runtime/checkpoint.h"
@@ -169,11 +170,7 @@ nlohmann::ordered_json inspection(const InspectOptions& options) {
 
 int inspect(const InspectOptions& options) {
   const Json report = inspection(options);
-  if (options.json) {
-    fmt::print("{}\n", report.dump(2));
-  } else {
-    print_text(report);
-  }
+  print_report(report, options.json, print_text);
   return report["whole"].get<bool>() ? 0 : 1;
 }
 

@@ -56,7 +56,7 @@ PlanRequest read_request(const PlanOptions& o) {
   }
   r.workload = {.context = o.context,
                 .concurrency = o.concurrency,
-                .kv = cache_type_from(o.kv_type),
+                .kv = kv_type_from(o.kv_type),
                 .max_batched_tokens = o.max_batched_tokens};
   r.prompt = o.prompt;
   r.redundant_experts = o.redundant_experts;

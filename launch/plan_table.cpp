@@ -56,7 +56,7 @@ void add_rows(std::string& text, const std::string& model, const std::string& pr
     text += fmt::format("| {} | {} | {} | {}K |", model, precision, human_bytes(weights), context / 1024);
     for (const int concurrency : concurrencies) {
       request.workload = {.context = context, .concurrency = concurrency};
-      const double kv = kv_bytes_per_token(config, CacheType::bf16) * context * concurrency;
+      const double kv = kv_bytes_per_token(config, KvType::bf16) * context * concurrency;
       const double least = weights + kv;
       const Size* smallest = nullptr;
       for (const Size& size : sizes) {

@@ -9,6 +9,7 @@
 #include "base/units.h"
 #include "launch/quantize_gguf.h"
 #include "launch/recipe.h"
+#include "launch/report.h"
 #include "runtime/checkpoint.h"
 #include "runtime/gguf.h"
 #include "runtime/model_source.h"
@@ -91,11 +92,7 @@ Json quantize_model(const QuantizeOptions& given) {
 
 int quantize(const QuantizeOptions& options) {
   const Json report = quantize_model(options);
-  if (options.json) {
-    fmt::print("{}\n", report.dump(2));
-  } else {
-    print_text(report);
-  }
+  print_report(report, options.json, print_text);
   return 0;
 }
 

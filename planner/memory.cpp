@@ -19,23 +19,7 @@ constexpr int logit_rows = 32;           // runtime/job.cpp: logits are made for
 constexpr double packed_growth = 1.5;    // kernels/cpu/scratch.h
 constexpr double scratch_growth = 1.25;  // runtime/model.cpp, Scratch
 
-constexpr auto kv_types = std::to_array<std::pair<CacheType, std::string_view>>(
-    {{CacheType::f32, "f32"}, {CacheType::bf16, "bf16"}, {CacheType::fp8, "fp8"}, {CacheType::int8, "int8"}});
-
 std::int64_t round_up(std::int64_t n, std::int64_t unit) { return (n + unit - 1) / unit * unit; }
-
-double kv_element_bytes(CacheType type) {
-  switch (type) {
-    case CacheType::f32:
-      return 4;
-    case CacheType::bf16:
-      return 2;
-    case CacheType::fp8:
-    case CacheType::int8:
-      return 1 + 4.0 / 128;  // an F32 factor for 128 elements
-  }
-  return 4;
-}
 
 /// Working memory of a step of `tokens` on a CPU rank: the FP32 buffers of runtime/model.cpp, and what kernels/cpu
 /// packs of the inputs of feed-forward blocks, in the type that is computed in (`packed_bytes`), routed experts'
@@ -67,20 +51,14 @@ double gpu_activations(const ModelConfig& c, double tokens, int tensor_parallel,
 
 }  // namespace
 
-std::string_view name_of(CacheType type) {
-  for (const auto& [t, name] : kv_types)
-    if (t == type) return name;
-  return "?";
-}
-
-CacheType cache_type_from(const std::string& name) {
-  for (const auto& [type, text] : kv_types)
-    if (text == name) return type;
+KvType kv_type_from(const std::string& name) {
+  for (const KvType type : {KvType::f32, KvType::bf16, KvType::fp8, KvType::int8})
+    if (name_of(type) == name) return type;
   throw Error("the KV cache type " + name + " is not known (f32, bf16, fp8, int8)", ExitCode::usage);
 }
 
-double kv_bytes_per_token(const ModelConfig& config, CacheType type) {
-  return static_cast<double>(config.kv_width()) * config.num_hidden_layers * kv_element_bytes(type);
+double kv_bytes_per_token(const ModelConfig& config, KvType type) {
+  return static_cast<double>(kv_row_bytes(type, config.kv_width()) * config.num_hidden_layers);
 }
 
 HeldWeights::HeldWeights(const ModelConfig& config, const Precision& precision, Device::Kind kind)
@@ -187,7 +165,7 @@ RankMemory rank_memory(const ModelConfig& config, const HeldWeights& weights, co
       sequences_on(workload, layout, rank) * static_cast<double>(round_up(workload.context, page_tokens)) * per_token;
 
   const double tokens = workload.max_batched_tokens;
-  const bool bf16_rows = workload.kv != CacheType::f32;
+  const bool bf16_rows = workload.kv != KvType::f32;
   // Steps differ in where their tokens go, and buffers keep the size of the largest.
   const double peak = layout.ranks > 1 ? 1.25 : 1;
   double arriving = 0;  // rows that all ranks' tokens bring, at even routing

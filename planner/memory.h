@@ -5,21 +5,20 @@
 #include <string_view>
 #include <vector>
 
+#include "base/kv_type.h"
 #include "planner/cluster.h"
 #include "planner/placement.h"
 #include "planner/precision.h"
 
 namespace shoal {
 
-enum class CacheType { f32, bf16, fp8, int8 };
-std::string_view name_of(CacheType type);
-CacheType cache_type_from(const std::string& name);  // Error (wrong usage) lists the types
+KvType kv_type_from(const std::string& name);  // Error (wrong usage) lists the types
 
 /// What is asked of the machines.
 struct Workload {
   int context = 4096;   // tokens of a sequence, prompt and answer
   int concurrency = 1;  // sequences at once, over all ranks
-  CacheType kv = CacheType::bf16;
+  KvType kv = KvType::bf16;
   int max_batched_tokens = 512;  // of one rank in a step
 };
 
@@ -67,7 +66,7 @@ class HeldWeights {
 };
 
 /// Bytes of KV cache per token and layer stack of the whole model.
-double kv_bytes_per_token(const ModelConfig& config, CacheType type);
+double kv_bytes_per_token(const ModelConfig& config, KvType type);
 
 /// Sequences of the workload that live on `rank`: they are dealt out to the tensor-parallel groups.
 int sequences_on(const Workload& workload, const Layout& layout, int rank);

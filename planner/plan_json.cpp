@@ -138,7 +138,7 @@ Plan Plan::from_json(const nlohmann::json& document, const std::string& place) {
   plan.workload.context = workload.integer("context", 1, 1 << 30);
   plan.workload.concurrency = workload.integer("concurrency", 1, 1 << 30);
   plan.workload.max_batched_tokens = workload.integer("max_batched_tokens", 1, 1 << 30);
-  plan.workload.kv = cache_type_from(workload.string_or("kv_type", "bf16"));
+  plan.workload.kv = kv_type_from(workload.string_or("kv_type", "bf16"));
   plan.layout.ranks = layout.integer("ranks", 1, 1 << 24);
   plan.layout.tensor_parallel = layout.integer("tensor_parallel", 1, plan.layout.ranks);
   if (plan.layout.ranks != plan.cluster.ranks())

@@ -9,12 +9,12 @@ namespace {
 /// Distinct ones of n when k are drawn evenly.
 double distinct(double n, double k) { return n <= 1 ? std::min(n, k) : n * (1 - std::pow(1 - 1 / n, k)); }
 
-double kv_bytes(const ModelConfig& c, CacheType type) { return kv_bytes_per_token(c, type) / c.num_hidden_layers; }
+double kv_bytes(const ModelConfig& c, KvType type) { return kv_bytes_per_token(c, type) / c.num_hidden_layers; }
 
 }  // namespace
 
 SpeedModel::SpeedModel(const ModelConfig& config, const Precision& precision, const Cluster& cluster,
-                       const Layout& layout, CacheType kv, int redundant_experts, const SpeedConstants& constants)
+                       const Layout& layout, KvType kv, int redundant_experts, const SpeedConstants& constants)
     : config_(config),
       precision_(precision),
       cluster_(cluster),

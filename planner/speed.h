@@ -48,7 +48,7 @@ struct StepTime {
 class SpeedModel {
  public:
   SpeedModel(const ModelConfig& config, const Precision& precision, const Cluster& cluster, const Layout& layout,
-             CacheType kv, int redundant_experts, const SpeedConstants& constants = {});
+             KvType kv, int redundant_experts, const SpeedConstants& constants = {});
 
   /// `imbalance`: load of the most loaded rank over the mean; 0: the constant.
   StepTime step(const Step& step, double imbalance = 0) const;
@@ -64,7 +64,7 @@ class SpeedModel {
   const Precision precision_;
   const Cluster cluster_;
   const Layout layout_;
-  const CacheType kv_;
+  const KvType kv_;
   const int redundant_;
   const SpeedConstants constants_;
   double dense_bytes_ = 0, dense_parameters_ = 0, head_parameters_ = 0;

@@ -55,11 +55,11 @@ void apply_plan(JobOptions& options) {
   const Plan plan = read_plan(options);
   options.max_model_len = plan.workload.context;
   options.max_batched_tokens = plan.workload.max_batched_tokens;
-  if (plan.workload.kv != CacheType::f32 && plan.workload.kv != CacheType::bf16)
+  if (plan.workload.kv != KvType::f32 && plan.workload.kv != KvType::bf16)
     throw Error(fmt::format("{}: workload.kv_type is {}; serve has f32 and bf16", options.plan.string(),
                             name_of(plan.workload.kv)),
                 ExitCode::usage);
-  options.compute = plan.workload.kv == CacheType::f32 ? Compute::f32 : Compute::bf16;
+  options.compute = plan.workload.kv == KvType::f32 ? Compute::f32 : Compute::bf16;
   double kv = 0;
   for (const RankMemory& m : plan.memory) kv = std::max(kv, m.kv);
   options.kv_cache_gb = (kv * (1 + 1e-9) + 1) / 1e9;  // whole pages: rounding must not cost one
@@ -70,7 +70,7 @@ void refuse_what_does_not_fit(const ModelConfig& config, const JobOptions& optio
   Workload one;
   one.context = std::max(1, options.max_model_len);
   one.concurrency = placement.tensor_parallel ? 1 : placement.ranks;
-  one.kv = options.compute == Compute::f32 ? CacheType::f32 : CacheType::bf16;
+  one.kv = options.compute == Compute::f32 ? KvType::f32 : KvType::bf16;
   one.max_batched_tokens = options.max_batched_tokens;
   const Layout layout{placement.ranks, placement.tensor_parallel ? placement.ranks : 1};
   Cluster hosts;
@@ -88,7 +88,7 @@ void refuse_what_does_not_fit(const ModelConfig& config, const JobOptions& optio
       rank, human_bytes(m.total()), human_bytes(m.weights), human_bytes(m.kv), human_bytes(m.activations),
       human_bytes(m.exchange), human_bytes(m.reserve), human_bytes(share_bytes));
   if (m.kv > m.total() / 20) message += ", a shorter --max-model-len";
-  if (one.kv == CacheType::f32) message += ", --compute bf16";
+  if (one.kv == KvType::f32) message += ", --compute bf16";
   message += ", or a checkpoint in fewer bits ('shoal plan' says what fits)";
   throw Error(message, ExitCode::does_not_fit);
 }

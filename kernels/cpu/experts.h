@@ -32,7 +32,7 @@ class Experts {
   std::vector<Pair> pairs_;
   std::vector<std::size_t> next_;
   std::vector<Active> active_;
-  std::vector<PackedRows> inputs_, other_inputs_, hidden_rows_;
+  std::vector<PackedRows> inputs_, hidden_rows_;
   std::vector<Product> gates_, ups_, downs_;
   std::vector<Piece> pieces_;
   Scratch inputs_storage_, hidden_, hidden_storage_;

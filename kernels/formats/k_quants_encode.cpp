@@ -201,23 +201,25 @@ void encode(const float* x, const float* w, BlockQ3_K& block) {
   }
 }
 
-void encode(const float* x, const float* w, BlockQ4_K& block) {
-  const OffsetBlocks<32, 15, 63> fit(x, w);
+/// The scales and minima of eight sub-blocks, as Q4_K and Q5_K keep them.
+template <class Fit, class Block>
+void put_scales(const Fit& fit, Block& block) {
   block.d = fit.d;
   block.dmin = fit.dmin;
   ScalesAndMins packed{};
   for (std::size_t s = 0; s < 8; ++s) packed.scale[s] = byte(fit.scale[s]), packed.min[s] = byte(fit.min[s]);
   pack_scales(packed, block.scales);
+}
+
+void encode(const float* x, const float* w, BlockQ4_K& block) {
+  const OffsetBlocks<32, 15, 63> fit(x, w);
+  put_scales(fit, block);
   for (int i = 0; i < kSuper; ++i) block.qs[i / 64 * 32 + i % 32] |= byte(fit.level(x, i) << (i / 32 % 2 * 4));
 }
 
 void encode(const float* x, const float* w, BlockQ5_K& block) {
   const OffsetBlocks<32, 31, 63> fit(x, w);
-  block.d = fit.d;
-  block.dmin = fit.dmin;
-  ScalesAndMins packed{};
-  for (std::size_t s = 0; s < 8; ++s) packed.scale[s] = byte(fit.scale[s]), packed.min[s] = byte(fit.min[s]);
-  pack_scales(packed, block.scales);
+  put_scales(fit, block);
   for (int i = 0; i < kSuper; ++i) {
     const int q = fit.level(x, i);
     block.qs[i / 64 * 32 + i % 32] |= byte((q & 15) << (i / 32 % 2 * 4));

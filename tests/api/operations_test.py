@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from conftest import DEMO_MODEL, needs_demo_model
-from serving import BINARY, MPI_ENVIRONMENT, serve
+from serving import BINARY, MPI_ENVIRONMENT
 
 CHAT = {"messages": [{"role": "user", "content": "What is 47 + 38?"}], "max_tokens": 16, "temperature": 0}
 

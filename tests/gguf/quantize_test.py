@@ -2,9 +2,7 @@
 source; a conversion that was killed goes on."""
 
 import json
-import os
 import subprocess
-import time
 
 import gguf
 import numpy as np

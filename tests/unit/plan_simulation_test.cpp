@@ -21,7 +21,7 @@ Machine machine(const char* card, int nodes) {
   cluster.groups[0].nodes = nodes;
   const Layout layout{cluster.ranks(), 1};
   return {cluster, layout,
-          SpeedModel(find_model("deepseek-r1"), Precision::from_name("fp8"), cluster, layout, CacheType::bf16, 0)};
+          SpeedModel(find_model("deepseek-r1"), Precision::from_name("fp8"), cluster, layout, KvType::bf16, 0)};
 }
 
 /// A request alone takes exactly its steps.

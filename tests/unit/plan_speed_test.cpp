@@ -19,7 +19,7 @@ TEST(PlanSpeed, WithinAQuarterOfEveryPublishedThroughput) {
     Cluster cluster = find_cluster(row.at("cluster"));
     cluster.groups[0].nodes = row.at("nodes");
     const Layout layout{.ranks = cluster.ranks(), .tensor_parallel = row.value("tensor_parallel", 1)};
-    const SpeedModel model(config, Precision::from_name(row.at("precision")), cluster, layout, CacheType::bf16,
+    const SpeedModel model(config, Precision::from_name(row.at("precision")), cluster, layout, KvType::bf16,
                            row.value("redundant_experts", 0));
     const double tokens = row.at("tokens_per_rank");
     const StepTime time = model.step(
@@ -44,7 +44,7 @@ TEST(PlanSpeed, WithinAQuarterOfEveryPublishedThroughput) {
 TEST(PlanSpeed, MoreWorkTakesLonger) {
   Cluster cluster = find_cluster("h100x8");
   cluster.groups[0].nodes = 4;
-  const SpeedModel model(find_model("deepseek-r1"), Precision::from_name("fp8"), cluster, {32, 1}, CacheType::bf16, 0);
+  const SpeedModel model(find_model("deepseek-r1"), Precision::from_name("fp8"), cluster, {32, 1}, KvType::bf16, 0);
   const double base = model.step({.tokens = 64, .context = 2048}).total;
   EXPECT_LT(base, model.step({.tokens = 128, .context = 2048}).total);
   EXPECT_LT(base, model.step({.tokens = 64, .context = 8192}).total);

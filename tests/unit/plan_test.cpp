@@ -45,9 +45,9 @@ TEST(Plan, FitsWhatFits) {
 }
 
 TEST(Plan, KvCacheOfATokenIsWhatThePapersSay) {
-  EXPECT_EQ(kv_bytes_per_token(find_model("deepseek-r1"), CacheType::bf16), 70272);  // arXiv 2505.09343, table 1: 70 KB
-  EXPECT_EQ(kv_bytes_per_token(find_model("deepseek-r1-distill-qwen-7b"), CacheType::bf16), 57344);
-  EXPECT_EQ(kv_bytes_per_token(find_model("deepseek-r1-distill-llama-70b"), CacheType::bf16), 327680);
+  EXPECT_EQ(kv_bytes_per_token(find_model("deepseek-r1"), KvType::bf16), 70272);  // arXiv 2505.09343, table 1: 70 KB
+  EXPECT_EQ(kv_bytes_per_token(find_model("deepseek-r1-distill-qwen-7b"), KvType::bf16), 57344);
+  EXPECT_EQ(kv_bytes_per_token(find_model("deepseek-r1-distill-llama-70b"), KvType::bf16), 327680);
 }
 
 TEST(Plan, EveryChangeThatIsOfferedFits) {

@@ -88,7 +88,6 @@ class Parser {
   std::unique_ptr<const Statement> refused(int line, const std::string& tag);
   void signature(Callable& callable, Symbols& scope);
   void callable_body(Callable& callable, std::string_view end, int line, Symbols& scope);
-  Links block_filters();
 
   // Targets of assignments.
   Target target(bool with_namespace);
