@@ -92,6 +92,13 @@ int serve_engine(Engine& engine, const ServeOptions& options, HttpServer& server
   const auto metrics = std::make_shared<RequestMetrics>();
   const ServerStatus status(engine, *metrics);
   GenerationService service(generator_of(*engine.coordinator), engine.tokenizer, metrics);
+  if (engine.rebalancer)
+    engine.rebalancer->on_change([](const Rebalancer::Change& change) {
+      log::info("experts moved", {{"layer", change.layer},
+                                  {"moves", change.moves},
+                                  {"largest_over_mean", std::round(change.before * 1000) / 1000},
+                                  {"then", std::round(change.after * 1000) / 1000}});
+    });
   entrance.open(std::make_shared<const OpenAiApi>(model_of(engine, options), service, options.api_keys, &status));
 
   std::promise<void> told_to_end;

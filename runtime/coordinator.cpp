@@ -46,6 +46,10 @@ struct Coordinator::Impl {
         told.swap(events);
         if (!stopping && failure.empty() && scheduler.has_work()) plans = scheduler.plan();
       }
+      if (!plans.empty() && options.move_experts) {
+        if (const auto layer = options.move_experts())
+          for (StepPlan& plan : plans) plan.experts.push_back(*layer);
+      }
       // The workers compute while the sinks of the previous step are told.
       send(plans);
       deliver(told);

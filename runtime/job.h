@@ -10,6 +10,7 @@
 #include "kernels/backend.h"
 #include "planner/model_config.h"
 #include "runtime/coordinator.h"
+#include "runtime/rebalancer.h"
 #include "runtime/step_counters.h"
 #include "runtime/text/chat_template.h"
 #include "runtime/text/tokenizer.h"
@@ -32,6 +33,7 @@ struct JobOptions {
   Compute compute = Compute::f32;
   std::optional<KvType> kv_cache_dtype;  // not set: FP32 or BF16, as `compute`
   bool mtp = false;                      // speculative decoding with the model's MTP layer
+  int rebalance_steps = 0;               // look at the experts' loads so often and move them; 0: never
   bool quiet = false;
 };
 
@@ -46,6 +48,7 @@ struct Engine {
   std::string summary;               // several lines, for people
   std::vector<WorkerReady> workers;  // [ranks]
   std::shared_ptr<const StepCounters> counters;
+  std::shared_ptr<Rebalancer> rebalancer;  // null: experts stay where they are
   Coordinator* coordinator = nullptr;
 };
 
