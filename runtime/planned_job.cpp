@@ -75,7 +75,9 @@ void refuse_what_does_not_fit(const ModelConfig& config, const JobOptions& optio
   const Layout layout{placement.ranks, placement.tensor_parallel ? placement.ranks : 1};
   Cluster hosts;
   hosts.groups.push_back({.nodes = 1, .ranks_per_node = placement.ranks, .device = {.kind = Device::Kind::cpu}});
-  const HeldWeights weights(config, Precision::of_config(config), Device::Kind::cpu);
+  const Precision precision =
+      options.random_weights.empty() ? Precision::of_config(config) : Precision::from_name(options.random_weights);
+  const HeldWeights weights(config, precision, Device::Kind::cpu);
   std::vector<int> held;
   for (int layer = 0; layer < config.num_hidden_layers; ++layer)
     held.push_back(static_cast<int>(placement.experts_on(layer, rank).size()));
@@ -89,6 +91,7 @@ void refuse_what_does_not_fit(const ModelConfig& config, const JobOptions& optio
       human_bytes(m.exchange), human_bytes(m.reserve), human_bytes(share_bytes));
   if (m.kv > m.total() / 20) message += ", a shorter --max-model-len";
   if (one.kv == KvType::f32) message += ", --compute bf16";
+  if (!options.random_weights.empty()) message += ", fewer --layers";
   message += ", or a checkpoint in fewer bits ('shoal plan' says what fits)";
   throw Error(message, ExitCode::does_not_fit);
 }

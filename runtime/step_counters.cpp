@@ -24,11 +24,18 @@ void StepCounters::add(const StepResult& result, int rank) {
   Rank& own = totals_.ranks.at(static_cast<std::size_t>(rank));
   own.compute_s += result.compute_us * 1e-6;
   own.exchange_s += result.exchange_us * 1e-6;
+  if (result.step != latest_step_) read_.assign(result.expert_tokens.size(), false);
+  latest_step_ = result.step;
+  read_.resize(std::max(read_.size(), result.expert_tokens.size()));
   std::size_t i = 0;
   for (std::size_t layer = 0; layer < rank_of_expert_.size(); ++layer) {
     const auto& ranks = rank_of_expert_[layer];
     if (i + ranks.size() > result.expert_tokens.size()) return;
     for (std::size_t expert = 0; expert < ranks.size(); ++expert, ++i) {
+      if (result.expert_tokens[i] > 0 && !read_[i]) {
+        read_[i] = true;
+        ++totals_.experts_read;
+      }
       totals_.expert_tokens[layer][expert] += result.expert_tokens[i];
       totals_.ranks[static_cast<std::size_t>(ranks[expert])].expert_tokens += result.expert_tokens[i];
     }
