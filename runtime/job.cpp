@@ -233,6 +233,7 @@ class Lead {
     c.max_num_seqs = options_.max_num_seqs;
     c.max_batched_tokens = options_.max_batched_tokens;
     c.max_prefill_tokens = engine.max_prefill_tokens = options_.max_prefill_tokens;
+    c.max_waiting = options_.max_waiting;
     engine.workers = ready;
     const auto counters = std::make_shared<StepCounters>(placement);
     engine.counters = counters;

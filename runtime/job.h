@@ -25,6 +25,7 @@ struct JobOptions {
   int max_num_seqs = 256;
   int max_batched_tokens = 512;
   int max_prefill_tokens = 256;
+  int max_waiting = 4096;            // requests that wait; more are refused
   double kv_cache_gb = 0;            // GB (1e9 bytes) of KV cache a rank; 0: a share of what is free
   int threads = 0;                   // of a rank; 0: this host's cores shared by its ranks
   std::string device = "auto";       // auto, cpu
