@@ -154,6 +154,9 @@ CLI::App* add_serve(CLI::App& root, ServeOptions& options) {
   app->add_flag("!--no-access-log", options.access_log, "Do not log every request");
   app->add_option("--grace", options.grace_s, "Seconds that running requests get when the server is told to end")
       ->check(CLI::NonNegativeNumber);
+  app->add_option("--max-waiting", options.job.max_waiting,
+                  "Requests that may wait for a place; more get status 429 and are to come back later")
+      ->check(CLI::NonNegativeNumber);
   add_job_options(*app, options.job);
   return app;
 }

@@ -34,6 +34,7 @@ struct GenerationEvent {
   std::int32_t token = -1;            // a new token, or -1; the stop token itself is reported too
   std::vector<TokenLogprob> logprob;  // its log-probability, if asked
   int cached_tokens = 0;              // prompt tokens that the prefix cache had
+  double queue_s = -1;                // from submit to its first step; negative: it never had one
   FinishReason finish = FinishReason::none;
   std::string error;  // for people, with `failed`
 };

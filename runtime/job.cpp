@@ -19,6 +19,7 @@
 #include "runtime/model.h"
 #include "runtime/model_source.h"
 #include "runtime/planned_job.h"
+#include "runtime/random_weights.h"
 #include "runtime/weights.h"
 #include "runtime/worker.h"
 
@@ -154,7 +155,7 @@ LoadedModel load_model(const ModelConfig& config, const Checkpoint& checkpoint, 
                                    static_cast<std::uint64_t>(layers);
   const int pages = kv_pages(config, options, rank, page_bytes, available_memory_bytes());
   loaded.cache = std::make_unique<KvCache>(*loaded.backend, layers, pages, kPageTokens, width, kv_type);
-  if (const auto tokenizer = read_tokenizer(options.model))
+  if (const auto tokenizer = options.random_weights.empty() ? read_tokenizer(options.model) : nullptr)
     loaded.tokens = std::make_shared<grammar::TokenTable>(*tokenizer, config.vocab_size);
   return loaded;
 }
@@ -219,10 +220,11 @@ class Lead {
     server.wait_for_all();
     const std::vector<WorkerReady> ready = wait_until_loaded();
     Engine engine;
-    const ModelConfig config = engine.config = read_model_config(options_.model);
-    engine.model_name = model_name(options_.model);
+    const ModelConfig config = engine.config = job_model_config(options_);
+    const bool made_up = !options_.random_weights.empty();
+    engine.model_name = made_up ? options_.model.string() : model_name(options_.model);
     engine.ranks = rank_.comm->size();
-    engine.tokenizer = read_tokenizer(options_.model);
+    if (!made_up) engine.tokenizer = read_tokenizer(options_.model);
     if (engine.tokenizer) engine.chat_template = read_chat_template(options_.model);
 
     CoordinatorOptions c;
@@ -239,7 +241,8 @@ class Lead {
         static_cast<int>(std::min<std::int64_t>(allowed, static_cast<std::int64_t>(largest) * kPageTokens));
     c.max_num_seqs = options_.max_num_seqs;
     c.max_batched_tokens = options_.max_batched_tokens;
-    c.max_prefill_tokens = options_.max_prefill_tokens;
+    c.max_prefill_tokens = engine.max_prefill_tokens = options_.max_prefill_tokens;
+    c.max_waiting = options_.max_waiting;
     engine.workers = ready;
     const auto counters = std::make_shared<StepCounters>(placement);
     engine.counters = counters;
@@ -297,8 +300,8 @@ void work(const JobOptions& options, Rank& rank) {
   auto loading = std::async(std::launch::async, [&] {
     LoadedModel loaded;
     report_failure(rank, [&] {
-      config = read_model_config(options.model);
-      loaded = load_model(config, Checkpoint::open(options.model), options, rank);
+      config = job_model_config(options);
+      loaded = load_model(config, job_checkpoint(options), options, rank);
       client.send(
           frame(Message::ready, encode(WorkerReady{loaded.weights.bytes, loaded.cache->bytes(), loaded.cache->pages(),
                                                    loaded.backend->description(), host_name()})));
@@ -360,6 +363,16 @@ int run_ranks(int* argc, char*** argv, const JobOptions& options, const std::fun
 }
 
 }  // namespace
+
+ModelConfig job_model_config(const JobOptions& options) {
+  if (options.random_weights.empty()) return read_model_config(options.model);
+  return random_model_config(options.model.string(), options.random_weights, options.layers);
+}
+
+Checkpoint job_checkpoint(const JobOptions& options) {
+  if (options.random_weights.empty()) return Checkpoint::open(options.model);
+  return random_checkpoint(job_model_config(options), options.random_weights);
+}
 
 int run_job(int* argc, char*** argv, const JobOptions& asked, const std::function<int(Engine&)>& front) {
   try {

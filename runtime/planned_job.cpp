@@ -63,7 +63,12 @@ namespace {
 class StartCheck {
  public:
   StartCheck(const ModelConfig& config, const JobOptions& options, const Placement& placement, int rank)
-      : config_(config), options_(options), placement_(placement), rank_(rank) {
+      : config_(config),
+        options_(options),
+        placement_(placement),
+        rank_(rank),
+        precision_(options.random_weights.empty() ? stored_precision(options.model, config)
+                                                  : Precision::from_name(options.random_weights)) {
     workload_.context = std::max(1, options.max_model_len);
     workload_.concurrency = placement.tensor_parallel ? 1 : placement.ranks;
     workload_.kv = options.kv_cache_dtype.value_or(options.compute == Compute::f32 ? KvType::f32 : KvType::bf16);
@@ -73,14 +78,14 @@ class StartCheck {
   }
 
   RankMemory memory() const {
-    const HeldWeights weights(config_, stored_precision(options_.model, config_), Device::Kind::cpu, options_.mtp);
+    const HeldWeights weights(config_, precision_, Device::Kind::cpu, options_.mtp);
     return memory(weights, workload_, placement_, rank_);
   }
 
   /// Options of serve, and other files, any one of which makes it fit into `share` bytes a rank.
   std::vector<std::string> changes(double share) const {
     std::vector<std::string> found;
-    const HeldWeights weights(config_, stored_precision(options_.model, config_), Device::Kind::cpu, options_.mtp);
+    const HeldWeights weights(config_, precision_, Device::Kind::cpu, options_.mtp);
     const auto fits = [&](const Workload& workload) {
       return memory(weights, workload, placement_, rank_).total() <= share;
     };
@@ -109,12 +114,16 @@ class StartCheck {
       found.push_back(fmt::format("--kv-cache-gb {:.3f}", (share - memory().total()) / 1e9 + options_.kv_cache_gb));
     }
     if (options_.mtp) {
-      const HeldWeights trunk(config_, stored_precision(options_.model, config_), Device::Kind::cpu);
+      const HeldWeights trunk(config_, precision_, Device::Kind::cpu);
       Workload workload = workload_;
       workload.mtp = false;
       if (memory(trunk, workload, placement_, rank_).total() <= share) found.push_back("--speculative none");
     }
-    const double now = static_cast<double>(checkpoint_bytes(config_, stored_precision(options_.model, config_)));
+    if (!options_.random_weights.empty()) {
+      found.push_back("fewer --layers");
+      return found;
+    }
+    const double now = static_cast<double>(checkpoint_bytes(config_, precision_));
     for (const char* name : {"fp8", "Q8_0", "Q6_K", "Q4_K_M", "Q3_K_M", "Q2_K"}) {
       const Precision precision = Precision::from_name(name);
       if (static_cast<double>(checkpoint_bytes(config_, precision)) >= now) continue;
@@ -143,6 +152,7 @@ class StartCheck {
   const JobOptions& options_;
   const Placement& placement_;
   const int rank_;
+  const Precision precision_;
   Workload workload_;
 };
 
@@ -155,8 +165,7 @@ void refuse_what_does_not_fit(const ModelConfig& config, const JobOptions& optio
   const auto share = static_cast<double>(share_bytes);
   if (m.total() <= share) return;
   std::string message = fmt::format(
-      "rank {} would hold {} = weights {} + KV cache {} ({}) + activations {} + exchange {} + program {}, and its "
-      "share "
+      "rank {} would hold {} = weights {} + KV cache {} ({}) + activations {} + exchange {} + program {}, and its share "
       "of this host's free memory is {}",
       rank, human_bytes(m.total()), human_bytes(m.weights), human_bytes(m.kv),
       options.kv_cache_gb > 0 ? "as asked" : "of one sequence", human_bytes(m.activations), human_bytes(m.exchange),

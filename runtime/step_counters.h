@@ -21,6 +21,7 @@ class StepCounters {
   };
   struct Totals {
     std::uint64_t steps = 0;
+    std::uint64_t experts_read = 0;  // experts that computed anything, summed over layers and steps
     std::vector<Rank> ranks;
     std::vector<std::vector<std::uint64_t>> expert_tokens;  // [MoE layers][n_routed_experts]
   };
@@ -29,6 +30,8 @@ class StepCounters {
  private:
   mutable std::mutex mutex_;
   Totals totals_;
+  std::uint64_t latest_step_ = 0;
+  std::vector<bool> read_;  // [MoE layers * n_routed_experts] in the latest step, by any rank's tokens
 };
 
 }  // namespace shoal
