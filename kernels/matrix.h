@@ -1,7 +1,9 @@
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "kernels/dtype.h"
@@ -38,6 +40,12 @@ class Matrix {
   /// come in whole panels, or up to the last row.
   void pack_rows(std::int64_t first, std::int64_t count, const void* src, std::int64_t src_stride_bytes);
   void set_scales(BlockScales scales);
+  /// Gives the block of `row` (of those being packed) that begins with column `col`.
+  using BlockAt = std::function<void(std::int64_t row, std::int64_t col, CodeBlock& out)>;
+  /// The same for the rows of a quantized matrix whose blocks are made, not stored.
+  void pack_blocks(std::int64_t first, std::int64_t count, const BlockAt& block_at);
+  /// The packed columns are the inputs order[0], order[1], ...: a permutation of [cols], or empty.
+  void set_order(std::vector<std::int32_t> order) { order_ = std::move(order); }
 
   /// The value of one element, scale applied. For tests and reference loops.
   float at(std::int64_t row, std::int64_t col) const;
@@ -58,6 +66,7 @@ class Matrix {
   std::int64_t padded_cols() const { return (cols_ + 1) / 2 * 2; }
   const std::byte* panel(std::int64_t p) const { return data_.get() + p * panel_bytes(); }
   const BlockScales& scales() const { return scales_; }
+  const std::vector<std::int32_t>& order() const { return order_; }
   /// Whether an F8 matrix holds NaN codes: the fast conversions do not know them, so kernels then take a slower way.
   bool has_nan_codes() const { return has_nan_codes_; }
   /// Bytes this matrix occupies, scales included.
@@ -69,6 +78,7 @@ class Matrix {
     void operator()(std::byte* p) const;
   };
   void allocate();
+  void check_panels(std::int64_t first, std::int64_t count) const;
   void pack_quantized(std::int64_t first, std::int64_t count, const std::byte* src, std::int64_t src_stride_bytes);
 
   DType dtype_ = DType::f32;
@@ -76,6 +86,7 @@ class Matrix {
   std::int64_t rows_ = 0, cols_ = 0;
   std::unique_ptr<std::byte[], Free> data_;  // 64-byte aligned, transparent huge pages where large
   BlockScales scales_;
+  std::vector<std::int32_t> order_;
   bool has_nan_codes_ = false;
 };
 
