@@ -15,6 +15,7 @@
 #include "planner/placement.h"
 #include "runtime/checkpoint.h"
 #include "runtime/control_plane.h"
+#include "runtime/importance_recorder.h"
 #include "runtime/kv_cache.h"
 #include "runtime/model.h"
 #include "runtime/model_source.h"
@@ -94,6 +95,7 @@ Rank join_job(int* argc, char*** argv, const JobOptions& options) {
 struct LoadedModel {
   Placement placement;
   std::unique_ptr<Backend> backend;
+  const ImportanceRecorder* recorder = nullptr;  // the backend, where importance is asked for
   std::unique_ptr<KvCache> cache;
   ModelWeights weights;
   std::shared_ptr<const grammar::TokenTable> tokens;  // null: the model has no tokenizer
@@ -129,8 +131,15 @@ LoadedModel load_model(const ModelConfig& config, const Checkpoint& checkpoint, 
   cpu.local_rank = rank.launch.local_rank;
   cpu.local_ranks = rank.launch.local_size;
   loaded.backend = make_cpu_backend(cpu);
+  if (options.on_importance) {
+    auto recorder = std::make_unique<ImportanceRecorder>(std::move(loaded.backend));
+    loaded.recorder = recorder.get();
+    loaded.backend = std::move(recorder);
+  }
 
   const Placement& placement = loaded.placement = job_placement(options, config, rank.comm->size());
+  if (options.on_importance && placement.tensor_parallel && rank.comm->size() > 1)
+    throw Error("importance of a model without experts is measured on one rank", ExitCode::usage);
   if (std::filesystem::is_directory(options.model))  // of a GGUF file, config does not say the types
     refuse_what_does_not_fit(
         config, options, placement, rank.comm->rank(),
@@ -309,6 +318,8 @@ void work(const JobOptions& options, Rank& rank) {
       client.send(frame(Message::result, encode(worker->run(decode_step_plan(received->payload)))));
     });
   }
+  if (options.on_importance && model)
+    options.on_importance(loaded.recorder->collect(config, model->weights(), loaded.placement, *rank.comm));
 }
 
 int run_ranks(int* argc, char*** argv, const JobOptions& options, const std::function<int(Engine&)>& front) {

@@ -10,6 +10,7 @@
 #include "kernels/backend.h"
 #include "planner/model_config.h"
 #include "runtime/coordinator.h"
+#include "runtime/importance.h"
 #include "runtime/step_counters.h"
 #include "runtime/text/chat_template.h"
 #include "runtime/text/tokenizer.h"
@@ -33,6 +34,9 @@ struct JobOptions {
   std::optional<KvType> kv_cache_dtype;  // not set: FP32 or BF16, as `compute`
   bool mtp = false;                      // speculative decoding with the model's MTP layer
   bool quiet = false;
+  /// When the work is over, every rank calls it with what its part of the model was given (importance.h); null: nothing
+  /// is recorded. Of rank 0 alone the result is of use.
+  std::function<void(const Importance&)> on_importance;
 };
 
 /// Rank 0's view of a job that is up: what the command line and the API server stand on.

@@ -2,8 +2,8 @@
 
 #include <gtest/gtest.h>
 
-#include <bit>
 #include <algorithm>
+#include <bit>
 #include <map>
 #include <random>
 
@@ -11,8 +11,8 @@
 #include "tests/unit/safetensors_bytes.h"
 #include "tests/unit/scratch_folder.h"
 
-/// Integers stay integers in memory and keep every bit of what they are worth. That IntegerWeight::read() reads each form
-/// as its inventors meant it is tested in tests/formats/integer_folders_test.py.
+/// Integers stay integers in memory and keep every bit of what they are worth. That IntegerWeight::read() reads each
+/// form as its inventors meant it is tested in tests/formats/integer_folders_test.py.
 namespace shoal {
 namespace {
 
