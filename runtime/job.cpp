@@ -15,6 +15,7 @@
 #include "planner/placement.h"
 #include "runtime/checkpoint.h"
 #include "runtime/control_plane.h"
+#include "runtime/importance_recorder.h"
 #include "runtime/kv_cache.h"
 #include "runtime/model.h"
 #include "runtime/model_source.h"
@@ -95,6 +96,7 @@ Rank join_job(int* argc, char*** argv, const JobOptions& options) {
 struct LoadedModel {
   Placement placement;
   std::unique_ptr<Backend> backend;
+  const ImportanceRecorder* recorder = nullptr;  // the backend, where importance is asked for
   std::unique_ptr<KvCache> cache;
   ModelWeights weights;
   std::shared_ptr<const grammar::TokenTable> tokens;  // null: the model has no tokenizer
@@ -130,8 +132,15 @@ LoadedModel load_model(const ModelConfig& config, const Checkpoint& checkpoint, 
   cpu.local_rank = rank.launch.local_rank;
   cpu.local_ranks = rank.launch.local_size;
   loaded.backend = make_cpu_backend(cpu);
+  if (options.on_importance) {
+    auto recorder = std::make_unique<ImportanceRecorder>(std::move(loaded.backend));
+    loaded.recorder = recorder.get();
+    loaded.backend = std::move(recorder);
+  }
 
   const Placement& placement = loaded.placement = job_placement(options, config, rank.comm->size());
+  if (options.on_importance && placement.tensor_parallel && rank.comm->size() > 1)
+    throw Error("importance of a model without experts is measured on one rank", ExitCode::usage);
   refuse_what_does_not_fit(config, options, placement, rank.comm->rank(),
                            available_memory_bytes() / static_cast<std::uint64_t>(std::max(1, rank.launch.local_size)));
   const int cores = static_cast<int>(std::thread::hardware_concurrency());
@@ -329,6 +338,8 @@ void work(const JobOptions& options, Rank& rank) {
       client.send(frame(Message::result, encode(worker->run(decode_step_plan(received->payload)))));
     });
   }
+  if (options.on_importance && model)
+    options.on_importance(loaded.recorder->collect(config, model->weights(), loaded.placement, *rank.comm));
 }
 
 int run_ranks(int* argc, char*** argv, const JobOptions& options, const std::function<int(Engine&)>& front) {

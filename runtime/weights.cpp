@@ -93,9 +93,8 @@ class LayerLoader {
   }
 
   void feed_forward(FeedForward& to, const std::string& p, std::int64_t intermediate) {
-    // Cuts fall on whole panels, and on whole FP8 blocks where there are any.
-    const bool blocks = config_.quantization && config_.quantization->block_rows > 0;
-    const int unit = blocks ? config_.quantization->block_rows : Matrix::kPanel;
+    const std::int64_t block = loader_.block_columns(p + "down_proj.weight", config_.hidden_size, intermediate);
+    const std::int64_t unit = cut_unit(intermediate, placement_.ranks, block);
     const Slice mine =
         placement_.tensor_parallel ? slice_of(intermediate, placement_.ranks, rank_, unit) : Slice{0, intermediate};
     loader_.matrix(to.gate, p + "gate_proj.weight", intermediate, config_.hidden_size, mine);

@@ -121,9 +121,14 @@ template <class Isa>
 inline void expand(const QuantizedLayout& f, const std::byte* record, Expanded& out) {
   const int steps = f.record / kStepColumns;
   const bool wide = Isa::kWideCodesAreSigned && (f.bits == 8 || f.table);
-  const float offset = wide ? f.offset - 128.0f : f.offset;
-  alignas(64) float d[16], dmin[16] = {};
-  if (f.power) {
+  alignas(64) float d[16], dmin[16] = {}, offset[16];
+  for (int r = 0; r < 16; ++r) {
+    const float zero = f.zeros ? static_cast<float>(static_cast<std::uint8_t>(record[f.zero_at + r])) : f.offset;
+    offset[r] = wide ? zero - 128.0f : zero;
+  }
+  if (f.single) {
+    std::memcpy(d, record, sizeof d);
+  } else if (f.bfloat) {
     for (int r = 0; r < 16; ++r) {
       std::uint16_t bits;
       std::memcpy(&bits, record + 2 * r, 2);
@@ -155,7 +160,7 @@ inline void expand(const QuantizedLayout& f, const std::byte* record, Expanded& 
         std::memcpy(scale, d, sizeof d);
       }
       if (!f.minima) {
-        for (int r = 0; r < 16; ++r) minimum[r] = scale[r] * offset;
+        for (int r = 0; r < 16; ++r) minimum[r] = scale[r] * offset[r];
       } else if (f.super) {  // of unsigned codes: no format has minima and wide codes
         Isa::multiply_unsigned(dmin, step + (f.groups + g) * 16, minimum);
       } else {

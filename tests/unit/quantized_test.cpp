@@ -78,6 +78,44 @@ TEST_P(QuantizedProducts, MatchReference) {
   }
 }
 
+/// Integers with random heads, in an order of columns of their own.
+Matrix random_integers(Random& random, const PackedFormat& format, std::int64_t rows, std::int64_t cols) {
+  Matrix m(format, rows, cols);
+  m.pack_blocks(0, rows, [&](std::int64_t, std::int64_t, CodeBlock& block) {
+    for (int i = 0; i < format.record(); ++i)
+      block.code[i] = static_cast<std::uint8_t>(random.whole(0, (1 << format.bits) - 1));
+    const float scale = 1e-3f * (1.0f + std::abs(random.normal()));
+    block.d = format.scales == Scales::half     ? f32_to_f16(scale)
+              : format.scales == Scales::bfloat ? f32_to_bf16(scale)
+                                                : std::bit_cast<std::uint32_t>(scale);
+    block.zero = static_cast<std::uint8_t>(random.whole(0, (1 << format.bits) - 1));
+  });
+  std::vector<std::int32_t> order(static_cast<std::size_t>(cols));
+  for (std::size_t i = 0; i < order.size(); ++i) order[i] = static_cast<std::int32_t>(i * 7 % order.size());
+  m.set_order(std::move(order));
+  return m;
+}
+
+TEST_P(QuantizedProducts, OfIntegersMatchReference) {
+  const auto tested = backend(), reference = make_reference_backend();
+  Random random;
+  for (const int bits : {2, 4, 8}) {
+    for (const Scales scales : {Scales::half, Scales::bfloat, Scales::single}) {
+      for (const int columns : {32, 64, 128, 256}) {
+        for (const std::optional<int> zero : {std::optional<int>{}, std::optional<int>{1 << (bits - 1)}}) {
+          const std::int64_t rows = 37, cols = 1280, tokens = 13;
+          const Matrix w = random_integers(random, integer_format(bits, scales, columns, zero), rows, cols);
+          const auto x = random.floats(tokens * cols);
+          std::vector<float> actual(std::size_t(tokens * rows), NAN), expected(actual.size());
+          tested->linear({x.data(), tokens, cols}, w, {}, {actual.data(), tokens, rows});
+          reference->linear({x.data(), tokens, cols}, w, {}, {expected.data(), tokens, rows});
+          expect_near(actual, expected, 1.5 * tolerance(), fmt::format("{} bits, records of {}", bits, columns));
+        }
+      }
+    }
+  }
+}
+
 TEST_P(QuantizedProducts, ATokenDoesNotDependOnItsNeighboursNorOnThreads) {
   Random random(7);
   const auto one = backend(1), three = backend(3);
