@@ -46,6 +46,10 @@ class Matrix {
   void pack_blocks(std::int64_t first, std::int64_t count, const BlockAt& block_at);
   /// The packed columns are the inputs order[0], order[1], ...: a permutation of [cols], or empty.
   void set_order(std::vector<std::int32_t> order) { order_ = std::move(order); }
+  /// All panels as they lie in memory, and how a matrix of the same type and shape gets them, to move one between
+  /// ranks.
+  std::span<const std::byte> packed() const;
+  void set_packed(std::span<const std::byte> bytes);
 
   /// The value of one element, scale applied. For tests and reference loops.
   float at(std::int64_t row, std::int64_t col) const;
