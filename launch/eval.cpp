@@ -334,6 +334,7 @@ int eval(const EvalOptions& options, int* argc, char*** argv) {
   JobOptions job = options.job;
   std::uint32_t windows = 0;  // on rank 0
   if (!options.importance.empty()) {
+    job.rebalance_steps = 0;  // what is recorded belongs to an expert where it was at the start
     job.on_importance = [&](const Importance& importance) {
       if (windows > 0)
         importance.write(options.importance, options.text.string(), windows,

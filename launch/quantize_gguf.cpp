@@ -125,7 +125,6 @@ class GgufPlan {
       const std::string name = gguf_tensor_name(tensor.name);
       Choosable& choice = by_name[name];
       choice.name = name;
-      choice.part = tensor.part;
       choice.cols = cols;
       choice.rows += rows;
       choice.matrix_rows = rows;
@@ -162,7 +161,7 @@ class GgufPlan {
                               bool turned) {
       const std::string name = fmt::format("blk.{}.{}.weight", tensor.layer, gguf_part);
       Choosable& choice = by_name[name];
-      choice = {name, tensor.part, heads * rows, cols, rows, {}};
+      choice = {name, heads * rows, cols, rows, {}};
       choice.read = [=, this, stored = std::string(tensor.name)](std::int64_t first, std::int64_t count,
                                                                  std::vector<float>& values,
                                                                  std::vector<float>& importance) {

@@ -6,18 +6,17 @@
 #include <vector>
 
 #include "kernels/formats/format.h"
-#include "planner/tensor_names.h"
 
 namespace shoal {
 
 /// A tensor to choose a format for.
 struct Choosable {
-  std::string name;  // what the choice is told by
-  Part part = Part::attention;
+  std::string name;                 // GGUF's
   std::int64_t rows = 0, cols = 0;  // of all its matrices together
   std::int64_t matrix_rows = 0;     // of one; `read` is asked for rows of one at a time
   /// Reads `count` rows from `first` on, and how much each column counts in them (empty: alike). From any threads.
-  std::function<void(std::int64_t first, std::int64_t count, std::vector<float>& values, std::vector<float>& importance)>
+  std::function<void(std::int64_t first, std::int64_t count, std::vector<float>& values,
+                     std::vector<float>& importance)>
       read;
 };
 
@@ -31,9 +30,8 @@ struct Measured {
 /// Measures every candidate format on a sample of the tensor's rows; formats whose blocks do not fit are left out.
 std::vector<Measured> measure(const Choosable& tensor);
 
-/// How much noise in the outputs of a part's weights matters, relative to others: the rise in KL divergence per unit of
-/// noise, measured on the demo model (perf/README.md).
-double sensitivity(Part part, const std::string& name);
+/// How much noise in a tensor's outputs matters, beside that in others': the KL divergence it makes a unit of noise.
+double sensitivity(const std::string& gguf_name);
 
 /// The formats, by name, that make the sum of sensitivity * noise least within `budget_bytes`: each tensor gives up the
 /// bits that it misses least (the lower convex hull of its formats, then the steepest steps first). Error (does not

@@ -22,13 +22,15 @@ Importance Importance::read(const std::filesystem::path& path) {
     fail("{}: is a GGUF file, but no importance matrix (general.type is not \"imatrix\")", path.string());
   std::ifstream file(path, std::ios::binary);
   const auto floats = [&](const TensorInfo& tensor) {
-    if (tensor.type != "F32") fail("{}: tensor {} has the type {}, and must be F32", path.string(), tensor.name, tensor.type);
+    if (tensor.type != "F32")
+      fail("{}: tensor {} has the type {}, and must be F32", path.string(), tensor.name, tensor.type);
     std::vector<float> values(tensor.bytes / 4);
     file.seekg(static_cast<std::streamoff>(tensor.offset));
     if (!file.read(reinterpret_cast<char*>(values.data()), static_cast<std::streamsize>(tensor.bytes)))
       fail("{}: tensor {} cannot be read", path.string(), tensor.name);
     for (const float f : values)
-      if (!(f >= 0 && std::isfinite(f))) fail("{}: tensor {} holds what is no sum of squares", path.string(), tensor.name);
+      if (!(f >= 0 && std::isfinite(f)))
+        fail("{}: tensor {} holds what is no sum of squares", path.string(), tensor.name);
     return values;
   };
   Importance result;
@@ -93,7 +95,8 @@ std::vector<float> Importance::of(std::string_view gguf_name, std::int64_t numbe
     for (std::size_t c = 0; c < means.size(); ++c)
       means[c] = e.sums[static_cast<std::size_t>(number * columns) + c] / count;
   // Where all inputs were zero there is nothing to prefer.
-  if (std::all_of(means.begin(), means.end(), [](float f) { return f == 0; })) std::fill(means.begin(), means.end(), 1.0f);
+  if (std::all_of(means.begin(), means.end(), [](float f) { return f == 0; }))
+    std::fill(means.begin(), means.end(), 1.0f);
   return means;
 }
 

@@ -165,7 +165,8 @@ void refuse_what_does_not_fit(const ModelConfig& config, const JobOptions& optio
   const auto share = static_cast<double>(share_bytes);
   if (m.total() <= share) return;
   std::string message = fmt::format(
-      "rank {} would hold {} = weights {} + KV cache {} ({}) + activations {} + exchange {} + program {}, and its share "
+      "rank {} would hold {} = weights {} + KV cache {} ({}) + activations {} + exchange {} + program {}, and its "
+      "share "
       "of this host's free memory is {}",
       rank, human_bytes(m.total()), human_bytes(m.weights), human_bytes(m.kv),
       options.kv_cache_gb > 0 ? "as asked" : "of one sequence", human_bytes(m.activations), human_bytes(m.exchange),

@@ -92,11 +92,14 @@ class LayerLoader {
     if (config_.attention_output_bias && rank_ == 0) loader_.vector(to.o_bias, p + "o_proj.bias", hidden);
   }
 
-  void feed_forward(FeedForward& to, const std::string& p, std::int64_t intermediate) {
+  /// Cut at whole blocks of the down projection.
+  Slice slice_of_ffn(const std::string& p, std::int64_t intermediate) const {
     const std::int64_t block = loader_.block_columns(p + "down_proj.weight", config_.hidden_size, intermediate);
-    const std::int64_t unit = cut_unit(intermediate, placement_.ranks, block);
-    const Slice mine =
-        placement_.tensor_parallel ? slice_of(intermediate, placement_.ranks, rank_, unit) : Slice{0, intermediate};
+    return slice_of(intermediate, placement_.ranks, rank_, cut_unit(intermediate, placement_.ranks, block));
+  }
+
+  void feed_forward(FeedForward& to, const std::string& p, std::int64_t intermediate) {
+    const Slice mine = placement_.tensor_parallel ? slice_of_ffn(p, intermediate) : Slice{0, intermediate};
     loader_.matrix(to.gate, p + "gate_proj.weight", intermediate, config_.hidden_size, mine);
     loader_.matrix(to.up, p + "up_proj.weight", intermediate, config_.hidden_size, mine);
     loader_.matrix(to.down, p + "down_proj.weight", config_.hidden_size, intermediate, {}, mine);

@@ -61,6 +61,12 @@ void quantize(const QuantFormat& format, std::span<const std::uint8_t> data, boo
 
 }  // namespace
 
+/// Encoders make their tables at first use, which takes a while under sanitizers.
+extern "C" int LLVMFuzzerInitialize(int*, char***) {
+  for (const QuantFormat& format : quant_formats()) quantize(format, {}, false);
+  return 0;
+}
+
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   if (size < 2) return 0;
   const auto formats = quant_formats();

@@ -49,7 +49,8 @@ class Mutator {
         break;
       }
       case 3:
-        bytes.erase(place, place + static_cast<std::ptrdiff_t>(below(std::min<std::size_t>(bytes.size() - at, 64) + 1)));
+        bytes.erase(place,
+                    place + static_cast<std::ptrdiff_t>(below(std::min<std::size_t>(bytes.size() - at, 64) + 1)));
         break;
       case 4:
         bytes.insert(place, below(32), static_cast<std::uint8_t>(random_()));
