@@ -131,7 +131,7 @@ StepTime SpeedModel::step(const Step& step, double imbalance) const {
     const Device& device = group.device;
     const Device& main = device.companion ? *device.companion : device;
     const auto constants_of = [&](const Device& d) {
-      return d.kind == Device::Kind::gpu ? constants_.gpu : constants_.cpu;
+      return d.measured ? constants_.measured : d.kind == Device::Kind::gpu ? constants_.gpu : constants_.cpu;
     };
     StepTime t;
     t.dense = dense_us(step, main, constants_of(main));
