@@ -17,8 +17,9 @@
 namespace shoal {
 namespace {
 
-/// A list of layers, or an object whose `layers` names them by number, as launch/demo-model/expert_load.json does.
-std::vector<std::vector<double>> read_loads(const std::string& path) {
+/// A list of layers, or an object whose `layers` names them by number, as launch/demo-model/expert_load.json does; what it
+/// has of MTP layers, which are behind the others, is left aside.
+std::vector<std::vector<double>> read_loads(const std::string& path, const ModelConfig& config) {
   const auto document = read_json_file(path, std::uint64_t{256} << 20);
   const auto wrong = [&] {
     fail("{}: must be a list, for each layer with experts, of a number for each expert", path);
@@ -37,6 +38,7 @@ std::vector<std::vector<double>> read_loads(const std::string& path) {
   std::vector<std::vector<double>> loads;
   for (const auto& [number, layer] : layers) {
     if (!layer->is_array()) wrong();
+    if (document.is_object() && number >= config.num_hidden_layers) continue;
     auto& numbers = loads.emplace_back();
     for (const auto& load : *layer) {
       if (!load.is_number()) wrong();
@@ -79,7 +81,7 @@ PlanRequest read_request(const PlanOptions& o, int* argc, char*** argv) {
   r.prompt = o.prompt;
   r.redundant_experts = o.redundant_experts;
   r.tensor_parallel = o.tensor_parallel;
-  if (!o.loads.empty()) r.loads = read_loads(o.loads);
+  if (!o.loads.empty()) r.loads = read_loads(o.loads, r.config);
   return r;
 }
 

@@ -149,7 +149,7 @@ def model_of(name, folder):
     return file
 
 
-# The constants of planner/memory.cpp were found with the first three; the others were never looked at for that.
+# The reserve in planner/memory.cpp was measured on the first three; the other models are there to see what it is worth.
 CASES = [("deepseek_v3", 1, "f32"), ("deepseek_v3", 2, "bf16"), ("llama", 2, "f32"),
          ("demo-model", 1, "f32"), ("demo-model", 4, "bf16"), ("demo-model-fp8", 2, "f32"),
          ("many experts", 3, "bf16"), ("many experts", 1, "int8"), ("qwen2", 1, "bf16"), ("qwen2", 3, "f32"),
@@ -172,4 +172,5 @@ def test_peak_memory_is_what_was_planned(case, tmp_path, monkeypatch, record_pro
     print(f"{name} on {ranks}: planned {[round(p / 1e6, 1) for p in expected]} MB, "
           f"measured {[round(m / 1e6, 1) for m in measured]}, ratio {[round(m / p, 3) for m, p in zip(measured, expected)]}")
     for got, want in zip(measured, expected):
-        assert abs(got / want - 1) < 0.03
+        # Within 3 %; of a model of 20 MB, the program itself is more, and it varies by some MB.
+        assert abs(got - want) < max(0.03 * want, 4e6)
