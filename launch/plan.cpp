@@ -17,8 +17,8 @@
 namespace shoal {
 namespace {
 
-/// A list of layers, or an object whose `layers` names them by number, as launch/demo-model/expert_load.json does; what it
-/// has of MTP layers, which are behind the others, is left aside.
+/// A list of layers, or an object whose `layers` names them by number, as launch/demo-model/expert_load.json does; what
+/// it has of MTP layers, which are behind the others, is left aside.
 std::vector<std::vector<double>> read_loads(const std::string& path, const ModelConfig& config) {
   const auto document = read_json_file(path, std::uint64_t{256} << 20);
   const auto wrong = [&] {
@@ -145,7 +145,8 @@ CLI::App* add_plan(CLI::App& root, PlanOptions& o) {
   CLI::App* app =
       root.add_subcommand("plan", "Say whether a model fits on machines, where it goes and how fast it will be");
   app->add_option("--model", o.model, "Model card (deepseek-r1), Hugging Face folder, config.json or GGUF file");
-  app->add_option("--cluster", o.cluster, "Cluster card (h800x8), JSON file, or auto: this machine, measured by the ranks of this job");
+  app->add_option("--cluster", o.cluster,
+                  "Cluster card (h800x8), JSON file, or auto: this machine, measured by the ranks of this job");
   app->add_option("--nodes", o.nodes, "Nodes of the cluster; 0: what its card says")->check(CLI::NonNegativeNumber);
   app->add_option("--precision", o.precision,
                   "bf16, fp8, int8, int4, a GGUF type (Q4_K_M) or mix (UD-IQ1_S); empty: what the checkpoint holds");

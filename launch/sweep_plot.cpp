@@ -43,18 +43,21 @@ std::string sweep_plot(const std::vector<Operating>& all, const std::vector<Oper
   const Axis x(fast->tpot_ms, slow->tpot_ms, left, width - right);
   const Axis y(few->decode_tokens_per_s_per_node, many->decode_tokens_per_s_per_node, height - bottom, top);
   for (double p = x.low; p <= x.high; ++p)
-    svg += fmt::format("<path d=\"M{0:.1f} {1}V{2}\" stroke=\"#ddd\"/><text x=\"{0:.1f}\" y=\"{3}\" "
-                       "text-anchor=\"middle\">{4:g}</text>\n",
-                       x.at(std::pow(10, p)), top, height - bottom, height - bottom + 18, std::pow(10, p));
+    svg += fmt::format(
+        "<path d=\"M{0:.1f} {1}V{2}\" stroke=\"#ddd\"/><text x=\"{0:.1f}\" y=\"{3}\" "
+        "text-anchor=\"middle\">{4:g}</text>\n",
+        x.at(std::pow(10, p)), top, height - bottom, height - bottom + 18, std::pow(10, p));
   for (double p = y.low; p <= y.high; ++p)
-    svg += fmt::format("<path d=\"M{0} {1:.1f}H{2}\" stroke=\"#ddd\"/><text x=\"{3}\" y=\"{4:.1f}\" "
-                       "text-anchor=\"end\">{5:g}</text>\n",
-                       left, y.at(std::pow(10, p)), width - right, left - 6, y.at(std::pow(10, p)) + 4, std::pow(10, p));
+    svg += fmt::format(
+        "<path d=\"M{0} {1:.1f}H{2}\" stroke=\"#ddd\"/><text x=\"{3}\" y=\"{4:.1f}\" "
+        "text-anchor=\"end\">{5:g}</text>\n",
+        left, y.at(std::pow(10, p)), width - right, left - 6, y.at(std::pow(10, p)) + 4, std::pow(10, p));
   svg += fmt::format("<text x=\"{}\" y=\"{}\" text-anchor=\"middle\">milliseconds a token</text>\n",
                      (left + width - right) / 2, height - 16);
-  svg += fmt::format("<text transform=\"translate(18 {}) rotate(-90)\" text-anchor=\"middle\">tokens a second and node"
-                     "</text>\n",
-                     (top + height - bottom) / 2);
+  svg += fmt::format(
+      "<text transform=\"translate(18 {}) rotate(-90)\" text-anchor=\"middle\">tokens a second and node"
+      "</text>\n",
+      (top + height - bottom) / 2);
   std::vector<std::string> precisions;
   for (const Operating& o : all) {
     auto found = std::ranges::find(precisions, o.precision);
@@ -68,8 +71,8 @@ std::string sweep_plot(const std::vector<Operating>& all, const std::vector<Oper
     svg += fmt::format("{:.1f},{:.1f} ", x.at(o.tpot_ms), y.at(o.decode_tokens_per_s_per_node));
   svg += "\"/>\n";
   for (std::size_t i = 0; i < precisions.size(); ++i)
-    svg += fmt::format("<text x=\"{}\" y=\"{}\" fill=\"{}\">{}</text>\n", left + 12, top + 18 + 16 * static_cast<double>(i),
-                       colours[i % colours.size()], escaped(precisions[i]));
+    svg += fmt::format("<text x=\"{}\" y=\"{}\" fill=\"{}\">{}</text>\n", left + 12,
+                       top + 18 + 16 * static_cast<double>(i), colours[i % colours.size()], escaped(precisions[i]));
   return svg + "</svg>\n";
 }
 

@@ -45,7 +45,8 @@ Matrix random_matrix(DType type, std::int64_t rows, std::int64_t cols) {
     m.pack_rows(r, 1, row.data(), std::ssize(row));
   }
   if (type == DType::f8_e4m3)
-    m.set_scales({std::vector<float>(static_cast<std::size_t>((rows + 127) / 128 * ((cols + 127) / 128)), 1), 128, 128});
+    m.set_scales(
+        {std::vector<float>(static_cast<std::size_t>((rows + 127) / 128 * ((cols + 127) / 128)), 1), 128, 128});
   return m;
 }
 
@@ -92,17 +93,19 @@ Link measure_link(Communicator& comm, const LaunchEnvironment& launch, bool with
       bytes[static_cast<std::size_t>(r)] = meant ? each : 0;
       peers += meant;
     }
-    return fastest(comm, [&] {
-      for (int i = 0; i < 10; ++i) {
-        for (int r = 0; r < comm.size(); ++r)
-          if (const std::size_t n = bytes[static_cast<std::size_t>(r)]) {
-            const auto to = exchange->outgoing(r, n);
-            std::fill(to.begin(), to.end(), std::byte{1});
-          }
-        exchange->post(bytes);
-        exchange->wait();
-      }
-    }) / 10;
+    return fastest(comm,
+                   [&] {
+                     for (int i = 0; i < 10; ++i) {
+                       for (int r = 0; r < comm.size(); ++r)
+                         if (const std::size_t n = bytes[static_cast<std::size_t>(r)]) {
+                           const auto to = exchange->outgoing(r, n);
+                           std::fill(to.begin(), to.end(), std::byte{1});
+                         }
+                       exchange->post(bytes);
+                       exchange->wait();
+                     }
+                   }) /
+           10;
   };
   const double small = seconds(64);
   constexpr std::size_t large_bytes = 1 << 20;
@@ -115,10 +118,11 @@ Link measure_link(Communicator& comm, const LaunchEnvironment& launch, bool with
 Cluster measure_cluster(Communicator& comm, const LaunchEnvironment& launch, Compute compute, int threads) {
   const int local = launch.local_size;
   if (-lowest(comm, -local) != local || lowest(comm, local) != local || comm.size() % local != 0)
-    throw Error("--cluster auto needs as many ranks on every host; describe mixed hosts in a JSON file (planner/README.md)",
-                ExitCode::usage);
-  const auto backend = make_cpu_backend(
-      {.threads = threads, .local_rank = launch.local_rank, .local_ranks = local, .compute = compute});
+    throw Error(
+        "--cluster auto needs as many ranks on every host; describe mixed hosts in a JSON file (planner/README.md)",
+        ExitCode::usage);
+  const auto backend =
+      make_cpu_backend({.threads = threads, .local_rank = launch.local_rank, .local_ranks = local, .compute = compute});
   constexpr std::int64_t rows = 2048, cols = 4096;
   // Read in turn, 128 MB of weights do not stay in a cache.
   std::vector<Matrix> bf16(8);

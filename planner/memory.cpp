@@ -10,21 +10,21 @@
 namespace shoal {
 namespace {
 
-constexpr int panel_rows = 16;           // kernels/matrix.h
-constexpr int page_tokens = 16;          // runtime/job.cpp
-constexpr double cpu_reserve = 24e6;     // program, MPI and threads of an idle rank, measured
-constexpr double gpu_reserve = 3e9;      // CUDA context, libraries' workspaces, NCCL, fragmentation
-constexpr int logit_rows = 32;           // runtime/job.cpp: logits are made for so many rows at a time
-constexpr double buffer_growth = 1.5;    // collectives/aligned_buffer.h
-constexpr double packed_f32 = 6;         // bytes of an FP32 activation in three BF16 parts on AMX; 4 elsewhere
+constexpr int panel_rows = 16;         // kernels/matrix.h
+constexpr int page_tokens = 16;        // runtime/job.cpp
+constexpr double cpu_reserve = 24e6;   // program, MPI and threads of an idle rank, measured
+constexpr double gpu_reserve = 3e9;    // CUDA context, libraries' workspaces, NCCL, fragmentation
+constexpr int logit_rows = 32;         // runtime/job.cpp: logits are made for so many rows at a time
+constexpr double buffer_growth = 1.5;  // collectives/aligned_buffer.h
+constexpr double packed_f32 = 6;       // bytes of an FP32 activation in three BF16 parts on AMX; 4 elsewhere
 constexpr double packed_bf16 = 2;
 constexpr double scratch_growth = 1.25;  // runtime/model.cpp, Scratch
 
 std::int64_t round_up(std::int64_t n, std::int64_t unit) { return (n + unit - 1) / unit * unit; }
 
-/// Working memory of a step of `tokens` on a CPU rank: the FP32 buffers of runtime/model.cpp, and those of kernels/cpu: what
-/// linear layers pack of their inputs, and feed-forward blocks, routed experts' among them, of theirs and of gate * up.
-/// A packed element has `packed_bytes`.
+/// Working memory of a step of `tokens` on a CPU rank: the FP32 buffers of runtime/model.cpp, and those of kernels/cpu:
+/// what linear layers pack of their inputs, and feed-forward blocks, routed experts' among them, of theirs and of gate
+/// * up. A packed element has `packed_bytes`.
 double cpu_activations(const ModelConfig& c, double tokens, int tensor_parallel, double packed_bytes, double peak,
                        bool mtp) {
   const double hidden = c.hidden_size, heads = std::ceil(static_cast<double>(c.num_attention_heads) / tensor_parallel);
@@ -181,8 +181,9 @@ RankMemory rank_memory(const ModelConfig& config, const HeldWeights& weights, co
   if (config.n_routed_experts > 0) {
     arriving = tokens * std::min(config.num_experts_per_tok, layout.ranks);
     // Dispatch and combine, out and in; on a CPU with BF16 rows, their FP32 forms too.
-    const double row = config.hidden_size * (4 * (bf16_rows ? 2.0 : 4.0) + (!gpu && bf16_rows ? 2 * 4.0 : 0));
-    m.exchange = arriving * row * peak * buffer_growth;
+    const double row = config.hidden_size * (2 * (bf16_rows ? 2.0 : 4.0) + (!gpu && bf16_rows ? 4.0 : 0));
+    const double answers = layout.replicas ? tokens * config.num_experts_per_tok : arriving;
+    m.exchange = (arriving + answers) * row * peak * buffer_growth;
   } else if (tp > 1) {
     m.exchange = tokens * config.hidden_size * 4.0;
   }

@@ -8,8 +8,8 @@
 
 #include "tests/unit/station.h"
 
-// Replicas and moves on small checkpoints: wherever experts are, answers stay the same, bit for bit, and work goes where
-// the placement says.
+// Replicas and moves on small checkpoints: wherever experts are, answers stay the same, bit for bit, and work goes
+// where the placement says.
 namespace shoal {
 namespace {
 
@@ -41,14 +41,14 @@ Placement random_placements(Random& random, const ModelConfig& config, int ranks
 }
 
 struct Scored {
-  std::vector<float> logprobs;                        // of the prompts, in order
-  std::vector<std::vector<std::uint64_t>> work;       // [ranks][MoE layers]
-  std::vector<std::vector<std::uint64_t>> tokens;     // [MoE layers][experts]
+  std::vector<float> logprobs;                     // of the prompts, in order
+  std::vector<std::vector<std::uint64_t>> work;    // [ranks][MoE layers]
+  std::vector<std::vector<std::uint64_t>> tokens;  // [MoE layers][experts]
 };
 
 /// Scores six prompts, dealt out to the ranks, 8 tokens a step; before each step some layers' experts may move.
 Scored score(const fs::path& model, int ranks, const std::optional<Placement>& placement, bool moving,
-          Compute compute = Compute::f32) {
+             Compute compute = Compute::f32) {
   constexpr int prompts = 6, length = 40, chunk = 8;
   const ModelConfig config = ModelConfig::from_file(model);
   Scored run;
@@ -56,8 +56,7 @@ Scored score(const fs::path& model, int ranks, const std::optional<Placement>& p
   run.work.resize(static_cast<std::size_t>(ranks));
   std::mutex mutex;
   run_in_process(ranks, [&](Communicator& comm) {
-    test::Station station(model, comm,
-                          {.compute = compute, .placement = placement, .answers = Answers::by_expert});
+    test::Station station(model, comm, {.compute = compute, .placement = placement, .answers = Answers::by_expert});
     Random random(11);  // the same moves on all ranks
     const int me = comm.rank();
     for (int first = 0, step = 1; first < length; first += chunk, ++step) {

@@ -7,8 +7,8 @@
 #include "planner/plan.h"
 #include "planner/rebalance.h"
 
-// What must hold of every placement, plan and re-placement, on inputs that RapidCheck makes up and, where one fails, makes
-// smaller.
+// What must hold of every placement, plan and re-placement, on inputs that RapidCheck makes up and, where one fails,
+// makes smaller.
 namespace shoal {
 namespace {
 
@@ -66,9 +66,8 @@ TEST(PlanProperties, RebalancingIsSoundAndNeverWorse) {
   EXPECT_TRUE(rc::check([] {
     Problem p = any_problem();
     const LayerPlacement now = place_experts(p.loads, p.ranks, 1);
-    p.loads = *rc::gen::container<Loads>(p.loads.size(), rc::gen::map(rc::gen::inRange(0, 1000), [](int n) {
-      return static_cast<double>(n);
-    }));
+    p.loads = *rc::gen::container<Loads>(
+        p.loads.size(), rc::gen::map(rc::gen::inRange(0, 1000), [](int n) { return static_cast<double>(n); }));
     const Rebalanced found = rebalance(now, p.loads, p.ranks.speed);
     assert_sound(found.placement, p);
     RC_ASSERT(found.after <= found.before);
