@@ -6,7 +6,6 @@
 #include <array>
 #include <atomic>
 #include <cstdio>
-#include <fstream>
 #include <future>
 #include <thread>
 
@@ -15,6 +14,7 @@
 #include "planner/placement.h"
 #include "runtime/checkpoint.h"
 #include "runtime/control_plane.h"
+#include "runtime/host_memory.h"
 #include "runtime/importance_recorder.h"
 #include "runtime/kv_cache.h"
 #include "runtime/model.h"
@@ -42,15 +42,6 @@ std::string host_name() {
   char name[256] = {};
   gethostname(name, sizeof name - 1);
   return name;
-}
-
-/// Bytes this host could still hand out (MemAvailable of /proc/meminfo).
-std::uint64_t available_memory_bytes() {
-  std::ifstream meminfo("/proc/meminfo");
-  std::string key, unit;
-  for (std::uint64_t kb; meminfo >> key >> kb; std::getline(meminfo, unit))
-    if (key == "MemAvailable:") return kb * 1024;
-  return 0;
 }
 
 /// What every rank of the job has before the model is read.
