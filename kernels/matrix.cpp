@@ -27,15 +27,24 @@ V load(const std::byte* p) {
   return v;
 }
 
+/// Elements I... of a and, from their number on, b.
+template <int... I, class V>
+V pick(V a, V b) {
+#ifdef __clang__
+  return __builtin_shufflevector(a, b, I...);
+#else
+  return __builtin_shuffle(a, b, V{I...});
+#endif
+}
+
 /// Columns c..c+3 (of four bytes each) of rows r..r+3, written as they lie in a panel: 64 bytes from column to column.
 void transpose_4x4(const std::byte* src, std::int64_t stride, std::byte* dst) {
   const Words a = load<Words>(src), b = load<Words>(src + stride);
   const Words c = load<Words>(src + 2 * stride), d = load<Words>(src + 3 * stride);
-  const Words low{0, 4, 1, 5}, high{2, 6, 3, 7}, first{0, 1, 4, 5}, second{2, 3, 6, 7};
-  const Words ab0 = __builtin_shuffle(a, b, low), ab1 = __builtin_shuffle(a, b, high);
-  const Words cd0 = __builtin_shuffle(c, d, low), cd1 = __builtin_shuffle(c, d, high);
-  const Words out[4] = {__builtin_shuffle(ab0, cd0, first), __builtin_shuffle(ab0, cd0, second),
-                        __builtin_shuffle(ab1, cd1, first), __builtin_shuffle(ab1, cd1, second)};
+  const Words ab0 = pick<0, 4, 1, 5>(a, b), ab1 = pick<2, 6, 3, 7>(a, b);
+  const Words cd0 = pick<0, 4, 1, 5>(c, d), cd1 = pick<2, 6, 3, 7>(c, d);
+  const Words out[4] = {pick<0, 1, 4, 5>(ab0, cd0), pick<2, 3, 6, 7>(ab0, cd0), pick<0, 1, 4, 5>(ab1, cd1),
+                        pick<2, 3, 6, 7>(ab1, cd1)};
   for (int i = 0; i < 4; ++i) std::memcpy(dst + i * 64, &out[i], 16);
 }
 
@@ -54,14 +63,12 @@ void pack_panel_4(const std::byte* src, std::int64_t stride, std::int64_t units,
 
 /// Four rounds of interleaving row i with row i + 8 transpose a square of 16 x 16 bytes.
 void transpose_16x16(const std::byte* src, std::int64_t stride, std::byte* dst) {
-  const Bytes low{0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
-  const Bytes high{8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
   Bytes a[16], b[16];
   for (int i = 0; i < 16; ++i) a[i] = load<Bytes>(src + i * stride);
   for (int round = 0; round < 4; ++round) {
     for (int i = 0; i < 8; ++i) {
-      b[2 * i] = __builtin_shuffle(a[i], a[i + 8], low);
-      b[2 * i + 1] = __builtin_shuffle(a[i], a[i + 8], high);
+      b[2 * i] = pick<0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23>(a[i], a[i + 8]);
+      b[2 * i + 1] = pick<8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31>(a[i], a[i + 8]);
     }
     std::memcpy(a, b, sizeof a);
   }
