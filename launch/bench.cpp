@@ -115,7 +115,8 @@ void print_csv(const Json& report) {
 CLI::App* add_bench(CLI::App& root, BenchOptions& options) {
   CLI::App* app = root.add_subcommand("bench", "Measure how fast a model reads prompts and answers, by concurrency");
   add_job_options(*app, options.job);
-  app->get_option("--model")->description("The model: a Hugging Face folder, a GGUF file, or with --weights random a card");
+  app->get_option("--model")->description(
+      "The model: a Hugging Face folder, a GGUF file, or with --weights random a card");
   app->add_option("--weights", options.weights, "model, or random: made up, for a model whose weights you lack")
       ->check(CLI::IsMember({"model", "random"}));
   app->add_option("--precision", options.precision,
