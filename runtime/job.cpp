@@ -132,11 +132,8 @@ LoadedModel load_model(const ModelConfig& config, const Checkpoint& checkpoint, 
   loaded.backend = make_cpu_backend(cpu);
 
   const Placement& placement = loaded.placement = job_placement(options, config, rank.comm->size());
-  // Of a GGUF file, config does not say the types.
-  if (!options.random_weights.empty() || std::filesystem::is_directory(options.model))
-    refuse_what_does_not_fit(
-        config, options, placement, rank.comm->rank(),
-        available_memory_bytes() / static_cast<std::uint64_t>(std::max(1, rank.launch.local_size)));
+  refuse_what_does_not_fit(config, options, placement, rank.comm->rank(),
+                           available_memory_bytes() / static_cast<std::uint64_t>(std::max(1, rank.launch.local_size)));
   const int cores = static_cast<int>(std::thread::hardware_concurrency());
   const LoadOptions load{.threads = std::clamp(2 * cores / rank.launch.local_size, 1, 16),
                          .progress = rank.leads() && !options.quiet,
@@ -163,6 +160,15 @@ LoadedModel load_model(const ModelConfig& config, const Checkpoint& checkpoint, 
   return loaded;
 }
 
+bool moves_experts(const JobOptions& options, const Placement& placement) {
+  return options.rebalance_steps > 0 && placement.ranks > 1 && !placement.tensor_parallel;
+}
+
+/// Answers stay the same, bit for bit, where experts have replicas or move only if none depends on where they are.
+Answers answers_of(const JobOptions& options, const Placement& placement) {
+  return placement.has_replicas() || moves_experts(options, placement) ? Answers::by_expert : Answers::summed;
+}
+
 /// The start-up summary: model, ranks, devices, memory by part.
 std::string summarize(const ModelConfig& config, const JobOptions& options, const Communicator& comm,
                       const std::vector<WorkerReady>& ranks, int max_model_len) {
@@ -182,6 +188,8 @@ std::string summarize(const ModelConfig& config, const JobOptions& options, cons
   text += fmt::format("memory    weights {:.3f} GB, KV cache {:.3f} GB on the largest rank\n",
                       static_cast<double>(weights) / 1e9, static_cast<double>(kv) / 1e9);
   text += fmt::format("context   {} tokens a request, {} tokens of KV cache in all\n", max_model_len, tokens);
+  if (options.rebalance_steps > 0)
+    text += fmt::format("experts   moved to even out loads, looked at every {} steps\n", options.rebalance_steps);
   if (options.mtp) text += "guesses   one token ahead, by the model's MTP layer\n";
   return text;
 }
@@ -221,7 +229,8 @@ class Lead {
 
     CoordinatorOptions c;
     c.ranks = engine.ranks;
-    const Placement placement = job_placement(options_, config, engine.ranks);
+    Placement placement = job_placement(options_, config, engine.ranks);
+    if (!options_.mtp) placement.experts.resize(static_cast<std::size_t>(config.num_hidden_layers));
     c.tensor_parallel = placement.tensor_parallel;
     c.page_tokens = kPageTokens;
     for (const WorkerReady& r : ready) c.kv_pages.push_back(r.kv_pages);
@@ -233,10 +242,17 @@ class Lead {
     c.max_num_seqs = options_.max_num_seqs;
     c.max_batched_tokens = options_.max_batched_tokens;
     c.max_prefill_tokens = engine.max_prefill_tokens = options_.max_prefill_tokens;
+    c.max_waiting = options_.max_waiting;
     engine.workers = ready;
     const auto counters = std::make_shared<StepCounters>(placement);
     engine.counters = counters;
-    c.on_result = [counters](const StepResult& result, int rank) { counters->add(result, rank); };
+    if (moves_experts(options_, placement))
+      engine.rebalancer = std::make_shared<Rebalancer>(placement, options_.rebalance_steps);
+    c.on_result = [counters, rebalancer = engine.rebalancer](const StepResult& result, int rank) {
+      counters->add(result, rank);
+      if (rebalancer) rebalancer->add(result);
+    };
+    if (engine.rebalancer) c.move_experts = [rebalancer = engine.rebalancer] { return rebalancer->next(); };
     c.on_failed = [this](const Error& error) { end_job(rank_, error); };
     engine.summary = summarize(config, options_, *rank_.comm, ready, engine.max_model_len);
 
@@ -304,8 +320,9 @@ void work(const JobOptions& options, Rank& rank) {
     report_failure(rank, [&] {
       if (!worker) {  // the first step reaches all ranks together: the time for collective set-up
         loaded = loading.get();
-        model = std::make_unique<Model>(config, std::move(loaded.weights), loaded.placement, *loaded.backend,
-                                        *rank.comm, *loaded.cache, bf16(options));
+        model =
+            std::make_unique<Model>(config, std::move(loaded.weights), loaded.placement, *loaded.backend, *rank.comm,
+                                    *loaded.cache, bf16(options), answers_of(options, loaded.placement));
         const bool outputs = rank.leads() || !loaded.placement.tensor_parallel;
         worker = std::make_unique<Worker>(*model, *loaded.cache, kMaxLogitRows, outputs, loaded.tokens);
       }

@@ -11,6 +11,7 @@
 #include "planner/model_config.h"
 #include "runtime/checkpoint.h"
 #include "runtime/coordinator.h"
+#include "runtime/rebalancer.h"
 #include "runtime/step_counters.h"
 #include "runtime/text/chat_template.h"
 #include "runtime/text/tokenizer.h"
@@ -25,6 +26,7 @@ struct JobOptions {
   int max_num_seqs = 256;
   int max_batched_tokens = 512;
   int max_prefill_tokens = 256;
+  int max_waiting = 4096;            // requests that wait; more are refused
   double kv_cache_gb = 0;            // GB (1e9 bytes) of KV cache a rank; 0: a share of what is free
   int threads = 0;                   // of a rank; 0: this host's cores shared by its ranks
   std::string device = "auto";       // auto, cpu
@@ -33,6 +35,7 @@ struct JobOptions {
   Compute compute = Compute::f32;
   std::optional<KvType> kv_cache_dtype;  // not set: FP32 or BF16, as `compute`
   bool mtp = false;                      // speculative decoding with the model's MTP layer
+  int rebalance_steps = 0;               // look at the experts' loads so often and move them; 0: never
   std::string random_weights;            // a precision (planner/precision.h): `model` is a card, its weights made up
   int layers = 0;                        // with random weights: the first so many; 0: all
   bool quiet = false;
@@ -50,6 +53,7 @@ struct Engine {
   std::string summary;               // several lines, for people
   std::vector<WorkerReady> workers;  // [ranks]
   std::shared_ptr<const StepCounters> counters;
+  std::shared_ptr<Rebalancer> rebalancer;  // null: experts stay where they are
   Coordinator* coordinator = nullptr;
 };
 

@@ -11,6 +11,7 @@ namespace shoal {
 /// What the ranks report with every step, summed up for those who watch. Thread-safe.
 class StepCounters {
  public:
+  /// `placement` of the layers with experts that are loaded: without an MTP layer where none is.
   explicit StepCounters(const Placement& placement);
   void add(const StepResult& result, int rank);
 
@@ -27,7 +28,6 @@ class StepCounters {
   Totals totals() const;
 
  private:
-  const std::vector<std::vector<std::int32_t>> rank_of_expert_;  // [MoE layers][n_routed_experts]
   mutable std::mutex mutex_;
   Totals totals_;
   std::uint64_t latest_step_ = 0;

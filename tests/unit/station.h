@@ -13,6 +13,8 @@ struct StationOptions {
   bool mtp = false;
   std::optional<KvType> kv_type;  // not set: as `compute`
   int pages = 256;
+  std::optional<Placement> placement;  // not set: even
+  Answers answers = Answers::summed;
 };
 
 /// One rank's worker with all it stands on, for a model on disk.
@@ -27,7 +29,7 @@ struct Station {
   std::unique_ptr<Worker> worker;
 
   Station(const std::filesystem::path& dir, Communicator& comm, const StationOptions& options = {})
-      : config(ModelConfig::from_file(dir)), placement(place_evenly(config, comm.size())) {
+      : config(ModelConfig::from_file(dir)), placement(options.placement.value_or(place_evenly(config, comm.size()))) {
     backend = make_cpu_backend({.threads = 1, .compute = options.compute});
     const bool tp = placement.tensor_parallel;
     const HeadSlice heads =
@@ -38,7 +40,7 @@ struct Station {
                                       kPageTokens, width, options.kv_type.value_or(bf16 ? KvType::bf16 : KvType::f32));
     model = std::make_unique<Model>(
         config, load_weights(config, Checkpoint::open(dir), placement, comm.rank(), {.mtp = options.mtp}), placement,
-        *backend, comm, *cache, bf16);
+        *backend, comm, *cache, bf16, options.answers);
     worker = std::make_unique<Worker>(*model, *cache, 7, comm.rank() == 0 || !tp, nullptr);
   }
 };
