@@ -285,10 +285,18 @@ void TensorLoader::fill_transposed(Matrix& to, const Source& source, Slice rows)
 
 void TensorLoader::per_head_matrices(std::vector<Matrix>& to, const std::string& name, int heads, std::int64_t rows,
                                      std::int64_t cols) {
-  const Source source = source_of(checkpoint_.require(name, std::array{std::int64_t{heads}, rows, cols}), cols);
+  const TensorInfo& tensor = checkpoint_.require(name, std::array{std::int64_t{heads}, rows, cols});
+  const Source source = source_of(tensor, cols);
   if (source.type == DType::f8_e4m3) fail("tensor {}: FP8 is not supported here", name);
   to.resize(static_cast<std::size_t>(heads));
-  for (int h = 0; h < heads; ++h) fill(to[static_cast<std::size_t>(h)], source, {h * rows, rows}, {0, cols});
+  const PackedFormat* packed = packed_form(tensor, {0, cols});
+  for (int h = 0; h < heads; ++h) {
+    Matrix& of_head = to[static_cast<std::size_t>(h)];
+    if (packed)
+      packed_matrix(of_head, tensor, *packed, cols, {h * rows, rows}, {0, cols});
+    else
+      fill(of_head, source, {h * rows, rows}, {0, cols});
+  }
 }
 
 void TensorLoader::vector(std::vector<float>& to, const std::string& name, std::int64_t size,

@@ -124,6 +124,7 @@ void fill_gemm_amx(KernelTable& table);
 void fill_quantized_portable(KernelTable& table);
 void fill_quantized_avx2(KernelTable& table);
 void fill_quantized_avx512vnni(KernelTable& table);
+void fill_quantized_amx(KernelTable& table);
 void fill_vector_portable(KernelTable& table);
 void fill_vector_avx2(KernelTable& table);
 void fill_vector_avx512(KernelTable& table);
