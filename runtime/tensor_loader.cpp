@@ -112,12 +112,18 @@ struct TensorLoader::Source {
   }
 };
 
-TensorLoader::TensorLoader(const Checkpoint& checkpoint, WeightQuantization quantization)
-    : checkpoint_(checkpoint), quantization_(std::move(quantization)) {}
+TensorLoader::TensorLoader(const Checkpoint& checkpoint, WeightQuantization quantization, Backend* device)
+    : checkpoint_(checkpoint), quantization_(std::move(quantization)), device_(device) {}
 
 void TensorLoader::add(std::uint64_t bytes, std::function<void(std::vector<std::byte>&)> work) {
   bytes_ += bytes;
   tasks_.push_back({bytes, std::move(work)});
+}
+
+std::function<void()> TensorLoader::placing(Matrix& matrix, std::int64_t parts) const {
+  return [device = device_, &matrix, left = std::make_shared<std::atomic<std::int64_t>>(parts)] {
+    if (--*left == 0 && device) device->place(matrix);
+  };
 }
 
 BlockScales TensorLoader::scales(const std::string& name, std::int64_t rows, std::int64_t cols, Slice row_slice,
@@ -166,11 +172,13 @@ void TensorLoader::fill(Matrix& to, const Source& source, Slice rows, Slice colu
   to = Matrix(source.type, rows.count, columns.count);
   const auto row_bytes = columns.count * static_cast<std::int64_t>(size_of(source.type));
   const std::int64_t at_a_time = source.rows_at_a_time(row_bytes);
+  const auto done = placing(to, (rows.count + at_a_time - 1) / at_a_time);
   for (std::int64_t first = 0; first < rows.count; first += at_a_time) {
     const std::int64_t count = std::min(rows.count - first, at_a_time);
     add(static_cast<std::uint64_t>(count * row_bytes), [=, &to](std::vector<std::byte>& staging) {
       source.read({rows.first + first, count, columns.first, columns.count}, staging);
       to.pack_rows(first, count, staging.data(), row_bytes);
+      done();
     });
   }
 }
@@ -182,6 +190,7 @@ void TensorLoader::packed_matrix(Matrix& to, const TensorInfo& tensor, const Pac
   const std::int64_t row_bytes = format.bytes(cols), kept = format.bytes(columns.count),
                      skipped = format.bytes(columns.first);
   const std::int64_t at_a_time = std::max<std::int64_t>(1, kChunkBytes / (row_bytes * Matrix::kPanel)) * Matrix::kPanel;
+  const auto done = placing(to, (rows.count + at_a_time - 1) / at_a_time);
   for (std::int64_t first = 0; first < rows.count; first += at_a_time) {
     const std::int64_t count = std::min(at_a_time, rows.count - first);
     // Whole rows are read even where a part of each is kept: one large read beats many small ones.
@@ -189,6 +198,7 @@ void TensorLoader::packed_matrix(Matrix& to, const TensorInfo& tensor, const Pac
       staging.resize(static_cast<std::size_t>(count * row_bytes));
       checkpoint_.read(tensor, static_cast<std::uint64_t>((rows.first + first) * row_bytes), staging);
       to.pack_rows(first, count, staging.data() + skipped, row_bytes);
+      done();
     });
   }
 }
@@ -198,12 +208,14 @@ void TensorLoader::matrix_f32(Matrix& to, const std::string& name, std::int64_t 
   const DType type = compute_type(tensor, checkpoint_);
   to = Matrix(DType::f32, rows, cols);
   const auto bytes = static_cast<std::uint64_t>(rows * cols) * size_of(type);
+  const auto done = placing(to, 1);
   add(bytes, [=, this, &to, &tensor](std::vector<std::byte>& staging) {
     read_patch(checkpoint_, tensor, cols, {0, rows, 0, cols}, staging);
     std::vector<float> values(static_cast<std::size_t>(rows * cols));
     for (std::size_t i = 0; i < values.size(); ++i)
       values[i] = element_to_f32(type, staging.data() + i * size_of(type));
     to.pack_rows(0, rows, values.data(), cols * 4);
+    done();
   });
 }
 
@@ -230,6 +242,7 @@ void TensorLoader::kv_b(std::vector<Matrix>& k_up, std::vector<Matrix>& v_up, co
       v.set_scales(scales(name, rows, cols, {first + qk_nope_head_dim, v_head_dim}, {0, cols}));
     }
     const auto head_bytes = static_cast<std::uint64_t>(per_head * cols) * size_of(type);
+    const auto k_done = placing(k, 1), v_done = placing(v, 1);
     add(head_bytes, [=, &k, &v](std::vector<std::byte>& staging) {
       source.read({first, per_head, 0, cols}, staging);
       const auto size = static_cast<std::int64_t>(size_of(type));
@@ -240,6 +253,8 @@ void TensorLoader::kv_b(std::vector<Matrix>& k_up, std::vector<Matrix>& v_up, co
                       static_cast<std::size_t>(size));
       k.pack_rows(0, kv_lora_rank, turned.data(), qk_nope_head_dim * size);
       v.pack_rows(0, v_head_dim, staging.data() + qk_nope_head_dim * cols * size, cols * size);
+      k_done();
+      v_done();
     });
   }
 }
@@ -262,6 +277,7 @@ void TensorLoader::vector(std::vector<float>& to, const std::string& name, std::
     read_patch(checkpoint_, tensor, size, {0, 1, s.first, s.count}, staging);
     to.resize(static_cast<std::size_t>(s.count));
     for (std::size_t i = 0; i < to.size(); ++i) to[i] = element_to_f32(type, staging.data() + i * size_of(type));
+    if (device_) device_->place(std::span<const float>(to));
   });
 }
 
