@@ -5,6 +5,9 @@ file(GLOB cuda_kernels_sm90 CONFIGURE_DEPENDS kernels/cuda/sm90/*.cu)  # instruc
 file(GLOB cuda_host CONFIGURE_DEPENDS kernels/cuda/*.cpp)
 list(FILTER cuda_host EXCLUDE REGEX "/absent\\.cpp$")
 
+if(SHOAL_SANITIZE)
+  set(SHOAL_CUDA OFF)  # the sanitizers know neither nvcc's code nor the emulation's fibers, whose memory has guards anyway
+endif()
 if(NOT SHOAL_CUDA STREQUAL OFF)
   find_program(SHOAL_NVCC nvcc PATHS $ENV{CUDA_HOME}/bin $ENV{CUDA_PATH}/bin /usr/local/cuda/bin)
 endif()
@@ -64,7 +67,7 @@ target_link_libraries(shoal_cuda PRIVATE ${CMAKE_DL_LIBS})
 
 # The same under emulation, in a namespace of its own, so that one program may hold both.
 find_library(BOOST_CONTEXT boost_context)
-if(SHOAL_TESTS AND BOOST_CONTEXT)
+if(SHOAL_TESTS AND BOOST_CONTEXT AND NOT SHOAL_SANITIZE)
   file(GLOB cuda_emulation CONFIGURE_DEPENDS base/cuda/emulation/*.cpp)
   set(cuda_emulated "")
   foreach(source ${cuda_kernels} ${cuda_kernels_sm90})
@@ -82,6 +85,6 @@ if(SHOAL_TESTS AND BOOST_CONTEXT)
   # nvcc knows `#pragma unroll`.
   target_compile_options(shoal_cuda_emulated PRIVATE -Wno-unknown-pragmas)
   target_link_libraries(shoal_cuda_emulated PUBLIC shoal_kernels shoal_collectives PRIVATE ${BOOST_CONTEXT})
-elseif(SHOAL_TESTS)
+elseif(SHOAL_TESTS AND NOT SHOAL_SANITIZE)
   message(STATUS "Boost.Context (libboost-context-dev) is not here: GPU kernels are not tested under emulation")
 endif()

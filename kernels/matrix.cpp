@@ -185,6 +185,17 @@ void Matrix::set_scales(BlockScales scales) {
   scales_ = std::move(scales);
 }
 
+std::span<const std::byte> Matrix::packed() const {
+  return {data_.get(), empty() ? 0 : static_cast<std::size_t>(panels() * panel_bytes())};
+}
+
+void Matrix::set_packed(std::span<const std::byte> bytes) {
+  if (bytes.size() != packed().size())
+    fail("{} bytes are no packed matrix of {} x {}, which has {}", bytes.size(), rows_, cols_, packed().size());
+  if (!bytes.empty()) std::memcpy(data_.get(), bytes.data(), bytes.size());
+  has_nan_codes_ = !format_ && dtype_ == DType::f8_e4m3 && any_nan_code(data_.get(), std::ssize(bytes));
+}
+
 float Matrix::at(std::int64_t row, std::int64_t col) const {
   if (format_) {
     const std::int64_t record = col / format_->record();

@@ -38,6 +38,10 @@ class Matrix {
   /// come in whole panels, or up to the last row.
   void pack_rows(std::int64_t first, std::int64_t count, const void* src, std::int64_t src_stride_bytes);
   void set_scales(BlockScales scales);
+  /// All panels as they lie in memory, and how a matrix of the same type and shape gets them, to move one between
+  /// ranks.
+  std::span<const std::byte> packed() const;
+  void set_packed(std::span<const std::byte> bytes);
 
   /// The value of one element, scale applied. For tests and reference loops.
   float at(std::int64_t row, std::int64_t col) const;

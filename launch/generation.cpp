@@ -107,6 +107,7 @@ struct GenerationService::Impl {
 
   void observe(Running& running, const GenerationEvent& event) const {
     if (!metrics) return;
+    running.times.queue_s = event.queue_s;
     if (event.token >= 0) metrics->token(running.times);
     if (event.finish == FinishReason::none) return;
     // A stop string ends a request by cancelling it.

@@ -59,6 +59,11 @@ void add_job_options(CLI::App& app, JobOptions& options) {
       ->check(CLI::IsMember({"none", "mtp"}))
       ->default_str("none")
       ->group(group);
+  app.add_option("--rebalance-steps", options.rebalance_steps,
+                 "Every so many steps, look at how many tokens each expert got and move experts from ranks that carry "
+                 "much to ranks that carry little. Answers stay the same; 0: never")
+      ->check(CLI::NonNegativeNumber)
+      ->group(group);
   app.add_flag("--quiet", options.quiet, "No progress while the model is loaded")->group(group);
 }
 

@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "collectives/mpi.h"
+#include "launch/bench.h"
 #include "launch/eval.h"
 #include "launch/inspect.h"
 #include "launch/plan.h"
@@ -32,12 +33,14 @@ int run_command(int argc, char** argv, bool speaks) {
   PlanOptions plan_options;
   QuantizeOptions quantize_options;
   EvalOptions eval_options;
+  BenchOptions bench_options;
   add_run(app, run_options);
   add_serve(app, serve_options);
   add_inspect(app, inspect_options);
   add_plan(app, plan_options);
   add_quantize(app, quantize_options);
   add_eval(app, eval_options);
+  add_bench(app, bench_options);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -52,6 +55,7 @@ int run_command(int argc, char** argv, bool speaks) {
   if (app.got_subcommand("run")) return run(run_options, &argc, &argv);
   if (app.got_subcommand("serve")) return serve(serve_options, &argc, &argv);
   if (app.got_subcommand("eval")) return eval(eval_options, &argc, &argv);
+  if (app.got_subcommand("bench")) return bench(bench_options, &argc, &argv);
   if (app.got_subcommand("quantize")) return speaks ? quantize(quantize_options) : 0;
   if (app.got_subcommand("plan")) return plan(plan_options, speaks);
   if (speaks) return inspect(inspect_options);

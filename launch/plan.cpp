@@ -10,6 +10,8 @@
 #include "launch/plan_table.h"
 #include "planner/cards.h"
 #include "planner/plan.h"
+#include "runtime/gguf.h"
+#include "runtime/model_source.h"
 
 namespace shoal {
 namespace {
@@ -44,8 +46,11 @@ std::vector<std::vector<double>> read_loads(const std::string& path) {
 }
 
 PlanRequest read_request(const PlanOptions& o) {
-  PlanRequest r{.model = o.model, .config = find_model(o.model), .precision = {}};
-  r.precision = o.precision.empty() ? Precision::of_config(r.config) : Precision::from_name(o.precision);
+  const bool gguf = is_gguf(o.model);
+  PlanRequest r{.model = o.model, .config = gguf ? read_model_config(o.model) : find_model(o.model), .precision = {}};
+  r.precision = !o.precision.empty() ? Precision::from_name(o.precision)
+                : gguf               ? stored_precision(o.model, r.config)
+                                     : Precision::of_config(r.config);
   r.cluster = find_cluster(o.cluster);
   if (o.nodes > 0) {
     if (r.cluster.groups.size() != 1) throw Error("--nodes is for clusters of equal nodes", ExitCode::usage);
@@ -57,7 +62,9 @@ PlanRequest read_request(const PlanOptions& o) {
   r.workload = {.context = o.context,
                 .concurrency = o.concurrency,
                 .kv = kv_type_from(o.kv_type),
-                .max_batched_tokens = o.max_batched_tokens};
+                .max_batched_tokens = o.max_batched_tokens,
+                .bf16_rows = o.kv_type != "f32",
+                .mtp = o.mtp};
   r.prompt = o.prompt;
   r.redundant_experts = o.redundant_experts;
   r.tensor_parallel = o.tensor_parallel;
@@ -124,7 +131,7 @@ void print_text(const Plan& p) {
 CLI::App* add_plan(CLI::App& root, PlanOptions& o) {
   CLI::App* app =
       root.add_subcommand("plan", "Say whether a model fits on machines, where it goes and how fast it will be");
-  app->add_option("--model", o.model, "Model card (deepseek-r1), Hugging Face folder or config.json");
+  app->add_option("--model", o.model, "Model card (deepseek-r1), Hugging Face folder, config.json or GGUF file");
   app->add_option("--cluster", o.cluster, "Cluster card (h800x8) or JSON file");
   app->add_option("--nodes", o.nodes, "Nodes of the cluster; 0: what its card says")->check(CLI::NonNegativeNumber);
   app->add_option("--precision", o.precision,
@@ -138,6 +145,11 @@ CLI::App* add_plan(CLI::App& root, PlanOptions& o) {
   app->add_option("--redundant-experts", o.redundant_experts, "Further replicas of experts in each layer");
   app->add_option("--loads", o.loads, "JSON file with the load of each expert: [layers with experts][experts]");
   app->add_option("--tensor-parallel", o.tensor_parallel, "Ranks that share the dense parts; 0: the fewest that fit");
+  app->add_option_function<std::string>(
+         "--speculative", [&o](const std::string& how) { o.mtp = how == "mtp"; },
+         "Guess tokens ahead, which takes the MTP layer's weights and cache: none, mtp")
+      ->check(CLI::IsMember({"none", "mtp"}))
+      ->default_str("none");
   app->add_flag("--json", o.json, "Print the plan as JSON, which 'serve --plan' reads");
   app->add_flag("--table", o.table,
                 "Print memory by context and concurrency, and the smallest bundled cluster for each");
@@ -170,7 +182,8 @@ int plan(const PlanOptions& options, bool speaks) {
                                 options.precision.empty() ? Names{} : Names{options.precision}));
     return 0;
   }
-  if (options.model.empty()) throw Error("--model is required (a card, a folder or a config.json)", ExitCode::usage);
+  if (options.model.empty())
+    throw Error("--model is required (a card, a folder, a config.json or a GGUF file)", ExitCode::usage);
   if (options.cluster.empty()) throw Error("--cluster is required (a card or a JSON file)", ExitCode::usage);
   const PlanRequest request = read_request(options);
   if (options.sweep) return print_sweep(request, options, speaks);

@@ -1,5 +1,7 @@
 #include "launch/request_metrics.h"
 
+#include <algorithm>
+
 namespace shoal {
 namespace {
 
@@ -44,6 +46,10 @@ RequestMetrics::RequestMetrics()
       inter_token_(per_token_bounds()),
       time_per_token_(per_token_bounds()),
       latency_(latency_bounds()),
+      queue_(latency_bounds()),
+      prefill_(latency_bounds()),
+      decode_(latency_bounds()),
+      inference_(latency_bounds()),
       prompt_tokens_(token_bounds()),
       generation_tokens_(token_bounds()) {
   for (const char* reason : {"stop", "length", "abort", "error"}) finished_[reason] = 0;
@@ -68,6 +74,13 @@ void RequestMetrics::finished(const Request& request, FinishReason reason) {
   ++finished_[name_of(reason)];
   ++totals_.requests;
   latency_.observe(seconds(Clock::now() - request.begin));
+  if (request.queue_s >= 0) queue_.observe(request.queue_s);
+  if (request.queue_s >= 0 && request.tokens > 0) {
+    // What is not waiting is work, so the three parts add up to the time of the last token.
+    prefill_.observe(std::max(0.0, seconds(request.first - request.begin) - request.queue_s));
+    decode_.observe(seconds(request.last - request.first));
+    inference_.observe(std::max(0.0, seconds(request.last - request.begin) - request.queue_s));
+  }
   prompt_tokens_.observe(request.prompt_tokens);
   generation_tokens_.observe(request.tokens);
   if (request.tokens > 1) time_per_token_.observe(seconds(request.last - request.first) / (request.tokens - 1));
@@ -83,6 +96,10 @@ void RequestMetrics::write(PrometheusText& text, const std::string& prefix) cons
   write_one("inter_token_latency_seconds", "Between two tokens of a request.", inter_token_);
   write_one("request_time_per_output_token_seconds", "A request's mean time between tokens.", time_per_token_);
   write_one("e2e_request_latency_seconds", "From a request's arrival to its end.", latency_);
+  write_one("request_queue_time_seconds", "From a request's arrival to its first step.", queue_);
+  write_one("request_prefill_time_seconds", "From a request's first step to its first token.", prefill_);
+  write_one("request_decode_time_seconds", "From a request's first token to its last.", decode_);
+  write_one("request_inference_time_seconds", "From a request's first step to its last token.", inference_);
   write_one("request_prompt_tokens", "Tokens of a request's prompt.", prompt_tokens_);
   write_one("request_generation_tokens", "Tokens of a request's answer.", generation_tokens_);
   text.family(prefix + "request_success_total", "counter", "Requests that ended, by reason.");

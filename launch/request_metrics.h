@@ -20,6 +20,7 @@ class RequestMetrics {
   /// One request's times.
   struct Request {
     Clock::time_point begin = Clock::now(), first{}, last{};
+    double queue_s = -1;  // of it; negative: it was never computed
     int prompt_tokens = 0, tokens = 0;
   };
   void token(Request& request);
@@ -36,7 +37,8 @@ class RequestMetrics {
 
  private:
   mutable std::mutex mutex_;
-  Histogram ttft_, inter_token_, time_per_token_, latency_, prompt_tokens_, generation_tokens_;
+  Histogram ttft_, inter_token_, time_per_token_, latency_, queue_, prefill_, decode_, inference_, prompt_tokens_,
+      generation_tokens_;
   std::map<std::string, std::uint64_t> finished_;  // by reason
   Totals totals_;
 };

@@ -92,6 +92,13 @@ int serve_engine(Engine& engine, const ServeOptions& options, HttpServer& server
   const auto metrics = std::make_shared<RequestMetrics>();
   const ServerStatus status(engine, *metrics);
   GenerationService service(generator_of(*engine.coordinator), engine.tokenizer, metrics);
+  if (engine.rebalancer)
+    engine.rebalancer->on_change([](const Rebalancer::Change& change) {
+      log::info("experts moved", {{"layer", change.layer},
+                                  {"moves", change.moves},
+                                  {"largest_over_mean", std::round(change.before * 1000) / 1000},
+                                  {"then", std::round(change.after * 1000) / 1000}});
+    });
   entrance.open(std::make_shared<const OpenAiApi>(model_of(engine, options), service, options.api_keys, &status));
 
   std::promise<void> told_to_end;
@@ -146,6 +153,9 @@ CLI::App* add_serve(CLI::App& root, ServeOptions& options) {
   app->add_flag("--log-json", options.log_json, "Write the log as one JSON object a line");
   app->add_flag("!--no-access-log", options.access_log, "Do not log every request");
   app->add_option("--grace", options.grace_s, "Seconds that running requests get when the server is told to end")
+      ->check(CLI::NonNegativeNumber);
+  app->add_option("--max-waiting", options.job.max_waiting,
+                  "Requests that may wait for a place; more get status 429 and are to come back later")
       ->check(CLI::NonNegativeNumber);
   add_job_options(*app, options.job);
   return app;

@@ -94,6 +94,12 @@ std::string ServerStatus::metrics() const {
     per_rank("rank_expert_tokens_total", "Rows that the experts of a rank computed.",
              [](const Rank& rank) { return rank.expert_tokens; });
   }
+  if (engine_.rebalancer) {
+    const auto moved = engine_.rebalancer->totals();
+    one("expert_moves_total", "counter", "Experts that went to another rank.", static_cast<double>(moved.moves));
+    one("expert_imbalance", "gauge", "Tokens of the most loaded rank's experts over the mean, worst layer, last look.",
+        moved.imbalance);
+  }
   return text.take();
 }
 

@@ -176,14 +176,6 @@ LayerPlacement place_flat(std::span<const double> loads, std::span<const int> sl
   return best.placement();
 }
 
-/// Every exchange moves weights, so it ends as soon as the balance is good.
-LayerPlacement replace_flat(std::span<const double> loads, const ExpertRanks& ranks, const LayerPlacement& start) {
-  Balance balance(loads, ranks.slots, ranks.speed);
-  balance.start_with(start);
-  balance.improve(flat_bound(loads, ranks.slots, ranks.speed) * 1.02);
-  return balance.placement();
-}
-
 void check(std::span<const double> loads, const ExpertRanks& ranks) {
   if (loads.empty() || ranks.size() == 0) fail("a placement needs experts and ranks");
   for (const double load : loads)
@@ -253,10 +245,8 @@ double load_bound(std::span<const double> loads, const ExpertRanks& ranks, int n
   return std::max(flat, packing.largest() / node_speed);
 }
 
-LayerPlacement place_experts(std::span<const double> loads, const ExpertRanks& ranks, int n_group,
-                             const LayerPlacement* start) {
+LayerPlacement place_experts(std::span<const double> loads, const ExpertRanks& ranks, int n_group) {
   check(loads, ranks);
-  if (start) return replace_flat(loads, ranks, *start);
   if (!hierarchical(ranks, n_group)) return place_flat(loads, ranks.slots, ranks.speed);
 
   const GroupPacking packing(group_loads(loads, n_group), static_cast<int>(nodes_of(ranks).size()));

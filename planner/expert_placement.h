@@ -41,10 +41,9 @@ double load_bound(std::span<const double> loads, const ExpertRanks& ranks, int n
 /// replica counts for the smallest feasible level, largest first onto the least loaded rank, then exchanges between the
 /// most loaded rank and the others, with the replicas' shares evened out (the minimum of the sum of squared loads,
 /// which also has the smallest maximum). `n_group` > 1: the experts of a routing group, and their replicas, stay on one
-/// node where there are at least as many groups as nodes and nodes are equal; else groups do not matter. `start`: a
-/// placement to begin with instead, of which as much stays as it can. Error where the slots do not suffice.
-LayerPlacement place_experts(std::span<const double> loads, const ExpertRanks& ranks, int n_group,
-                             const LayerPlacement* start = nullptr);
+/// node where there are at least as many groups as nodes and nodes are equal; else groups do not matter. Error where
+/// the slots do not suffice.
+LayerPlacement place_experts(std::span<const double> loads, const ExpertRanks& ranks, int n_group);
 
 /// Replicas that `after` has on ranks where `before` has none of that expert: what has to be moved.
 int moved_replicas(const LayerPlacement& before, const LayerPlacement& after);

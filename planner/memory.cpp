@@ -24,9 +24,11 @@ std::int64_t round_up(std::int64_t n, std::int64_t unit) { return (n + unit - 1)
 /// Working memory of a step of `tokens` on a CPU rank: the FP32 buffers of runtime/model.cpp, and what kernels/cpu
 /// packs of the inputs of feed-forward blocks, in the type that is computed in (`packed_bytes`), routed experts'
 /// included.
-double cpu_activations(const ModelConfig& c, double tokens, int tensor_parallel, double packed_bytes, double peak) {
+double cpu_activations(const ModelConfig& c, double tokens, int tensor_parallel, double packed_bytes, double peak,
+                       bool mtp) {
   const double hidden = c.hidden_size, heads = std::ceil(static_cast<double>(c.num_attention_heads) / tensor_parallel);
-  double width = 3 * hidden;  // residual stream, normed, branch
+  double width = 3 * hidden;     // residual stream, normed, branch
+  if (mtp) width += 3 * hidden;  // its own stream, and embedding and hidden state joined
   if (c.is_mla()) {
     width += c.q_lora_rank + heads * c.qk_head_dim() + c.kv_width();
     width += heads * c.kv_width() + heads * (c.kv_lora_rank + c.v_head_dim);
@@ -61,21 +63,23 @@ double kv_bytes_per_token(const ModelConfig& config, KvType type) {
   return static_cast<double>(kv_row_bytes(type, config.kv_width()) * config.num_hidden_layers);
 }
 
-HeldWeights::HeldWeights(const ModelConfig& config, const Precision& precision, Device::Kind kind)
-    : config_(config), kind_(kind), expert_(static_cast<std::size_t>(config.num_hidden_layers)) {
+HeldWeights::HeldWeights(const ModelConfig& config, const Precision& precision, Device::Kind kind, bool mtp)
+    : config_(config), kind_(kind), expert_(static_cast<std::size_t>(config.num_hidden_layers + (mtp ? 1 : 0))) {
   using Cut = Piece::Cut;
   for (const ExpectedTensor& t : expected_tensors(config)) {
-    if (!t.required() || t.part == Part::mtp) continue;
+    const bool guesses = mtp && t.part == Part::mtp && t.need == Need::with_mtp_layer &&
+                         t.layer == config.num_hidden_layers && !t.name.ends_with("_scale_inv");
+    if (!guesses && (!t.required() || t.part == Part::mtp)) continue;
     const WeightType* type = &precision.type_of(config, t);
     const std::int64_t rows = t.shape.size() > 1 ? t.shape[0] : 1, cols = t.shape.back();
     const auto is = [&](std::string_view leaf) { return t.name.ends_with(leaf); };
-    if (t.part == Part::routed_experts) {
+    if (t.part == Part::routed_experts || (guesses && t.name.find(".mlp.experts.") != std::string::npos)) {
       expert_[static_cast<std::size_t>(t.layer)] +=
           bytes_of({type, rows, cols, Cut::none}, rows, cols) / config.n_routed_experts;
       continue;
     }
     const bool vector = t.shape.size() < 2;
-    if (vector || t.part == Part::router) type = &weight_type("F32");
+    if (vector || t.part == Part::router || is(".mlp.gate.weight")) type = &weight_type("F32");
     // Split by head and transposed, which blocks along a row do not survive.
     if (is("kv_b_proj.weight") && type->block_cols > 1 && type->block_rows == 1) type = &weight_type("F32");
     Cut cut = Cut::none;
@@ -93,7 +97,7 @@ double HeldWeights::bytes_of(const Piece& piece, std::int64_t rows, std::int64_t
   if (rows == 0 || cols == 0) return 0;
   if (rows == 1 || kind_ == Device::Kind::gpu) return static_cast<double>(piece.type->bytes(rows, cols));
   const std::int64_t padded_cols = piece.type->block_cols == 1 ? round_up(cols, 2) : cols;
-  const auto bytes = static_cast<double>(piece.type->bytes(round_up(rows, panel_rows), padded_cols));
+  const auto bytes = static_cast<double>(piece.type->held().bytes(round_up(rows, panel_rows), padded_cols));
   return bytes < 2 * huge_page ? bytes : std::ceil(bytes / huge_page) * huge_page;
 }
 
@@ -157,6 +161,7 @@ RankMemory rank_memory(const ModelConfig& config, const HeldWeights& weights, co
     m.weights += weights.expert_bytes(static_cast<int>(layer)) * held_experts[layer];
 
   double per_token = kv_bytes_per_token(config, workload.kv);
+  if (workload.mtp) per_token *= (config.num_hidden_layers + 1.0) / config.num_hidden_layers;
   if (tp > 1 && !config.is_mla()) {
     const HeadSlice mine = head_slice(config.num_attention_heads, config.num_key_value_heads, tp, in_group);
     per_token *= static_cast<double>(mine.kv_heads.count) / config.num_key_value_heads;
@@ -165,7 +170,7 @@ RankMemory rank_memory(const ModelConfig& config, const HeldWeights& weights, co
       sequences_on(workload, layout, rank) * static_cast<double>(round_up(workload.context, page_tokens)) * per_token;
 
   const double tokens = workload.max_batched_tokens;
-  const bool bf16_rows = workload.kv != KvType::f32;
+  const bool bf16_rows = workload.bf16_rows;
   // Steps differ in where their tokens go, and buffers keep the size of the largest.
   const double peak = layout.ranks > 1 ? 1.25 : 1;
   double arriving = 0;  // rows that all ranks' tokens bring, at even routing
@@ -178,7 +183,7 @@ RankMemory rank_memory(const ModelConfig& config, const HeldWeights& weights, co
     m.exchange = tokens * config.hidden_size * 4.0;
   }
   m.activations = gpu ? gpu_activations(config, tokens, tp, arriving)
-                      : cpu_activations(config, tokens, tp, bf16_rows ? 2 : 4, peak);
+                      : cpu_activations(config, tokens, tp, bf16_rows ? 2 : 4, peak, workload.mtp);
   m.reserve = gpu ? gpu_reserve : cpu_reserve;
   if (device.companion) m.companion = dense + m.kv + gpu_activations(config, tokens, tp, 0) + gpu_reserve;
   return m;

@@ -20,6 +20,8 @@ struct Workload {
   int concurrency = 1;  // sequences at once, over all ranks
   KvType kv = KvType::bf16;
   int max_batched_tokens = 512;  // of one rank in a step
+  bool bf16_rows = true;         // type of activations and exchanged rows on a CPU (--compute); else FP32
+  bool mtp = false;              // the model's MTP layer guesses tokens ahead
 };
 
 /// How the dense parts are cut. Ranks of a tensor-parallel group hold 1/n of every dense matrix and share their
@@ -45,11 +47,14 @@ struct RankMemory {
 /// split by head (in F32 where it was in blocks along a row), router and vectors F32.
 class HeldWeights {
  public:
-  HeldWeights(const ModelConfig& config, const Precision& precision, Device::Kind kind);
+  /// `mtp`: the MTP layer too.
+  HeldWeights(const ModelConfig& config, const Precision& precision, Device::Kind kind, bool mtp = false);
 
   /// All but routed experts, on `rank` of a tensor-parallel group.
   double dense_bytes(int tensor_parallel, int rank) const;
+  /// Of one routed expert. The MTP layer is the one behind the others.
   double expert_bytes(int layer) const { return expert_[static_cast<std::size_t>(layer)]; }
+  int layers() const { return static_cast<int>(expert_.size()); }
 
  private:
   struct Piece {
@@ -62,7 +67,7 @@ class HeldWeights {
   const ModelConfig config_;
   const Device::Kind kind_;
   std::vector<Piece> dense_;
-  std::vector<double> expert_;  // [layers] bytes of one routed expert
+  std::vector<double> expert_;  // [layers]
 };
 
 /// Bytes of KV cache per token and layer stack of the whole model.
@@ -71,7 +76,8 @@ double kv_bytes_per_token(const ModelConfig& config, KvType type);
 /// Sequences of the workload that live on `rank`: they are dealt out to the tensor-parallel groups.
 int sequences_on(const Workload& workload, const Layout& layout, int rank);
 
-/// What `rank` holds when every rank has its share of the sequences. `held_experts`: [layers] replicas on this rank.
+/// What `rank` holds when every rank has its share of the sequences. `held_experts`: [weights.layers()] replicas on
+/// this rank.
 RankMemory rank_memory(const ModelConfig& config, const HeldWeights& weights, const Workload& workload,
                        const Layout& layout, const Cluster& cluster, int rank, std::span<const int> held_experts);
 

@@ -30,23 +30,29 @@ HeadSlice head_slice(int num_attention_heads, int num_key_value_heads, int ranks
 }
 
 std::vector<std::int32_t> Placement::experts_on(int layer, int rank) const {
-  const auto& ranks_of = rank_of_expert[static_cast<std::size_t>(layer)];
-  std::vector<std::int32_t> experts;
-  for (std::size_t e = 0; e < ranks_of.size(); ++e)
-    if (ranks_of[e] == rank) experts.push_back(static_cast<std::int32_t>(e));
-  return experts;
+  const LayerPlacement& all = experts[static_cast<std::size_t>(layer)];
+  std::vector<std::int32_t> mine;
+  for (std::size_t e = 0; e < all.size(); ++e)
+    if (std::ranges::any_of(all[e], [&](const Replica& r) { return r.rank == rank; }))
+      mine.push_back(static_cast<std::int32_t>(e));
+  return mine;
+}
+
+bool Placement::has_replicas() const {
+  return std::ranges::any_of(experts, [](const LayerPlacement& layer) {
+    return std::ranges::any_of(layer, [](const auto& replicas) { return replicas.size() > 1; });
+  });
 }
 
 Placement place_evenly(const ModelConfig& config, int ranks) {
-  Placement placement{
-      .ranks = ranks, .tensor_parallel = ranks > 1 && config.n_routed_experts == 0, .rank_of_expert = {}};
-  std::vector<std::int32_t> even(static_cast<std::size_t>(config.n_routed_experts));
+  Placement placement{.ranks = ranks, .tensor_parallel = ranks > 1 && config.n_routed_experts == 0, .experts = {}};
+  LayerPlacement even(static_cast<std::size_t>(config.n_routed_experts));
   for (int r = 0; r < ranks; ++r) {
     const Slice mine = slice_of(config.n_routed_experts, ranks, r);
-    std::fill_n(even.begin() + mine.first, mine.count, r);
+    for (std::int64_t e = mine.first; e < mine.first + mine.count; ++e) even[static_cast<std::size_t>(e)] = {{r, 1}};
   }
   for (int layer = 0; layer < config.num_hidden_layers + config.num_nextn_predict_layers; ++layer)
-    placement.rank_of_expert.push_back(config.is_moe_layer(layer) ? even : std::vector<std::int32_t>{});
+    placement.experts.push_back(config.is_moe_layer(layer) ? even : LayerPlacement{});
   return placement;
 }
 

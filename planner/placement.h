@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "planner/expert_placement.h"
 #include "planner/model_config.h"
 
 namespace shoal {
@@ -30,11 +31,12 @@ HeadSlice head_slice(int num_attention_heads, int num_key_value_heads, int ranks
 struct Placement {
   int ranks = 1;
   bool tensor_parallel = false;
-  /// [layers][n_routed_experts], empty for layers without experts.
-  std::vector<std::vector<std::int32_t>> rank_of_expert;
+  std::vector<LayerPlacement> experts;  // [layers], empty for layers without experts
 
-  /// The experts of a layer that live on `rank`, ascending.
+  /// The experts of a layer that have a replica on `rank`, ascending.
   std::vector<std::int32_t> experts_on(int layer, int rank) const;
+  /// Whether any expert has more than one replica.
+  bool has_replicas() const;
 };
 
 /// Experts in contiguous runs of equal length (one more on the first ranks where it does not divide), so that a routing

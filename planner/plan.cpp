@@ -29,6 +29,8 @@ void check(const PlanRequest& r) {
          fmt::format("--concurrency is {}, and must be at least 1", r.workload.concurrency));
   refuse(r.prompt < 0 || r.prompt > r.workload.context,
          fmt::format("--prompt is {}, and must lie within the context of {}", r.prompt, r.workload.context));
+  refuse(r.workload.mtp && r.config.num_nextn_predict_layers < 1,
+         "--speculative mtp needs a model with an MTP layer (num_nextn_predict_layers), and this one has none");
   refuse(r.redundant_experts < 0,
          fmt::format("--redundant-experts is {}, and must not be negative", r.redundant_experts));
   refuse(r.tensor_parallel < 0 || (r.tensor_parallel > 0 && ranks % r.tensor_parallel != 0),
@@ -97,11 +99,13 @@ ExpertRanks expert_ranks(const PlanRequest& r, const HeldWeights& weights, const
   return ranks;
 }
 
-/// Replicas of a layer on a rank, for all layers with experts.
-std::vector<int> held_counts(const ModelConfig& config, int slots) {
+/// Replicas of a layer on a rank, for all layers with experts. Those of an MTP layer are spread evenly.
+std::vector<int> held_counts(const ModelConfig& config, const HeldWeights& weights, int slots, int ranks) {
   std::vector<int> counts;
-  for (int layer = 0; layer < config.num_hidden_layers; ++layer)
-    counts.push_back(config.is_moe_layer(layer) ? slots : 0);
+  for (int layer = 0; layer < weights.layers(); ++layer)
+    counts.push_back(!config.is_moe_layer(layer)        ? 0
+                     : layer < config.num_hidden_layers ? slots
+                                                        : (config.n_routed_experts + ranks - 1) / ranks);
   return counts;
 }
 
@@ -125,8 +129,8 @@ Chosen choose_layout(const PlanRequest& r, const HeldWeights& weights) {
       const auto [kind, fresh] = known.try_emplace(
           {&r.cluster.group_of(rank), rank % tp, sequences_on(r.workload, chosen.layout, rank), slots});
       if (fresh) {
-        kind->second =
-            rank_memory(r.config, weights, r.workload, chosen.layout, r.cluster, rank, held_counts(r.config, slots));
+        kind->second = rank_memory(r.config, weights, r.workload, chosen.layout, r.cluster, rank,
+                                   held_counts(r.config, weights, slots, chosen.layout.ranks));
         chosen.fits &= holds(r.cluster.device_of(rank), kind->second, weights.dense_bytes(tp, rank % tp));
       }
       chosen.memory.push_back(kind->second);
@@ -168,7 +172,8 @@ std::vector<std::string> changes_that_fit(const PlanRequest& request, const Held
     if (std::string_view(name).starts_with("UD-") && r.config.architecture != Architecture::deepseek_v3) continue;
     r.precision = Precision::from_name(name);
     const auto bytes = static_cast<double>(checkpoint_bytes(r.config, r.precision));
-    if (bytes >= now || !fits(r, HeldWeights(r.config, r.precision, r.cluster.groups[0].device.kind))) continue;
+    if (bytes >= now || !fits(r, HeldWeights(r.config, r.precision, r.cluster.groups[0].device.kind, r.workload.mtp)))
+      continue;
     changes.push_back(
         fmt::format("--precision {} ({:.0f} GB of weights instead of {:.0f})", name, bytes / 1e9, now / 1e9));
     break;
@@ -215,7 +220,7 @@ bool fits(const PlanRequest& request, const HeldWeights& weights) { return choos
 Plan make_plan(const PlanRequest& r) {
   check(r);
   Plan plan;
-  const HeldWeights weights(r.config, r.precision, r.cluster.groups[0].device.kind);
+  const HeldWeights weights(r.config, r.precision, r.cluster.groups[0].device.kind, r.workload.mtp);
   const Chosen chosen = choose_layout(r, weights);
   const ParameterCounts counts = count_parameters(r.config, expected_tensors(r.config));
   plan.model = r.model;
@@ -237,7 +242,7 @@ Plan make_plan(const PlanRequest& r) {
     place(r, chosen.ranks, plan);
     // Slots that no replica came to need no memory.
     for (int rank = 0; rank < plan.layout.ranks; ++rank) {
-      std::vector<int> held(plan.experts.size());
+      std::vector<int> held = held_counts(r.config, weights, 0, plan.layout.ranks);
       for (std::size_t layer = 0; layer < plan.experts.size(); ++layer)
         for (const auto& replicas : plan.experts[layer])
           for (const Replica& x : replicas) held[layer] += x.rank == rank;

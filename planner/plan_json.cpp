@@ -103,6 +103,8 @@ Json Plan::to_json() const {
                 {{"context", workload.context},
                  {"concurrency", workload.concurrency},
                  {"kv_type", name_of(workload.kv)},
+                 {"compute", workload.bf16_rows ? "bf16" : "f32"},
+                 {"speculative", workload.mtp ? "mtp" : "none"},
                  {"max_batched_tokens", workload.max_batched_tokens}}},
                {"layout", {{"ranks", layout.ranks}, {"tensor_parallel", layout.tensor_parallel}}},
                {"fits", fits},
@@ -139,6 +141,12 @@ Plan Plan::from_json(const nlohmann::json& document, const std::string& place) {
   plan.workload.concurrency = workload.integer("concurrency", 1, 1 << 30);
   plan.workload.max_batched_tokens = workload.integer("max_batched_tokens", 1, 1 << 30);
   plan.workload.kv = kv_type_from(workload.string_or("kv_type", "bf16"));
+  const std::string compute = workload.string_or("compute", plan.workload.kv == KvType::f32 ? "f32" : "bf16");
+  if (compute != "f32" && compute != "bf16") workload.reject("compute", "must be f32 or bf16");
+  plan.workload.bf16_rows = compute == "bf16";
+  const std::string speculative = workload.string_or("speculative", "none");
+  if (speculative != "none" && speculative != "mtp") workload.reject("speculative", "must be none or mtp");
+  plan.workload.mtp = speculative == "mtp";
   plan.layout.ranks = layout.integer("ranks", 1, 1 << 24);
   plan.layout.tensor_parallel = layout.integer("tensor_parallel", 1, plan.layout.ranks);
   if (plan.layout.ranks != plan.cluster.ranks())

@@ -61,7 +61,22 @@ Precision Precision::of_config(const ModelConfig& config) {
   return from_name("bf16");
 }
 
+Precision Precision::of_tensors(std::string name, std::map<std::string, const WeightType*, std::less<>> types) {
+  Precision p;
+  p.name_ = std::move(name);
+  p.gguf_ = true;
+  p.types_ = std::make_shared<const std::map<std::string, const WeightType*, std::less<>>>(std::move(types));
+  return p;
+}
+
 const WeightType& Precision::type_of(const ModelConfig& config, const ExpectedTensor& tensor) const {
+  if (types_) {
+    auto found = types_->find(tensor.name);
+    // Newer files have kv_b_proj in two halves; a head that is tied to the embedding is not there.
+    if (const auto at = tensor.name.find("kv_b_proj"); found == types_->end() && at != std::string::npos)
+      found = types_->find(std::string(tensor.name).replace(at, 9, "k_b_proj"));
+    return found == types_->end() ? weight_type("F32") : *found->second;
+  }
   if (gguf_) return gguf_type(config, name_, tensor);
   const bool plain = linear_->block_cols == 1;
   return plain || is_linear(tensor) ? *linear_ : weight_type("BF16");

@@ -1,4 +1,7 @@
 #pragma once
+#include <functional>
+#include <map>
+#include <memory>
 #include <string>
 #include <string_view>
 
@@ -21,6 +24,8 @@ class Precision {
   static Precision from_name(const std::string& name);
   /// What the checkpoint that a configuration comes from holds.
   static Precision of_config(const ModelConfig& config);
+  /// What a GGUF file holds: the type of each tensor, by its Hugging Face name.
+  static Precision of_tensors(std::string name, std::map<std::string, const WeightType*, std::less<>> types);
 
   const std::string& name() const { return name_; }
   bool is_gguf() const { return gguf_; }
@@ -33,6 +38,7 @@ class Precision {
  private:
   std::string name_;
   bool gguf_ = false;
+  std::shared_ptr<const std::map<std::string, const WeightType*, std::less<>>> types_;  // of of_tensors
   const WeightType* linear_ = nullptr;  // of linear layers, and of all else where it is no quantized type
 };
 

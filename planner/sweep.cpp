@@ -14,7 +14,7 @@ std::vector<Operating> sweep(const PlanRequest& request, const std::vector<std::
   for (const std::string& precision : precisions) {
     PlanRequest r = request;
     r.precision = Precision::from_name(precision);
-    const HeldWeights weights(r.config, r.precision, device.kind);
+    const HeldWeights weights(r.config, r.precision, device.kind, r.workload.mtp);
     for (int nodes = 1;; nodes = std::min(nodes * 2, most_nodes)) {
       r.cluster.groups[0].nodes = nodes;
       const int ranks = nodes * per_node;

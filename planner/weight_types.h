@@ -14,10 +14,14 @@ struct WeightType {
   int block_cols = 1;
   int block_bytes = 4;  // of the block's elements, and its factors where they lie between them
   int block_rows = 1;
-  int factor_bytes = 0;  // of factors kept beside the elements, a block
+  int factor_bytes = 0;      // of factors kept beside the elements, a block
+  int held_block_bytes = 0;  // of the block in a CPU rank's memory; 0: as stored
   double bits() const { return 8.0 * (block_bytes + factor_bytes) / (static_cast<double>(block_cols) * block_rows); }
   /// Bytes of a matrix [rows, cols].
   std::int64_t bytes(std::int64_t rows, std::int64_t cols) const;
+  /// The type as a CPU rank holds it: GGUF's blocks become codes that one kernel multiplies (kernels/packed_format.h),
+  /// integers of a Hugging Face folder are expanded to F32 (runtime/tensor_loader.h).
+  WeightType held() const;
 };
 
 /// F32, F16, BF16, FP8 (E4M3, blocks of 128 x 128), INT8 and INT4 (groups along a row with a BF16 factor) and GGUF's

@@ -152,6 +152,7 @@ void check_against_index(const Layout& layout, const std::vector<std::vector<Ten
 struct Checkpoint::Files {
   fs::path model;
   std::vector<std::optional<InputFile>> files;
+  Source source;  // of tensors in no file
 };
 
 void TensorInfo::set_format(const QuantFormat* f) {
@@ -165,7 +166,7 @@ Checkpoint Checkpoint::open(const fs::path& model) {
   if (is_gguf(model)) return open_gguf(model);
   Layout layout = layout_of(model);
   Checkpoint checkpoint;
-  checkpoint.handles_ = std::make_shared<Files>(Files{model, {}});
+  checkpoint.handles_ = std::make_shared<Files>(Files{model, {}, {}});
   checkpoint.handles_->files.resize(layout.files.size());
   std::vector<std::vector<TensorInfo>> by_file(layout.files.size());
   parallel_for(layout.files.size(), [&](std::size_t i) {
@@ -187,7 +188,7 @@ Checkpoint Checkpoint::open(const fs::path& model) {
 Checkpoint Checkpoint::open_gguf(const fs::path& model) {
   Gguf gguf = Gguf::open(model);
   Checkpoint checkpoint;
-  checkpoint.handles_ = std::make_shared<Files>(Files{model, {}});
+  checkpoint.handles_ = std::make_shared<Files>(Files{model, {}, {}});
   for (const fs::path& file : gguf.files) checkpoint.handles_->files.emplace_back(file);
   for (TensorInfo& tensor : under_hugging_face_names(gguf)) {
     std::string name = tensor.name;
@@ -197,6 +198,14 @@ Checkpoint Checkpoint::open_gguf(const fs::path& model) {
   }
   checkpoint.files_ = std::move(gguf.files);
   return checkpoint;
+}
+
+Checkpoint::Checkpoint(const std::string& name, std::vector<TensorInfo> tensors, Source source)
+    : handles_(std::make_shared<Files>(Files{name, {}, std::move(source)})), files_{name} {
+  for (TensorInfo& tensor : tensors) {
+    std::string key = tensor.name;
+    tensors_.emplace(std::move(key), std::move(tensor));
+  }
 }
 
 const TensorInfo* Checkpoint::find(std::string_view name) const {
@@ -215,11 +224,12 @@ const TensorInfo& Checkpoint::require(std::string_view name, std::span<const std
 }
 
 void Checkpoint::read(const TensorInfo& tensor, std::uint64_t from, std::span<std::byte> out) const {
-  const InputFile& file = *handles_->files.at(static_cast<std::size_t>(tensor.file));
   if (from > tensor.bytes || out.size() > tensor.bytes - from) {
-    fail("{}: tensor {}: bytes [{}, {}) were asked for, and it has {}", file.path().string(), tensor.name, from,
-         from + out.size(), tensor.bytes);
+    fail("{}: tensor {}: bytes [{}, {}) were asked for, and it has {}",
+         files_.at(static_cast<std::size_t>(tensor.file)).string(), tensor.name, from, from + out.size(), tensor.bytes);
   }
+  if (handles_->source) return handles_->source(tensor, from, out);
+  const InputFile& file = *handles_->files.at(static_cast<std::size_t>(tensor.file));
   file.read(tensor.offset + from, out, ": tensor " + tensor.name);
 }
 

@@ -43,6 +43,11 @@ class Checkpoint {
   /// absurd sizes, duplicate keys), a tensor of the index that its shard lacks.
   static Checkpoint open(const std::filesystem::path& model);
 
+  /// Fills `out` with bytes [from, from + out.size()) of a tensor.
+  using Source = std::function<void(const TensorInfo& tensor, std::uint64_t from, std::span<std::byte> out)>;
+  /// Tensors that are in no file; `name` is what messages call them all.
+  Checkpoint(const std::string& name, std::vector<TensorInfo> tensors, Source source);
+
   const std::map<std::string, TensorInfo, std::less<>>& tensors() const { return tensors_; }
   const std::vector<std::filesystem::path>& files() const { return files_; }
   const TensorInfo* find(std::string_view name) const;
@@ -55,6 +60,7 @@ class Checkpoint {
   std::vector<float> read_floats(const TensorInfo& tensor) const;
 
  private:
+  Checkpoint() = default;
   static Checkpoint open_gguf(const std::filesystem::path& model);
 
   struct Files;

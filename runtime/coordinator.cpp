@@ -12,6 +12,19 @@
 #include "runtime/scheduler.h"
 
 namespace shoal {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+/// A request that has not had its last event.
+struct OpenRequest {
+  std::shared_ptr<const EventSink> sink;
+  Clock::time_point submitted = Clock::now();
+  double queue_s = -1;  // as GenerationEvent::queue_s
+};
+
+}  // namespace
+
 /// The thread around the scheduler. The mutex guards everything below it; it is never held while sinks run, frames are
 /// sent or answers awaited.
 struct Coordinator::Impl {
@@ -21,7 +34,7 @@ struct Coordinator::Impl {
   mutable std::mutex mutex;
   std::condition_variable wake;
   Scheduler scheduler;
-  std::unordered_map<std::uint64_t, std::shared_ptr<const EventSink>> sinks;
+  std::unordered_map<std::uint64_t, OpenRequest> open;
   Scheduler::Events events;  // to be told
   std::uint64_t last_request = 0;
   std::vector<std::uint64_t> expert_tokens;
@@ -41,10 +54,15 @@ struct Coordinator::Impl {
       {
         std::unique_lock lock(mutex);
         wake.wait(lock, [this] {
-          return stopping || !events.empty() || (!sinks.empty() && !failure.empty()) || scheduler.has_work();
+          return stopping || !events.empty() || (!open.empty() && !failure.empty()) || scheduler.has_work();
         });
         told.swap(events);
         if (!stopping && failure.empty() && scheduler.has_work()) plans = scheduler.plan();
+        note_first_steps(plans);
+      }
+      if (!plans.empty() && options.move_experts) {
+        if (const auto layer = options.move_experts())
+          for (StepPlan& plan : plans) plan.experts.push_back(*layer);
       }
       // The workers compute while the sinks of the previous step are told.
       send(plans);
@@ -53,6 +71,17 @@ struct Coordinator::Impl {
         collect(plans.front().step);
       } else if (close_open_requests()) {
         return;
+      }
+    }
+  }
+
+  void note_first_steps(const std::vector<StepPlan>& plans) {
+    const auto now = Clock::now();
+    for (const StepPlan& plan : plans) {
+      for (const SequenceStart& start : plan.start) {
+        const auto at = open.find(start.sequence);
+        if (at == open.end() || at->second.queue_s >= 0) continue;  // it comes back after a preemption
+        at->second.queue_s = std::chrono::duration<double>(now - at->second.submitted).count();
       }
     }
   }
@@ -66,21 +95,22 @@ struct Coordinator::Impl {
     for (std::size_t rank = 0; rank < plans.size(); ++rank) control.send(static_cast<int>(rank), frame(plans[rank]));
   }
 
-  void deliver(const Scheduler::Events& told) {
-    for (const auto& [request, event] : told) {
+  void deliver(Scheduler::Events& told) {
+    for (auto& [request, event] : told) {
       std::shared_ptr<const EventSink> sink;
       {
         const std::lock_guard lock(mutex);
-        const auto at = sinks.find(request);
-        if (at == sinks.end()) continue;
-        sink = at->second;
-        if (event.finish != FinishReason::none) sinks.erase(at);
+        const auto at = open.find(request);
+        if (at == open.end()) continue;
+        sink = at->second.sink;
+        event.queue_s = at->second.queue_s;
+        if (event.finish != FinishReason::none) open.erase(at);
       }
       try {
         (*sink)(event);
       } catch (...) {  // a listener that broke must not take the others with it
         const std::lock_guard lock(mutex);
-        sinks.erase(request);
+        open.erase(request);
         scheduler.cancel(request);
       }
     }
@@ -132,7 +162,7 @@ struct Coordinator::Impl {
       const std::lock_guard lock(mutex);
       end = stopping;
       if (!end && failure.empty()) return false;
-      for (const auto& [request, sink] : sinks) {
+      for (const auto& [request, unfinished] : open) {
         last.push_back({request, {}});
         last.back().event.finish = failure.empty() ? FinishReason::cancelled : FinishReason::failed;
         last.back().event.error = failure;
@@ -164,7 +194,7 @@ std::uint64_t Coordinator::submit(GenerationRequest request, EventSink sink) {
     throw Overloaded(fmt::format("{} requests are waiting already; try again later", impl_->scheduler.waiting()));
   }
   const std::uint64_t number = ++impl_->last_request;
-  impl_->sinks.emplace(number, std::make_shared<const EventSink>(std::move(sink)));
+  impl_->open.emplace(number, OpenRequest{std::make_shared<const EventSink>(std::move(sink))});
   impl_->scheduler.submit(number, std::move(request));
   impl_->wake.notify_all();
   return number;

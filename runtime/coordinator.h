@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -33,6 +34,7 @@ struct GenerationEvent {
   std::int32_t token = -1;            // a new token, or -1; the stop token itself is reported too
   std::vector<TokenLogprob> logprob;  // its log-probability, if asked
   int cached_tokens = 0;              // prompt tokens that the prefix cache had
+  double queue_s = -1;                // from submit to its first step; negative: it never had one
   FinishReason finish = FinishReason::none;
   std::string error;  // for people, with `failed`
 };
@@ -49,6 +51,7 @@ struct CoordinatorOptions {
   int max_prefill_tokens = 256;  // of these, prompt tokens while any answer is being generated
   int max_waiting = 4096;        // requests that wait; beyond: Overloaded
   std::function<void(const StepResult&, int rank)> on_result;  // for counters; may be empty
+  std::function<std::optional<ExpertLayer>()> move_experts;    // asked once a step, all ranks idle; may be empty
   std::function<void(const Error&)> on_failed;  // a worker cannot go on, so neither can the job; may be empty
 };
 

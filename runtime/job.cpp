@@ -21,6 +21,7 @@
 #include "runtime/model.h"
 #include "runtime/model_source.h"
 #include "runtime/planned_job.h"
+#include "runtime/random_weights.h"
 #include "runtime/weights.h"
 #include "runtime/worker.h"
 
@@ -167,11 +168,13 @@ LoadedModel load_model(const ModelConfig& config, const Checkpoint& checkpoint, 
                        const Rank& rank) {
   LoadedModel loaded;
   loaded.backend = make_backend(options, rank.launch);
+  if (loaded.backend->free_bytes() && options.rebalance_steps > 0)
+    throw Error("--rebalance-steps moves experts between CPUs only; leave it out, or use --device cpu",
+                ExitCode::usage);
 
   const Placement& placement = loaded.placement = job_placement(options, config, rank.comm->size());
-  if (std::filesystem::is_directory(options.model))  // of a GGUF file, config does not say the types
-    refuse_what_does_not_fit(config, options, placement, rank.comm->rank(),
-                             share_of_memory(*loaded.backend, rank.launch));
+  refuse_what_does_not_fit(config, options, placement, rank.comm->rank(),
+                           share_of_memory(*loaded.backend, rank.launch));
   const int cores = static_cast<int>(std::thread::hardware_concurrency());
   const LoadOptions load{.threads = std::clamp(2 * cores / rank.launch.local_size, 1, 16),
                          .progress = rank.leads() && !options.quiet,
@@ -194,9 +197,18 @@ LoadedModel load_model(const ModelConfig& config, const Checkpoint& checkpoint, 
                                    static_cast<std::uint64_t>(layers);
   const int pages = kv_pages(config, options, page_bytes, share_of_memory(*loaded.backend, rank.launch));
   loaded.cache = std::make_unique<KvCache>(*loaded.backend, layers, pages, kPageTokens, width, kv_type);
-  if (const auto tokenizer = read_tokenizer(options.model))
+  if (const auto tokenizer = options.random_weights.empty() ? read_tokenizer(options.model) : nullptr)
     loaded.tokens = std::make_shared<grammar::TokenTable>(*tokenizer, config.vocab_size);
   return loaded;
+}
+
+bool moves_experts(const JobOptions& options, const Placement& placement) {
+  return options.rebalance_steps > 0 && placement.ranks > 1 && !placement.tensor_parallel;
+}
+
+/// Answers stay the same, bit for bit, where experts have replicas or move only if none depends on where they are.
+Answers answers_of(const JobOptions& options, const Placement& placement) {
+  return placement.has_replicas() || moves_experts(options, placement) ? Answers::by_expert : Answers::summed;
 }
 
 /// The start-up summary: model, ranks, devices, memory by part.
@@ -218,6 +230,8 @@ std::string summarize(const ModelConfig& config, const JobOptions& options, cons
   text += fmt::format("memory    weights {:.3f} GB, KV cache {:.3f} GB on the largest rank\n",
                       static_cast<double>(weights) / 1e9, static_cast<double>(kv) / 1e9);
   text += fmt::format("context   {} tokens a request, {} tokens of KV cache in all\n", max_model_len, tokens);
+  if (options.rebalance_steps > 0)
+    text += fmt::format("experts   moved to even out loads, looked at every {} steps\n", options.rebalance_steps);
   if (options.mtp) text += "guesses   one token ahead, by the model's MTP layer\n";
   return text;
 }
@@ -248,15 +262,17 @@ class Lead {
     server.wait_for_all();
     const std::vector<WorkerReady> ready = wait_until_loaded();
     Engine engine;
-    const ModelConfig config = engine.config = read_model_config(options_.model);
-    engine.model_name = model_name(options_.model);
+    const ModelConfig config = engine.config = job_model_config(options_);
+    const bool made_up = !options_.random_weights.empty();
+    engine.model_name = made_up ? options_.model.string() : model_name(options_.model);
     engine.ranks = rank_.comm->size();
-    engine.tokenizer = read_tokenizer(options_.model);
+    if (!made_up) engine.tokenizer = read_tokenizer(options_.model);
     if (engine.tokenizer) engine.chat_template = read_chat_template(options_.model);
 
     CoordinatorOptions c;
     c.ranks = engine.ranks;
-    const Placement placement = job_placement(options_, config, engine.ranks);
+    Placement placement = job_placement(options_, config, engine.ranks);
+    if (!options_.mtp) placement.experts.resize(static_cast<std::size_t>(config.num_hidden_layers));
     c.tensor_parallel = placement.tensor_parallel;
     c.page_tokens = kPageTokens;
     for (const WorkerReady& r : ready) c.kv_pages.push_back(r.kv_pages);
@@ -267,11 +283,18 @@ class Lead {
         static_cast<int>(std::min<std::int64_t>(allowed, static_cast<std::int64_t>(largest) * kPageTokens));
     c.max_num_seqs = options_.max_num_seqs;
     c.max_batched_tokens = options_.max_batched_tokens;
-    c.max_prefill_tokens = options_.max_prefill_tokens;
+    c.max_prefill_tokens = engine.max_prefill_tokens = options_.max_prefill_tokens;
+    c.max_waiting = options_.max_waiting;
     engine.workers = ready;
     const auto counters = std::make_shared<StepCounters>(placement);
     engine.counters = counters;
-    c.on_result = [counters](const StepResult& result, int rank) { counters->add(result, rank); };
+    if (moves_experts(options_, placement))
+      engine.rebalancer = std::make_shared<Rebalancer>(placement, options_.rebalance_steps);
+    c.on_result = [counters, rebalancer = engine.rebalancer](const StepResult& result, int rank) {
+      counters->add(result, rank);
+      if (rebalancer) rebalancer->add(result);
+    };
+    if (engine.rebalancer) c.move_experts = [rebalancer = engine.rebalancer] { return rebalancer->next(); };
     c.on_failed = [this](const Error& error) { end_job(rank_, error); };
     engine.summary = summarize(config, options_, *rank_.comm, ready, engine.max_model_len);
 
@@ -319,8 +342,8 @@ void work(const JobOptions& options, Rank& rank) {
   auto loading = std::async(std::launch::async, [&] {
     LoadedModel loaded;
     report_failure(rank, [&] {
-      config = read_model_config(options.model);
-      loaded = load_model(config, Checkpoint::open(options.model), options, rank);
+      config = job_model_config(options);
+      loaded = load_model(config, job_checkpoint(options), options, rank);
       client.send(
           frame(Message::ready, encode(WorkerReady{loaded.weights.bytes, loaded.cache->bytes(), loaded.cache->pages(),
                                                    loaded.backend->description(), host_name()})));
@@ -339,8 +362,9 @@ void work(const JobOptions& options, Rank& rank) {
     report_failure(rank, [&] {
       if (!worker) {  // the first step reaches all ranks together: the time for collective set-up
         loaded = loading.get();
-        model = std::make_unique<Model>(config, std::move(loaded.weights), loaded.placement, *loaded.backend,
-                                        *rank.comm, *loaded.cache, bf16(options));
+        model =
+            std::make_unique<Model>(config, std::move(loaded.weights), loaded.placement, *loaded.backend, *rank.comm,
+                                    *loaded.cache, bf16(options), answers_of(options, loaded.placement));
         const bool outputs = rank.leads() || !loaded.placement.tensor_parallel;
         worker = std::make_unique<Worker>(*model, *loaded.cache, kMaxLogitRows, outputs, loaded.tokens);
       }
@@ -381,6 +405,16 @@ int run_ranks(int* argc, char*** argv, const JobOptions& options, const std::fun
 }
 
 }  // namespace
+
+ModelConfig job_model_config(const JobOptions& options) {
+  if (options.random_weights.empty()) return read_model_config(options.model);
+  return random_model_config(options.model.string(), options.random_weights, options.layers);
+}
+
+Checkpoint job_checkpoint(const JobOptions& options) {
+  if (options.random_weights.empty()) return Checkpoint::open(options.model);
+  return random_checkpoint(job_model_config(options), options.random_weights);
+}
 
 int run_job(int* argc, char*** argv, const JobOptions& asked, const std::function<int(Engine&)>& front) {
   try {

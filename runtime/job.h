@@ -9,7 +9,9 @@
 
 #include "kernels/backend.h"
 #include "planner/model_config.h"
+#include "runtime/checkpoint.h"
 #include "runtime/coordinator.h"
+#include "runtime/rebalancer.h"
 #include "runtime/step_counters.h"
 #include "runtime/text/chat_template.h"
 #include "runtime/text/tokenizer.h"
@@ -24,6 +26,7 @@ struct JobOptions {
   int max_num_seqs = 256;
   int max_batched_tokens = 512;
   int max_prefill_tokens = 256;
+  int max_waiting = 4096;            // requests that wait; more are refused
   double kv_cache_gb = 0;            // GB (1e9 bytes) of KV cache a rank; 0: a share of what is free
   int threads = 0;                   // of a rank; 0: this host's cores shared by its ranks
   std::string device = "auto";       // auto, cpu, cuda
@@ -32,6 +35,9 @@ struct JobOptions {
   Compute compute = Compute::f32;
   std::optional<KvType> kv_cache_dtype;  // not set: FP32 or BF16, as `compute`
   bool mtp = false;                      // speculative decoding with the model's MTP layer
+  int rebalance_steps = 0;               // look at the experts' loads so often and move them; 0: never
+  std::string random_weights;            // a precision (planner/precision.h): `model` is a card, its weights made up
+  int layers = 0;                        // with random weights: the first so many; 0: all
   bool quiet = false;
 };
 
@@ -42,12 +48,18 @@ struct Engine {
   std::shared_ptr<const Tokenizer> tokenizer;  // null: the model has none; token ids only
   std::optional<ChatTemplate> chat_template;
   int max_model_len = 0;
+  int max_prefill_tokens = 0;  // of a step in which answers are generated
   int ranks = 1;
   std::string summary;               // several lines, for people
   std::vector<WorkerReady> workers;  // [ranks]
   std::shared_ptr<const StepCounters> counters;
+  std::shared_ptr<Rebalancer> rebalancer;  // null: experts stay where they are
   Coordinator* coordinator = nullptr;
 };
+
+/// The model of a job, read or (with random weights) made up.
+ModelConfig job_model_config(const JobOptions& options);
+Checkpoint job_checkpoint(const JobOptions& options);
 
 /// Starts the job (every rank calls it): reads the launcher's environment, loads this rank's share of the model, then
 /// works until the end. On rank 0 `front` runs on a thread of its own once all ranks are ready; when it returns, the

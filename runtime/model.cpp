@@ -4,6 +4,9 @@
 #include <chrono>
 #include <cmath>
 
+#include "base/error.h"
+#include "runtime/expert_moves.h"
+
 namespace shoal {
 namespace {
 
@@ -57,7 +60,7 @@ class Stopwatch {
 
 struct Model::State {
   const ModelConfig config;
-  const ModelWeights weights;
+  ModelWeights weights;
   const Placement placement;
   Backend& backend;
   Communicator& comm;
@@ -83,9 +86,10 @@ struct Model::State {
   ExpertBatch expert_batch;
 
   State(const ModelConfig& c, ModelWeights w, const Placement& p, Backend& b, Communicator& cm, KvCache& kc,
-        bool bf16_wire)
+        bool bf16_wire, Answers answers)
       : config(c), weights(std::move(w)), placement(p), backend(b), comm(cm), cache(kc) {
-    if (config.n_routed_experts > 0) exchange = std::make_unique<ExpertExchange>(comm, config.hidden_size, bf16_wire);
+    if (config.n_routed_experts > 0)
+      exchange = std::make_unique<ExpertExchange>(comm, config.hidden_size, bf16_wire, answers);
     const HeadSlice mine =
         placement.tensor_parallel
             ? head_slice(config.num_attention_heads, config.num_key_value_heads, comm.size(), comm.rank())
@@ -175,7 +179,7 @@ struct Model::State {
     backend.feed_forward(h, ffn, out);
   }
 
-  void moe(const MoeWeights& w, int moe_layer, Rows<float> h, Rows<float> out) {
+  void moe(MoeWeights& w, int moe_layer, Rows<float> h, Rows<float> out) {
     const std::int64_t tokens = h.rows, top_k = router.top_k;
     const Rows<float> scores = logit.rows(tokens, router.n_experts);
     backend.linear(h, w.router, {}, scores);
@@ -191,6 +195,7 @@ struct Model::State {
     const Stopwatch waiting;
     const DispatchedRows& arrived = exchange->dispatched();
     counters.exchange_us += waiting.us();
+    counters.expert_work[static_cast<std::size_t>(moe_layer)] += static_cast<std::uint32_t>(arrived.expert.size());
     run_experts(w.experts, arrived);
     exchange->combine();
     const Rows<float> result = backend.to_host(out, returned_room);
@@ -224,7 +229,7 @@ struct Model::State {
   }
 
   /// A layer, in place on the residual stream [tokens, hidden].
-  void run_layer(const LayerWeights& layer, int index, int moe_layer, const TokenBatch& batch, Rows<float> stream) {
+  void run_layer(LayerWeights& layer, int index, int moe_layer, const TokenBatch& batch, Rows<float> stream) {
     const Rows<float> h = normed.rows(stream.rows, stream.cols), out = branch.rows(stream.rows, stream.cols);
     backend.rms_norm(stream, layer.attention_norm, config.rms_norm_eps, h);
     if (config.is_mla())
@@ -246,9 +251,19 @@ struct Model::State {
 };
 
 Model::Model(const ModelConfig& config, ModelWeights weights, const Placement& placement, Backend& backend,
-             Communicator& comm, KvCache& cache, bool bf16_wire)
-    : state_(std::make_unique<State>(config, std::move(weights), placement, backend, comm, cache, bf16_wire)) {}
+             Communicator& comm, KvCache& cache, bool bf16_wire, Answers answers)
+    : state_(std::make_unique<State>(config, std::move(weights), placement, backend, comm, cache, bf16_wire, answers)) {
+}
 Model::~Model() = default;
+
+void Model::place_experts(int layer, const LayerPlacement& experts) {
+  State& s = *state_;
+  const bool trunk = layer >= 0 && layer < s.config.num_hidden_layers;
+  const bool guessing = layer == s.config.num_hidden_layers && s.weights.mtp;
+  if ((!trunk && !guessing) || !s.config.is_moe_layer(layer)) fail("layer {} has no experts that could move", layer);
+  LayerWeights& of = trunk ? s.weights.layers[static_cast<std::size_t>(layer)] : s.weights.mtp->layer;
+  move_experts(of.moe, experts, s.comm);
+}
 
 Rows<const float> Model::forward(const TokenBatch& batch) {
   State& s = *state_;
@@ -257,6 +272,7 @@ Rows<const float> Model::forward(const TokenBatch& batch) {
   for (int i = 0; i < s.config.num_hidden_layers; ++i) moe_layers += s.config.is_moe_layer(i);
   s.counters.expert_tokens.assign(
       static_cast<std::size_t>(moe_layers) * static_cast<std::size_t>(s.config.n_routed_experts), 0);
+  s.counters.expert_work.assign(static_cast<std::size_t>(moe_layers), 0);
 
   s.x = s.x_memory.rows(batch.size(), s.config.hidden_size);
   s.compute_angles(batch);
@@ -274,7 +290,7 @@ bool Model::has_mtp() const { return state_->weights.mtp.has_value(); }
 
 void Model::forward_mtp(const TokenBatch& batch, std::span<const std::int64_t> rows) {
   State& s = *state_;
-  const MtpWeights& w = s.weights.mtp.value();
+  MtpWeights& w = s.weights.mtp.value();
   const std::int64_t tokens = batch.size(), hidden = s.config.hidden_size;
   const Rows<float> joined = s.joined.rows(tokens, 2 * hidden);
   const Rows<float> embedded = joined.columns(0, hidden), past = joined.columns(hidden, hidden);

@@ -32,8 +32,11 @@ struct TokenBatch {
 class Model {
  public:
   Model(const ModelConfig& config, ModelWeights weights, const Placement& placement, Backend& backend,
-        Communicator& comm, KvCache& cache, bool bf16_wire);
+        Communicator& comm, KvCache& cache, bool bf16_wire, Answers answers = Answers::summed);
   ~Model();
+
+  /// Moves the experts of a layer to where `experts` says, between two forward()s. Every rank calls it with the same.
+  void place_experts(int layer, const LayerPlacement& experts);
 
   /// Runs all layers. Returns the final hidden states [tokens, hidden], before the last norm, in the device's memory;
   /// valid until the next call.
@@ -54,6 +57,8 @@ class Model {
   struct Counters {
     /// [MoE layers, n_routed_experts] of the last forward, from this rank; the MTP layer, if there is one, is the last.
     std::vector<std::uint32_t> expert_tokens;
+    /// [MoE layers] of the last forward: how often this rank's experts were gone through, for all ranks' tokens.
+    std::vector<std::uint32_t> expert_work;
     double exchange_us = 0;  // spent waiting for other ranks in the last forward
   };
   const Counters& counters() const;

@@ -1,13 +1,34 @@
 #include "runtime/model_source.h"
 
+#include <algorithm>
+#include <map>
+
+#include "base/error.h"
 #include "runtime/gguf.h"
 #include "runtime/gguf_config.h"
+#include "runtime/gguf_names.h"
 #include "runtime/gguf_tokenizer.h"
 
 namespace shoal {
 
 ModelConfig read_model_config(const std::filesystem::path& model) {
   return is_gguf(model) ? gguf_model_config(Gguf::open(model)) : ModelConfig::from_file(model);
+}
+
+Precision stored_precision(const std::filesystem::path& model, const ModelConfig& config) {
+  if (!is_gguf(model)) return Precision::of_config(config);
+  const Gguf gguf = Gguf::open(model);
+  std::map<std::string, const WeightType*, std::less<>> types;
+  std::map<std::string, std::uint64_t> bytes;
+  for (const TensorInfo& tensor : under_hugging_face_names(gguf)) {
+    const WeightType* type = find_weight_type(tensor.type);
+    if (!type) fail("{}: tensor {} has the type {}, whose size is not known", gguf.place(), tensor.name, tensor.type);
+    types[tensor.name] = type;
+    bytes[tensor.type] += tensor.bytes;
+  }
+  if (types.empty()) fail("{}: there is no tensor in it", gguf.place());
+  const auto most = std::ranges::max_element(bytes, {}, [](const auto& entry) { return entry.second; });
+  return Precision::of_tensors(most->first, std::move(types));
 }
 
 std::shared_ptr<const Tokenizer> read_tokenizer(const std::filesystem::path& model) {

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "planner/model_config.h"
+#include "planner/precision.h"
 #include "runtime/text/chat_template.h"
 #include "runtime/text/tokenizer.h"
 
@@ -13,6 +14,10 @@
 namespace shoal {
 
 ModelConfig read_model_config(const std::filesystem::path& model);
+
+/// What its weights are stored as: of a GGUF file each tensor's own type, named after the one that most bytes have; of
+/// a folder what its configuration says. Error where the file has a type that the planner does not know.
+Precision stored_precision(const std::filesystem::path& model, const ModelConfig& config);
 
 /// Null where the model has none: it then takes and gives token ids only.
 std::shared_ptr<const Tokenizer> read_tokenizer(const std::filesystem::path& model);

@@ -6,6 +6,7 @@
 
 #include "base/units.h"
 #include "planner/plan.h"
+#include "runtime/model_source.h"
 
 namespace shoal {
 namespace {
@@ -35,17 +36,10 @@ Placement job_placement(const JobOptions& options, const ModelConfig& config, in
   for (int layer = 0; layer < config.num_hidden_layers; ++layer) {
     const auto& experts =
         config.n_routed_experts > 0 ? plan.experts[static_cast<std::size_t>(layer)] : LayerPlacement{};
-    auto& rank_of = placement.rank_of_expert[static_cast<std::size_t>(layer)];
-    if (experts.size() != rank_of.size())
-      refuse(fmt::format("has {} experts in layer {}, and the model {}", experts.size(), layer, rank_of.size()));
-    for (std::size_t e = 0; e < experts.size(); ++e) {
-      if (experts[e].size() > 1)
-        refuse(
-            fmt::format("has {} replicas of expert {} of layer {}, which serve cannot do yet; plan without "
-                        "--redundant-experts",
-                        experts[e].size(), e, layer));
-      rank_of[e] = experts[e][0].rank;
-    }
+    auto& placed = placement.experts[static_cast<std::size_t>(layer)];
+    if (experts.size() != placed.size())
+      refuse(fmt::format("has {} experts in layer {}, and the model {}", experts.size(), layer, placed.size()));
+    placed = experts;
   }
   return placement;
 }
@@ -55,41 +49,130 @@ void apply_plan(JobOptions& options) {
   const Plan plan = read_plan(options);
   options.max_model_len = plan.workload.context;
   options.max_batched_tokens = plan.workload.max_batched_tokens;
-  if (plan.workload.kv != KvType::f32 && plan.workload.kv != KvType::bf16)
-    throw Error(fmt::format("{}: workload.kv_type is {}; serve has f32 and bf16", options.plan.string(),
-                            name_of(plan.workload.kv)),
-                ExitCode::usage);
-  options.compute = plan.workload.kv == KvType::f32 ? Compute::f32 : Compute::bf16;
+  options.compute = plan.workload.bf16_rows ? Compute::bf16 : Compute::f32;
+  options.kv_cache_dtype = plan.workload.kv;
+  options.mtp = plan.workload.mtp;
   double kv = 0;
   for (const RankMemory& m : plan.memory) kv = std::max(kv, m.kv);
   options.kv_cache_gb = (kv * (1 + 1e-9) + 1) / 1e9;  // whole pages: rounding must not cost one
 }
 
+namespace {
+
+/// What a rank is about to hold, and what else would do.
+class StartCheck {
+ public:
+  StartCheck(const ModelConfig& config, const JobOptions& options, const Placement& placement, int rank)
+      : config_(config),
+        options_(options),
+        placement_(placement),
+        rank_(rank),
+        precision_(options.random_weights.empty() ? stored_precision(options.model, config)
+                                                  : Precision::from_name(options.random_weights)) {
+    workload_.context = std::max(1, options.max_model_len);
+    workload_.concurrency = placement.tensor_parallel ? 1 : placement.ranks;
+    workload_.kv = options.kv_cache_dtype.value_or(options.compute == Compute::f32 ? KvType::f32 : KvType::bf16);
+    workload_.bf16_rows = options.compute == Compute::bf16;
+    workload_.max_batched_tokens = options.max_batched_tokens;
+    workload_.mtp = options.mtp;
+  }
+
+  RankMemory memory() const {
+    const HeldWeights weights(config_, precision_, Device::Kind::cpu, options_.mtp);
+    return memory(weights, workload_, placement_, rank_);
+  }
+
+  /// Options of serve, and other files, any one of which makes it fit into `share` bytes a rank.
+  std::vector<std::string> changes(double share) const {
+    std::vector<std::string> found;
+    const HeldWeights weights(config_, precision_, Device::Kind::cpu, options_.mtp);
+    const auto fits = [&](const Workload& workload) {
+      return memory(weights, workload, placement_, rank_).total() <= share;
+    };
+    for (int ranks = placement_.ranks + 1; ranks <= 4096; ranks += std::max(1, ranks / 16)) {
+      Workload workload = workload_;
+      if (!placement_.tensor_parallel) workload.concurrency = ranks;
+      if (memory(weights, workload, place_evenly(config_, ranks), 0).total() > share) continue;
+      found.push_back(fmt::format("{} ranks with as much memory each (mpirun --hostfile)", ranks));
+      break;
+    }
+    if (options_.kv_cache_gb <= 0) {
+      for (const KvType type : {KvType::bf16, KvType::int8}) {
+        Workload workload = workload_;
+        workload.kv = type;
+        if (!fits(workload)) continue;
+        found.push_back(fmt::format("--kv-cache-dtype {}", name_of(type)));
+        break;
+      }
+      for (Workload workload = workload_; workload.context > 256;) {
+        workload.context /= 2;
+        if (!fits(workload)) continue;
+        found.push_back(fmt::format("--max-model-len {}", workload.context));
+        break;
+      }
+    } else if (memory().total() - options_.kv_cache_gb * 1e9 < share) {
+      found.push_back(fmt::format("--kv-cache-gb {:.3f}", (share - memory().total()) / 1e9 + options_.kv_cache_gb));
+    }
+    if (options_.mtp) {
+      const HeldWeights trunk(config_, precision_, Device::Kind::cpu);
+      Workload workload = workload_;
+      workload.mtp = false;
+      if (memory(trunk, workload, placement_, rank_).total() <= share) found.push_back("--speculative none");
+    }
+    if (!options_.random_weights.empty()) {
+      found.push_back("fewer --layers");
+      return found;
+    }
+    const double now = static_cast<double>(checkpoint_bytes(config_, precision_));
+    for (const char* name : {"fp8", "Q8_0", "Q6_K", "Q4_K_M", "Q3_K_M", "Q2_K"}) {
+      const Precision precision = Precision::from_name(name);
+      if (static_cast<double>(checkpoint_bytes(config_, precision)) >= now) continue;
+      const HeldWeights smaller(config_, precision, Device::Kind::cpu, options_.mtp);
+      if (memory(smaller, workload_, placement_, rank_).total() > share) continue;
+      found.push_back(fmt::format("a smaller checkpoint ('shoal quantize --type {}')", name));
+      break;
+    }
+    return found;
+  }
+
+ private:
+  RankMemory memory(const HeldWeights& weights, const Workload& workload, const Placement& placement, int rank) const {
+    const Layout layout{placement.ranks, placement.tensor_parallel ? placement.ranks : 1};
+    Cluster hosts;
+    hosts.groups.push_back({.nodes = 1, .ranks_per_node = placement.ranks, .device = {.kind = Device::Kind::cpu}});
+    std::vector<int> held;
+    for (int layer = 0; layer < weights.layers(); ++layer)
+      held.push_back(static_cast<int>(placement.experts_on(layer, rank).size()));
+    RankMemory m = rank_memory(config_, weights, workload, layout, hosts, rank, held);
+    if (options_.kv_cache_gb > 0) m.kv = options_.kv_cache_gb * 1e9;
+    return m;
+  }
+
+  const ModelConfig& config_;
+  const JobOptions& options_;
+  const Placement& placement_;
+  const int rank_;
+  const Precision precision_;
+  Workload workload_;
+};
+
+}  // namespace
+
 void refuse_what_does_not_fit(const ModelConfig& config, const JobOptions& options, const Placement& placement,
                               int rank, std::uint64_t share_bytes) {
-  Workload one;
-  one.context = std::max(1, options.max_model_len);
-  one.concurrency = placement.tensor_parallel ? 1 : placement.ranks;
-  one.kv = options.compute == Compute::f32 ? KvType::f32 : KvType::bf16;
-  one.max_batched_tokens = options.max_batched_tokens;
-  const Layout layout{placement.ranks, placement.tensor_parallel ? placement.ranks : 1};
-  Cluster hosts;
-  hosts.groups.push_back({.nodes = 1, .ranks_per_node = placement.ranks, .device = {.kind = Device::Kind::cpu}});
-  const HeldWeights weights(config, Precision::of_config(config), Device::Kind::cpu);
-  std::vector<int> held;
-  for (int layer = 0; layer < config.num_hidden_layers; ++layer)
-    held.push_back(static_cast<int>(placement.experts_on(layer, rank).size()));
-  const RankMemory m = rank_memory(config, weights, one, layout, hosts, rank, held);
-  if (m.total() <= static_cast<double>(share_bytes)) return;
+  const StartCheck check(config, options, placement, rank);
+  const RankMemory m = check.memory();
+  const auto share = static_cast<double>(share_bytes);
+  if (m.total() <= share) return;
   std::string message = fmt::format(
-      "rank {} would hold {} = weights {} + KV cache of one sequence {} + activations {} + exchange {} + program {}, "
-      "and its "
-      "share of this host's free memory is {}; use more hosts (mpirun --hostfile)",
-      rank, human_bytes(m.total()), human_bytes(m.weights), human_bytes(m.kv), human_bytes(m.activations),
-      human_bytes(m.exchange), human_bytes(m.reserve), human_bytes(share_bytes));
-  if (m.kv > m.total() / 20) message += ", a shorter --max-model-len";
-  if (one.kv == KvType::f32) message += ", --compute bf16";
-  message += ", or a checkpoint in fewer bits ('shoal plan' says what fits)";
+      "rank {} would hold {} = weights {} + KV cache {} ({}) + activations {} + exchange {} + program {}, and its share "
+      "of this host's free memory is {}",
+      rank, human_bytes(m.total()), human_bytes(m.weights), human_bytes(m.kv),
+      options.kv_cache_gb > 0 ? "as asked" : "of one sequence", human_bytes(m.activations), human_bytes(m.exchange),
+      human_bytes(m.reserve), human_bytes(share));
+  const auto changes = check.changes(share);
+  if (!changes.empty())
+    message += fmt::format(". Any one of these would make it fit:\n  {}", fmt::join(changes, "\n  "));
   throw Error(message, ExitCode::does_not_fit);
 }
 

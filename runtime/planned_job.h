@@ -7,15 +7,16 @@
 namespace shoal {
 
 /// Where a job's experts and dense parts go: as `options.plan` says, evenly where it names none. Error (wrong usage)
-/// where the plan is for another model or another number of ranks, or asks for what ranks cannot do yet (replicas of
-/// experts, dense parts of an expert model cut over ranks).
+/// where the plan is for another model or another number of ranks, or asks for what ranks cannot do yet (dense
+/// parts of an expert model cut over ranks).
 Placement job_placement(const JobOptions& options, const ModelConfig& config, int ranks);
 
-/// Context, step size, KV cache and computing type as the plan has them. No plan: nothing.
+/// Context, step size, KV cache, computing type and speculation as the plan has them. No plan: nothing.
 void apply_plan(JobOptions& options);
 
-/// Throws Error (does not fit) with the sum written out where what `rank` is about to hold, with one sequence of
-/// `max_model_len` tokens (0: a page), is more than `share_bytes`, its part of the host's free memory.
+/// Throws Error (does not fit) with the sum written out, and changes that would make it fit, where what `rank` is about
+/// to hold, with the KV cache that was asked for or else of one sequence of `max_model_len` tokens (0: a page), is more
+/// than `share_bytes`, its part of the host's free memory.
 void refuse_what_does_not_fit(const ModelConfig& config, const JobOptions& options, const Placement& placement,
                               int rank, std::uint64_t share_bytes);
 

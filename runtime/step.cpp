@@ -240,6 +240,18 @@ std::vector<std::byte> encode(const StepPlan& plan) {
     out.number(chunk.next_token);
   }
   out.numbers(plan.finish);
+  out.count(plan.experts.size());
+  for (const ExpertLayer& layer : plan.experts) {
+    out.number(layer.layer);
+    out.count(layer.experts.size());
+    for (const auto& replicas : layer.experts) {
+      out.count(replicas.size());
+      for (const Replica& r : replicas) {
+        out.number(r.rank);
+        out.number(r.share);
+      }
+    }
+  }
   return out.take();
 }
 
@@ -271,6 +283,18 @@ StepPlan decode_step_plan(std::span<const std::byte> bytes) {
     in.number(chunk.next_token);
   }
   in.numbers(plan.finish);
+  plan.experts.resize(in.count(4 + 4));
+  for (ExpertLayer& layer : plan.experts) {
+    in.number(layer.layer);
+    layer.experts.resize(in.count(4));
+    for (auto& replicas : layer.experts) {
+      replicas.resize(in.count(4 + 4));
+      for (Replica& r : replicas) {
+        in.number(r.rank);
+        in.number(r.share);
+      }
+    }
+  }
   in.end();
   return plan;
 }
@@ -288,6 +312,7 @@ std::vector<std::byte> encode(const StepResult& result) {
   }
   out.count(result.expert_tokens.size());
   for (const std::uint32_t tokens : result.expert_tokens) out.varint(tokens);
+  out.numbers(result.expert_work);
   out.number(result.compute_us);
   out.number(result.exchange_us);
   return out.take();
@@ -307,6 +332,7 @@ StepResult decode_step_result(std::span<const std::byte> bytes) {
   }
   result.expert_tokens.resize(in.count(1));
   for (std::uint32_t& tokens : result.expert_tokens) tokens = in.varint();
+  in.numbers(result.expert_work);
   in.number(result.compute_us);
   in.number(result.exchange_us);
   in.end();

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "planner/expert_placement.h"
 #include "runtime/token_rules.h"
 
 /// What passes between the coordinator and the workers, once a step: plain data with a compact binary form.
@@ -42,12 +43,20 @@ struct SequenceChunk {
   std::int32_t next_token = -1;  // the token behind the chunk, where there is one (for `score`)
 };
 
+/// Where the experts of a layer are from now on.
+struct ExpertLayer {
+  std::int32_t layer = 0;
+  LayerPlacement experts;
+  bool operator==(const ExpertLayer&) const = default;
+};
+
 /// One rank's share of a step. A rank with nothing to do gets an empty one and still takes part in the exchanges.
 struct StepPlan {
   std::uint64_t step = 0;
   std::vector<SequenceStart> start;
   std::vector<SequenceChunk> chunks;
   std::vector<std::uint64_t> finish;  // sequences to forget before this step
+  std::vector<ExpertLayer> experts;   // to be moved before this step; the same for all ranks
 };
 
 struct TokenLogprob {
@@ -70,6 +79,7 @@ struct StepResult {
   std::vector<SequenceOutput> outputs;
   std::vector<std::uint32_t>
       expert_tokens;  // [MoE layers, n_routed_experts], rows routed from this rank; empty if not MoE
+  std::vector<std::uint32_t> expert_work;  // [MoE layers] how often experts on this rank were gone through
   std::uint32_t compute_us = 0, exchange_us = 0;
 };
 

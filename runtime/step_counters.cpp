@@ -1,21 +1,14 @@
 #include "runtime/step_counters.h"
 
 #include <algorithm>
+#include <numeric>
 
 namespace shoal {
-namespace {
 
-std::vector<std::vector<std::int32_t>> layers_with_experts(const Placement& placement) {
-  auto layers = placement.rank_of_expert;
-  std::erase_if(layers, [](const auto& layer) { return layer.empty(); });
-  return layers;
-}
-
-}  // namespace
-
-StepCounters::StepCounters(const Placement& placement) : rank_of_expert_(layers_with_experts(placement)) {
+StepCounters::StepCounters(const Placement& placement) {
   totals_.ranks.resize(static_cast<std::size_t>(placement.ranks));
-  for (const auto& layer : rank_of_expert_) totals_.expert_tokens.emplace_back(layer.size());
+  for (const LayerPlacement& layer : placement.experts)
+    if (!layer.empty()) totals_.expert_tokens.emplace_back(layer.size());
 }
 
 void StepCounters::add(const StepResult& result, int rank) {
@@ -24,15 +17,20 @@ void StepCounters::add(const StepResult& result, int rank) {
   Rank& own = totals_.ranks.at(static_cast<std::size_t>(rank));
   own.compute_s += result.compute_us * 1e-6;
   own.exchange_s += result.exchange_us * 1e-6;
+  own.expert_tokens += std::accumulate(result.expert_work.begin(), result.expert_work.end(), std::uint64_t{0});
+  if (result.step != latest_step_) read_.assign(result.expert_tokens.size(), false);
+  latest_step_ = result.step;
+  read_.resize(std::max(read_.size(), result.expert_tokens.size()));
   std::size_t i = 0;
-  for (std::size_t layer = 0; layer < rank_of_expert_.size(); ++layer) {
-    const auto& ranks = rank_of_expert_[layer];
-    if (i + ranks.size() > result.expert_tokens.size()) return;
-    for (std::size_t expert = 0; expert < ranks.size(); ++expert, ++i) {
-      totals_.expert_tokens[layer][expert] += result.expert_tokens[i];
-      totals_.ranks[static_cast<std::size_t>(ranks[expert])].expert_tokens += result.expert_tokens[i];
+  for (auto& layer : totals_.expert_tokens)
+    for (auto& expert : layer) {
+      if (i == result.expert_tokens.size()) return;
+      if (result.expert_tokens[i] > 0 && !read_[i]) {
+        read_[i] = true;
+        ++totals_.experts_read;
+      }
+      expert += result.expert_tokens[i++];
     }
-  }
 }
 
 StepCounters::Totals StepCounters::totals() const {

@@ -11,6 +11,7 @@ namespace shoal {
 /// What the ranks report with every step, summed up for those who watch. Thread-safe.
 class StepCounters {
  public:
+  /// `placement` of the layers with experts that are loaded: without an MTP layer where none is.
   explicit StepCounters(const Placement& placement);
   void add(const StepResult& result, int rank);
 
@@ -20,15 +21,17 @@ class StepCounters {
   };
   struct Totals {
     std::uint64_t steps = 0;
+    std::uint64_t experts_read = 0;  // experts that computed anything, summed over layers and steps
     std::vector<Rank> ranks;
     std::vector<std::vector<std::uint64_t>> expert_tokens;  // [MoE layers][n_routed_experts]
   };
   Totals totals() const;
 
  private:
-  const std::vector<std::vector<std::int32_t>> rank_of_expert_;  // [MoE layers][n_routed_experts]
   mutable std::mutex mutex_;
   Totals totals_;
+  std::uint64_t latest_step_ = 0;
+  std::vector<bool> read_;  // [MoE layers * n_routed_experts] in the latest step, by any rank's tokens
 };
 
 }  // namespace shoal

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "base/error.h"
+#include "runtime/expert_moves.h"
 #include "runtime/progress.h"
 #include "runtime/tensor_loader.h"
 
@@ -104,15 +105,10 @@ class LayerLoader {
 
   void moe(MoeWeights& to) {
     const std::string p = prefix_ + "mlp.";
-    const auto n_experts = static_cast<std::size_t>(config_.n_routed_experts);
     loader_.matrix_f32(to.router, p + "gate.weight", config_.n_routed_experts, config_.hidden_size);
     if (const std::string bias = p + "gate.e_score_correction_bias"; loader_.has(bias))
       loader_.vector(to.score_bias, bias, config_.n_routed_experts);
-    to.map.rank_of = placement_.rank_of_expert[static_cast<std::size_t>(layer_)];
-    to.map.local_of.assign(n_experts, 0);
-    std::vector<std::int32_t> held(static_cast<std::size_t>(placement_.ranks), 0);
-    for (std::size_t e = 0; e < n_experts; ++e)
-      to.map.local_of[e] = held[static_cast<std::size_t>(to.map.rank_of[e])]++;
+    to.map = expert_map(placement_.experts[static_cast<std::size_t>(layer_)]);
     const auto mine = placement_.experts_on(layer_, rank_);
     to.experts.resize(mine.size());
     for (std::size_t i = 0; i < mine.size(); ++i)

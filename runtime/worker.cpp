@@ -129,6 +129,7 @@ void Worker::draft(const StepPlan& plan, const TokenBatch& batch, StepResult& re
 
 StepResult Worker::run(const StepPlan& plan) {
   const auto begin = std::chrono::steady_clock::now();
+  for (const ExpertLayer& layer : plan.experts) model_.place_experts(layer.layer, layer.experts);
   for (const std::uint64_t id : plan.finish) sequences_.erase(id);
   for (const SequenceStart& s : plan.start) start(s);
   for (const SequenceChunk& chunk : plan.chunks) {
@@ -159,6 +160,7 @@ StepResult Worker::run(const StepPlan& plan) {
   if (model_.has_mtp()) draft(plan, batch, result);
   if (!outputs_) result.outputs.clear();
   result.expert_tokens = model_.counters().expert_tokens;
+  result.expert_work = model_.counters().expert_work;
   const std::chrono::duration<double, std::micro> total = std::chrono::steady_clock::now() - begin;
   result.exchange_us = static_cast<std::uint32_t>(model_.counters().exchange_us);
   result.compute_us = static_cast<std::uint32_t>(std::max(0.0, total.count() - model_.counters().exchange_us));

@@ -32,8 +32,8 @@ class ChatTemplate {
 
   /// The prompt for `messages` (an array of objects). `tools` (an array; may be null) and `extra` (an object of further
   /// template variables, which win over special tokens; may be null) are the request's. Throws Error: with the
-  /// template's own words where it calls raise_exception, else with place and line. May be called from several threads
-  /// at once.
+  /// template's own words where it calls raise_exception, else with the line. May be called from several threads at
+  /// once.
   std::string render(const Json& messages, const Json* tools, bool add_generation_prompt,
                      const Json* extra = nullptr) const;
 

@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import openai
 import pytest
 from conftest import DEMO_MODEL, needs_demo_model
 from serving import BINARY, MPI_ENVIRONMENT
@@ -66,6 +67,9 @@ def test_metrics_count_what_happened(server):
     assert grew("request_success_total") == answers == grew("time_to_first_token_seconds_count")
     assert grew("inter_token_latency_seconds_count") == generated - answers
     assert grew("e2e_request_latency_seconds_sum") >= grew("time_to_first_token_seconds_sum") > 0
+    assert grew("request_queue_time_seconds_count") == grew("request_prefill_time_seconds_count") == answers
+    parts = sum(grew(f"request_{part}_time_seconds_sum") for part in ("queue", "prefill", "decode"))
+    assert 0 < grew("request_queue_time_seconds_sum") < parts <= grew("e2e_request_latency_seconds_sum")
     # Every computed token goes to two experts in each of the three layers that have them.
     assert grew("rank_expert_tokens_total") >= 6 * generated
     assert total(after, "shoal:num_requests_running") == total(after, "shoal:kv_cache_usage_perc") == 0
@@ -135,13 +139,13 @@ def test_keys_and_cors():
 class serve_with:
     """A server on one rank with further options: its `url`, its `process`. It need not be ready yet."""
 
-    def __init__(self, *options, ready=True):
+    def __init__(self, *options, ready=True, model=DEMO_MODEL):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.url = f"{'https' if '--tls-cert' in options else 'http'}://127.0.0.1:{port}"
         self.log = tempfile.TemporaryFile("w+")
-        self.process = subprocess.Popen([BINARY, "serve", "--model", DEMO_MODEL, "--port", str(port), *options],
+        self.process = subprocess.Popen([BINARY, "serve", "--model", model, "--port", str(port), *options],
                                         stdout=self.log, stderr=self.log, env={**os.environ, **MPI_ENVIRONMENT})
         deadline = time.monotonic() + 120
         while ready and "listening on" not in self.text():
@@ -183,6 +187,45 @@ def test_tls():
                 plain.settimeout(20)
                 assert b"HTTP/1.1 200" not in plain.recv(1000)
             assert request(url, "/health", context=context)[0] == 200
+
+
+def test_429_when_too_many_wait():
+    """One runs, one waits, the third is told to come back; a client that does so is served."""
+    needs_demo_model()
+    with serve_with("--max-num-seqs", "1", "--max-waiting", "1") as server, \
+            concurrent.futures.ThreadPoolExecutor() as pool:
+        url = server.url
+        body = {"model": "default", **CHAT, "max_tokens": 800, "ignore_eos": True}
+        before = metrics(url)
+        busy = []
+        for family in ("shoal:num_requests_running", "shoal:num_requests_waiting"):
+            busy.append(pool.submit(request, url, "/v1/chat/completions", body))
+            while not total(metrics(url), family):
+                assert not busy[0].done()
+        for stream in (False, True):
+            status, headers, text = request(url, "/v1/chat/completions", {**body, "stream": stream})
+            error = json.loads(text)["error"]
+            assert status == 429 and error["code"] == "rate_limit_exceeded" and "waiting" in error["message"]
+            assert int(headers["Retry-After"]) >= 1
+        assert request(url, "/health")[0] == 200 and request(url, "/tokenize", {"prompt": "x"})[0] == 200
+        patient = openai.OpenAI(base_url=url + "/v1", api_key="any", max_retries=100)
+        assert patient.chat.completions.create(model="default", **CHAT).usage.completion_tokens > 0
+        assert [one.result(120)[0] for one in busy] == [200, 200]
+        waited = metrics(url)["shoal:request_queue_time_seconds_sum{model_name=\"demo-model\"}"]
+        assert waited > total(before, "shoal:request_queue_time_seconds_sum") + 0.05
+
+
+def test_errors_of_a_chat_template_do_not_tell_where_it_is(tmp_path):
+    needs_demo_model()
+    for file in DEMO_MODEL.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
+    (tmp_path / "chat_template.jinja").write_text("\n{{ messages[0].content.nothing.more }}")
+    with serve_with("--model-name", "mine", model=tmp_path) as server:
+        for path in ("/v1/chat/completions", "/api/chat"):
+            status, _, body = request(server.url, path, {"model": "mine", "messages": CHAT["messages"]})
+            assert status == 400 and b"line 2: " in body, body
+            assert str(tmp_path).encode() not in body and b"chat_template.jinja" not in body
 
 
 def test_503_while_loading_then_ready_then_drained():

@@ -24,20 +24,28 @@ struct ExchangeCase {
   std::vector<std::int32_t> rank_of;  // of each expert, before "modulo ranks"
   bool reversed_ids = false;          // a rank numbers its experts downwards
   int most_tokens = 20;               // a rank has 0 .. most_tokens
+  Answers answers = Answers::summed;
+  bool replicas = false;
 };
 
+/// Some experts have replicas on further ranks, with unequal shares, where the case wants them.
 inline ExpertMap make_map(const ExchangeCase& c, int ranks) {
-  ExpertMap map;
+  std::vector<std::vector<ExpertReplica>> replicas(static_cast<std::size_t>(c.n_experts));
   std::vector<std::int32_t> held(static_cast<std::size_t>(ranks));
   for (int e = 0; e < c.n_experts; ++e) {
-    const std::int32_t rank = c.rank_of[static_cast<std::size_t>(e)] % ranks;
-    map.rank_of.push_back(rank);
-    map.local_of.push_back(held[static_cast<std::size_t>(rank)]++);
+    const int copies = c.replicas ? std::min(ranks, 1 + e % 3) : 1;
+    for (int i = 0; i < copies; ++i) {
+      const std::int32_t rank = (c.rank_of[static_cast<std::size_t>(e)] + i) % ranks;
+      const float share = static_cast<float>(i + 1) / static_cast<float>(copies * (copies + 1) / 2);
+      replicas[static_cast<std::size_t>(e)].push_back({rank, held[static_cast<std::size_t>(rank)]++, share});
+    }
   }
-  if (c.reversed_ids)
-    for (std::size_t e = 0; e < map.rank_of.size(); ++e)
-      map.local_of[e] = held[static_cast<std::size_t>(map.rank_of[e])] - 1 - map.local_of[e];
-  return map;
+  for (auto& of_expert : replicas) {
+    if (c.reversed_ids)
+      for (ExpertReplica& r : of_expert) r.local = held[static_cast<std::size_t>(r.rank)] - 1 - r.local;
+    std::sort(of_expert.begin(), of_expert.end(), [](const auto& a, const auto& b) { return a.rank < b.rank; });
+  }
+  return ExpertMap(std::move(replicas));
 }
 
 /// One rank's part of one layer: its tokens and where they are to go.
@@ -75,11 +83,12 @@ inline Tokens make_tokens(const ExchangeCase& c, int rank, std::uint64_t layer) 
 /// What the experts of this rank make of what arrived; counts the (token, expert) pairs.
 inline float work(const ExchangeCase& c, const ExpertMap& map, int rank, const DispatchedRows& arrived) {
   std::vector<std::int32_t> global;  // of a local id
-  for (std::size_t e = 0; e < map.rank_of.size(); ++e) {
-    if (map.rank_of[e] != rank) continue;
-    global.resize(std::max(global.size(), static_cast<std::size_t>(map.local_of[e]) + 1));
-    global[static_cast<std::size_t>(map.local_of[e])] = static_cast<std::int32_t>(e);
-  }
+  for (std::size_t e = 0; e < map.replicas.size(); ++e)
+    for (const ExpertReplica& r : map.replicas[e]) {
+      if (r.rank != rank) continue;
+      global.resize(std::max(global.size(), static_cast<std::size_t>(r.local) + 1));
+      global[static_cast<std::size_t>(r.local)] = static_cast<std::int32_t>(e);
+    }
   EXPECT_EQ(arrived.rows.size(), arrived.results.size());
   EXPECT_EQ(arrived.rows.size() + 1, arrived.first.size());
   EXPECT_EQ(arrived.expert.size(), arrived.weight.size());
@@ -109,7 +118,23 @@ inline float travelled(const ExchangeCase& c, float value) {
   return value;
 }
 
-/// The same by plain loops: for each rank its experts in the order of its own ids, ranks in ascending order.
+/// The same by plain loops where each expert is added by itself, wherever it is.
+inline void reference_by_expert(const ExchangeCase& c, const Tokens& t, std::vector<float>& out,
+                                std::int64_t out_stride) {
+  for (std::int64_t token = 0; token < t.count; ++token)
+    for (int k = 0; k < c.top_k; ++k) {
+      const auto entry = static_cast<std::size_t>(token * c.top_k + k);
+      if (t.expert[entry] < 0) continue;
+      for (int i = 0; i < c.hidden; ++i) {
+        const float x = travelled(c, t.x[static_cast<std::size_t>(token * t.stride + i)]);
+        const float y = 0.0f + t.weight[entry] * expert_of_test(t.expert[entry], x);
+        out[static_cast<std::size_t>(token * out_stride + i)] += travelled(c, y);
+      }
+    }
+}
+
+/// The same by plain loops, without replicas: for each rank its experts in the order of its own ids, ranks in ascending
+/// order.
 inline void reference(const ExchangeCase& c, const ExpertMap& map, int ranks, const Tokens& t, std::vector<float>& out,
                       std::int64_t out_stride) {
   for (std::int64_t token = 0; token < t.count; ++token)
@@ -117,8 +142,9 @@ inline void reference(const ExchangeCase& c, const ExpertMap& map, int ranks, co
       std::vector<std::pair<std::int32_t, std::size_t>> there;  // local id, entry
       for (int k = 0; k < c.top_k; ++k) {
         const auto entry = static_cast<std::size_t>(token * c.top_k + k);
-        if (t.expert[entry] < 0 || map.rank_of[static_cast<std::size_t>(t.expert[entry])] != rank) continue;
-        there.emplace_back(map.local_of[static_cast<std::size_t>(t.expert[entry])], entry);
+        if (t.expert[entry] < 0) continue;
+        const ExpertReplica& place = map.replicas[static_cast<std::size_t>(t.expert[entry])][0];
+        if (place.rank == rank) there.emplace_back(place.local, entry);
       }
       std::sort(there.begin(), there.end());
       if (there.empty()) continue;
@@ -132,8 +158,8 @@ inline void reference(const ExchangeCase& c, const ExpertMap& map, int ranks, co
 }
 
 inline void check_expert_exchange(Communicator& comm, const ExchangeCase& c, int layers = 12) {
-  ExpertExchange exchange(comm, c.hidden, c.bf16_wire);
-  const ExpertMap map = make_map(c, comm.size());
+  ExpertExchange exchange(comm, c.hidden, c.bf16_wire, c.answers);
+  ExpertMap map = make_map(c, comm.size());
   for (int layer = 0; layer < layers; ++layer) {
     const Tokens t = make_tokens(c, comm.rank(), static_cast<std::uint64_t>(layer));
     const std::int64_t out_stride = c.hidden + 5;
@@ -143,7 +169,10 @@ inline void check_expert_exchange(Communicator& comm, const ExchangeCase& c, int
     exchange.combine();
     exchange.combined(out.data(), out_stride);
 
-    reference(c, map, comm.size(), t, expected, out_stride);
+    if (c.answers == Answers::summed)
+      reference(c, map, comm.size(), t, expected, out_stride);
+    else
+      reference_by_expert(c, t, expected, out_stride);
     for (std::size_t i = 0; i < out.size(); ++i) {
       EXPECT_EQ(out[i], expected[i]) << i;
     }
@@ -171,8 +200,18 @@ inline void check_expert_exchanges(Communicator& comm) {
     c = {.n_experts = 9, .top_k = 9, .hidden = 1000, .bf16_wire = bf16, .rank_of = {3, 1, 4, 1, 5, 9, 2, 6, 5}};
     c.most_tokens = 70;
     check_expert_exchange(comm, c, 3);  // long records
+    c.answers = Answers::by_expert;
+    check_expert_exchange(comm, c, 2);
     c.most_tokens = 0;
     check_expert_exchange(comm, c, 2);  // no tokens anywhere
+    c = {.bf16_wire = bf16, .answers = Answers::by_expert};
+    for (int e = 0; e < c.n_experts; ++e) c.rank_of.push_back(static_cast<int>(mix(6, e) % 64));
+    for (const bool replicas : {false, true})
+      for (const bool reversed : {false, true}) {
+        c.replicas = replicas;
+        c.reversed_ids = reversed;
+        check_expert_exchange(comm, c);
+      }
   }
 }
 

@@ -16,7 +16,7 @@ TEST(ExpertExchange, Bf16ResultIsTheSameFromEveryRank) {
   std::vector<std::vector<float>> out(3, std::vector<float>(50));
   run_in_process(3, [&](Communicator& comm) {
     ExpertExchange exchange(comm, 50, true);
-    const ExpertMap map{{0, 1, 2}, {0, 0, 0}};
+    ExpertMap map({{{0, 0, 1}}, {{1, 0, 1}}, {{2, 0, 1}}});
     std::vector<float> x(50);
     for (std::size_t i = 0; i < x.size(); ++i) x[i] = test::some_float(i, 1) * 0.01f;
     const std::vector<std::int32_t> expert = {0, 1, 2};
@@ -30,13 +30,46 @@ TEST(ExpertExchange, Bf16ResultIsTheSameFromEveryRank) {
   EXPECT_EQ(out[0], out[2]);
 }
 
+/// Over all tokens, over any hundred of one rank in a row, and over those that many ranks send at the same time.
+TEST(ExpertExchange, TokensSplitOverReplicasAsTheirSharesSay) {
+  const std::vector<float> shares = {0.5f, 0.3f, 0.15f, 0.05f};
+  std::vector<ExpertReplica> replicas;
+  for (std::size_t r = 0; r < shares.size(); ++r) replicas.push_back({static_cast<std::int32_t>(r), 0, shares[r]});
+  const auto check = [&](const std::vector<int>& got, int sent) {
+    for (std::size_t r = 0; r < shares.size(); ++r)
+      EXPECT_NEAR(got[r], static_cast<double>(shares[r]) * sent, 3) << "replica " << r << " of " << sent << " tokens";
+  };
+  ExpertMap map({replicas});
+  std::vector<int> all(4);
+  for (int hundred = 0; hundred < 100; ++hundred) {
+    std::vector<int> got(4);
+    for (int i = 0; i < 100; ++i) {
+      const int rank = map.next(0, 3)->rank;
+      ++got[static_cast<std::size_t>(rank)];
+      ++all[static_cast<std::size_t>(rank)];
+    }
+    check(got, 100);
+  }
+  check(all, 10000);
+  for (int step = 0; step < 20; ++step) {
+    std::vector<int> got(4);
+    for (int from = 0; from < 64; ++from) {
+      ExpertMap own({replicas});
+      own.turn[0] = static_cast<std::uint32_t>(step);
+      ++got[static_cast<std::size_t>(own.next(0, from)->rank)];
+    }
+    check(got, 64);
+  }
+}
+
 TEST(ExpertExchange, RefusesAnExpertThatNobodyHolds) {
   const auto comm = make_self_communicator();
   ExpertExchange exchange(*comm, 4, false);
   const std::vector<float> x(4), weight = {1.0f};
   const std::vector<std::int32_t> expert = {2};
-  EXPECT_THROW(exchange.dispatch(x.data(), 4, 1, expert.data(), weight.data(), 1, {{0, 0}, {0, 1}}), Error);
-  EXPECT_THROW(exchange.dispatch(x.data(), 4, 1, expert.data(), weight.data(), 1, {{0, 0, 1}, {0, 1, 0}}), Error);
+  ExpertMap too_few({{{0, 0, 1}}, {{0, 1, 1}}}), nowhere({{{0, 0, 1}}, {{0, 1, 1}}, {{1, 0, 1}}});
+  EXPECT_THROW(exchange.dispatch(x.data(), 4, 1, expert.data(), weight.data(), 1, too_few), Error);
+  EXPECT_THROW(exchange.dispatch(x.data(), 4, 1, expert.data(), weight.data(), 1, nowhere), Error);
 }
 
 TEST(ExpertExchange, RanksMustAgreeOnTheRow) {
@@ -46,7 +79,8 @@ TEST(ExpertExchange, RanksMustAgreeOnTheRow) {
                                 ExpertExchange exchange(comm, hidden, false);
                                 const std::vector<float> x(16), weight = {1.0f};
                                 const std::vector<std::int32_t> expert = {0};
-                                exchange.dispatch(x.data(), hidden, 1, expert.data(), weight.data(), 1, {{0}, {0}});
+                                ExpertMap map({{{0, 0, 1}}});
+                                exchange.dispatch(x.data(), hidden, 1, expert.data(), weight.data(), 1, map);
                                 exchange.dispatched();
                                 exchange.combine();
                                 std::vector<float> out(16);

@@ -145,6 +145,8 @@ class EveryIsa : public testing::TestWithParam<Subject> {
 #endif
     return backend_of(GetParam(), threads, compute);
   }
+  /// How often a test with random sizes is worth repeating: emulation is slow.
+  static int rounds(int n) { return GetParam().kind == Subject::Kind::emulated_gpu ? (n + 5) / 6 : n; }
 };
 
 inline std::string isa_name(const testing::TestParamInfo<Subject>& info) {

@@ -56,7 +56,7 @@ TEST(PlaceEvenly, EveryExpertOnce) {
       config.n_routed_experts = experts;
       const Placement p = place_evenly(config, ranks);
       EXPECT_FALSE(p.tensor_parallel);
-      EXPECT_TRUE(p.rank_of_expert[0].empty());
+      EXPECT_TRUE(p.experts[0].empty());
       std::size_t total = 0;
       for (int r = 0; r < ranks; ++r) total += p.experts_on(1, r).size();
       EXPECT_EQ(total, static_cast<std::size_t>(experts));

@@ -15,6 +15,8 @@ struct StationOptions {
   std::optional<KvType> kv_type;  // not set: as `compute`
   int pages = 256;
   std::function<std::unique_ptr<Backend>(Compute)> make_backend;  // not set: the CPU's
+  std::optional<Placement> placement;  // not set: even
+  Answers answers = Answers::summed;
 };
 
 /// One rank's worker with all it stands on, for a model on disk.
@@ -29,7 +31,7 @@ struct Station {
   std::unique_ptr<Worker> worker;
 
   Station(const std::filesystem::path& dir, Communicator& comm, const StationOptions& options = {})
-      : config(ModelConfig::from_file(dir)), placement(place_evenly(config, comm.size())) {
+      : config(ModelConfig::from_file(dir)), placement(options.placement.value_or(place_evenly(config, comm.size()))) {
     backend = options.make_backend ? options.make_backend(options.compute)
                                    : make_cpu_backend({.threads = 1, .compute = options.compute});
     const bool tp = placement.tensor_parallel;
@@ -42,7 +44,7 @@ struct Station {
     model = std::make_unique<Model>(config,
                                     load_weights(config, Checkpoint::open(dir), placement, comm.rank(),
                                                  {.mtp = options.mtp, .device = backend.get()}),
-                                    placement, *backend, comm, *cache, bf16);
+                                    placement, *backend, comm, *cache, bf16, options.answers);
     worker = std::make_unique<Worker>(*model, *cache, 7, comm.rank() == 0 || !tp, nullptr);
   }
 };

@@ -80,6 +80,15 @@ StepPlan any_plan(Random& random) {
   }
   plan.finish.resize(static_cast<std::size_t>(number_up_to(random, 3)));
   for (auto& sequence : plan.finish) sequence = random();
+  plan.experts.resize(static_cast<std::size_t>(number_up_to(random, 2)));
+  for (auto& layer : plan.experts) {
+    layer.layer = number_up_to(random, 60);
+    layer.experts.resize(static_cast<std::size_t>(number_up_to(random, 5)));
+    for (auto& replicas : layer.experts) {
+      replicas.resize(static_cast<std::size_t>(number_up_to(random, 3)));
+      for (auto& r : replicas) r = {number_up_to(random, 300), any_float(random)};
+    }
+  }
   return plan;
 }
 
@@ -96,6 +105,8 @@ StepResult any_result(Random& random) {
   }
   result.expert_tokens.resize(static_cast<std::size_t>(number_up_to(random, 20)));
   for (auto& tokens : result.expert_tokens) tokens = static_cast<std::uint32_t>(random() >> (32 + random() % 32));
+  result.expert_work.resize(static_cast<std::size_t>(number_up_to(random, 5)));
+  for (auto& work : result.expert_work) work = static_cast<std::uint32_t>(random());
   result.compute_us = static_cast<std::uint32_t>(random());
   result.exchange_us = static_cast<std::uint32_t>(random());
   return result;
@@ -146,6 +157,7 @@ TEST(Step, PlanSurvivesTheWire) {
       EXPECT_EQ(b.next_token, a.next_token);
     }
     EXPECT_EQ(copy.finish, plan.finish);
+    EXPECT_EQ(copy.experts, plan.experts);
   }
 }
 
@@ -164,6 +176,7 @@ TEST(Step, ResultSurvivesTheWire) {
       expect_equal(copy.outputs[j].scored, result.outputs[j].scored);
     }
     EXPECT_EQ(copy.expert_tokens, result.expert_tokens);
+    EXPECT_EQ(copy.expert_work, result.expert_work);
     EXPECT_EQ(copy.compute_us, result.compute_us);
     EXPECT_EQ(copy.exchange_us, result.exchange_us);
   }
@@ -190,8 +203,8 @@ TEST(Step, SpecialFloatsAndExtremeCountersSurvive) {
 }
 
 TEST(Step, TheFormIsLittleEndian) {
-  const auto bytes = encode(StepPlan{.step = 0x0102, .start = {}, .chunks = {}, .finish = {}});
-  ASSERT_EQ(bytes.size(), 1u + 8 + 4 + 4 + 4);
+  const auto bytes = encode(StepPlan{.step = 0x0102, .start = {}, .chunks = {}, .finish = {}, .experts = {}});
+  ASSERT_EQ(bytes.size(), 1u + 8 + 4 + 4 + 4 + 4);
   EXPECT_EQ(bytes[0], std::byte{3});
   EXPECT_EQ(bytes[1], std::byte{2});
   EXPECT_EQ(bytes[2], std::byte{1});

@@ -13,9 +13,6 @@
 
 #include "base/error.h"
 
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/common_interface_defs.h>
-#endif
 
 namespace shoal::emulation {
 namespace {
@@ -292,36 +289,18 @@ class BlockRunner {
   }
 
   void resume(Fiber& fiber) {
-#if defined(__SANITIZE_ADDRESS__)
-    void* fake = nullptr;
-    __sanitizer_start_switch_fiber(&fake, fiber.stack, kStackBytes);
-#endif
     const context::transfer_t back = context::jump_fcontext(fiber.context, this);
-#if defined(__SANITIZE_ADDRESS__)
-    __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
-#endif
     fiber.context = back.fctx;
   }
 
   /// Back to the scheduler, until this fiber is resumed.
   void yield() {
-    [[maybe_unused]] const bool ends = current_->done;
-#if defined(__SANITIZE_ADDRESS__)
-    void* fake = nullptr;
-    __sanitizer_start_switch_fiber(ends ? nullptr : &fake, scheduler_stack_, scheduler_stack_bytes_);
-#endif
     const context::transfer_t back = context::jump_fcontext(scheduler_, nullptr);
-#if defined(__SANITIZE_ADDRESS__)
-    __sanitizer_finish_switch_fiber(fake, &scheduler_stack_, &scheduler_stack_bytes_);
-#endif
     scheduler_ = back.fctx;
   }
 
   static void enter(context::transfer_t from) {
     auto& self = *static_cast<BlockRunner*>(from.data);
-#if defined(__SANITIZE_ADDRESS__)
-    __sanitizer_finish_switch_fiber(nullptr, &self.scheduler_stack_, &self.scheduler_stack_bytes_);
-#endif
     self.scheduler_ = from.fctx;
     try {
       (*self.program_)();
@@ -369,8 +348,6 @@ class BlockRunner {
   std::byte* dynamic_ = nullptr;
   const std::function<void()>* program_ = nullptr;
   context::fcontext_t scheduler_ = nullptr;
-  [[maybe_unused]] const void* scheduler_stack_ = nullptr;
-  [[maybe_unused]] std::size_t scheduler_stack_bytes_ = 0;
   Fiber* current_ = nullptr;
   std::exception_ptr failure_;
   bool running_ = false;

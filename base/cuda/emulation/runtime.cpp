@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -45,7 +46,7 @@ class DeviceHeap {
     std::byte* begin = pages + (room - size);
     mprotect(pages, room, PROT_READ | PROT_WRITE);
     std::memset(pages, 0xff, room);  // NaN until written
-    if (open_ == 0) mprotect(pages, room, PROT_NONE);
+    if (shut_) mprotect(pages, room, PROT_NONE);
     blocks_[begin] = {pages, room, bytes};
     used_ += bytes;
     return begin;
@@ -71,11 +72,15 @@ class DeviceHeap {
   }
   void open() {
     const std::lock_guard lock(mutex_);
-    if (open_++ == 0) protect(PROT_READ | PROT_WRITE);
+    ++open_;
+    if (std::exchange(shut_, false)) protect(PROT_READ | PROT_WRITE);
   }
   void close() {
     const std::lock_guard lock(mutex_);
-    if (--open_ == 0) protect(PROT_NONE);
+    // Many blocks take long to shut: then it is done now and then, which finds what is wrong as well, only later.
+    if (--open_ > 0 || (blocks_.size() > kFewBlocks && ++closed_ % 16 != 0)) return;
+    shut_ = true;
+    protect(PROT_NONE);
   }
 
  private:
@@ -88,8 +93,11 @@ class DeviceHeap {
   }
   std::mutex mutex_;
   std::map<std::byte*, Block> blocks_;
+  static constexpr std::size_t kFewBlocks = 64;
   std::size_t used_ = 0;
   int open_ = 0;
+  unsigned closed_ = 0;
+  bool shut_ = true;
 };
 
 DeviceHeap& heap() {

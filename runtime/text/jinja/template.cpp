@@ -12,14 +12,14 @@ constexpr size_t kMaxTemplateBytes = 4u << 20;
 
 }  // namespace
 
-Template::Template(std::string_view text, std::string place) : place_(std::move(place)) {
+Template::Template(std::string_view text, const std::string& place) {
   if (text.size() > kMaxTemplateBytes)
-    fail("{}: a chat template of {} bytes is more than the {} allowed", place_, text.size(), kMaxTemplateBytes);
-  if (!text::is_valid_utf8(text)) fail("{}: the chat template is not UTF-8", place_);
+    fail("{}: a chat template of {} bytes is more than the {} allowed", place, text.size(), kMaxTemplateBytes);
+  if (!text::is_valid_utf8(text)) fail("{}: the chat template is not UTF-8", place);
   try {
     body_ = Parser(tokenize(text)).parse();
   } catch (const SyntaxFault& e) {
-    fail("{}:{}: {}", place_, e.line(), e.what());
+    fail("{}:{}: {}", place, e.line(), e.what());
   }
 }
 
@@ -32,7 +32,7 @@ std::string Template::render(const std::map<std::string, Value>& variables, size
   } catch (const Raised& e) {
     throw Error(e.what());
   } catch (const Fault& e) {
-    fail("{}:{}: {}", place_, context.line, e.what());
+    fail("line {}: {}", context.line, e.what());
   }
 }
 

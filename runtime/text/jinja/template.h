@@ -17,15 +17,13 @@ namespace shoal::jinja {
 class Template {
  public:
   /// `place` is where the text came from, for messages. Throws Error with place and line.
-  Template(std::string_view text, std::string place);
+  Template(std::string_view text, const std::string& place);
 
-  /// What the template prints with these variables, which take `input_bytes`. Throws Error.
+  /// What the template prints with these variables, which take `input_bytes`. Throws Error with the line, but not the
+  /// place: whoever had it rendered may be somebody who is not to know this machine's files.
   std::string render(const std::map<std::string, Value>& variables, size_t input_bytes) const;
 
-  const std::string& place() const { return place_; }
-
  private:
-  std::string place_;
   Body body_;
 };
 

@@ -1,0 +1,27 @@
+#pragma once
+#include <CLI/CLI.hpp>
+#include <string>
+#include <vector>
+
+#include "runtime/job.h"
+
+namespace shoal {
+
+/// `shoal bench`: how fast a model runs on the ranks of this job, with no client in between.
+struct BenchOptions {
+  JobOptions job;
+  std::string weights = "model";  // or "random": `job.model` is a card
+  std::string precision;          // of random weights; empty: what the card's checkpoint holds
+  std::vector<int> concurrency = {1, 4, 16};
+  int prompt_tokens = 256;
+  int output_tokens = 64;
+  int repeat = 1;  // of each concurrency; the medians are told
+  bool json = false, csv = false;
+};
+
+CLI::App* add_bench(CLI::App& root, BenchOptions& options);
+
+/// Every rank calls it. Returns the exit code.
+int bench(const BenchOptions& options, int* argc, char*** argv);
+
+}  // namespace shoal

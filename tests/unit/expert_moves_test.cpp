@@ -1,0 +1,170 @@
+#include "runtime/expert_moves.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <mutex>
+#include <random>
+
+#include "tests/unit/station.h"
+
+// Replicas and moves on small checkpoints: wherever experts are, answers stay the same, bit for bit, and work goes where
+// the placement says.
+namespace shoal {
+namespace {
+
+namespace fs = std::filesystem;
+using Random = std::mt19937_64;
+
+fs::path fixture(const std::string& name) {
+  return fs::path(SHOAL_SOURCE_DIR) / "tests" / "fixtures" / "models" / name;
+}
+
+/// Each expert on one rank at least, on any others with a chance of a third, random shares.
+LayerPlacement random_placement(Random& random, std::size_t experts, int ranks) {
+  LayerPlacement placement(experts);
+  for (auto& replicas : placement) {
+    const auto home = static_cast<int>(random() % static_cast<std::uint64_t>(ranks));
+    float sum = 0;
+    for (int rank = 0; rank < ranks; ++rank)
+      if (rank == home || random() % 3 == 0) replicas.push_back({rank, 1.0f + static_cast<float>(random() % 7)});
+    for (const Replica& r : replicas) sum += r.share;
+    for (Replica& r : replicas) r.share /= sum;
+  }
+  return placement;
+}
+
+Placement random_placements(Random& random, const ModelConfig& config, int ranks) {
+  Placement placement = place_evenly(config, ranks);
+  for (auto& layer : placement.experts) layer = random_placement(random, layer.size(), ranks);
+  return placement;
+}
+
+struct Scored {
+  std::vector<float> logprobs;                        // of the prompts, in order
+  std::vector<std::vector<std::uint64_t>> work;       // [ranks][MoE layers]
+  std::vector<std::vector<std::uint64_t>> tokens;     // [MoE layers][experts]
+};
+
+/// Scores six prompts, dealt out to the ranks, 8 tokens a step; before each step some layers' experts may move.
+Scored score(const fs::path& model, int ranks, const std::optional<Placement>& placement, bool moving,
+          Compute compute = Compute::f32) {
+  constexpr int prompts = 6, length = 40, chunk = 8;
+  const ModelConfig config = ModelConfig::from_file(model);
+  Scored run;
+  std::vector<std::vector<float>> of_prompt(prompts);
+  run.work.resize(static_cast<std::size_t>(ranks));
+  std::mutex mutex;
+  run_in_process(ranks, [&](Communicator& comm) {
+    test::Station station(model, comm,
+                          {.compute = compute, .placement = placement, .answers = Answers::by_expert});
+    Random random(11);  // the same moves on all ranks
+    const int me = comm.rank();
+    for (int first = 0, step = 1; first < length; first += chunk, ++step) {
+      StepPlan plan{.step = static_cast<std::uint64_t>(step)};
+      for (int p = me; p < prompts; p += ranks) {
+        const auto id = static_cast<std::uint64_t>(p);
+        if (first == 0) plan.start.push_back({.sequence = id, .sampling = {}, .logprobs = -1, .answer = {}});
+        SequenceChunk c{.sequence = id, .position = first};
+        for (int i = first; i < first + chunk; ++i) c.tokens.push_back(2 + (i * i + 7 * p) % 90);
+        c.next_token = 2 + ((first + chunk) * (first + chunk) + 7 * p) % 90;
+        if (first % 16 == 0) c.pages = {3 * p + first / 16};
+        c.score = true;
+        plan.chunks.push_back(c);
+      }
+      for (int layer = 0; moving && layer < config.num_hidden_layers; ++layer)
+        if (config.is_moe_layer(layer) && random() % 2)
+          plan.experts.push_back(
+              {layer, random_placement(random, static_cast<std::size_t>(config.n_routed_experts), ranks)});
+      const StepResult result = station.worker->run(plan);
+      const std::lock_guard lock(mutex);
+      auto& work = run.work[static_cast<std::size_t>(me)];
+      work.resize(result.expert_work.size());
+      for (std::size_t i = 0; i < work.size(); ++i) work[i] += result.expert_work[i];
+      run.tokens.resize(work.size(), std::vector<std::uint64_t>(static_cast<std::size_t>(config.n_routed_experts)));
+      auto count = result.expert_tokens.begin();
+      for (auto& layer : run.tokens)
+        for (auto& expert : layer) expert += *count++;
+      for (const SequenceOutput& output : result.outputs)
+        for (const TokenLogprob& entry : output.scored) of_prompt[output.sequence].push_back(entry.logprob);
+    }
+  });
+  for (const auto& scores : of_prompt) {
+    EXPECT_EQ(scores.size(), static_cast<std::size_t>(length));
+    run.logprobs.insert(run.logprobs.end(), scores.begin(), scores.end());
+  }
+  return run;
+}
+
+class ExpertMoves : public testing::TestWithParam<const char*> {};
+
+TEST_P(ExpertMoves, AnswersAreTheSameWhereverExpertsAre) {
+  const fs::path model = fixture(GetParam());
+  const ModelConfig config = ModelConfig::from_file(model);
+  for (const Compute compute : {Compute::f32, Compute::bf16}) {
+    const Scored alone = score(model, 1, {}, false, compute);
+    for (const int ranks : {2, 3, 4}) {
+      Random random(static_cast<std::uint64_t>(ranks));
+      EXPECT_EQ(score(model, ranks, {}, false, compute).logprobs, alone.logprobs) << ranks << " ranks";
+      const Placement spread = random_placements(random, config, ranks);
+      ASSERT_TRUE(spread.has_replicas());
+      EXPECT_EQ(score(model, ranks, spread, false, compute).logprobs, alone.logprobs) << ranks << " ranks, replicas";
+      EXPECT_EQ(score(model, ranks, spread, true, compute).logprobs, alone.logprobs) << ranks << " ranks, moving";
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Types, ExpertMoves, testing::Values("deepseek-v3", "deepseek-v3-fp8", "deepseek-v2-lite"),
+                         [](const auto& family) {
+                           std::string name = family.param;
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name;
+                         });
+
+TEST(ExpertMoves, WorkSplitsAsPlanned) {
+  const fs::path model = fs::path(SHOAL_SOURCE_DIR) / "launch" / "demo-model";
+  const ModelConfig config = ModelConfig::from_file(model);
+  for (const int ranks : {2, 3, 4}) {
+    Random random(static_cast<std::uint64_t>(10 + ranks));
+    const Placement placement = random_placements(random, config, ranks);
+    const Scored run = score(model, ranks, placement, false);
+    for (std::size_t layer = 0; layer < run.tokens.size(); ++layer) {
+      const LayerPlacement& experts = placement.experts[layer + static_cast<std::size_t>(config.first_k_dense_replace)];
+      std::vector<double> planned(static_cast<std::size_t>(ranks));
+      double tokens = 0;
+      for (std::size_t e = 0; e < experts.size(); ++e) {
+        tokens += static_cast<double>(run.tokens[layer][e]);
+        for (const Replica& r : experts[e])
+          planned[static_cast<std::size_t>(r.rank)] +=
+              static_cast<double>(r.share) * static_cast<double>(run.tokens[layer][e]);
+      }
+      ASSERT_EQ(tokens, 6 * 40 * config.num_experts_per_tok);
+      for (std::size_t r = 0; r < planned.size(); ++r)
+        EXPECT_NEAR(static_cast<double>(run.work[r][layer]), planned[r], 0.05 * tokens)
+            << "rank " << r << " of " << ranks << ", layer " << layer;
+    }
+  }
+}
+
+/// A matrix of every kind arrives as it was.
+TEST(ExpertMoves, PackedBytesMakeTheSameMatrix) {
+  std::vector<std::byte> raw(64 * 256 * 4);
+  Random random(3);
+  for (auto& byte : raw) byte = static_cast<std::byte>(random());
+  for (const DType type : {DType::f32, DType::bf16, DType::f8_e4m3}) {
+    Matrix a(type, 37, 51), b(type, 37, 51);
+    a.pack_rows(0, 37, raw.data(), 51 * static_cast<std::int64_t>(size_of(type)));
+    b.set_packed(a.packed());
+    EXPECT_EQ(a.has_nan_codes(), b.has_nan_codes());
+    EXPECT_EQ(std::memcmp(a.panel(0), b.panel(0), a.packed().size()), 0);
+  }
+  const PackedFormat& format = *packed_format(*find_format("Q4_K"));
+  Matrix a(format, 37, 256), b(format, 37, 256);
+  a.pack_rows(0, 37, raw.data(), format.stored->block_bytes);
+  b.set_packed(a.packed());
+  EXPECT_EQ(std::memcmp(a.panel(0), b.panel(0), a.packed().size()), 0);
+  EXPECT_THROW(b.set_packed(a.packed().first(5)), Error);
+}
+
+}  // namespace
+}  // namespace shoal
