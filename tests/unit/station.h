@@ -15,7 +15,7 @@ struct StationOptions {
   std::optional<KvType> kv_type;  // not set: as `compute`
   int pages = 256;
   std::function<std::unique_ptr<Backend>(Compute)> make_backend;  // not set: the CPU's
-  std::optional<Placement> placement;  // not set: even
+  std::optional<Placement> placement;                             // not set: even
   Answers answers = Answers::summed;
 };
 

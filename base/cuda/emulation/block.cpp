@@ -13,7 +13,6 @@
 
 #include "base/error.h"
 
-
 namespace shoal::emulation {
 namespace {
 
