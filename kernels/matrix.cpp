@@ -254,6 +254,26 @@ void Matrix::unpack_row(std::int64_t row, float* out) const {
   for (std::int64_t c = 0; c < cols_; ++c) out[c] *= scale[c / scales_.block_cols];
 }
 
+void Matrix::copy_row(std::int64_t row, std::byte* out) const {
+  const std::size_t size = size_of(dtype_);
+  const std::byte* from = panel(row / kPanel);
+  for (std::int64_t c = 0; c < cols_; ++c, out += size)
+    std::memcpy(out, from + offset_in_panel(dtype_, row % kPanel, c), size);
+}
+
+Matrix Matrix::clone() const {
+  Matrix copy = format_ ? Matrix(*format_, rows_, cols_) : Matrix(dtype_, rows_, cols_);
+  std::memcpy(copy.data_.get(), data_.get(), static_cast<std::size_t>(panels() * panel_bytes()));
+  copy.scales_ = scales_;
+  copy.has_nan_codes_ = has_nan_codes_;
+  return copy;
+}
+
+void Matrix::set_placed(std::shared_ptr<const void> placed) {
+  placed_ = std::move(placed);
+  data_.reset();
+}
+
 std::int64_t Matrix::bytes() const {
   return panels() * panel_bytes() +
          static_cast<std::int64_t>(scales_.values.size() * sizeof(float) + order_.size() * sizeof(std::int32_t));

@@ -56,6 +56,16 @@ class Matrix {
   /// Writes row `row` as floats to out [cols]; used for embeddings.
   void unpack_row(std::int64_t row, float* out) const;
 
+  /// The elements of one row of a matrix that is not quantized, as they were packed: cols() of dtype().
+  void copy_row(std::int64_t row, std::byte* out) const;
+
+  /// The same matrix once more, its elements in host memory. For tests.
+  Matrix clone() const;
+
+  /// What a device back end made of this matrix (Backend::place), whose elements are then no longer here.
+  const std::shared_ptr<const void>& placed() const { return placed_; }
+  void set_placed(std::shared_ptr<const void> placed);
+
   /// Of a matrix that is not quantized.
   DType dtype() const { return dtype_; }
   /// Null where it is not quantized.
@@ -89,6 +99,7 @@ class Matrix {
   const PackedFormat* format_ = nullptr;
   std::int64_t rows_ = 0, cols_ = 0;
   std::unique_ptr<std::byte[], Free> data_;  // 64-byte aligned, transparent huge pages where large
+  std::shared_ptr<const void> placed_;
   BlockScales scales_;
   std::vector<std::int32_t> order_;
   bool has_nan_codes_ = false;

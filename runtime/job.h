@@ -30,8 +30,8 @@ struct JobOptions {
   int max_waiting = 4096;            // requests that wait; more are refused
   double kv_cache_gb = 0;            // GB (1e9 bytes) of KV cache a rank; 0: a share of what is free
   int threads = 0;                   // of a rank; 0: this host's cores shared by its ranks
-  std::string device = "auto";       // auto, cpu
-  std::string collectives = "auto";  // auto, mpi
+  std::string device = "auto";       // auto, cpu, cuda
+  std::string collectives = "auto";  // auto, mpi, nccl
   std::string isa = "auto";
   Compute compute = Compute::f32;
   std::optional<KvType> kv_cache_dtype;  // not set: FP32 or BF16, as `compute`

@@ -112,12 +112,18 @@ struct TensorLoader::Source {
   }
 };
 
-TensorLoader::TensorLoader(const Checkpoint& checkpoint, WeightQuantization quantization)
-    : checkpoint_(checkpoint), quantization_(std::move(quantization)) {}
+TensorLoader::TensorLoader(const Checkpoint& checkpoint, WeightQuantization quantization, Backend* device)
+    : checkpoint_(checkpoint), quantization_(std::move(quantization)), device_(device) {}
 
 void TensorLoader::add(std::uint64_t bytes, std::function<void(std::vector<std::byte>&)> work) {
   bytes_ += bytes;
   tasks_.push_back({bytes, std::move(work)});
+}
+
+std::function<void()> TensorLoader::placing(Matrix& matrix, std::int64_t parts) const {
+  return [device = device_, &matrix, left = std::make_shared<std::atomic<std::int64_t>>(parts)] {
+    if (--*left == 0 && device) device->place(matrix);
+  };
 }
 
 BlockScales TensorLoader::scales(const std::string& name, std::int64_t rows, std::int64_t cols, Slice row_slice,
@@ -183,11 +189,13 @@ void TensorLoader::fill(Matrix& to, const Source& source, Slice rows, Slice colu
   to = Matrix(source.type, rows.count, columns.count);
   const auto row_bytes = columns.count * static_cast<std::int64_t>(size_of(source.type));
   const std::int64_t at_a_time = source.rows_at_a_time(row_bytes);
+  const auto done = placing(to, (rows.count + at_a_time - 1) / at_a_time);
   for (std::int64_t first = 0; first < rows.count; first += at_a_time) {
     const std::int64_t count = std::min(rows.count - first, at_a_time);
     add(static_cast<std::uint64_t>(count * row_bytes), [=, &to](std::vector<std::byte>& staging) {
       source.read({rows.first + first, count, columns.first, columns.count}, staging);
       to.pack_rows(first, count, staging.data(), row_bytes);
+      done();
     });
   }
 }
@@ -199,6 +207,7 @@ void TensorLoader::packed_matrix(Matrix& to, const TensorInfo& tensor, const Pac
   const std::int64_t row_bytes = format.bytes(cols), kept = format.bytes(columns.count),
                      skipped = format.bytes(columns.first);
   const std::int64_t at_a_time = std::max<std::int64_t>(1, kChunkBytes / (row_bytes * Matrix::kPanel)) * Matrix::kPanel;
+  const auto done = placing(to, (rows.count + at_a_time - 1) / at_a_time);
   for (std::int64_t first = 0; first < rows.count; first += at_a_time) {
     const std::int64_t count = std::min(at_a_time, rows.count - first);
     // Whole rows are read even where a part of each is kept: one large read beats many small ones.
@@ -206,6 +215,7 @@ void TensorLoader::packed_matrix(Matrix& to, const TensorInfo& tensor, const Pac
       staging.resize(static_cast<std::size_t>(count * row_bytes));
       checkpoint_.read(tensor, static_cast<std::uint64_t>((rows.first + first) * row_bytes), staging);
       to.pack_rows(first, count, staging.data() + skipped, row_bytes);
+      done();
     });
   }
 }
@@ -215,10 +225,13 @@ void TensorLoader::packed_integers(Matrix& to, const std::shared_ptr<const Integ
   to = Matrix(packed, rows.count, columns.count);
   to.set_order(integers->order());
   const std::int64_t at_a_time = integers->rows_at_a_time();
+  const auto done = placing(to, (rows.count + at_a_time - 1) / at_a_time);
   for (std::int64_t first = 0; first < rows.count; first += at_a_time) {
     const std::int64_t count = std::min(at_a_time, rows.count - first);
-    add(static_cast<std::uint64_t>(count * to.panel_bytes() / Matrix::kPanel),
-        [=, &to](std::vector<std::byte>&) { integers->pack(rows.first + first, count, columns, first, to); });
+    add(static_cast<std::uint64_t>(count * to.panel_bytes() / Matrix::kPanel), [=, &to](std::vector<std::byte>&) {
+      integers->pack(rows.first + first, count, columns, first, to);
+      done();
+    });
   }
 }
 
@@ -227,12 +240,14 @@ void TensorLoader::matrix_f32(Matrix& to, const std::string& name, std::int64_t 
   const DType type = compute_type(tensor, checkpoint_);
   to = Matrix(DType::f32, rows, cols);
   const auto bytes = static_cast<std::uint64_t>(rows * cols) * size_of(type);
+  const auto done = placing(to, 1);
   add(bytes, [=, this, &to, &tensor](std::vector<std::byte>& staging) {
     read_patch(checkpoint_, tensor, cols, {0, rows, 0, cols}, staging);
     std::vector<float> values(static_cast<std::size_t>(rows * cols));
     for (std::size_t i = 0; i < values.size(); ++i)
       values[i] = element_to_f32(type, staging.data() + i * size_of(type));
     to.pack_rows(0, rows, values.data(), cols * 4);
+    done();
   });
 }
 
@@ -266,12 +281,16 @@ void TensorLoader::fill_transposed(Matrix& to, const Source& source, Slice rows)
   const std::int64_t cols = source.cols;
   if (const PackedFormat* packed = source.integers ? source.integers->packed_transpose(rows) : nullptr) {
     to = Matrix(*packed, cols, rows.count);
-    add(static_cast<std::uint64_t>(to.bytes()),
-        [=, &to](std::vector<std::byte>&) { source.integers->pack_transpose(rows, to); });
+    const auto done = placing(to, 1);
+    add(static_cast<std::uint64_t>(to.bytes()), [=, &to](std::vector<std::byte>&) {
+      source.integers->pack_transpose(rows, to);
+      done();
+    });
     return;
   }
   const auto size = static_cast<std::int64_t>(size_of(source.type));
   to = Matrix(source.type, cols, rows.count);
+  const auto done = placing(to, 1);
   add(static_cast<std::uint64_t>(rows.count * cols * size), [=, &to](std::vector<std::byte>& staging) {
     source.read({rows.first, rows.count, 0, cols}, staging);
     std::vector<std::byte> turned(static_cast<std::size_t>(rows.count * cols * size));
@@ -280,6 +299,7 @@ void TensorLoader::fill_transposed(Matrix& to, const Source& source, Slice rows)
         std::memcpy(turned.data() + (c * rows.count + r) * size, staging.data() + (r * cols + c) * size,
                     static_cast<std::size_t>(size));
     to.pack_rows(0, cols, turned.data(), rows.count * size);
+    done();
   });
 }
 
@@ -309,6 +329,7 @@ void TensorLoader::vector(std::vector<float>& to, const std::string& name, std::
     read_patch(checkpoint_, tensor, size, {0, 1, s.first, s.count}, staging);
     to.resize(static_cast<std::size_t>(s.count));
     for (std::size_t i = 0; i < to.size(); ++i) to[i] = element_to_f32(type, staging.data() + i * size_of(type));
+    if (device_) device_->place(std::span<const float>(to));
   });
 }
 

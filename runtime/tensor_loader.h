@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels/matrix.h"
+#include "kernels/backend.h"
 #include "planner/model_config.h"
 #include "planner/placement.h"
 #include "runtime/checkpoint.h"
@@ -17,7 +17,8 @@ namespace shoal {
 /// Destinations must stay where they are until run() returned.
 class TensorLoader {
  public:
-  TensorLoader(const Checkpoint& checkpoint, WeightQuantization quantization);
+  /// device: where what was read is placed, if not null.
+  TensorLoader(const Checkpoint& checkpoint, WeightQuantization quantization, Backend* device = nullptr);
 
   /// Rows and columns (whole if not given) of a matrix [rows, cols] under `name`, kept in the type the file has.
   /// FP8 comes with its `<name>_scale_inv`. Formats of blocks (Q4_K, ...) and integers (integer_weight.h) stay
@@ -63,9 +64,12 @@ class TensorLoader {
   void per_head_matrices(std::vector<Matrix>& to, const std::string& name, int heads, std::int64_t rows,
                          std::int64_t cols);
   void add(std::uint64_t bytes, std::function<void(std::vector<std::byte>&)> work);
+  /// The same for one of `parts` tasks that fill a matrix together; the last to end has it placed.
+  std::function<void()> placing(Matrix& matrix, std::int64_t parts) const;
 
   const Checkpoint& checkpoint_;
   const WeightQuantization quantization_;
+  Backend* const device_;
   std::vector<Task> tasks_;
   std::uint64_t bytes_ = 0;
 };

@@ -131,7 +131,7 @@ class LayerLoader {
 
 ModelWeights load_weights(const ModelConfig& config, const Checkpoint& checkpoint, const Placement& placement, int rank,
                           const LoadOptions& options) {
-  TensorLoader loader(checkpoint, config.quantization.value_or(WeightQuantization{}));
+  TensorLoader loader(checkpoint, config.quantization.value_or(WeightQuantization{}), options.device);
   ModelWeights weights;
   weights.vocab = placement.tensor_parallel ? slice_of(config.vocab_size, placement.ranks, rank, Matrix::kPanel)
                                             : Slice{0, config.vocab_size};
