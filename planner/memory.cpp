@@ -113,7 +113,10 @@ double HeldWeights::dense_bytes(int tensor_parallel, int rank) const {
           ? head_slice(c.num_attention_heads, c.num_key_value_heads, tensor_parallel, rank)
           : HeadSlice{slice_of(c.num_attention_heads, tensor_parallel, rank), {0, c.num_key_value_heads}};
   const auto part = [&](std::int64_t total, std::int64_t count, std::int64_t all) { return total / all * count; };
-  const int unit = c.quantization && c.quantization->block_rows > 0 ? c.quantization->block_rows : panel_rows;
+  std::int64_t block = 1;
+  for (const Piece& p : dense_)
+    if (p.cut == Cut::ffn_cols) block = std::max<std::int64_t>(block, p.type->block_cols);
+  const std::int64_t unit = cut_unit(c.intermediate_size, tensor_parallel, block);
   double sum = 0;
   for (const Piece& p : dense_) {
     std::int64_t rows = p.rows, cols = p.cols;
