@@ -1,6 +1,7 @@
 #pragma once
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -15,9 +16,10 @@
 /// depend, to the bit, on which other tokens share the call.
 namespace shoal {
 
-/// How activations enter a product: FP32 as they are, or rounded to BF16 (twice as fast on cores with BF16 dot
-/// products).
-enum class Compute { f32, bf16 };
+/// How activations enter a product: FP32 as they are; rounded to BF16 (twice as fast on cores with BF16 dot products);
+/// or, with F8 weights, rounded to E4M3 with a scale for 128 columns, the largest becoming 448, and else to BF16 (GPUs
+/// of sm_90 only).
+enum class Compute { f32, bf16, fp8 };
 
 /// cos and sin of each token's rotary angles: [tokens, rope_dim / 2] each.
 struct RopeAngles {
@@ -83,6 +85,16 @@ struct ExpertBatch {
   std::vector<float> weight;         // [first.back()]
 };
 
+/// Host memory that Backend::to_host fills; grows as needed.
+struct HostRoom {
+  std::shared_ptr<void> memory;
+  std::size_t bytes = 0;
+};
+
+/// Which memory an operation works on. Rows, KvLayers and RopeAngles lie where allocate() gives memory: for a GPU, its
+/// own. Lists that the host makes (ids, slots, queries, vectors of weights, an ExpertBatch with its rows) and what it
+/// reads at once (the experts that route() picks) lie in host memory. A CPU has but one memory: to_host() and
+/// from_host() copy nothing there.
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -92,6 +104,30 @@ class Backend {
 
   /// Device memory, zeroed, 64-byte aligned; throws Error when there is none left.
   virtual std::shared_ptr<void> allocate(std::size_t bytes) = 0;
+
+  /// Bytes that allocate() could still give, where that is not the host's memory.
+  virtual std::optional<std::uint64_t> free_bytes() const { return std::nullopt; }
+
+  /// Moves a matrix to the device, once; from any thread. Operations take placed matrices only.
+  virtual void place(Matrix&) {}
+  /// The same for a vector of weights, which must stay where it is, unchanged, as long as the back end lives.
+  virtual void place(std::span<const float>) {}
+
+  /// x where the host can read and write it: x itself, or a copy in `room`. Waits for what computes x.
+  virtual Rows<float> to_host(Rows<float> x, HostRoom&) { return x; }
+  /// to = x, which the host has written. Nothing where they are the same rows.
+  virtual void from_host(Rows<const float> x, Rows<float> to);
+  /// Tells, for all layers of a step, where its tokens' cache rows are and what they see; write_kv() and the attentions
+  /// get the same lists again, which stay as they are until then.
+  virtual void begin_step(std::span<const std::int64_t>, std::span<const AttentionQuery>, int /*page_tokens*/) {}
+
+  /// out = 0.
+  virtual void fill_zero(Rows<float> out);
+  /// out[t][h * out_step + i] = x[t][h * x_step + i] for i < width, h < heads.
+  virtual void copy_heads(Rows<const float> x, std::int64_t x_step, int heads, std::int64_t width, Rows<float> out,
+                          std::int64_t out_step);
+  /// out[i] = x[rows[i]].
+  virtual void gather_rows(Rows<const float> x, std::span<const std::int64_t> rows, Rows<float> out);
 
   /// out[t] = table[ids[t]]. ids were checked against table.rows().
   virtual void embed(std::span<const std::int32_t> ids, const Matrix& table, Rows<float> out) = 0;

@@ -106,15 +106,15 @@ void Matrix::allocate() {
   const std::size_t alignment = bytes >= 2 * kHugePage ? kHugePage : 64;
   data_.reset(static_cast<std::byte*>(std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment)));
   if (!data_)
-    fail("no memory for a {} matrix of {} x {} ({:.1f} MB)", format_ ? format_->stored->name : name_of(dtype_), rows_,
-         cols_, 1e-6 * double(bytes));
+    fail("no memory for a {} matrix of {} x {} ({:.1f} MB)", format_ ? format_->name : name_of(dtype_), rows_, cols_,
+         1e-6 * double(bytes));
   if (alignment == kHugePage) madvise(data_.get(), bytes, MADV_HUGEPAGE);
 }
 
 Matrix::Matrix(const PackedFormat& format, std::int64_t rows, std::int64_t cols)
     : format_(&format), rows_(rows), cols_(cols) {
   if (cols % format.record() != 0)
-    fail("{} columns are no whole number of {} blocks ({} each)", cols, format.stored->name, format.record());
+    fail("{} columns are no whole number of {} blocks ({} each)", cols, format.name, format.record());
   allocate();
 }
 
@@ -131,9 +131,24 @@ Matrix::Matrix(DType dtype, std::int64_t rows, std::int64_t cols) : dtype_(dtype
   }
 }
 
-void Matrix::pack_quantized(std::int64_t first, std::int64_t count, const std::byte* src, std::int64_t stride) {
+void Matrix::check_panels(std::int64_t first, std::int64_t count) const {
   if (first % kPanel != 0 || (count % kPanel != 0 && first + count != rows_))
     fail("rows {} to {} of a quantized matrix are no whole panels of {}", first, first + count - 1, kPanel);
+}
+
+void Matrix::pack_blocks(std::int64_t first, std::int64_t count, const BlockAt& block_at) {
+  check_panels(first, count);
+  for (std::int64_t done = 0; done < count; done += kPanel) {
+    const int n = static_cast<int>(std::min<std::int64_t>(kPanel, count - done));
+    std::byte* to = data_.get() + (first + done) / kPanel * panel_bytes();
+    for (std::int64_t col = 0; col < cols_; col += format_->record(), to += format_->record_bytes())
+      pack_record(
+          *format_, n, [&](int row, CodeBlock& out) { block_at(done + row, col, out); }, to);
+  }
+}
+
+void Matrix::pack_quantized(std::int64_t first, std::int64_t count, const std::byte* src, std::int64_t stride) {
+  check_panels(first, count);
   for (std::int64_t row = first; row < first + count; row += kPanel, src += kPanel * stride) {
     const int n = static_cast<int>(std::min<std::int64_t>(kPanel, first + count - row));
     std::byte* to = data_.get() + row / kPanel * panel_bytes();
@@ -205,6 +220,7 @@ void Matrix::set_packed(std::span<const std::byte> bytes) {
 
 float Matrix::at(std::int64_t row, std::int64_t col) const {
   if (format_) {
+    if (!order_.empty()) col = std::find(order_.begin(), order_.end(), col) - order_.begin();
     const std::int64_t record = col / format_->record();
     float worth[ExpandedRecord::kSteps * PackedFormat::kStep];
     dequantize_row(*format_, panel(row / kPanel) + record * format_->record_bytes(), static_cast<int>(row % kPanel),
@@ -218,7 +234,13 @@ float Matrix::at(std::int64_t row, std::int64_t col) const {
 }
 
 void Matrix::unpack_row(std::int64_t row, float* out) const {
-  if (format_) return dequantize_row(*format_, panel(row / kPanel), static_cast<int>(row % kPanel), cols_, out);
+  if (format_) {
+    dequantize_row(*format_, panel(row / kPanel), static_cast<int>(row % kPanel), cols_, out);
+    if (order_.empty()) return;
+    const std::vector<float> packed(out, out + cols_);
+    for (std::size_t c = 0; c < packed.size(); ++c) out[order_[c]] = packed[c];
+    return;
+  }
   const std::byte* from = panel(row / kPanel) + offset_in_panel(dtype_, row % kPanel, 0);
   if (size_of(dtype_) == 2) {
     for (std::int64_t c = 0; c < cols_; ++c) out[c] = element_to_f32(dtype_, from + c / 2 * 64 + c % 2 * 2);
@@ -232,8 +254,29 @@ void Matrix::unpack_row(std::int64_t row, float* out) const {
   for (std::int64_t c = 0; c < cols_; ++c) out[c] *= scale[c / scales_.block_cols];
 }
 
+void Matrix::copy_row(std::int64_t row, std::byte* out) const {
+  const std::size_t size = size_of(dtype_);
+  const std::byte* from = panel(row / kPanel);
+  for (std::int64_t c = 0; c < cols_; ++c, out += size)
+    std::memcpy(out, from + offset_in_panel(dtype_, row % kPanel, c), size);
+}
+
+Matrix Matrix::clone() const {
+  Matrix copy = format_ ? Matrix(*format_, rows_, cols_) : Matrix(dtype_, rows_, cols_);
+  std::memcpy(copy.data_.get(), data_.get(), static_cast<std::size_t>(panels() * panel_bytes()));
+  copy.scales_ = scales_;
+  copy.has_nan_codes_ = has_nan_codes_;
+  return copy;
+}
+
+void Matrix::set_placed(std::shared_ptr<const void> placed) {
+  placed_ = std::move(placed);
+  data_.reset();
+}
+
 std::int64_t Matrix::bytes() const {
-  return panels() * panel_bytes() + static_cast<std::int64_t>(scales_.values.size() * sizeof(float));
+  return panels() * panel_bytes() +
+         static_cast<std::int64_t>(scales_.values.size() * sizeof(float) + order_.size() * sizeof(std::int32_t));
 }
 
 }  // namespace shoal

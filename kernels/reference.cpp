@@ -196,13 +196,22 @@ class ReferenceBackend final : public Backend {
  private:
   float activation(float x, const Matrix& w) const {
     const bool rounds = w.dtype() == DType::bf16 || w.dtype() == DType::f8_e4m3;
-    return compute_ == Compute::bf16 && rounds ? bf16_to_f32(f32_to_bf16(x)) : x;
+    return compute_ != Compute::f32 && rounds ? bf16_to_f32(f32_to_bf16(x)) : x;
   }
 
   /// Quantized weights meet activations of 8 bits: 32 of them with one scale, the largest becoming 127.
   static double dot_of_bytes(const float* x, const Matrix& w, std::int64_t row) {
     std::vector<float> worth(static_cast<std::size_t>(w.cols()));
     w.unpack_row(row, worth.data());
+    std::vector<float> ordered;
+    if (const auto& order = w.order(); !order.empty()) {  // neighbours there share a scale
+      const std::vector<float> plain = worth;
+      for (std::size_t i = 0; i < order.size(); ++i) {
+        ordered.push_back(x[order[i]]);
+        worth[i] = plain[std::size_t(order[i])];
+      }
+      x = ordered.data();
+    }
     double sum = 0;
     for (std::int64_t first = 0; first < w.cols(); first += 32) {
       float most = 0;
@@ -217,8 +226,25 @@ class ReferenceBackend final : public Backend {
     return sum;
   }
 
+  static double dot_of_f8(const float* x, const Matrix& w, std::int64_t row) {
+    double sum = 0;
+    for (std::int64_t first = 0; first < w.cols(); first += 128) {
+      const std::int64_t end = std::min(w.cols(), first + 128);
+      float most = 0;
+      for (std::int64_t c = first; c < end; ++c) most = std::max(most, std::abs(x[c]));
+      const float scale = most / 448.0f;
+      if (scale == 0) continue;
+      double of_codes = 0;
+      for (std::int64_t c = first; c < end; ++c)
+        of_codes += double(f8_e4m3_to_f32(f32_to_f8_e4m3(x[c] / scale))) * double(w.at(row, c));
+      sum += of_codes * double(scale);
+    }
+    return sum;
+  }
+
   double dot(const float* x, const Matrix& w, std::int64_t row) const {
     if (w.format()) return dot_of_bytes(x, w, row);
+    if (compute_ == Compute::fp8 && w.dtype() == DType::f8_e4m3) return dot_of_f8(x, w, row);
     double sum = 0;
     for (std::int64_t c = 0; c < w.cols(); ++c) sum += double(activation(x[c], w)) * double(w.at(row, c));
     return sum;

@@ -107,8 +107,7 @@ CLI::App* add_bench(CLI::App& root, BenchOptions& options) {
   add_job_options(*app, options.job);
   app->get_option("--model")->required(false)->description(
       "The model: a Hugging Face folder, a GGUF file, or with --weights random a card; with --url the server's name "
-      "for "
-      "it");
+      "for it");
   app->add_option("--weights", options.weights, "model, or random: made up, for a model whose weights you lack")
       ->check(CLI::IsMember({"model", "random"}));
   app->add_option("--precision", options.precision,

@@ -33,11 +33,15 @@ void add_job_options(CLI::App& app, JobOptions& options) {
   app.add_option("--threads", options.threads, "Threads of each rank; 0: this host's cores shared by its ranks")
       ->check(CLI::NonNegativeNumber)
       ->group(group);
-  app.add_option("--device", options.device, "What computes: auto, cpu")->group(group);
-  app.add_option("--collectives", options.collectives, "What carries data between ranks: auto, mpi")->group(group);
+  app.add_option("--device", options.device, "What computes: auto (a GPU where there is one), cpu, cuda")->group(group);
+  app.add_option("--collectives", options.collectives,
+                 "What carries data between ranks: auto (mpi), mpi, nccl (between GPUs)")
+      ->group(group);
   app.add_option("--isa", options.isa, "CPU instructions: auto, portable, avx2, avx512, amx")->group(group);
-  const std::map<std::string, Compute> types = {{"f32", Compute::f32}, {"bf16", Compute::bf16}};
-  app.add_option("--compute", options.compute, "Type of activations, KV cache and exchanged rows: f32, bf16")
+  const std::map<std::string, Compute> types = {{"f32", Compute::f32}, {"bf16", Compute::bf16}, {"fp8", Compute::fp8}};
+  app.add_option(
+         "--compute", options.compute,
+         "Type of activations, KV cache and exchanged rows: f32, bf16, fp8 (on Hopper GPUs; the rest then in bf16)")
       ->transform(CLI::CheckedTransformer(types))
       ->type_name("TYPE")
       ->default_str("f32")

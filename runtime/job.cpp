@@ -6,15 +6,18 @@
 #include <array>
 #include <atomic>
 #include <cstdio>
-#include <fstream>
 #include <future>
 #include <thread>
 
 #include "collectives/communicator.h"
 #include "collectives/mpi.h"
+#include "collectives/nccl/nccl.h"
+#include "kernels/cuda/cuda_backend.h"
 #include "planner/placement.h"
 #include "runtime/checkpoint.h"
 #include "runtime/control_plane.h"
+#include "runtime/host_memory.h"
+#include "runtime/importance_recorder.h"
 #include "runtime/kv_cache.h"
 #include "runtime/model.h"
 #include "runtime/model_source.h"
@@ -35,7 +38,7 @@ constexpr int kMaxLogitRows = 32;
   _exit(static_cast<int>(code));
 }
 
-bool bf16(const JobOptions& options) { return options.compute == Compute::bf16; }
+bool bf16(const JobOptions& options) { return options.compute != Compute::f32; }
 
 std::string host_name() {
   char name[256] = {};
@@ -43,19 +46,11 @@ std::string host_name() {
   return name;
 }
 
-/// Bytes this host could still hand out (MemAvailable of /proc/meminfo).
-std::uint64_t available_memory_bytes() {
-  std::ifstream meminfo("/proc/meminfo");
-  std::string key, unit;
-  for (std::uint64_t kb; meminfo >> key >> kb; std::getline(meminfo, unit))
-    if (key == "MemAvailable:") return kb * 1024;
-  return 0;
-}
-
 /// What every rank of the job has before the model is read.
 struct Rank {
   LaunchEnvironment launch;
   std::unique_ptr<MpiJob> mpi;
+  std::unique_ptr<Communicator> start_up_comm;  // where `comm` is not the launcher's
   std::unique_ptr<Communicator> comm;
   std::unique_ptr<ControlServer> server;  // rank 0
   std::unique_ptr<ControlClient> client;
@@ -74,17 +69,28 @@ std::string share_contact(Communicator& comm, const std::string& contact) {
   return text.data();
 }
 
+/// Data between ranks goes from GPU to GPU; the launcher's communicator only brings them together.
+void use_nccl(Rank& rank, const JobOptions& options) {
+  const CudaDevices gpus = find_cuda_devices();
+  if (options.device == "cpu")
+    throw Error("--collectives nccl needs GPUs; it does not go with --device cpu", ExitCode::usage);
+  if (gpus.count == 0) fail("--collectives nccl: {}; check nvidia-smi on {}", gpus.reason, host_name());
+  rank.start_up_comm = std::move(rank.comm);
+  rank.comm = make_nccl_communicator(load_nccl(), *rank.start_up_comm, {.device = rank.launch.local_rank % gpus.count});
+}
+
 Rank join_job(int* argc, char*** argv, const JobOptions& options) {
   Rank rank;
   rank.launch = read_launch_environment();
-  if (options.collectives != "auto" && options.collectives != "mpi")
-    throw Error("--collectives " + options.collectives + " is not in this build; it has: auto, mpi", ExitCode::usage);
+  if (options.collectives != "auto" && options.collectives != "mpi" && options.collectives != "nccl")
+    throw Error("--collectives " + options.collectives + ": there are auto, mpi and nccl", ExitCode::usage);
   if (rank.launch.launched) {
     rank.mpi = std::make_unique<MpiJob>(argc, argv);
     rank.comm = rank.mpi->world();
   } else {
     rank.comm = make_self_communicator();
   }
+  if (options.collectives == "nccl") use_nccl(rank, options);
   if (rank.comm->rank() == 0) rank.server = std::make_unique<ControlServer>(rank.comm->size(), ControlOptions{});
   const std::string contact = share_contact(*rank.comm, rank.leads() ? rank.server->contact() : "");
   rank.client = std::make_unique<ControlClient>(rank.comm->rank(), contact, ControlOptions{});
@@ -95,21 +101,49 @@ Rank join_job(int* argc, char*** argv, const JobOptions& options) {
 struct LoadedModel {
   Placement placement;
   std::unique_ptr<Backend> backend;
+  const ImportanceRecorder* recorder = nullptr;  // the backend, where importance is asked for
   std::unique_ptr<KvCache> cache;
   ModelWeights weights;
   std::shared_ptr<const grammar::TokenTable> tokens;  // null: the model has no tokenizer
 };
 
-int kv_pages(const ModelConfig& config, const JobOptions& options, const Rank& rank, std::uint64_t page_bytes,
-             std::uint64_t free_bytes) {
+/// What computes on this rank: a GPU where there is one, unless the CPU is asked for. The host's ranks share its GPUs.
+std::unique_ptr<Backend> make_backend(const JobOptions& options, const LaunchEnvironment& launch) {
+  if (options.device != "cpu") {
+    const CudaDevices gpus = find_cuda_devices();
+    if (gpus.count > 0) return make_cuda_backend({launch.local_rank % gpus.count, options.compute});
+    if (options.device == "cuda")
+      throw Error(
+          fmt::format("--device cuda: {}; check nvidia-smi on {}, or use --device cpu", gpus.reason, host_name()));
+  }
+  CpuOptions cpu{.threads = options.threads, .compute = options.compute, .isa = options.isa};
+  cpu.local_rank = launch.local_rank;
+  cpu.local_ranks = launch.local_size;
+  return make_cpu_backend(cpu);
+}
+
+/// Bytes of its device's memory that this rank may still use: its GPU's, or the host's, shared with the other ranks
+/// there.
+std::uint64_t share_of_memory(const Backend& backend, const LaunchEnvironment& launch) {
+  int sharers = std::max(1, launch.local_size);
+  const std::optional<std::uint64_t> on_gpu = backend.free_bytes();
+  if (on_gpu) {
+    const int gpus = std::max(1, find_cuda_devices().count);
+    sharers = (sharers + gpus - 1) / gpus;
+  }
+  return on_gpu.value_or(available_memory_bytes()) / static_cast<std::uint64_t>(sharers);
+}
+
+int kv_pages(const ModelConfig& config, const JobOptions& options, std::uint64_t page_bytes,
+             std::uint64_t share_bytes) {
   const int wanted_len = options.max_model_len > 0 ? options.max_model_len : config.max_position_embeddings;
   const auto pages_of = [](std::uint64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; };
   std::uint64_t pages;
   if (options.kv_cache_gb > 0) {
     pages = static_cast<std::uint64_t>(options.kv_cache_gb * 1e9) / page_bytes;
   } else {
-    // Enough for 32 full-length sequences, in four fifths of this rank's share of what the host has left.
-    const std::uint64_t budget = free_bytes / 5 * 4 / static_cast<std::uint64_t>(std::max(1, rank.launch.local_size));
+    // Enough for 32 full-length sequences, in four fifths of this rank's share of what the host or its GPU has left.
+    const std::uint64_t budget = share_bytes / 5 * 4;
     pages = std::min(budget / page_bytes, 32 * pages_of(static_cast<std::uint64_t>(wanted_len)));
   }
   const std::uint64_t least = options.max_model_len > 0 ? pages_of(static_cast<std::uint64_t>(wanted_len)) : 1;
@@ -126,18 +160,28 @@ int kv_pages(const ModelConfig& config, const JobOptions& options, const Rank& r
 LoadedModel load_model(const ModelConfig& config, const Checkpoint& checkpoint, const JobOptions& options,
                        const Rank& rank) {
   LoadedModel loaded;
-  CpuOptions cpu{.threads = options.threads, .compute = options.compute, .isa = options.isa};
-  cpu.local_rank = rank.launch.local_rank;
-  cpu.local_ranks = rank.launch.local_size;
-  loaded.backend = make_cpu_backend(cpu);
+  loaded.backend = make_backend(options, rank.launch);
+  if (loaded.backend->free_bytes() && options.rebalance_steps > 0)
+    throw Error("--rebalance-steps moves experts between CPUs only; leave it out, or use --device cpu",
+                ExitCode::usage);
+  if (loaded.backend->free_bytes() && options.on_importance)
+    throw Error("importance is measured on CPUs only; use --device cpu", ExitCode::usage);
+  if (options.on_importance) {
+    auto recorder = std::make_unique<ImportanceRecorder>(std::move(loaded.backend));
+    loaded.recorder = recorder.get();
+    loaded.backend = std::move(recorder);
+  }
 
   const Placement& placement = loaded.placement = job_placement(options, config, rank.comm->size());
+  if (options.on_importance && placement.tensor_parallel && rank.comm->size() > 1)
+    throw Error("importance of a model without experts is measured on one rank", ExitCode::usage);
   refuse_what_does_not_fit(config, options, placement, rank.comm->rank(),
-                           available_memory_bytes() / static_cast<std::uint64_t>(std::max(1, rank.launch.local_size)));
+                           share_of_memory(*loaded.backend, rank.launch));
   const int cores = static_cast<int>(std::thread::hardware_concurrency());
   const LoadOptions load{.threads = std::clamp(2 * cores / rank.launch.local_size, 1, 16),
                          .progress = rank.leads() && !options.quiet,
-                         .mtp = options.mtp};
+                         .mtp = options.mtp,
+                         .device = loaded.backend.get()};
   loaded.weights = load_weights(config, checkpoint, placement, rank.comm->rank(), load);
 
   const HeadSlice heads = placement.tensor_parallel ? head_slice(config.num_attention_heads, config.num_key_value_heads,
@@ -153,7 +197,7 @@ LoadedModel load_model(const ModelConfig& config, const Checkpoint& checkpoint, 
   const int layers = config.num_hidden_layers + (options.mtp ? 1 : 0);
   const std::uint64_t page_bytes = static_cast<std::uint64_t>(kv_row_bytes(kv_type, std::max(width, 1))) * kPageTokens *
                                    static_cast<std::uint64_t>(layers);
-  const int pages = kv_pages(config, options, rank, page_bytes, available_memory_bytes());
+  const int pages = kv_pages(config, options, page_bytes, share_of_memory(*loaded.backend, rank.launch));
   loaded.cache = std::make_unique<KvCache>(*loaded.backend, layers, pages, kPageTokens, width, kv_type);
   if (const auto tokenizer = options.random_weights.empty() ? read_tokenizer(options.model) : nullptr)
     loaded.tokens = std::make_shared<grammar::TokenTable>(*tokenizer, config.vocab_size);
@@ -329,11 +373,13 @@ void work(const JobOptions& options, Rank& rank) {
       client.send(frame(Message::result, encode(worker->run(decode_step_plan(received->payload)))));
     });
   }
+  if (options.on_importance && model)
+    options.on_importance(loaded.recorder->collect(config, model->weights(), loaded.placement, *rank.comm));
 }
 
 int run_ranks(int* argc, char*** argv, const JobOptions& options, const std::function<int(Engine&)>& front) {
-  if (options.device != "auto" && options.device != "cpu")
-    throw Error("--device " + options.device + " is not in this build; it has: auto, cpu", ExitCode::usage);
+  if (options.device != "auto" && options.device != "cpu" && options.device != "cuda")
+    throw Error("--device " + options.device + ": there are auto, cpu and cuda", ExitCode::usage);
   Rank rank = join_job(argc, argv, options);
   rank.client->on_lost([me = rank.comm->rank()](int, const std::string& why) {
     if (me != 0) std::fprintf(stderr, "shoal: rank %d: lost rank 0 (%s); ending\n", me, why.c_str());

@@ -13,17 +13,24 @@ namespace {
 /// transformers and DeepSeek's own code use this constant for the norms inside MLA, not rms_norm_eps.
 constexpr float kLatentNormEps = 1e-6f;
 
-/// Memory for rows of activations that only ever grows.
+/// The device's memory for rows of activations, which only ever grows.
 class Scratch {
  public:
+  explicit Scratch(Backend& backend) : backend_(backend) {}
   Rows<float> rows(std::int64_t tokens, std::int64_t width) {
     const auto need = static_cast<std::size_t>(tokens * width);
-    if (memory_.size() < need) memory_.resize(need + need / 4);
-    return {memory_.data(), tokens, width};
+    if (floats_ < need) {
+      floats_ = need + need / 4;
+      memory_ = nullptr;  // before there is more
+      memory_ = backend_.allocate(floats_ * sizeof(float));
+    }
+    return {static_cast<float*>(memory_.get()), tokens, width};
   }
 
  private:
-  std::vector<float> memory_;
+  Backend& backend_;
+  std::shared_ptr<void> memory_;
+  std::size_t floats_ = 0;
 };
 
 RouterShape router_shape(const ModelConfig& c) {
@@ -70,10 +77,12 @@ struct Model::State {
   Rows<float> x;        // the residual stream [tokens, hidden]
   Rows<float> guessed;  // the same of the MTP layer
   RopeAngles angles;
-  Scratch x_memory, guessed_memory, joined, cos, sin, normed, branch, q_a, q, q_latent, kv, k, v, o, logit, gathered,
-      picked;
+  Scratch x_memory{backend}, guessed_memory{backend}, joined{backend}, cos{backend}, sin{backend}, normed{backend},
+      branch{backend}, q_a{backend}, q{backend}, q_latent{backend}, kv{backend}, k{backend}, v{backend}, o{backend},
+      logit{backend}, picked{backend};
+  HostRoom sent_room, returned_room, branch_room, logit_room;  // what the host reads or adds to
   std::vector<std::int32_t> expert;
-  std::vector<float> weight, local_logits;
+  std::vector<float> weight, host_cos, host_sin, gathered, local_logits;
   ExpertBatch expert_batch;
 
   State(const ModelConfig& c, ModelWeights w, const Placement& p, Backend& b, Communicator& cm, KvCache& kc,
@@ -94,7 +103,9 @@ struct Model::State {
   /// Angles as transformers computes them: position * inv_freq rounded to FP32, then cos and sin.
   void compute_angles(const TokenBatch& batch) {
     const auto pairs = static_cast<std::int64_t>(frequencies.inv_freq.size());
-    const Rows<float> c = cos.rows(batch.size(), pairs), s = sin.rows(batch.size(), pairs);
+    host_cos.resize(static_cast<std::size_t>(batch.size() * pairs));
+    host_sin.resize(host_cos.size());
+    const Rows<float> c(host_cos.data(), batch.size(), pairs), s(host_sin.data(), batch.size(), pairs);
     for (std::int64_t t = 0; t < batch.size(); ++t)
       for (std::int64_t i = 0; i < pairs; ++i) {
         const float angle = static_cast<float>(batch.positions[static_cast<std::size_t>(t)]) *
@@ -102,7 +113,10 @@ struct Model::State {
         c[t][i] = std::cos(angle) * frequencies.magnitude;
         s[t][i] = std::sin(angle) * frequencies.magnitude;
       }
-    angles = {c, s};
+    const Rows<float> on_device_cos = cos.rows(batch.size(), pairs), on_device_sin = sin.rows(batch.size(), pairs);
+    backend.from_host(c, on_device_cos);
+    backend.from_host(s, on_device_sin);
+    angles = {on_device_cos, on_device_sin};
   }
 
   /// out [tokens, hidden] = attention of normed h, its latents written to the cache first.
@@ -130,9 +144,8 @@ struct Model::State {
     // The query moves into latent space (absorption), its rotated part behind it.
     const Rows<float> absorbed = q_latent.rows(tokens, heads * latent_dim);
     backend.linear_per_head(query, head_dim, w.k_up, absorbed, latent_dim);
-    for (std::int64_t t = 0; t < tokens; ++t)
-      for (std::int64_t head = 0; head < heads; ++head)
-        std::copy_n(query[t] + head * head_dim + nope, rope, absorbed[t] + head * latent_dim + rank);
+    backend.copy_heads(query.columns(nope, query.cols - nope), head_dim, static_cast<int>(heads), rope,
+                       absorbed.columns(rank, absorbed.cols - rank), latent_dim);
     backend.rope(absorbed.columns(rank, heads * latent_dim - rank), static_cast<int>(heads), latent_dim, angles,
                  pairing);
 
@@ -147,7 +160,7 @@ struct Model::State {
   void gqa(const GqaWeights& w, Rows<const float> h, const TokenBatch& batch, const KvLayer& layer, Rows<float> out) {
     const std::int64_t tokens = h.rows, dim = config.head_dim;
     const std::int64_t heads = gqa_shape.heads, kv_heads = gqa_shape.kv_heads;
-    if (heads == 0) return zero(out);  // more ranks than heads: this one only helps with the dense blocks
+    if (heads == 0) return backend.fill_zero(out);  // more ranks than heads: this one only helps with the dense blocks
     const Rows<float> query = q.rows(tokens, heads * dim), key = k.rows(tokens, kv_heads * dim),
                       value = v.rows(tokens, kv_heads * dim), attended = o.rows(tokens, heads * dim);
     backend.linear(h, w.q_proj, w.q_bias, query);
@@ -162,11 +175,11 @@ struct Model::State {
   }
 
   void feed_forward(const FeedForward& ffn, Rows<const float> h, Rows<float> out) {
-    if (ffn.empty()) return zero(out);
+    if (ffn.empty()) return backend.fill_zero(out);
     backend.feed_forward(h, ffn, out);
   }
 
-  void moe(MoeWeights& w, int moe_layer, Rows<const float> h, Rows<float> out) {
+  void moe(MoeWeights& w, int moe_layer, Rows<float> h, Rows<float> out) {
     const std::int64_t tokens = h.rows, top_k = router.top_k;
     const Rows<float> scores = logit.rows(tokens, router.n_experts);
     backend.linear(h, w.router, {}, scores);
@@ -176,7 +189,8 @@ struct Model::State {
     for (const std::int32_t e : expert)
       ++counters.expert_tokens[static_cast<std::size_t>(moe_layer * router.n_experts + e)];
 
-    exchange->dispatch(h.data, h.stride, tokens, expert.data(), weight.data(), static_cast<int>(top_k), w.map);
+    const Rows<const float> sent = backend.to_host(h, sent_room);
+    exchange->dispatch(sent.data, sent.stride, tokens, expert.data(), weight.data(), static_cast<int>(top_k), w.map);
     feed_forward(w.shared, h, out);  // while the tokens travel
     const Stopwatch waiting;
     const DispatchedRows& arrived = exchange->dispatched();
@@ -184,9 +198,11 @@ struct Model::State {
     counters.expert_work[static_cast<std::size_t>(moe_layer)] += static_cast<std::uint32_t>(arrived.expert.size());
     run_experts(w.experts, arrived);
     exchange->combine();
+    const Rows<float> result = backend.to_host(out, returned_room);
     const Stopwatch returning;
-    exchange->combined(out.data, out.stride);
+    exchange->combined(result.data, result.stride);
     counters.exchange_us += returning.us();
+    backend.from_host(result, out);
   }
 
   void run_experts(std::span<const FeedForward> experts, const DispatchedRows& arrived) {
@@ -200,16 +216,14 @@ struct Model::State {
     backend.experts(expert_batch, experts);
   }
 
-  static void zero(Rows<float> out) {
-    for (std::int64_t t = 0; t < out.rows; ++t) std::fill_n(out[t], out.cols, 0.0f);
-  }
-
   /// Adds a block's output to the residual stream; under tensor parallelism the ranks' parts are summed first.
   void add_branch(Rows<float> out, Rows<float> stream) {
     if (placement.tensor_parallel && out.rows > 0) {
+      const Rows<float> mine = backend.to_host(out, branch_room);
       const Stopwatch waiting;
-      comm.all_reduce_sum({out.data, static_cast<std::size_t>(out.rows * out.cols)});
+      comm.all_reduce_sum({mine.data, static_cast<std::size_t>(mine.rows * mine.cols)});
       counters.exchange_us += waiting.us();
+      backend.from_host(mine, out);
     }
     backend.add(out, stream);
   }
@@ -230,11 +244,6 @@ struct Model::State {
     else
       feed_forward(layer.dense, h, out);
     add_branch(out, stream);
-  }
-
-  Rows<float> pick(Rows<const float> from, std::span<const std::int64_t> rows, Rows<float> to) {
-    for (std::int64_t i = 0; i < to.rows; ++i) std::copy_n(from[rows[static_cast<std::size_t>(i)]], to.cols, to[i]);
-    return to;
   }
 
   /// Logits [rows.size(), vocab] of rows of a residual stream.
@@ -267,6 +276,7 @@ Rows<const float> Model::forward(const TokenBatch& batch) {
 
   s.x = s.x_memory.rows(batch.size(), s.config.hidden_size);
   s.compute_angles(batch);
+  s.backend.begin_step(batch.slots, batch.queries, s.cache.page_tokens());
   s.backend.embed(batch.ids, s.weights.embedding, s.x);
   int moe_layer = 0;
   for (int i = 0; i < s.config.num_hidden_layers; ++i) {
@@ -286,13 +296,14 @@ void Model::forward_mtp(const TokenBatch& batch, std::span<const std::int64_t> r
   const Rows<float> embedded = joined.columns(0, hidden), past = joined.columns(hidden, hidden);
   s.backend.embed(batch.ids, s.weights.embedding, embedded);
   s.backend.rms_norm(embedded, w.embedding_norm, s.config.rms_norm_eps, embedded);
-  s.pick(s.x, rows, past);
+  s.backend.gather_rows(s.x, rows, past);
   s.backend.rms_norm(past, s.weights.final_norm, s.config.rms_norm_eps, past);
   s.backend.rms_norm(past, w.hidden_norm, s.config.rms_norm_eps, past);
 
   s.guessed = s.guessed_memory.rows(tokens, hidden);
   s.backend.linear(joined, w.projection, {}, s.guessed);
   s.compute_angles(batch);
+  s.backend.begin_step(batch.slots, batch.queries, s.cache.page_tokens());
   const int index = s.config.num_hidden_layers;
   const auto last = s.counters.expert_tokens.size() / static_cast<std::size_t>(std::max(1, s.config.n_routed_experts));
   s.run_layer(w.layer, index, static_cast<int>(last) - 1, batch, s.guessed);
@@ -309,12 +320,13 @@ Rows<const float> Model::mtp_logits(std::span<const std::int64_t> rows) {
 Rows<const float> Model::State::logits(Rows<const float> stream, std::span<const float> norm,
                                        std::span<const std::int64_t> rows) {
   const auto n = static_cast<std::int64_t>(rows.size());
-  const Rows<float> hidden = pick(stream, rows, picked.rows(n, config.hidden_size));
+  const Rows<float> hidden = picked.rows(n, config.hidden_size);
+  backend.gather_rows(stream, rows, hidden);
   backend.rms_norm(hidden, norm, config.rms_norm_eps, hidden);
   if (!placement.tensor_parallel) {
     const Rows<float> out = logit.rows(n, config.vocab_size);
     backend.linear(hidden, weights.head(), {}, out);
-    return out;
+    return backend.to_host(out, logit_room);
   }
   // Each rank has its part of the vocabulary for all rows; gathered parts are put side by side again.
   const Rows<float> part = logit.rows(n, weights.vocab.count);
@@ -322,8 +334,10 @@ Rows<const float> Model::State::logits(Rows<const float> stream, std::span<const
   std::vector<std::size_t> counts = vocab_counts;
   for (auto& c : counts) c *= static_cast<std::size_t>(n);
   local_logits.resize(static_cast<std::size_t>(n * config.vocab_size));
-  comm.all_gather_v({part.data, static_cast<std::size_t>(n * part.cols)}, counts, local_logits);
-  const Rows<float> out = gathered.rows(n, config.vocab_size);
+  const Rows<float> mine = backend.to_host(part, logit_room);
+  comm.all_gather_v({mine.data, static_cast<std::size_t>(n * mine.cols)}, counts, local_logits);
+  gathered.resize(static_cast<std::size_t>(n * config.vocab_size));
+  const Rows<float> out(gathered.data(), n, config.vocab_size);
   const float* from = local_logits.data();
   std::int64_t column = 0;
   for (const std::size_t width : vocab_counts) {
@@ -335,5 +349,6 @@ Rows<const float> Model::State::logits(Rows<const float> stream, std::span<const
 
 const Model::Counters& Model::counters() const { return state_->counters; }
 std::uint64_t Model::weight_bytes() const { return state_->weights.bytes; }
+const ModelWeights& Model::weights() const { return state_->weights; }
 
 }  // namespace shoal

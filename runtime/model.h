@@ -38,12 +38,12 @@ class Model {
   /// Moves the experts of a layer to where `experts` says, between two forward()s. Every rank calls it with the same.
   void place_experts(int layer, const LayerPlacement& experts);
 
-  /// Runs all layers. Returns the final hidden states [tokens, hidden], before the last norm; valid until the next
-  /// call.
+  /// Runs all layers. Returns the final hidden states [tokens, hidden], before the last norm, in the device's memory;
+  /// valid until the next call.
   Rows<const float> forward(const TokenBatch& batch);
 
-  /// Logits [rows.size(), vocab] of these rows of forward()'s result; valid until the next call. Under tensor
-  /// parallelism every rank must call it with the same rows.
+  /// Logits [rows.size(), vocab], in host memory, of these rows of forward()'s result; valid until the next call. Under
+  /// tensor parallelism every rank must call it with the same rows.
   Rows<const float> logits(std::span<const std::int64_t> rows);
 
   bool has_mtp() const;
@@ -63,6 +63,7 @@ class Model {
   };
   const Counters& counters() const;
   std::uint64_t weight_bytes() const;
+  const ModelWeights& weights() const;
 
  private:
   struct State;

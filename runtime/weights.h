@@ -72,9 +72,10 @@ struct ModelWeights {
 };
 
 struct LoadOptions {
-  int threads = 2;        // that read and pack at the same time
-  bool progress = false;  // draw a progress bar on stderr
-  bool mtp = false;       // the MTP layer too; Error when there is none
+  int threads = 2;            // that read and pack at the same time
+  bool progress = false;      // draw a progress bar on stderr
+  bool mtp = false;           // the MTP layer too; Error when there is none
+  Backend* device = nullptr;  // where each matrix and vector is placed as soon as it was read
 };
 
 /// Reads and packs what `rank` holds under `placement`, and nothing else. Memory: the share itself and a few MB of

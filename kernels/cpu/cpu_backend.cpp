@@ -156,6 +156,8 @@ class CpuBackend final : public Backend {
 }  // namespace cpu
 
 std::unique_ptr<Backend> make_cpu_backend(const CpuOptions& options) {
+  if (options.compute == Compute::fp8)
+    throw Error("--compute fp8 is for GPUs; CPUs have f32 and bf16", ExitCode::usage);
   const Isa isa = cpu::choose_isa(options.isa);
   const std::vector<int> cpus = cpu::cpus_of_rank(options);
   const int threads = options.threads > 0 ? options.threads : static_cast<int>(cpus.size());

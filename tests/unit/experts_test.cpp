@@ -85,7 +85,7 @@ TEST_P(ExpertsTest, ATokenDoesNotDependOnItsNeighboursNorOnThreads) {
   for (const Compute compute : {Compute::f32, Compute::bf16}) {
     const auto one = backend(1, compute), two = backend(2, compute), three = backend(3, compute);
     Random random(2);
-    for (int round = 0; round < 4; ++round) {
+    for (int round = 0; round < rounds(4); ++round) {
       for (const DType type : {DType::bf16, DType::f8_e4m3, DType::f32}) {
         const Layer layer = random_layer(random, type, 8, random.whole(10, 300), random.whole(10, 200));
         const auto n = static_cast<std::size_t>(random.whole(2, 60));

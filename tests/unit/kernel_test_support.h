@@ -11,7 +11,12 @@
 #include "base/error.h"
 #include "kernels/backend.h"
 #include "kernels/cpu/isa.h"
+#include "kernels/cuda/cuda_backend.h"
 #include "kernels/reference.h"
+#ifdef SHOAL_HAS_CUDA_EMULATION
+#include "kernels/cuda/emulated_backend.h"
+#endif
+#include "tests/unit/host_side_backend.h"
 
 /// What the kernel tests share: random inputs, and the back ends of every instruction set this machine has.
 namespace shoal::kernel_test {
@@ -115,19 +120,47 @@ inline std::unique_ptr<Backend> backend_of(Isa isa, int threads, Compute compute
   return make_cpu_backend(options);
 }
 
-/// A test that runs once for each instruction set and says so when the machine lacks it.
-class EveryIsa : public testing::TestWithParam<Isa> {
+/// What operations are tested on: a CPU's instruction set, the GPU's kernels under emulation, or this machine's GPU.
+struct Subject {
+  enum class Kind { cpu, emulated_gpu, gpu };
+  Isa isa = Isa::portable;
+  Kind kind = Kind::cpu;
+  operator Isa() const { return isa; }
+};
+
+/// A test that runs once for each instruction set, saying so when the machine lacks it, and for the GPU.
+class EveryIsa : public testing::TestWithParam<Subject> {
  protected:
   void SetUp() override {
     if (!cpu::supports(GetParam())) GTEST_SKIP() << "this machine has no " << name_of(GetParam());
+    if (GetParam().kind == Subject::Kind::gpu && find_cuda_devices().count == 0)
+      GTEST_SKIP() << "no GPU: " << find_cuda_devices().reason;
   }
   std::unique_ptr<Backend> backend(int threads = 2, Compute compute = Compute::f32) {
+    if (GetParam().kind == Subject::Kind::gpu)
+      return std::make_unique<HostSideBackend>(make_cuda_backend({.compute = compute}));
+#ifdef SHOAL_HAS_CUDA_EMULATION
+    if (GetParam().kind == Subject::Kind::emulated_gpu)
+      return std::make_unique<HostSideBackend>(make_emulated_cuda_backend({.compute = compute, .self_check = false}));
+#endif
     return backend_of(GetParam(), threads, compute);
   }
+  /// How often a test with random sizes is worth repeating: emulation is slow.
+  static int rounds(int n) { return GetParam().kind == Subject::Kind::emulated_gpu ? (n + 5) / 6 : n; }
 };
 
-inline std::string isa_name(const testing::TestParamInfo<Isa>& info) { return std::string(name_of(info.param)); }
-inline auto all_isas() { return testing::Values(Isa::portable, Isa::avx2, Isa::avx512, Isa::amx); }
+inline std::string isa_name(const testing::TestParamInfo<Subject>& info) {
+  if (info.param.kind == Subject::Kind::cpu) return std::string(name_of(info.param));
+  return info.param.kind == Subject::Kind::gpu ? "gpu" : "gpu_emulated";
+}
+inline auto all_isas() {
+  std::vector<Subject> subjects{{Isa::portable}, {Isa::avx2}, {Isa::avx512}, {Isa::amx}};
+#ifdef SHOAL_HAS_CUDA_EMULATION
+  subjects.push_back({.kind = Subject::Kind::emulated_gpu});
+#endif
+  subjects.push_back({.kind = Subject::Kind::gpu});
+  return testing::ValuesIn(subjects);
+}
 
 /// Every element within tolerance * (1 + |expected| + spread), spread being the root mean square of what is expected.
 inline void expect_near(const std::vector<float>& actual, const std::vector<float>& expected, double tolerance,

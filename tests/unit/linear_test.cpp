@@ -60,7 +60,7 @@ TEST_P(LinearTest, ATokenDoesNotDependOnItsNeighboursNorOnThreads) {
   for (const Compute compute : {Compute::f32, Compute::bf16}) {
     Random random(7);
     const auto one = backend(1, compute), two = backend(2, compute), three = backend(3, compute);
-    for (int round = 0; round < 12; ++round) {
+    for (int round = 0; round < rounds(12); ++round) {
       for (const DType type : kTypes) {
         const bool odd_blocks = round % 4 == 3;
         const std::int64_t rows = random.whole(1, 300), cols = random.whole(1, 700), tokens = random.whole(2, 70);

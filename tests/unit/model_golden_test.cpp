@@ -7,6 +7,10 @@
 #include <nlohmann/json.hpp>
 
 #include "collectives/communicator.h"
+#ifdef SHOAL_HAS_CUDA_EMULATION
+#include "kernels/cuda/emulated_backend.h"
+#endif
+#include "kernels/cuda/cuda_backend.h"
 #include "runtime/sampler.h"
 #include "tests/unit/station.h"
 
@@ -164,6 +168,30 @@ TEST_P(ModelGolden, AgreesWithTransformersInFp32OnAnyNumberOfRanks) {
     const double worst = difference(answers);
     RecordProperty("difference_" + std::to_string(ranks), std::to_string(worst));
     EXPECT_LT(worst, tolerance) << ranks << " ranks";
+    for (const auto& [j, answer] : answers) {
+      const json& p = golden.at("prompts").at(j);
+      if (p.contains("greedy")) {
+        EXPECT_EQ(answer.tokens, p.at("greedy").get<std::vector<std::int32_t>>()) << ranks << " ranks, prompt " << j;
+      }
+    }
+  }
+}
+
+/// The GPU's kernels through the same model: this machine's GPU where it has one, else their emulation.
+std::unique_ptr<Backend> gpu_backend([[maybe_unused]] Compute compute) {
+  if (find_cuda_devices().count > 0) return make_cuda_backend({.compute = compute});
+#ifdef SHOAL_HAS_CUDA_EMULATION
+  return make_emulated_cuda_backend({.compute = compute});
+#else
+  return nullptr;
+#endif
+}
+
+TEST_P(ModelGolden, TheGpusKernelsAgreeWithTransformersToo) {
+  if (!gpu_backend(Compute::f32)) GTEST_SKIP() << "neither a GPU nor its emulation is here";
+  for (const int ranks : {1, 3}) {
+    const auto answers = run_on(ranks, dir, jobs(), {.make_backend = gpu_backend});
+    EXPECT_LT(difference(answers), 1e-3) << ranks << " ranks";
     for (const auto& [j, answer] : answers) {
       const json& p = golden.at("prompts").at(j);
       if (p.contains("greedy")) {

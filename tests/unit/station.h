@@ -1,5 +1,6 @@
 #pragma once
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 
@@ -13,7 +14,8 @@ struct StationOptions {
   bool mtp = false;
   std::optional<KvType> kv_type;  // not set: as `compute`
   int pages = 256;
-  std::optional<Placement> placement;  // not set: even
+  std::function<std::unique_ptr<Backend>(Compute)> make_backend;  // not set: the CPU's
+  std::optional<Placement> placement;                             // not set: even
   Answers answers = Answers::summed;
 };
 
@@ -30,7 +32,8 @@ struct Station {
 
   Station(const std::filesystem::path& dir, Communicator& comm, const StationOptions& options = {})
       : config(ModelConfig::from_file(dir)), placement(options.placement.value_or(place_evenly(config, comm.size()))) {
-    backend = make_cpu_backend({.threads = 1, .compute = options.compute});
+    backend = options.make_backend ? options.make_backend(options.compute)
+                                   : make_cpu_backend({.threads = 1, .compute = options.compute});
     const bool tp = placement.tensor_parallel;
     const HeadSlice heads =
         tp ? head_slice(config.num_attention_heads, config.num_key_value_heads, comm.size(), comm.rank()) : HeadSlice{};
@@ -38,9 +41,10 @@ struct Station {
     const bool bf16 = options.compute == Compute::bf16;
     cache = std::make_unique<KvCache>(*backend, config.num_hidden_layers + (options.mtp ? 1 : 0), options.pages,
                                       kPageTokens, width, options.kv_type.value_or(bf16 ? KvType::bf16 : KvType::f32));
-    model = std::make_unique<Model>(
-        config, load_weights(config, Checkpoint::open(dir), placement, comm.rank(), {.mtp = options.mtp}), placement,
-        *backend, comm, *cache, bf16, options.answers);
+    model = std::make_unique<Model>(config,
+                                    load_weights(config, Checkpoint::open(dir), placement, comm.rank(),
+                                                 {.mtp = options.mtp, .device = backend.get()}),
+                                    placement, *backend, comm, *cache, bf16, options.answers);
     worker = std::make_unique<Worker>(*model, *cache, 7, comm.rank() == 0 || !tp, nullptr);
   }
 };

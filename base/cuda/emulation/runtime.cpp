@@ -1,0 +1,289 @@
+#include "base/cuda/emulation/runtime.h"
+
+#include <sys/mman.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "base/error.h"
+
+/// Work in order, none of it done before someone waits.
+struct CUstream_st {
+  std::deque<std::function<bool()>> work;
+};
+/// Where in a stream it stands, and whether the stream has come there.
+struct CUevent_st {
+  cudaStream_t stream = nullptr;
+  std::uint64_t recorded = 0, happened = 0;
+};
+
+namespace shoal::emulation {
+namespace {
+
+constexpr std::size_t kPage = 4096, kAlignment = 256;
+constexpr std::size_t kDeviceBytes = std::size_t{4} << 30;
+
+std::size_t round_up(std::size_t n, std::size_t unit) { return (n + unit - 1) / unit * unit; }
+
+/// All device memory of the process. Reachable while any stream runs.
+class DeviceHeap {
+ public:
+  void* allocate(std::size_t bytes) {
+    const std::lock_guard lock(mutex_);
+    if (used_ + bytes > kDeviceBytes) return nullptr;
+    const std::size_t size = round_up(bytes, kAlignment), room = round_up(size, kPage);
+    // A forbidden page on either side; the block ends where the one behind it begins.
+    void* p = mmap(nullptr, room + 2 * kPage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED) return nullptr;
+    auto* pages = static_cast<std::byte*>(p) + kPage;
+    std::byte* begin = pages + (room - size);
+    mprotect(pages, room, PROT_READ | PROT_WRITE);
+    std::memset(pages, 0xff, room);  // NaN until written
+    if (shut_) mprotect(pages, room, PROT_NONE);
+    blocks_[begin] = {pages, room, bytes};
+    used_ += bytes;
+    return begin;
+  }
+  void free(void* begin) {
+    const std::lock_guard lock(mutex_);
+    const auto found = blocks_.find(static_cast<std::byte*>(begin));
+    if (found == blocks_.end()) fail("cudaFree: {} was not allocated by cudaMalloc", begin);
+    used_ -= found->second.bytes;
+    munmap(found->second.pages - kPage, found->second.room + 2 * kPage);
+    blocks_.erase(found);
+  }
+  bool holds(const void* p) {
+    const std::lock_guard lock(mutex_);
+    auto next = blocks_.upper_bound(static_cast<std::byte*>(const_cast<void*>(p)));
+    if (next == blocks_.begin()) return false;
+    const auto& [begin, block] = *std::prev(next);
+    return p < begin + round_up(block.bytes, kAlignment);
+  }
+  std::size_t free_bytes() {
+    const std::lock_guard lock(mutex_);
+    return kDeviceBytes - used_;
+  }
+  void open() {
+    const std::lock_guard lock(mutex_);
+    ++open_;
+    if (std::exchange(shut_, false)) protect(PROT_READ | PROT_WRITE);
+  }
+  void close() {
+    const std::lock_guard lock(mutex_);
+    // Many blocks take long to shut: then it is done now and then, which finds what is wrong as well, only later.
+    if (--open_ > 0 || (blocks_.size() > kFewBlocks && ++closed_ % 16 != 0)) return;
+    shut_ = true;
+    protect(PROT_NONE);
+  }
+
+ private:
+  struct Block {
+    std::byte* pages;
+    std::size_t room, bytes;
+  };
+  void protect(int how) {
+    for (const auto& [begin, block] : blocks_) mprotect(block.pages, block.room, how);
+  }
+  std::mutex mutex_;
+  std::map<std::byte*, Block> blocks_;
+  static constexpr std::size_t kFewBlocks = 64;
+  std::size_t used_ = 0;
+  int open_ = 0;
+  unsigned closed_ = 0;
+  bool shut_ = true;
+};
+
+DeviceHeap& heap() {
+  static DeviceHeap instance;
+  return instance;
+}
+
+/// What cudaMallocHost gave out: a copy from there reads it when the stream runs, from elsewhere at once.
+class PinnedMemory {
+ public:
+  void add(std::byte* begin, std::size_t bytes) {
+    const std::lock_guard lock(mutex_);
+    ranges_[begin] = bytes;
+  }
+  void remove(std::byte* begin) {
+    const std::lock_guard lock(mutex_);
+    if (ranges_.erase(begin) == 0) fail("cudaFreeHost: this memory was not allocated by cudaMallocHost");
+  }
+  bool holds(const void* p) {
+    const std::lock_guard lock(mutex_);
+    auto next = ranges_.upper_bound(static_cast<std::byte*>(const_cast<void*>(p)));
+    if (next == ranges_.begin()) return false;
+    const auto& [begin, bytes] = *std::prev(next);
+    return p < begin + bytes;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::map<std::byte*, std::size_t> ranges_;
+};
+
+PinnedMemory& pinned() {
+  static PinnedMemory instance;
+  return instance;
+}
+
+/// Streams of this OS thread that have work to do.
+thread_local std::vector<cudaStream_t> waiting;
+
+void check_side(const char* what, const void* p, bool device) {
+  if (heap().holds(p) != device) fail("{}: {} is {} memory", what, p, device ? "not device" : "device");
+}
+
+}  // namespace
+
+bool is_device_memory(const void* memory) { return heap().holds(memory); }
+void enqueue(cudaStream_t stream, std::function<void()> work) {
+  enqueue_until(stream, [work = std::move(work)] {
+    work();
+    return true;
+  });
+}
+void enqueue_until(cudaStream_t stream, std::function<bool()> work) {
+  if (!stream) fail("emulation: the default stream is not used; it would wait for all others");
+  if (stream->work.empty()) waiting.push_back(stream);
+  stream->work.push_back(std::move(work));
+}
+
+}  // namespace shoal::emulation
+
+using namespace shoal;
+using namespace shoal::emulation;
+
+cudaError_t cudaGetDeviceCount(int* count) {
+  *count = 1;
+  return cudaSuccess;
+}
+cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
+  *p = {"emulated GPU", 9, 0, 4, kDeviceBytes, 227 << 10};
+  return cudaSuccess;
+}
+cudaError_t cudaMemGetInfo(std::size_t* free_bytes, std::size_t* total_bytes) {
+  *free_bytes = heap().free_bytes();
+  *total_bytes = kDeviceBytes;
+  return cudaSuccess;
+}
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = 13000;
+  return cudaSuccess;
+}
+cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
+  *memory = heap().allocate(bytes);
+  return *memory ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+cudaError_t cudaFree(void* memory) {
+  // CUDA waits here for all work, too.
+  for (const auto streams = waiting; cudaStream_t stream : streams) cudaStreamSynchronize(stream);
+  if (memory) heap().free(memory);
+  return cudaSuccess;
+}
+cudaError_t cudaMallocHost(void** memory, std::size_t bytes) {
+  *memory = std::aligned_alloc(kPage, round_up(bytes, kPage));
+  if (!*memory) return cudaErrorMemoryAllocation;
+  std::memset(*memory, 0xff, bytes);
+  pinned().add(static_cast<std::byte*>(*memory), bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaFreeHost(void* memory) {
+  if (!memory) return cudaSuccess;
+  pinned().remove(static_cast<std::byte*>(memory));
+  std::free(memory);
+  return cudaSuccess;
+}
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  *stream = new CUstream_st;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  std::erase(waiting, stream);
+  delete stream;
+  return cudaSuccess;
+}
+/// Does what can be done; false where others must come first.
+static bool advance(cudaStream_t stream) {
+  struct Opened {
+    Opened() { heap().open(); }
+    ~Opened() { heap().close(); }
+  };
+  if (stream->work.empty()) return true;
+  const Opened opened;
+  while (!stream->work.empty()) {
+    const auto work = std::move(stream->work.front());
+    stream->work.pop_front();
+    if (work()) continue;
+    stream->work.push_front(work);
+    return false;
+  }
+  std::erase(waiting, stream);
+  return true;
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  while (!advance(stream)) std::this_thread::yield();
+  return cudaSuccess;
+}
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  *event = new CUevent_st;
+  return cudaSuccess;
+}
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  delete event;
+  return cudaSuccess;
+}
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  event->stream = stream;
+  enqueue(stream, [event, number = ++event->recorded] { event->happened = number; });
+  return cudaSuccess;
+}
+cudaError_t cudaEventQuery(cudaEvent_t event) {
+  if (event->happened == event->recorded) return cudaSuccess;
+  advance(event->stream);
+  return event->happened == event->recorded ? cudaSuccess : cudaErrorNotReady;
+}
+
+cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch,
+                              std::size_t width_bytes, std::size_t height, cudaMemcpyKind kind, cudaStream_t stream) {
+  if (width_bytes == 0 || height == 0) return cudaSuccess;
+  if (width_bytes > to_pitch || width_bytes > from_pitch) fail("cudaMemcpy2DAsync: rows are wider than their pitch");
+  check_side("copy's target", to, kind != cudaMemcpyDeviceToHost);
+  check_side("copy's source", from, kind != cudaMemcpyHostToDevice);
+  auto copied = std::make_shared<std::vector<std::byte>>();
+  if (kind == cudaMemcpyHostToDevice && !pinned().holds(from)) {
+    for (std::size_t r = 0; r < height; ++r) {
+      const auto* row = static_cast<const std::byte*>(from) + r * from_pitch;
+      copied->insert(copied->end(), row, row + width_bytes);
+    }
+    from_pitch = width_bytes;
+  }
+  enqueue(stream, [=] {
+    const std::byte* source = copied->empty() ? static_cast<const std::byte*>(from) : copied->data();
+    for (std::size_t r = 0; r < height; ++r)
+      std::memmove(static_cast<std::byte*>(to) + r * to_pitch, source + r * from_pitch, width_bytes);
+  });
+  return cudaSuccess;
+}
+cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
+  return cudaMemcpy2DAsync(to, bytes, from, bytes, bytes, 1, kind, stream);
+}
+cudaError_t cudaMemsetAsync(void* memory, int value, std::size_t bytes, cudaStream_t stream) {
+  if (bytes == 0) return cudaSuccess;
+  check_side("cudaMemsetAsync", memory, true);
+  enqueue(stream, [=] { std::memset(memory, value, bytes); });
+  return cudaSuccess;
+}
+cudaError_t cudaGetLastError() { return cudaSuccess; }
+const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaSuccess ? "no error" : error == cudaErrorMemoryAllocation ? "out of memory" : "no device";
+}

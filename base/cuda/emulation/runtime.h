@@ -1,0 +1,70 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <tuple>
+#include <type_traits>
+
+#include "base/cuda/emulation/block.h"
+
+// The part of the CUDA runtime's interface that the back end calls, over host memory. It is stricter than a GPU:
+//   - a stream does nothing until someone waits for it (or asks whether an event in it has happened), so whoever reads
+//   a result, or reuses what a copy reads from, too
+//     early gets it wrong every time;
+//   - device memory is out of the host's reach (an access ends the program) except while a stream runs;
+//   - each allocation ends at a page that nobody may touch.
+// Errors are thrown as Error instead of returned: they are errors of the program.
+
+enum cudaError_t { cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorNoDevice = 100, cudaErrorNotReady = 600 };
+enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 };
+constexpr unsigned cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2;
+struct CUstream_st;
+using cudaStream_t = CUstream_st*;
+struct CUevent_st;
+using cudaEvent_t = CUevent_st*;
+struct cudaDeviceProp {
+  char name[256];
+  int major, minor, multiProcessorCount;
+  std::size_t totalGlobalMem, sharedMemPerBlockOptin;
+};
+
+cudaError_t cudaGetDeviceCount(int* count);
+cudaError_t cudaSetDevice(int device);
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device);
+cudaError_t cudaMemGetInfo(std::size_t* free_bytes, std::size_t* total_bytes);
+cudaError_t cudaDriverGetVersion(int* version);
+cudaError_t cudaMalloc(void** memory, std::size_t bytes);
+cudaError_t cudaFree(void* memory);
+cudaError_t cudaMallocHost(void** memory, std::size_t bytes);
+cudaError_t cudaFreeHost(void* memory);
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
+cudaError_t cudaStreamDestroy(cudaStream_t stream);
+cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags);
+cudaError_t cudaEventDestroy(cudaEvent_t event);
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
+cudaError_t cudaEventQuery(cudaEvent_t event);
+cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, cudaStream_t stream);
+cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch,
+                              std::size_t width_bytes, std::size_t height, cudaMemcpyKind kind, cudaStream_t stream);
+cudaError_t cudaMemsetAsync(void* memory, int value, std::size_t bytes, cudaStream_t stream);
+cudaError_t cudaGetLastError();
+const char* cudaGetErrorString(cudaError_t error);
+
+namespace shoal::emulation {
+
+bool is_device_memory(const void* memory);
+void enqueue(cudaStream_t stream, std::function<void()> work);
+/// Work that others have a part in: called again and again until it returns true.
+void enqueue_until(cudaStream_t stream, std::function<bool()> work);
+
+/// kernel<<<grid, block, dynamic_shared_bytes, stream>>>(arguments...).
+template <class... Parameters, class... Arguments>
+void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t dynamic_shared_bytes,
+            cudaStream_t stream, Arguments... arguments) {
+  enqueue(stream, [=, all = std::tuple<std::decay_t<Parameters>...>(arguments...)] {
+    run_grid(name, grid, block, dynamic_shared_bytes, [&] { std::apply(kernel, all); });
+  });
+}
+
+}  // namespace shoal::emulation

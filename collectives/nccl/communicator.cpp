@@ -1,0 +1,286 @@
+#include "collectives/nccl/nccl.h"
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstring>
+
+#include "base/cuda/memory.h"
+#include "base/error.h"
+#include "collectives/aligned_buffer.h"
+#include "collectives/nccl/library.h"
+#include "collectives/nccl/record_layout.h"
+#include "collectives/over_all_to_all.h"
+#include "collectives/patience.h"
+
+namespace shoal {
+namespace {
+
+using cuda::check;
+using nccl::RecordLayout;
+
+/// A rank's place in the group, its stream, and the waiting that gives up.
+class Member {
+ public:
+  Member(std::shared_ptr<NcclLibrary> library, Communicator& others, const NcclOptions& options)
+      : options_(options), library_(std::move(library)), rank_(others.rank()), size_(others.size()) {
+    use_device();
+    check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
+    NcclLibrary::Id id{};
+    if (rank_ == 0) id = library_->make_id();
+    others.broadcast(std::as_writable_bytes(std::span(id)), 0);
+    group_ = library_->join(size_, id, rank_);
+  }
+  ~Member() {
+    group_.reset();
+    static_cast<void>(cudaStreamDestroy(stream_));
+  }
+  Member(const Member&) = delete;
+  Member& operator=(const Member&) = delete;
+
+  void use_device() const { check(cudaSetDevice(options_.device), "cudaSetDevice"); }
+  const NcclOptions& options() const { return options_; }
+  NcclLibrary& library() { return *library_; }
+  NcclGroup& group() {
+    if (lost_) fail("rank {}: NCCL was given up after an error", rank_);
+    return *group_;
+  }
+  cudaStream_t stream() const { return stream_; }
+  int rank() const { return rank_; }
+  int size() const { return size_; }
+
+  /// Until the event has happened.
+  void wait_for(cudaEvent_t event) {
+    const auto begin = std::chrono::steady_clock::now();
+    Patience patience(false);
+    for (;;) {
+      const cudaError_t state = cudaEventQuery(event);
+      if (state == cudaSuccess) return;
+      if (state != cudaErrorNotReady) check(state, "the GPU's exchange");
+      const std::string error = group().error();
+      const std::chrono::duration<double> waited = std::chrono::steady_clock::now() - begin;
+      if (!error.empty()) give_up(error);
+      if (waited.count() > options_.patience_s)
+        give_up(fmt::format("nothing came for {:.1f} s; another rank has ended or hangs", options_.patience_s));
+      patience.pause(true);
+    }
+  }
+
+ private:
+  [[noreturn]] void give_up(const std::string& why) {
+    lost_ = true;
+    group_->abort();
+    fail("rank {}: NCCL: {}", rank_, why);
+  }
+
+  const NcclOptions options_;
+  std::shared_ptr<NcclLibrary> library_;
+  const int rank_, size_;
+  cudaStream_t stream_ = nullptr;
+  std::unique_ptr<NcclGroup> group_;
+  bool lost_ = false;
+};
+
+/// Pinned memory that grows, in which records are written and read.
+class PinnedBuffer {
+ public:
+  std::byte* data() const { return block_.data(); }
+  std::size_t capacity() const { return block_.bytes(); }
+  void reserve(std::size_t bytes) {
+    if (bytes > block_.bytes()) block_ = cuda::PinnedBlock(bytes + bytes / 2);
+  }
+
+ private:
+  cuda::PinnedBlock block_;
+};
+class DeviceBuffer {
+ public:
+  std::byte* reserve(std::size_t bytes) {
+    if (bytes > block_.bytes()) block_ = cuda::DeviceBlock(bytes + bytes / 2);
+    return block_.data();
+  }
+
+ private:
+  cuda::DeviceBlock block_;
+};
+
+class NcclAllToAll final : public AllToAll {
+ public:
+  explicit NcclAllToAll(std::shared_ptr<Member> member)
+      : member_(std::move(member)), layout_{member_->options().eager}, n_(static_cast<std::size_t>(member_->size())) {
+    member_->use_device();
+    for (Round& r : rounds_) {
+      r.send.resize(n_);
+      r.receive.resize(n_);
+      r.sent.resize(n_);
+      r.received.resize(n_);
+      r.slots.reserve(n_ * layout_.slot_bytes());
+      r.device_send.reserve(n_ * layout_.slot_bytes());
+      r.device_receive.reserve(n_ * layout_.slot_bytes());
+      check(cudaEventCreateWithFlags(&r.arrived, cudaEventDisableTiming), "cudaEventCreate");
+    }
+  }
+  ~NcclAllToAll() override {
+    for (Round& r : rounds_) static_cast<void>(cudaEventDestroy(r.arrived));
+  }
+
+  std::span<std::byte> outgoing(int dest, std::size_t bytes) override {
+    check_room();
+    if (dest == member_->rank()) {
+      AlignedBuffer& own = own_[posts_ % 3];
+      own.reserve(bytes);
+      return {own.data(), bytes};
+    }
+    PinnedBuffer& buffer = round(posts_).send[static_cast<std::size_t>(dest)];
+    buffer.reserve(RecordLayout::kHeader + bytes);
+    return {buffer.data() + RecordLayout::kHeader, bytes};
+  }
+
+  void post(std::span<const std::size_t> bytes) override {
+    check_room();
+    member_->use_device();
+    Round& r = round(posts_);
+    NcclGroup& group = member_->group();
+    const cudaStream_t stream = member_->stream();
+    std::byte *sends = r.device_send.reserve(0), *receives = r.device_receive.reserve(0);
+    for (std::size_t d = 0; d < n_; ++d) {
+      r.sent[d] = bytes[d];
+      const bool own = static_cast<int>(d) == member_->rank();
+      const std::size_t room = own ? own_[posts_ % 3].capacity()
+                                   : std::max(r.send[d].capacity(), RecordLayout::kHeader) - RecordLayout::kHeader;
+      if (bytes[d] > room)
+        fail("all-to-all: rank {} sends {} bytes to rank {} and asked for less", member_->rank(), bytes[d], d);
+      if (own) continue;
+      r.send[d].reserve(RecordLayout::kHeader);
+      std::memcpy(r.send[d].data(), &r.sent[d], sizeof r.sent[d]);
+      check(cudaMemcpyAsync(sends + layout_.slot(static_cast<int>(d)), r.send[d].data(),
+                            RecordLayout::kHeader + layout_.first(bytes[d]), cudaMemcpyHostToDevice, stream),
+            "copying records to the GPU");
+    }
+    if (n_ > 1) {
+      group.start();
+      for_peers([&](int to, int from) {
+        group.send(sends + layout_.slot(to), layout_.slot_bytes(), to, stream);
+        group.receive(receives + layout_.slot(from), layout_.slot_bytes(), from, stream);
+      });
+      group.end();
+      check(cudaMemcpyAsync(r.slots.data(), receives, n_ * layout_.slot_bytes(), cudaMemcpyDeviceToHost, stream),
+            "copying records from the GPU");
+    }
+    check(cudaEventRecord(r.arrived, stream), "cudaEventRecord");
+    ++posts_;
+  }
+
+  void wait() override {
+    if (waits_ == posts_) fail("all-to-all: rank {} waits for an exchange that it did not post", member_->rank());
+    member_->use_device();
+    Round& r = round(waits_);
+    member_->wait_for(r.arrived);
+    for (std::size_t s = 0; s < n_; ++s) {
+      r.received[s] = r.sent[s];
+      if (static_cast<int>(s) != member_->rank())
+        std::memcpy(&r.received[s], r.slots.data() + layout_.slot(static_cast<int>(s)), sizeof r.received[s]);
+    }
+    exchange_rests(r);
+    ++waits_;
+  }
+
+  std::span<const std::byte> incoming(int src) const override {
+    const Round& r = rounds_[(waits_ - 1) % 2];
+    const auto s = static_cast<std::size_t>(src);
+    if (src == member_->rank()) return {own_[(waits_ - 1) % 3].data(), r.received[s]};
+    const std::byte* from = layout_.rest(r.received[s]) > 0
+                                ? r.receive[s].data()
+                                : r.slots.data() + layout_.slot(src) + RecordLayout::kHeader;
+    return {from, r.received[s]};
+  }
+
+ private:
+  /// One of the two exchanges that may be under way, with its buffers.
+  struct Round {
+    std::vector<PinnedBuffer> send, receive;    // [ranks]; header and record; long records
+    std::vector<std::uint64_t> sent, received;  // [ranks] bytes
+    PinnedBuffer slots;                         // what arrived first, of all ranks
+    DeviceBuffer device_send, device_receive, device_send_rests, device_receive_rests;
+    cudaEvent_t arrived = nullptr;
+  };
+
+  Round& round(std::uint64_t exchange) { return rounds_[exchange % 2]; }
+  void check_room() const {
+    if (posts_ - waits_ >= 2)
+      fail("all-to-all: rank {} starts a third exchange before it waited for the first", member_->rank());
+  }
+  /// body(to, from): each rank starts with its successor, so that not all talk to rank 0 first.
+  template <class Body>
+  void for_peers(const Body& body) const {
+    const int n = static_cast<int>(n_), me = member_->rank();
+    for (int i = 1; i < n; ++i) body((me + i) % n, (me + n - i) % n);
+  }
+
+  void exchange_rests(Round& r) {
+    const auto mine = static_cast<std::size_t>(member_->rank());
+    std::vector<std::uint64_t> sent = r.sent, received = r.received;
+    sent[mine] = received[mine] = 0;
+    const auto to = layout_.rest_places(sent), from = layout_.rest_places(received);
+    if (to.back() == 0 && from.back() == 0) return;
+    const cudaStream_t stream = member_->stream();
+    NcclGroup& group = member_->group();
+    std::byte *sends = r.device_send_rests.reserve(to.back()), *receives = r.device_receive_rests.reserve(from.back());
+    for (std::size_t p = 0; p < n_; ++p) {
+      if (layout_.rest(sent[p]) > 0)
+        check(cudaMemcpyAsync(sends + to[p], r.send[p].data() + RecordLayout::kHeader + layout_.eager,
+                              layout_.rest(sent[p]), cudaMemcpyHostToDevice, stream),
+              "copying records to the GPU");
+      if (layout_.rest(received[p]) == 0) continue;
+      r.receive[p].reserve(received[p]);
+      std::memcpy(r.receive[p].data(), r.slots.data() + layout_.slot(static_cast<int>(p)) + RecordLayout::kHeader,
+                  layout_.eager);
+    }
+    group.start();
+    for_peers([&](int dest, int src) {
+      const auto d = static_cast<std::size_t>(dest), s = static_cast<std::size_t>(src);
+      if (layout_.rest(sent[d]) > 0) group.send(sends + to[d], layout_.rest(sent[d]), dest, stream);
+      if (layout_.rest(received[s]) > 0) group.receive(receives + from[s], layout_.rest(received[s]), src, stream);
+    });
+    group.end();
+    for (std::size_t s = 0; s < n_; ++s)
+      if (layout_.rest(received[s]) > 0)
+        check(cudaMemcpyAsync(r.receive[s].data() + layout_.eager, receives + from[s], layout_.rest(received[s]),
+                              cudaMemcpyDeviceToHost, stream),
+              "copying records from the GPU");
+    check(cudaEventRecord(r.arrived, stream), "cudaEventRecord");
+    member_->wait_for(r.arrived);
+  }
+
+  std::shared_ptr<Member> member_;
+  const RecordLayout layout_;
+  const std::size_t n_;
+  std::array<Round, 2> rounds_;
+  /// What a rank sends to itself stays where it was written: it may be read until the second post() after the exchange,
+  /// and the next record is written before that post.
+  std::array<AlignedBuffer, 3> own_;
+  std::uint64_t posts_ = 0, waits_ = 0;
+};
+
+class NcclCommunicator final : public CollectivesOverAllToAll {
+ public:
+  explicit NcclCommunicator(std::shared_ptr<Member> member) : member_(std::move(member)) {}
+  ~NcclCommunicator() override { release_exchange(); }
+  int rank() const override { return member_->rank(); }
+  int size() const override { return member_->size(); }
+  std::string description() const override { return "nccl (" + member_->library().version() + ")"; }
+  std::unique_ptr<AllToAll> make_all_to_all() override { return std::make_unique<NcclAllToAll>(member_); }
+
+ private:
+  std::shared_ptr<Member> member_;
+};
+
+}  // namespace
+
+std::unique_ptr<Communicator> make_nccl_communicator(std::shared_ptr<NcclLibrary> library, Communicator& others,
+                                                     const NcclOptions& options) {
+  if (options.eager % 64 != 0) fail("NCCL's first messages must carry a multiple of 64 bytes, not {}", options.eager);
+  return std::make_unique<NcclCommunicator>(std::make_shared<Member>(std::move(library), others, options));
+}
+
+}  // namespace shoal

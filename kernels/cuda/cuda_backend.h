@@ -1,0 +1,27 @@
+#pragma once
+#include <memory>
+#include <string>
+
+#include "kernels/backend.h"
+
+namespace shoal {
+
+struct CudaOptions {
+  int device = 0;
+  Compute compute = Compute::f32;
+  bool self_check = true;  // compare fast kernels with simple ones first, and do without those that differ
+};
+
+/// GPUs that this process can use; 0 where there is none, and then why: "no NVIDIA driver is loaded", ...
+struct CudaDevices {
+  int count = 0;
+  std::string reason;
+};
+CudaDevices find_cuda_devices();
+
+/// The GPU's form of every operation. Rows, caches and what allocate() gives lie in device memory; lists of ids, slots
+/// and queries, the inputs and outputs of experts() and the results of route() in host memory. Operations are put on
+/// one stream and return at once; to_host(), route() and experts() wait for it.
+std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options);
+
+}  // namespace shoal

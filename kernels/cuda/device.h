@@ -1,0 +1,76 @@
+#pragma once
+// What kernel sources stand on: CUDA C++ as nvcc compiles it, or the same words for a host compiler
+// (base/cuda/emulation).
+#include <cstdint>
+
+#ifdef SHOAL_CUDA_EMULATION
+#include "base/cuda/emulation/language.h"
+#include "base/cuda/emulation/runtime.h"
+#else
+#include <cuda_runtime.h>
+#endif
+
+namespace shoal::cuda {
+
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+/// Static shared memory of one type. Uninitialised.
+template <class T>
+__device__ __forceinline__ T& shared() {
+#ifdef SHOAL_CUDA_EMULATION
+  static const char key = 0;
+  return *reinterpret_cast<T*>(emulation::shared_memory(&key, sizeof(T)));
+#else
+  __shared__ __align__(alignof(T)) unsigned char memory[sizeof(T)];
+  return *reinterpret_cast<T*>(memory);
+#endif
+}
+
+/// Dynamic shared memory, aligned to 1,024 bytes: what launch_with_shared() asked for.
+__device__ __forceinline__ unsigned char* dynamic_shared() {
+#ifdef SHOAL_CUDA_EMULATION
+  return reinterpret_cast<unsigned char*>(emulation::dynamic_shared_memory());
+#else
+  extern __shared__ __align__(1024) unsigned char dynamic_memory[];
+  return dynamic_memory;
+#endif
+}
+
+/// The sum over a warp, the same bits in every lane.
+__device__ __forceinline__ float warp_sum(float x) {
+#pragma unroll
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) x += __shfl_xor_sync(kAllLanes, x, distance);
+  return x;
+}
+
+/// Starts a kernel, with so many bytes of dynamic shared memory (more than 48 KB, if it asks for them). An empty grid
+/// is no work. What goes wrong is told by the next call that waits.
+template <class... Parameters, class... Arguments>
+void launch_with_shared(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t bytes,
+                        cudaStream_t stream, Arguments... arguments) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+#ifdef SHOAL_CUDA_EMULATION
+  emulation::launch(name, kernel, grid, block, bytes, stream, arguments...);
+#else
+  static_cast<void>(name);
+  if (bytes > (48 << 10))
+    cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                         static_cast<int>(bytes));
+  const cudaLaunchConfig_t config{grid, block, bytes, stream, nullptr, 0};
+  cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+#endif
+}
+
+template <class... Parameters, class... Arguments>
+void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, cudaStream_t stream,
+            Arguments... arguments) {
+  launch_with_shared(name, kernel, grid, block, 0, stream, arguments...);
+}
+
+template <class T>
+constexpr T ceil_div(T a, T b) {
+  return (a + b - 1) / b;
+}
+
+}  // namespace shoal::cuda

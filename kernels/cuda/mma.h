@@ -1,0 +1,67 @@
+#pragma once
+#include "kernels/cuda/convert.h"
+
+// Tensor-core products of a warp, and copies that bring their operands. Each is one instruction, or its emulation after
+// the fragment layouts that the PTX ISA documents ("Matrix Fragments for mma.m16n8k16 with floating point type").
+namespace shoal::cuda {
+
+/// c += a b, a [16, 16] and b [16, 8] BF16, c [16, 8] FP32. Of lane l, with g = l / 4 and t = l % 4:
+///   a[i]: row g + 8 (i % 2), columns 2 t + 8 (i / 2) and the next, the first in the low half
+///   b[i]: column g, rows 2 t + 8 i and the next
+///   c[i]: row g + 8 (i / 2), column 2 t + i % 2
+__device__ __forceinline__ void mma_bf16(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+#ifdef SHOAL_CUDA_EMULATION
+  struct Operands {
+    unsigned a[4], b[2];
+  };
+  const Operands mine{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
+  const std::byte* all = emulation::meet_warp(kAllLanes, &mine, sizeof mine, emulation::Where::current());
+  const auto of_lane = [&](unsigned lane) {
+    return reinterpret_cast<const Operands*>(all + lane * emulation::kLaneBytes);
+  };
+  const unsigned lane = emulation::lane(), g = lane / 4, t = lane % 4;
+  for (unsigned i = 0; i < 4; ++i) {
+    const unsigned row = g + 8 * (i / 2), col = 2 * t + i % 2;
+    for (unsigned k = 0; k < 16; ++k) {
+      const unsigned a_pair = of_lane(row % 8 * 4 + k % 8 / 2)->a[row / 8 + 2 * (k / 8)];
+      const unsigned b_pair = of_lane(col * 4 + k % 8 / 2)->b[k / 8];
+      c[i] += widen_bf16(a_pair >> (16 * (k % 2)) & 0xffffu) * widen_bf16(b_pair >> (16 * (k % 2)) & 0xffffu);
+    }
+  }
+#else
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+
+/// 16 bytes into shared memory, the first `valid` of them from `from` and zeros behind; done when the thread has
+/// waited.
+__device__ __forceinline__ void copy_async_16(void* to, const void* from, int valid) {
+#ifdef SHOAL_CUDA_EMULATION
+  emulation::copy_async(to, from, 16, static_cast<std::size_t>(valid));
+#else
+  const auto shared_address = static_cast<unsigned>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address), "l"(from), "r"(valid) : "memory");
+#endif
+}
+__device__ __forceinline__ void commit_copies() {
+#ifdef SHOAL_CUDA_EMULATION
+  emulation::commit_copies();
+#else
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+/// Until no more than the last kPending groups of copies are under way.
+template <int kPending>
+__device__ __forceinline__ void wait_copies() {
+#ifdef SHOAL_CUDA_EMULATION
+  emulation::wait_copies(kPending);
+#else
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+#endif
+}
+
+}  // namespace shoal::cuda

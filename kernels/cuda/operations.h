@@ -1,0 +1,136 @@
+#pragma once
+#include <cstdint>
+
+#include "base/cuda/runtime_api.h"
+#include "kernels/backend.h"
+#include "kernels/cuda/weights.h"
+
+/// The device's operations, each one or two kernels put on a stream. Every pointer is to device memory. What an
+/// operation computes is said in kernels/backend.h; how, with its shape, grid, memory traffic and the limit these set,
+/// in the source file of its name.
+namespace shoal::cuda {
+
+/// embed.cu: out[t] = row ids[t] of `table`.
+void embed(const std::int32_t* ids, const Weights& table, Rows<float> out, cudaStream_t stream);
+
+/// norm.cu
+void rms_norm(Rows<const float> x, const float* weight, float eps, Rows<float> out, cudaStream_t stream);
+
+/// elementwise.cu
+void add(Rows<const float> x, Rows<float> acc, cudaStream_t stream);
+void fill_zero(Rows<float> out, cudaStream_t stream);
+/// out[t][h * out_step + i] = x[t][h * x_step + i] for `heads` heads of `width` floats.
+void copy_heads(Rows<const float> x, std::int64_t x_step, int heads, std::int64_t width, Rows<float> out,
+                std::int64_t out_step, cudaStream_t stream);
+/// out[i] = x[rows[i]].
+void gather_rows(Rows<const float> x, const std::int64_t* rows, Rows<float> out, cudaStream_t stream);
+/// gate = silu(gate) * up.
+void swiglu(Rows<float> gate, Rows<const float> up, cudaStream_t stream);
+
+/// rope.cu
+void rope(Rows<float> x, int heads, std::int64_t head_step, const RopeAngles& angles, RopePairing pairing,
+          cudaStream_t stream);
+
+/// kv_write.cu
+void write_kv(Rows<const float> x, const std::int64_t* slots, int column, const KvLayer& cache, cudaStream_t stream);
+
+/// Query tokens and their page tables: query t sees `length[t]` tokens, whose pages are pages[first_page[t] ..].
+struct QueryTable {
+  const std::int32_t* length = nullptr;
+  const std::int32_t* first_page = nullptr;
+  const std::int32_t* pages = nullptr;
+};
+
+/// Heads that share keys and values, and where these lie in a cache row. MLA is one group, its values the first columns
+/// of its keys; GQA has a group for each KV head.
+struct HeadGroups {
+  int groups, heads;  // heads in each group
+  int key_dim, value_dim;
+  int first_key, key_step;      // group g's keys begin at column first_key + g * key_step
+  int first_value, value_step;  // and its values likewise
+};
+
+/// attention.cu. `longest`: of the queries. `parts`: room for attention_parts() floats.
+void attention(Rows<const float> q, const HeadGroups& heads, float scale, const QueryTable& queries,
+               std::int32_t longest, const KvLayer& cache, float* parts, Rows<float> out, cudaStream_t stream);
+std::int64_t attention_parts(const HeadGroups& heads, std::int64_t tokens, std::int32_t longest);
+/// Whether the heads are of a size that attention() has kernels for: 576 columns of MLA, 256 of GQA.
+bool attention_takes(const HeadGroups& heads);
+
+/// router.cu. `bias` may be null. Up to kMaxExperts experts.
+void route(Rows<const float> logits, const float* bias, const RouterShape& shape, std::int32_t* expert, float* weight,
+           cudaStream_t stream);
+constexpr int kMaxExperts = 512;
+
+/// Rows first .. first + count of a product's list, all with matrix `group`.
+struct Tile {
+  std::int32_t group, first, count;
+};
+
+/// Products of many rows with matrices of the same form, `weights` [groups]:
+///   out[i][group * out_step + r] = sum over c of x[row[i]][group * x_step + c] * weights[group][r][c] (+ bias[r])
+/// for every i of every tile and r < weights[group].rows. `row` null: row i is i. `tiles` null: all of `rows` with
+/// every matrix, tile_rows at a time.
+struct LinearCall {
+  const float* x = nullptr;
+  std::int64_t x_stride = 0, x_step = 0;
+  const std::int32_t* row = nullptr;
+  const Weights* weights = nullptr;
+  int groups = 1;
+  std::int64_t most_outputs = 0;  // of the matrices
+  const Tile* tiles = nullptr;
+  std::int64_t rows = 0;
+  int tile_rows = 0, n_tiles = 0, most_in_tile = 0;
+  const float* bias = nullptr;
+  float* out = nullptr;
+  std::int64_t out_stride = 0, out_step = 0;
+};
+
+/// linear.cu: F32, F16, BF16 and F8 weights of any shape; activations as they are or rounded to BF16. Tiles of
+/// kTileRows.
+void linear(const LinearCall& call, WeightForm form, bool bf16_activations, cudaStream_t stream);
+constexpr int kTileRows = 8;
+
+/// Activations in BF16 [rows, stride], zeros behind the last column.
+struct HalfRows {
+  std::uint16_t* value = nullptr;
+  std::int64_t stride = 0;  // a multiple of 8
+};
+/// linear_mma.cu: BF16 and F8 weights; call.x is not read, but x, which has its rows and columns. Tiles of 16 or of 64
+/// rows. call.x_step must be a multiple of 8.
+void round_rows(Rows<const float> x, const HalfRows& out, cudaStream_t stream);
+void linear_mma(const LinearCall& call, WeightForm form, const HalfRows& x, cudaStream_t stream);
+/// Whether it has a kernel for this matrix: block scales must span whole multiples of kMmaScaleColumns columns.
+bool linear_mma_takes(const Weights& w);
+constexpr int kMmaScaleColumns = 64;
+constexpr int kMmaFewRows = 16, kMmaManyRows = 64;
+
+/// Activations in E4M3, as the tiles of one product and their steps of 128 columns lie behind each other.
+struct F8Rows {
+  std::byte* value = nullptr;  // [tiles, steps, tile_rows, 128], swizzled
+  float* scale = nullptr;      // [tiles, steps, tile_rows]
+  int steps = 0;               // of the widest matrix
+};
+/// quantize_f8.cu: the rows of a call's tiles. sm90/linear_f8.cu (GPUs of sm_90 alone): their products with F8 weights
+/// whose scales are for blocks of 128 x 128, or that have none. Tiles of 16 or of 64 rows.
+void quantize_f8(const LinearCall& call, const F8Rows& out, cudaStream_t stream);
+void linear_f8(const LinearCall& call, const F8Rows& x, cudaStream_t stream);
+bool linear_f8_takes(const Weights& w);
+
+/// Activations in bytes: 32 of them share a scale, the largest becomes 127. [rows, cols] and [rows, cols / 32].
+struct ByteRows {
+  std::int8_t* value = nullptr;
+  float* scale = nullptr;
+};
+/// quantize.cu: cols a multiple of 32.
+void quantize_rows(Rows<const float> x, const ByteRows& out, cudaStream_t stream);
+
+/// linear_packed.cu: packed weights and activations in bytes, which have the rows and columns of call.x. Tiles of
+/// kTileRows.
+void linear_packed(const LinearCall& call, const ByteRows& x, std::int64_t x_cols, cudaStream_t stream);
+
+/// combine.cu: out[r] = sum over e in [first[r], first[r + 1]) of weight[e] * results[place[e]], in this order.
+void combine(Rows<const float> results, const std::int32_t* first, const std::int32_t* place, const float* weight,
+             Rows<float> out, cudaStream_t stream);
+
+}  // namespace shoal::cuda

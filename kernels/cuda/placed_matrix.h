@@ -1,0 +1,32 @@
+#pragma once
+#include "base/cuda/memory.h"
+#include "kernels/cuda/weights.h"
+#include "kernels/matrix.h"
+
+namespace shoal::cuda {
+
+/// A matrix in device memory.
+struct PlacedMatrix {
+  Weights view;
+  DeviceBlock data, scales, view_on_device;
+};
+
+/// Copies a matrix to the device, in the form of weights.h, through pinned memory, on a stream of its own; returns when
+/// it is there.
+class MatrixPlacer {
+ public:
+  MatrixPlacer();
+  ~MatrixPlacer();
+  MatrixPlacer(const MatrixPlacer&) = delete;
+  MatrixPlacer& operator=(const MatrixPlacer&) = delete;
+  std::shared_ptr<const PlacedMatrix> place(const Matrix& matrix);
+
+ private:
+  void copy_rows(const Matrix& matrix, const Weights& view, std::byte* to);
+  void copy_tiles(const Matrix& matrix, const Weights& view, std::byte* to);
+  void copy(const void* from, std::byte* to, std::size_t bytes);
+  cudaStream_t stream_ = nullptr;
+  PinnedBlock staging_;
+};
+
+}  // namespace shoal::cuda

@@ -1,0 +1,91 @@
+// The exchange over NCCL against a stand-in with NCCL's semantics, and its arithmetic by itself.
+#include <gtest/gtest.h>
+
+#include <random>
+
+#include "collectives/nccl/nccl.h"
+#include "collectives/nccl/record_layout.h"
+#include "tests/unit/communicator_suite.h"
+#include "tests/unit/expert_exchange_suite.h"
+#include "tests/unit/nccl_stand_in.h"
+
+namespace shoal {
+namespace {
+
+/// `body` on every rank, with a communicator over the stand-in. The in-process one carries only the id.
+void over_stand_in(int ranks, std::size_t eager, const std::function<void(Communicator&)>& body) {
+  const auto library = std::make_shared<test::NcclStandIn>(ranks);
+  run_in_process(ranks, [&](Communicator& others) {
+    const auto comm = make_nccl_communicator(library, others, {.eager = eager, .patience_s = 60});
+    EXPECT_EQ(comm->rank(), others.rank());
+    EXPECT_EQ(comm->description(), "nccl (stand-in)");
+    body(*comm);
+  });
+}
+
+class Nccl : public testing::TestWithParam<int> {};
+
+TEST_P(Nccl, DoesWhatEveryCommunicatorDoes) { over_stand_in(GetParam(), 2048, test::check_communicator); }
+TEST_P(Nccl, CarriesExpertExchanges) { over_stand_in(GetParam(), 1024, test::check_expert_exchanges); }
+TEST_P(Nccl, CutsRecordsWhereverTheyEnd) {
+  for (const std::size_t eager : {std::size_t{0}, std::size_t{64}, std::size_t{4096}})
+    over_stand_in(GetParam(), eager, [](Communicator& comm) {
+      const auto exchange = comm.make_all_to_all();
+      test::check_exchanges(comm, *exchange, 5000, 12);
+      test::check_overlapping_exchanges(comm, *exchange, 5000, 6);
+    });
+}
+INSTANTIATE_TEST_SUITE_P(Ranks, Nccl, testing::Values(1, 2, 3, 5));
+
+/// What rank 0 says when rank 1 is gone.
+std::string end_of(bool heard, double patience_s, int& aborted) {
+  std::string message;
+  const auto library = std::make_shared<test::NcclStandIn>(2);
+  run_in_process(2, [&](Communicator& others) {
+    const auto comm = make_nccl_communicator(library, others, {.eager = 64, .patience_s = patience_s});
+    const auto exchange = comm->make_all_to_all();
+    if (comm->rank() == 1) {
+      library->kill(1, heard);
+      return;
+    }
+    const std::vector<std::size_t> nothing(2);
+    exchange->post(nothing);
+    try {
+      exchange->wait();
+    } catch (const Error& error) {
+      message = error.what();
+    }
+    EXPECT_THROW(exchange->post(nothing), Error) << "what was given up stays so";
+  });
+  aborted = library->aborted();
+  return message;
+}
+
+TEST(NcclFailures, ADeadRankIsNoticed) {
+  int aborted = 0;
+  EXPECT_EQ(end_of(true, 60, aborted), "rank 0: NCCL: remote process exited");
+  EXPECT_EQ(aborted, 1);
+  EXPECT_EQ(end_of(false, 0.2, aborted), "rank 0: NCCL: nothing came for 0.2 s; another rank has ended or hangs");
+  EXPECT_EQ(aborted, 1);
+}
+
+TEST(NcclRecords, PiecesMakeUpTheRecord) {
+  std::mt19937 random(1);
+  for (int round = 0; round < 1000; ++round) {
+    const nccl::RecordLayout layout{64 * (random() % 20)};
+    std::vector<std::uint64_t> lengths;
+    for (std::size_t i = random() % 9 + 1; i > 0; --i) lengths.push_back(random() % 3000);
+    const auto places = layout.rest_places(lengths);
+    ASSERT_EQ(places.size(), lengths.size() + 1);
+    for (std::size_t i = 0; i < lengths.size(); ++i) {
+      EXPECT_EQ(layout.first(lengths[i]) + layout.rest(lengths[i]), lengths[i]);
+      EXPECT_LE(layout.first(lengths[i]) + nccl::RecordLayout::kHeader, layout.slot_bytes());
+      EXPECT_LE(places[i] + layout.rest(lengths[i]), places[i + 1]) << "rests overlap";
+      EXPECT_EQ(places[i] % nccl::RecordLayout::kUnit, 0u);
+    }
+    EXPECT_GE(layout.slot(3), layout.slot(2) + layout.slot_bytes());
+  }
+}
+
+}  // namespace
+}  // namespace shoal
