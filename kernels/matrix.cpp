@@ -27,15 +27,24 @@ V load(const std::byte* p) {
   return v;
 }
 
+/// Elements I... of a and, from their number on, b.
+template <int... I, class V>
+V pick(V a, V b) {
+#ifdef __clang__
+  return __builtin_shufflevector(a, b, I...);
+#else
+  return __builtin_shuffle(a, b, V{I...});
+#endif
+}
+
 /// Columns c..c+3 (of four bytes each) of rows r..r+3, written as they lie in a panel: 64 bytes from column to column.
 void transpose_4x4(const std::byte* src, std::int64_t stride, std::byte* dst) {
   const Words a = load<Words>(src), b = load<Words>(src + stride);
   const Words c = load<Words>(src + 2 * stride), d = load<Words>(src + 3 * stride);
-  const Words low{0, 4, 1, 5}, high{2, 6, 3, 7}, first{0, 1, 4, 5}, second{2, 3, 6, 7};
-  const Words ab0 = __builtin_shuffle(a, b, low), ab1 = __builtin_shuffle(a, b, high);
-  const Words cd0 = __builtin_shuffle(c, d, low), cd1 = __builtin_shuffle(c, d, high);
-  const Words out[4] = {__builtin_shuffle(ab0, cd0, first), __builtin_shuffle(ab0, cd0, second),
-                        __builtin_shuffle(ab1, cd1, first), __builtin_shuffle(ab1, cd1, second)};
+  const Words ab0 = pick<0, 4, 1, 5>(a, b), ab1 = pick<2, 6, 3, 7>(a, b);
+  const Words cd0 = pick<0, 4, 1, 5>(c, d), cd1 = pick<2, 6, 3, 7>(c, d);
+  const Words out[4] = {pick<0, 1, 4, 5>(ab0, cd0), pick<2, 3, 6, 7>(ab0, cd0), pick<0, 1, 4, 5>(ab1, cd1),
+                        pick<2, 3, 6, 7>(ab1, cd1)};
   for (int i = 0; i < 4; ++i) std::memcpy(dst + i * 64, &out[i], 16);
 }
 
@@ -54,14 +63,12 @@ void pack_panel_4(const std::byte* src, std::int64_t stride, std::int64_t units,
 
 /// Four rounds of interleaving row i with row i + 8 transpose a square of 16 x 16 bytes.
 void transpose_16x16(const std::byte* src, std::int64_t stride, std::byte* dst) {
-  const Bytes low{0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
-  const Bytes high{8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
   Bytes a[16], b[16];
   for (int i = 0; i < 16; ++i) a[i] = load<Bytes>(src + i * stride);
   for (int round = 0; round < 4; ++round) {
     for (int i = 0; i < 8; ++i) {
-      b[2 * i] = __builtin_shuffle(a[i], a[i + 8], low);
-      b[2 * i + 1] = __builtin_shuffle(a[i], a[i + 8], high);
+      b[2 * i] = pick<0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23>(a[i], a[i + 8]);
+      b[2 * i + 1] = pick<8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31>(a[i], a[i + 8]);
     }
     std::memcpy(a, b, sizeof a);
   }
@@ -99,15 +106,15 @@ void Matrix::allocate() {
   const std::size_t alignment = bytes >= 2 * kHugePage ? kHugePage : 64;
   data_.reset(static_cast<std::byte*>(std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment)));
   if (!data_)
-    fail("no memory for a {} matrix of {} x {} ({:.1f} MB)", format_ ? format_->stored->name : name_of(dtype_), rows_,
-         cols_, 1e-6 * double(bytes));
+    fail("no memory for a {} matrix of {} x {} ({:.1f} MB)", format_ ? format_->name : name_of(dtype_), rows_, cols_,
+         1e-6 * double(bytes));
   if (alignment == kHugePage) madvise(data_.get(), bytes, MADV_HUGEPAGE);
 }
 
 Matrix::Matrix(const PackedFormat& format, std::int64_t rows, std::int64_t cols)
     : format_(&format), rows_(rows), cols_(cols) {
   if (cols % format.record() != 0)
-    fail("{} columns are no whole number of {} blocks ({} each)", cols, format.stored->name, format.record());
+    fail("{} columns are no whole number of {} blocks ({} each)", cols, format.name, format.record());
   allocate();
 }
 
@@ -124,9 +131,24 @@ Matrix::Matrix(DType dtype, std::int64_t rows, std::int64_t cols) : dtype_(dtype
   }
 }
 
-void Matrix::pack_quantized(std::int64_t first, std::int64_t count, const std::byte* src, std::int64_t stride) {
+void Matrix::check_panels(std::int64_t first, std::int64_t count) const {
   if (first % kPanel != 0 || (count % kPanel != 0 && first + count != rows_))
     fail("rows {} to {} of a quantized matrix are no whole panels of {}", first, first + count - 1, kPanel);
+}
+
+void Matrix::pack_blocks(std::int64_t first, std::int64_t count, const BlockAt& block_at) {
+  check_panels(first, count);
+  for (std::int64_t done = 0; done < count; done += kPanel) {
+    const int n = static_cast<int>(std::min<std::int64_t>(kPanel, count - done));
+    std::byte* to = data_.get() + (first + done) / kPanel * panel_bytes();
+    for (std::int64_t col = 0; col < cols_; col += format_->record(), to += format_->record_bytes())
+      pack_record(
+          *format_, n, [&](int row, CodeBlock& out) { block_at(done + row, col, out); }, to);
+  }
+}
+
+void Matrix::pack_quantized(std::int64_t first, std::int64_t count, const std::byte* src, std::int64_t stride) {
+  check_panels(first, count);
   for (std::int64_t row = first; row < first + count; row += kPanel, src += kPanel * stride) {
     const int n = static_cast<int>(std::min<std::int64_t>(kPanel, first + count - row));
     std::byte* to = data_.get() + row / kPanel * panel_bytes();
@@ -198,6 +220,7 @@ void Matrix::set_packed(std::span<const std::byte> bytes) {
 
 float Matrix::at(std::int64_t row, std::int64_t col) const {
   if (format_) {
+    if (!order_.empty()) col = std::find(order_.begin(), order_.end(), col) - order_.begin();
     const std::int64_t record = col / format_->record();
     float worth[ExpandedRecord::kSteps * PackedFormat::kStep];
     dequantize_row(*format_, panel(row / kPanel) + record * format_->record_bytes(), static_cast<int>(row % kPanel),
@@ -211,7 +234,13 @@ float Matrix::at(std::int64_t row, std::int64_t col) const {
 }
 
 void Matrix::unpack_row(std::int64_t row, float* out) const {
-  if (format_) return dequantize_row(*format_, panel(row / kPanel), static_cast<int>(row % kPanel), cols_, out);
+  if (format_) {
+    dequantize_row(*format_, panel(row / kPanel), static_cast<int>(row % kPanel), cols_, out);
+    if (order_.empty()) return;
+    const std::vector<float> packed(out, out + cols_);
+    for (std::size_t c = 0; c < packed.size(); ++c) out[order_[c]] = packed[c];
+    return;
+  }
   const std::byte* from = panel(row / kPanel) + offset_in_panel(dtype_, row % kPanel, 0);
   if (size_of(dtype_) == 2) {
     for (std::int64_t c = 0; c < cols_; ++c) out[c] = element_to_f32(dtype_, from + c / 2 * 64 + c % 2 * 2);
@@ -246,7 +275,8 @@ void Matrix::set_placed(std::shared_ptr<const void> placed) {
 }
 
 std::int64_t Matrix::bytes() const {
-  return panels() * panel_bytes() + static_cast<std::int64_t>(scales_.values.size() * sizeof(float));
+  return panels() * panel_bytes() +
+         static_cast<std::int64_t>(scales_.values.size() * sizeof(float) + order_.size() * sizeof(std::int32_t));
 }
 
 }  // namespace shoal

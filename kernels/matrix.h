@@ -1,7 +1,9 @@
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "kernels/dtype.h"
@@ -42,6 +44,12 @@ class Matrix {
   /// ranks.
   std::span<const std::byte> packed() const;
   void set_packed(std::span<const std::byte> bytes);
+  /// Gives the block of `row` (of those being packed) that begins with column `col`.
+  using BlockAt = std::function<void(std::int64_t row, std::int64_t col, CodeBlock& out)>;
+  /// The same for the rows of a quantized matrix whose blocks are made, not stored.
+  void pack_blocks(std::int64_t first, std::int64_t count, const BlockAt& block_at);
+  /// The packed columns are the inputs order[0], order[1], ...: a permutation of [cols], or empty.
+  void set_order(std::vector<std::int32_t> order) { order_ = std::move(order); }
 
   /// The value of one element, scale applied. For tests and reference loops.
   float at(std::int64_t row, std::int64_t col) const;
@@ -72,6 +80,7 @@ class Matrix {
   std::int64_t padded_cols() const { return (cols_ + 1) / 2 * 2; }
   const std::byte* panel(std::int64_t p) const { return data_.get() + p * panel_bytes(); }
   const BlockScales& scales() const { return scales_; }
+  const std::vector<std::int32_t>& order() const { return order_; }
   /// Whether an F8 matrix holds NaN codes: the fast conversions do not know them, so kernels then take a slower way.
   bool has_nan_codes() const { return has_nan_codes_; }
   /// Bytes this matrix occupies, scales included.
@@ -83,6 +92,7 @@ class Matrix {
     void operator()(std::byte* p) const;
   };
   void allocate();
+  void check_panels(std::int64_t first, std::int64_t count) const;
   void pack_quantized(std::int64_t first, std::int64_t count, const std::byte* src, std::int64_t src_stride_bytes);
 
   DType dtype_ = DType::f32;
@@ -91,6 +101,7 @@ class Matrix {
   std::unique_ptr<std::byte[], Free> data_;  // 64-byte aligned, transparent huge pages where large
   std::shared_ptr<const void> placed_;
   BlockScales scales_;
+  std::vector<std::int32_t> order_;
   bool has_nan_codes_ = false;
 };
 

@@ -56,24 +56,33 @@ float half_at(const std::byte* p) {
   std::memcpy(&bits, p, 2);
   return f16_to_f32(bits);
 }
-float bf16_at(const std::byte* p) {
-  std::uint16_t bits;
-  std::memcpy(&bits, p, 2);
-  return bf16_to_f32(bits);
+/// The scale of a row of a record.
+float d_of(const PackedFormat& f, const std::byte* record, int row) {
+  const std::byte* p = record + row * f.d_bytes();
+  switch (f.scales) {
+    case Scales::single:
+      return element_to_f32(DType::f32, p);
+    case Scales::bfloat:
+      return element_to_f32(DType::bf16, p);
+    case Scales::half:
+    case Scales::super:
+      break;
+  }
+  return half_at(p);
 }
 
 }  // namespace
 
-void pack_record(const PackedFormat& f, const std::byte* blocks, std::int64_t stride_bytes, int rows,
-                 std::byte* record) {
+void pack_record(const PackedFormat& f, int rows, const BlockOfRow& block_of, std::byte* record) {
   const int steps = f.record() / PackedFormat::kStep, groups = f.groups();
   std::memset(record, 0, static_cast<std::size_t>(f.record_bytes()));
   alignas(64) std::uint8_t codes[ExpandedRecord::kSteps * kQuads * kQuadBytes] = {};
   for (int r = 0; r < rows; ++r) {
     CodeBlock block;
-    f.decode(blocks + r * stride_bytes, block);
-    std::memcpy(record + r * 2, &block.d, 2);
+    block_of(r, block);
+    std::memcpy(record + r * f.d_bytes(), &block.d, static_cast<std::size_t>(f.d_bytes()));
     if (f.minima) std::memcpy(record + kPanel * 2 + r * 2, &block.dmin, 2);
+    if (f.zeros) record[f.zero_at() + r] = static_cast<std::byte>(block.zero);
     for (int q = 0; q < steps * kQuads; ++q) std::memcpy(codes + q * kQuadBytes + r * 4, block.code + q * 4, 4);
     if (f.scales != Scales::super) continue;
     for (int g = 0; g < steps * groups; ++g) {
@@ -91,9 +100,18 @@ void pack_record(const PackedFormat& f, const std::byte* blocks, std::int64_t st
   }
 }
 
+void pack_record(const PackedFormat& f, const std::byte* blocks, std::int64_t stride_bytes, int rows,
+                 std::byte* record) {
+  const auto stored = [&](int row, CodeBlock& out) { f.decode(blocks + row * stride_bytes, out); };
+  pack_record(f, rows, stored, record);
+}
+
 void expand_record(const PackedFormat& f, const std::byte* record, ExpandedRecord& out) {
   const int steps = f.record() / PackedFormat::kStep, groups = f.groups();
   const auto planes = planes_of(f.bits);
+  for (int r = 0; r < kPanel; ++r) {
+    out.offset[r] = f.zeros ? static_cast<float>(static_cast<std::uint8_t>(record[f.zero_at() + r])) : f.offset;
+  }
   for (int s = 0; s < steps; ++s) {
     const std::byte* step = record + f.head_bytes() + s * f.step_bytes();
     std::uint8_t* codes = out.code[s * kQuads][0];
@@ -106,7 +124,7 @@ void expand_record(const PackedFormat& f, const std::byte* record, ExpandedRecor
 
     for (int g = 0; g < groups; ++g) {
       for (int r = 0; r < kPanel; ++r) {
-        const float d = f.scales == Scales::power ? bf16_at(record + r * 2) : half_at(record + r * 2);
+        const float d = d_of(f, record, r);
         const float dmin = f.minima ? half_at(record + kPanel * 2 + r * 2) : 0.0f;
         float scale = f.unit * d, minimum = f.minimum_unit * dmin;
         if (f.scales == Scales::super) {
@@ -114,7 +132,7 @@ void expand_record(const PackedFormat& f, const std::byte* record, ExpandedRecor
           if (f.minima) minimum *= static_cast<float>(static_cast<std::uint8_t>(step[(groups + g) * kPanel + r]));
         }
         out.scale[s * groups + g][r] = scale;
-        out.minimum[s * groups + g][r] = f.minima ? minimum : scale * f.offset;
+        out.minimum[s * groups + g][r] = f.minima ? minimum : scale * out.offset[r];
       }
     }
   }
@@ -128,7 +146,7 @@ void dequantize_row(const PackedFormat& f, const std::byte* panel, int row, std:
       const int g = i / f.group;
       const auto code = static_cast<float>(e.code[i / 4][row][i % 4]);
       // With an offset, the difference first: it is exact.
-      out[c + i] = f.minima ? e.scale[g][row] * code - e.minimum[g][row] : e.scale[g][row] * (code - f.offset);
+      out[c + i] = f.minima ? e.scale[g][row] * code - e.minimum[g][row] : e.scale[g][row] * (code - e.offset[row]);
     }
   }
 }

@@ -2,6 +2,9 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <optional>
+#include <string_view>
 
 #include "kernels/formats/format.h"
 
@@ -9,40 +12,50 @@ namespace shoal {
 
 /// How the scales of a quantized matrix are kept.
 enum class Scales : std::uint8_t {
-  half,   // one FP16 for 32 columns, and another for their minimum where there are minima
-  power,  // one BF16 for 32 columns: a power of two that FP16 does not reach
-  super,  // a byte for each group, times one FP16 for 256 columns (the K, IQ and ternary formats)
+  half,    // one FP16 a record, and another for the minimum where there are minima
+  bfloat,  // one BF16 a record
+  single,  // one FP32 a record
+  super,   // a byte for each group, times one FP16 for 256 columns (the K, IQ and ternary formats)
 };
 
 /// One row's columns of a record, taken out of the stored block: what a weight is worth is
 ///     scale * (value(code) - offset) - minimum
 /// with scale = unit * d * group scale, minimum = minimum_unit * dmin * group minimum (0 without minima), both of the
-/// weight's group, and value(code) the code itself or its entry in the table.
+/// weight's group, and value(code) the code itself or its entry in the table. With zeros, the offset is the row's zero.
 struct CodeBlock {
   std::uint8_t code[256];
   std::int8_t scale[16];  // with Scales::super, by group
   std::uint8_t minimum[16];
-  std::uint16_t d, dmin;  // FP16 (BF16 for d with Scales::power)
+  std::uint32_t d;     // the bits of an FP16, BF16 or FP32
+  std::uint16_t dmin;  // FP16
+  std::uint8_t zero;
 };
 
 /// How the weights of a QuantFormat lie in a Matrix: every format becomes codes of 2, 3, 4, 5, 6 or 8 bits with an
 /// affine meaning, so that one kernel, the dot product of unsigned with signed bytes, serves them all. Nothing is
 /// rounded.
 ///
-/// A panel of 16 rows is a sequence of records of 32 or 256 columns:
-///     d [16], dmin [16] if minima            16 bits each
+/// The integers of Hugging Face folders lie alike (integer_format), in records as wide as their groups of columns.
+///
+/// A panel of 16 rows is a sequence of records of 32, 64, 128 or 256 columns:
+///     d [16]                                 16 bits each, or 32
+///     dmin [16] if minima                    16 bits each
+///     zero [16] if zeros                     bytes
 ///     then for each 32 columns (a step):
 ///         with Scales::super: scale [groups][16], minimum [groups][16] if minima      bytes
 ///         codes: planes of 4, 2 and 1 bits (or of 8), each [quads][16 rows][4 columns]
 /// A quad is four columns, 64 bytes when expanded: what one VNNI instruction multiplies with four columns of a token.
 /// A plane of b bits has 8 / b quads in a byte: byte i of its part j holds those of quads j, j + b, j + 2 b, ...
 struct PackedFormat {
-  const QuantFormat* stored = nullptr;
+  std::string_view name;
+  const QuantFormat* stored = nullptr;  // null: integers
   int bits = 0;
   Scales scales = Scales::half;
-  int group = 32;  // columns that share a scale: 16 or 32
+  int columns = 32;  // of a record
+  int group = 32;    // columns that share a scale within a step: 16 or 32
   bool minima = false;
-  float offset = 0;  // 0 where there are minima
+  bool zeros = false;
+  float offset = 0;  // 0 where there are minima or zeros
   float unit = 1, minimum_unit = 1;
   bool has_table = false;
   std::array<std::uint8_t, 16> table{};  // of codes of 3 or 4 bits
@@ -50,21 +63,33 @@ struct PackedFormat {
 
   static constexpr int kStep = 32, kPanel = 16, kQuads = 8, kQuadBytes = 64;
 
-  constexpr int record() const { return scales == Scales::super ? 256 : kStep; }  // columns
-  constexpr int groups() const { return kStep / group; }                          // of a step
-  constexpr int code_bytes() const { return bits * kStep * kPanel / 8; }          // of a step
-  constexpr int scale_bytes() const {                                             // of a step
+  constexpr int record() const { return columns; }
+  constexpr int groups() const { return kStep / group; }                  // of a step
+  constexpr int code_bytes() const { return bits * kStep * kPanel / 8; }  // of a step
+  constexpr int scale_bytes() const {                                     // of a step
     return scales == Scales::super ? groups() * kPanel * (minima ? 2 : 1) : 0;
   }
   constexpr int step_bytes() const { return scale_bytes() + code_bytes(); }
-  constexpr int head_bytes() const { return kPanel * 2 * (minima ? 2 : 1); }
+  constexpr int d_bytes() const { return scales == Scales::single ? 4 : 2; }
+  constexpr int zero_at() const { return kPanel * (d_bytes() + (minima ? 2 : 0)); }  // in a record
+  constexpr int head_bytes() const { return zero_at() + (zeros ? kPanel : 0); }
   constexpr int record_bytes() const { return head_bytes() + record() / kStep * step_bytes(); }
 };
 
 /// The packed form of a format; null for plain types (F32, F16, BF16), which are kept as they are.
 const PackedFormat* packed_format(const QuantFormat& format);
 
-/// Packs 16 rows' blocks of one record; `row(r)` of them at blocks + r * stride_bytes, `rows` <= 16, the others zero.
+/// The packed form of integers of 2, 3, 4 or 8 bits, worth (code - zero) * scale: with a zero for each row of a record,
+/// or one (`zero`) for all. `columns` is the record's: 32, 64, 128 or 256. Lives as long as the program.
+const PackedFormat& integer_format(int bits, Scales scales, int columns, std::optional<int> zero);
+
+/// Gives the block of one row of a record.
+using BlockOfRow = std::function<void(int row, CodeBlock& out)>;
+
+/// Packs the blocks of 16 rows of one record, or of the first `rows` <= 16 of them, the others zero.
+void pack_record(const PackedFormat& format, int rows, const BlockOfRow& block_of, std::byte* record);
+
+/// The same for blocks as they are stored, `stride_bytes` from row to row.
 void pack_record(const PackedFormat& format, const std::byte* blocks, std::int64_t stride_bytes, int rows,
                  std::byte* record);
 
@@ -74,6 +99,7 @@ struct ExpandedRecord {
   alignas(64) std::uint8_t code[kSteps * PackedFormat::kQuads][PackedFormat::kPanel][4];  // table applied
   alignas(64) float scale[kSteps * 2][PackedFormat::kPanel];                              // by group
   alignas(64) float minimum[kSteps * 2][PackedFormat::kPanel];                            // offset included
+  float offset[PackedFormat::kPanel];                                                     // 0 where there are minima
 };
 
 /// The plain form of what each instruction set does in its own way.

@@ -1,6 +1,9 @@
 // Which codes, scales and minima the blocks of each stored format are: the table behind packed_format().
 #include <algorithm>
 #include <cstring>
+#include <map>
+#include <mutex>
+#include <tuple>
 
 #include "kernels/formats/codebook.h"
 #include "kernels/formats/iq_grids.h"
@@ -274,9 +277,11 @@ struct Meaning {
 template <class Block>
 PackedFormat packed(const char* name, int bits, Scales scales, int group, const Meaning& m) {
   PackedFormat f;
+  f.name = name;
   f.stored = find_format(name);
   f.bits = bits;
   f.scales = scales;
+  f.columns = scales == Scales::super ? kSuper : 32;
   f.group = group;
   f.offset = m.offset;
   f.minima = m.minima;
@@ -317,7 +322,7 @@ const std::array<PackedFormat, 22>& all() {
       with_table(packed<BlockIQ1_M>("IQ1_M", 3, Scales::super, 16, {.unit = 0.125f}), table_of(kIq1mLevels)),
       packed<BlockTQ1_0>("TQ1_0", 2, Scales::super, 32, {.offset = 1}),
       packed<BlockTQ2_0>("TQ2_0", 2, Scales::super, 32, {.offset = 1}),
-      with_table(packed<BlockMXFP4>("MXFP4", 4, Scales::power, 32, {}), table_of(kE2m1Levels)),
+      with_table(packed<BlockMXFP4>("MXFP4", 4, Scales::bfloat, 32, {}), table_of(kE2m1Levels)),
   };
   return formats;
 }
@@ -328,6 +333,22 @@ const PackedFormat* packed_format(const QuantFormat& format) {
   for (const PackedFormat& f : all())
     if (f.stored == &format) return &f;
   return nullptr;
+}
+
+const PackedFormat& integer_format(int bits, Scales scales, int columns, std::optional<int> zero) {
+  static std::mutex mutex;
+  static std::map<std::tuple<int, Scales, int, std::optional<int>>, PackedFormat> made;
+  const std::lock_guard lock(mutex);
+  PackedFormat& f = made[{bits, scales, columns, zero}];
+  if (f.bits == 0) {
+    f.name = bits == 8 ? "INT8" : "INT4";
+    f.bits = bits;
+    f.scales = scales;
+    f.columns = columns;
+    f.zeros = !zero;
+    f.offset = static_cast<float>(zero.value_or(0));
+  }
+  return f;
 }
 
 }  // namespace shoal

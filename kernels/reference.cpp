@@ -203,6 +203,15 @@ class ReferenceBackend final : public Backend {
   static double dot_of_bytes(const float* x, const Matrix& w, std::int64_t row) {
     std::vector<float> worth(static_cast<std::size_t>(w.cols()));
     w.unpack_row(row, worth.data());
+    std::vector<float> ordered;
+    if (const auto& order = w.order(); !order.empty()) {  // neighbours there share a scale
+      const std::vector<float> plain = worth;
+      for (std::size_t i = 0; i < order.size(); ++i) {
+        ordered.push_back(x[order[i]]);
+        worth[i] = plain[std::size_t(order[i])];
+      }
+      x = ordered.data();
+    }
     double sum = 0;
     for (std::int64_t first = 0; first < w.cols(); first += 32) {
       float most = 0;

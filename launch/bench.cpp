@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "collectives/mpi.h"
 #include "launch/bench_round.h"
 #include "launch/job_options.h"
 #include "launch/report.h"
@@ -99,32 +100,25 @@ void print_text(const Json& report) {
                1e-6 * r["weight_bytes_per_step"].get<double>(), r["weight_gb_per_s"].get<double>());
 }
 
-void print_csv(const Json& report) {
-  std::vector<std::string> names;
-  for (const auto& [name, value] : report["results"].at(0).items()) names.push_back(name);
-  fmt::print("{}\n", fmt::join(names, ","));
-  for (const Json& r : report["results"]) {
-    std::vector<std::string> values;
-    for (const std::string& name : names) values.push_back(r[name].dump());
-    fmt::print("{}\n", fmt::join(values, ","));
-  }
-}
-
 }  // namespace
 
 CLI::App* add_bench(CLI::App& root, BenchOptions& options) {
   CLI::App* app = root.add_subcommand("bench", "Measure how fast a model reads prompts and answers, by concurrency");
   add_job_options(*app, options.job);
-  app->get_option("--model")->description("The model: a Hugging Face folder, a GGUF file, or with --weights random a card");
+  app->get_option("--model")->required(false)->description(
+      "The model: a Hugging Face folder, a GGUF file, or with --weights random a card; with --url the server's name "
+      "for it");
   app->add_option("--weights", options.weights, "model, or random: made up, for a model whose weights you lack")
       ->check(CLI::IsMember({"model", "random"}));
   app->add_option("--precision", options.precision,
                   "Of random weights: bf16, f16, fp8, a GGUF type or mix (Q4_K_M); empty: what the checkpoint holds");
   app->add_option("--layers", options.job.layers, "With random weights: only the first so many; 0: all")
       ->check(CLI::NonNegativeNumber);
-  app->add_option("--concurrency", options.concurrency, "Requests at once, one measurement each: 1,4,16")
+  app->add_option("--concurrency", options.concurrency,
+                  "Requests at once, one measurement each [default: 1,4,16; with --url 1,2,4 ... 64]")
       ->delimiter(',')
       ->check(CLI::PositiveNumber);
+  add_url_options(*app, options.load);
   app->add_option("--prompt-tokens", options.prompt_tokens, "Of each request")->check(CLI::PositiveNumber);
   app->add_option("--output-tokens", options.output_tokens, "Of each request, while no prompt is being read")
       ->check(CLI::Range(2, 1 << 20));
@@ -136,6 +130,16 @@ CLI::App* add_bench(CLI::App& root, BenchOptions& options) {
 
 int bench(const BenchOptions& asked, int* argc, char*** argv) {
   BenchOptions options = asked;
+  if (!options.load.url.empty()) {
+    if (read_launch_environment().rank != 0) return 0;
+    options.load.model = options.job.model.string();
+    options.load.prompt_tokens = options.prompt_tokens;
+    options.load.output_tokens = options.output_tokens;
+    if (!options.concurrency.empty()) options.load.concurrency = options.concurrency;
+    return bench_url(options.load, options.json, options.csv);
+  }
+  if (options.job.model.empty()) throw Error("bench: --model or --url is required", ExitCode::usage);
+  if (options.concurrency.empty()) options.concurrency = {1, 4, 16};
   if (options.weights == "random") {
     const ModelConfig config = find_model(options.job.model.string());
     options.job.random_weights = options.precision.empty() ? Precision::of_config(config).name() : options.precision;

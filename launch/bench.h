@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "launch/bench_url.h"
 #include "runtime/job.h"
 
 namespace shoal {
@@ -12,7 +13,8 @@ struct BenchOptions {
   JobOptions job;
   std::string weights = "model";  // or "random": `job.model` is a card
   std::string precision;          // of random weights; empty: what the card's checkpoint holds
-  std::vector<int> concurrency = {1, 4, 16};
+  UrlLoad load;                   // with load.url a server is measured instead
+  std::vector<int> concurrency;   // empty: those that are usual
   int prompt_tokens = 256;
   int output_tokens = 64;
   int repeat = 1;  // of each concurrency; the medians are told

@@ -14,7 +14,8 @@ void refuse_what_is_not_there(RequestFields& fields) {
   fields.only("functions", {Json::array()});
   fields.only("function_call", {"none", "auto"});
   fields.only("modalities", {Json::array({"text"})});
-  for (const char* name : {"audio", "reasoning_effort", "verbosity", "web_search_options"}) fields.only(name, {});
+  for (const char* name : {"audio", "web_search_options"}) fields.only(name, {});
+  for (const char* name : {"reasoning_effort", "verbosity"}) fields.only(name, {"medium"});  // OpenAI's default
   fields.ignore({"prediction"});
 }
 

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <atomic>
+#include <chrono>
 #include <cmath>
 #include <condition_variable>
 #include <fstream>
@@ -30,6 +32,10 @@ std::string contents(const std::filesystem::path& path) {
   std::ostringstream text;
   if (!in || !(text << in.rdbuf())) fail("{}: cannot be read, or is empty", path.string());
   return text.str();
+}
+
+double seconds_since(std::chrono::steady_clock::time_point begun) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
 }
 
 /// A line of --puzzles.
@@ -176,6 +182,7 @@ class Evaluation {
     std::optional<ScoredRunWriter> save;
     if (!options_.save.empty()) save.emplace(options_.save, engine_.config.vocab_size);
     std::size_t at = 0;
+    const auto begun = std::chrono::steady_clock::now();
     double loss = 0;
     std::int64_t positions = 0;
     score([&]() { return at < windows.size() ? std::optional(std::move(windows[at++])) : std::nullopt; },
@@ -185,9 +192,14 @@ class Evaluation {
             positions += static_cast<std::int64_t>(scored.scores.size());
             if (save) save->add(scored);
           });
+    const double seconds = seconds_since(begun);
     if (save) save->finish();
     const double mean = loss / static_cast<double>(positions);
-    return {{"text", options_.text.string()}, {"tokens", positions}, {"loss", mean}, {"perplexity", std::exp(mean)}};
+    return {{"text", options_.text.string()},
+            {"tokens", positions},
+            {"loss", mean},
+            {"perplexity", std::exp(mean)},
+            {"tokens_per_s", static_cast<double>(positions) / seconds}};
   }
 
   Json divergence() {
@@ -214,6 +226,8 @@ class Evaluation {
     if (!model.render_chat)
       fail("{}: the model has no chat template, so puzzles cannot be put to it", options_.job.model.string());
     std::vector<std::string> answers(puzzles.size());
+    std::atomic<std::int64_t> tokens = 0;
+    const auto begun = std::chrono::steady_clock::now();
     {
       Throttle throttle;
       GenerationService service(generator_of(*engine_.coordinator), engine_.tokenizer);
@@ -231,14 +245,16 @@ class Evaluation {
         request.stop_token_ids = model.eos_token_ids;
         throttle.start([&] {
           service.start(std::move(request), std::move(answer),
-                        [&throttle, &to = answers[i]](const AnswerDelta& delta, const AnswerStream&) {
+                        [&throttle, &tokens, &to = answers[i]](const AnswerDelta& delta, const AnswerStream& stream) {
                           to += delta.content;
+                          if (delta.finish != FinishReason::none) tokens += stream.completion_tokens();
                           if (delta.finish != FinishReason::none) throttle.leave(delta.error);
                         });
         });
       }
       throttle.wait_for_all();
     }
+    const double seconds = seconds_since(begun);
     std::map<std::string, std::pair<int, int>> by_task;  // right, asked
     int right = 0;
     for (std::size_t i = 0; i < puzzles.size(); ++i) {
@@ -253,6 +269,7 @@ class Evaluation {
             {"right", right},
             {"asked", puzzles.size()},
             {"accuracy", puzzles.empty() ? 0.0 : static_cast<double>(right) / static_cast<double>(puzzles.size())},
+            {"answer_tokens_per_s", static_cast<double>(tokens) / seconds},
             {"tasks", tasks}};
   }
 
@@ -294,6 +311,10 @@ CLI::App* add_eval(CLI::App& root, EvalOptions& options) {
   app->add_option("--text", options.text, "Text file whose perplexity is computed");
   app->add_option("--save", options.save, "With --text: file to write, which --reference of other runs reads")
       ->needs("--text");
+  app->add_option(
+         "--importance", options.importance,
+         "With --text: file to write with the importance of each weight's columns, for quantize (and llama.cpp)")
+      ->needs("--text");
   app->add_option("--reference", options.reference, "File of a run with --save to compare with");
   app->add_option("--puzzles", options.puzzles, "JSON lines with task, prompt and answer");
   app->add_option("--window", options.window, "Tokens that are scored together")->check(CLI::Range(4, 1 << 20));
@@ -310,8 +331,22 @@ int eval(const EvalOptions& options, int* argc, char*** argv) {
   if (options.text.empty() && options.reference.empty() && options.puzzles.empty()) {
     throw Error("eval: give --text, --reference or --puzzles", ExitCode::usage);
   }
-  return run_job(argc, argv, options.job, [&](Engine& engine) {
+  JobOptions job = options.job;
+  std::uint32_t windows = 0;  // on rank 0
+  if (!options.importance.empty()) {
+    job.rebalance_steps = 0;  // what is recorded belongs to an expert where it was at the start
+    job.on_importance = [&](const Importance& importance) {
+      if (windows > 0)
+        importance.write(options.importance, options.text.string(), windows,
+                         static_cast<std::uint32_t>(options.window));
+    };
+  }
+  return run_job(argc, argv, job, [&](Engine& engine) {
     const Json report = Evaluation(engine, options).run();
+    if (report.contains("perplexity")) {
+      const auto tokens = report["perplexity"]["tokens"].get<std::uint64_t>(), window = std::uint64_t(options.window);
+      windows = static_cast<std::uint32_t>((tokens + window - 1) / window);
+    }
     print_report(report, options.json, print_text);
     return 0;
   });

@@ -103,7 +103,8 @@ void check_prompt_length(const ServedModel& model, const std::string& field, std
   const auto limit = static_cast<std::size_t>(model.max_model_len);
   if (tokens < limit || (tokens == limit && !answer_wanted)) return;
   throw ApiError(400,
-                 fmt::format("the context of this model is {} tokens, but the prompt has {}{}", limit, tokens,
+                 // In the words of OpenAI's, which clients look for.
+                 fmt::format("this model's maximum context length is {} tokens, but the prompt has {}{}", limit, tokens,
                              tokens == limit ? ", which leaves no room for an answer" : ""),
                  field, "context_length_exceeded");
 }

@@ -57,7 +57,7 @@ int run_command(int argc, char** argv, bool speaks) {
   if (app.got_subcommand("eval")) return eval(eval_options, &argc, &argv);
   if (app.got_subcommand("bench")) return bench(bench_options, &argc, &argv);
   if (app.got_subcommand("quantize")) return speaks ? quantize(quantize_options) : 0;
-  if (app.got_subcommand("plan")) return plan(plan_options, speaks);
+  if (app.got_subcommand("plan")) return plan(plan_options, speaks, &argc, &argv);
   if (speaks) return inspect(inspect_options);
   return inspection(inspect_options)["whole"].get<bool>() ? 0 : 1;
 }

@@ -48,7 +48,11 @@ Json translated(RequestFields& fields) {
     if (const auto most = inner.integer("num_predict", -2, INT32_MAX); most && *most > 0) body["max_tokens"] = *most;
     // Of the way Ollama runs models, not of the answer.
     inner.ignore({"num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "use_mmap", "use_mlock", "numa",
-                  "num_keep", "low_vram", "vocab_only", "repeat_last_n"});
+                  "num_keep", "low_vram", "vocab_only", "repeat_last_n", "mirostat_eta", "mirostat_tau"});
+    // Other ways to sample, where they are switched off.
+    inner.only("mirostat", {0});
+    inner.only("tfs_z", {1});
+    inner.only("typical_p", {1});
     inner.finish();
   }
   if (const Json* format = fields.find("format"); format && *format != "") {

@@ -8,6 +8,7 @@
 #include "base/units.h"
 #include "launch/plan_search.h"
 #include "launch/plan_table.h"
+#include "launch/this_machine.h"
 #include "planner/cards.h"
 #include "planner/plan.h"
 #include "runtime/gguf.h"
@@ -16,8 +17,9 @@
 namespace shoal {
 namespace {
 
-/// A list of layers, or an object whose `layers` names them by number, as launch/demo-model/expert_load.json does.
-std::vector<std::vector<double>> read_loads(const std::string& path) {
+/// A list of layers, or an object whose `layers` names them by number, as launch/demo-model/expert_load.json does; what
+/// it has of MTP layers, which are behind the others, is left aside.
+std::vector<std::vector<double>> read_loads(const std::string& path, const ModelConfig& config) {
   const auto document = read_json_file(path, std::uint64_t{256} << 20);
   const auto wrong = [&] {
     fail("{}: must be a list, for each layer with experts, of a number for each expert", path);
@@ -36,6 +38,7 @@ std::vector<std::vector<double>> read_loads(const std::string& path) {
   std::vector<std::vector<double>> loads;
   for (const auto& [number, layer] : layers) {
     if (!layer->is_array()) wrong();
+    if (document.is_object() && number >= config.num_hidden_layers) continue;
     auto& numbers = loads.emplace_back();
     for (const auto& load : *layer) {
       if (!load.is_number()) wrong();
@@ -45,13 +48,23 @@ std::vector<std::vector<double>> read_loads(const std::string& path) {
   return loads;
 }
 
-PlanRequest read_request(const PlanOptions& o) {
+/// A card or a file; "auto" is what the ranks of this job find.
+Cluster read_cluster(const PlanOptions& o, int* argc, char*** argv) {
+  if (o.cluster != "auto") return find_cluster(o.cluster);
+  const LaunchEnvironment launch = read_launch_environment();
+  const Compute compute = o.kv_type == "f32" ? Compute::f32 : Compute::bf16;
+  if (!launch.launched) return measure_cluster(*make_self_communicator(), launch, compute);
+  MpiJob mpi(argc, argv);
+  return measure_cluster(*mpi.world(), launch, compute);
+}
+
+PlanRequest read_request(const PlanOptions& o, int* argc, char*** argv) {
   const bool gguf = is_gguf(o.model);
   PlanRequest r{.model = o.model, .config = gguf ? read_model_config(o.model) : find_model(o.model), .precision = {}};
   r.precision = !o.precision.empty() ? Precision::from_name(o.precision)
                 : gguf               ? stored_precision(o.model, r.config)
                                      : Precision::of_config(r.config);
-  r.cluster = find_cluster(o.cluster);
+  r.cluster = read_cluster(o, argc, argv);
   if (o.nodes > 0) {
     if (r.cluster.groups.size() != 1) throw Error("--nodes is for clusters of equal nodes", ExitCode::usage);
     r.cluster.groups[0].nodes = o.nodes;
@@ -68,7 +81,7 @@ PlanRequest read_request(const PlanOptions& o) {
   r.prompt = o.prompt;
   r.redundant_experts = o.redundant_experts;
   r.tensor_parallel = o.tensor_parallel;
-  if (!o.loads.empty()) r.loads = read_loads(o.loads);
+  if (!o.loads.empty()) r.loads = read_loads(o.loads, r.config);
   return r;
 }
 
@@ -132,7 +145,8 @@ CLI::App* add_plan(CLI::App& root, PlanOptions& o) {
   CLI::App* app =
       root.add_subcommand("plan", "Say whether a model fits on machines, where it goes and how fast it will be");
   app->add_option("--model", o.model, "Model card (deepseek-r1), Hugging Face folder, config.json or GGUF file");
-  app->add_option("--cluster", o.cluster, "Cluster card (h800x8) or JSON file");
+  app->add_option("--cluster", o.cluster,
+                  "Cluster card (h800x8), JSON file, or auto: this machine, measured by the ranks of this job");
   app->add_option("--nodes", o.nodes, "Nodes of the cluster; 0: what its card says")->check(CLI::NonNegativeNumber);
   app->add_option("--precision", o.precision,
                   "bf16, fp8, int8, int4, a GGUF type (Q4_K_M) or mix (UD-IQ1_S); empty: what the checkpoint holds");
@@ -159,6 +173,7 @@ CLI::App* add_plan(CLI::App& root, PlanOptions& o) {
   app->add_option("--target-tpot-ms", o.target_tpot_ms, "With --sweep: the slowest next token that is good enough")
       ->check(CLI::NonNegativeNumber)
       ->group(group);
+  app->add_option("--plot", o.plot, "With --sweep: write a drawing of all layouts to this SVG file")->group(group);
   app->add_flag("--simulate", o.simulate, "Play a trace of requests on the planned layout")->group(group);
   app->add_option("--trace", o.trace,
                   "JSON file of [seconds, prompt tokens, answer tokens]; without it: random arrivals")
@@ -174,7 +189,7 @@ CLI::App* add_plan(CLI::App& root, PlanOptions& o) {
   return app;
 }
 
-int plan(const PlanOptions& options, bool speaks) {
+int plan(const PlanOptions& options, bool speaks, int* argc, char*** argv) {
   if (options.table) {
     if (!speaks) return 0;
     using Names = std::vector<std::string>;
@@ -184,8 +199,9 @@ int plan(const PlanOptions& options, bool speaks) {
   }
   if (options.model.empty())
     throw Error("--model is required (a card, a folder, a config.json or a GGUF file)", ExitCode::usage);
-  if (options.cluster.empty()) throw Error("--cluster is required (a card or a JSON file)", ExitCode::usage);
-  const PlanRequest request = read_request(options);
+  if (options.cluster.empty()) throw Error("--cluster is required (a card, a JSON file or auto)", ExitCode::usage);
+  const PlanRequest request = read_request(options, argc, argv);
+  if (!options.plot.empty() && !options.sweep) throw Error("--plot goes with --sweep", ExitCode::usage);
   if (options.sweep) return print_sweep(request, options, speaks);
   if (options.simulate) return print_simulation(request, options, speaks);
   const Plan result = make_plan(request);

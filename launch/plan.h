@@ -24,6 +24,7 @@ struct PlanOptions {
 
   bool sweep = false;
   double target_tpot_ms = 0;  // 0: none
+  std::string plot;           // SVG file; empty: none
 
   bool simulate = false;
   std::string trace;  // JSON file: [[at_s, prompt, output], ...]; empty: Poisson arrivals
@@ -37,6 +38,7 @@ struct PlanOptions {
 CLI::App* add_plan(CLI::App& root, PlanOptions& options);
 
 /// Prints to stdout if it `speaks`. Returns 0 where the model fits, 3 where it does not. Throws Error on nonsense.
-int plan(const PlanOptions& options, bool speaks);
+/// Every rank calls it: `--cluster auto` measures with all of them.
+int plan(const PlanOptions& options, bool speaks, int* argc, char*** argv);
 
 }  // namespace shoal

@@ -3,8 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <fstream>
 
 #include "base/error.h"
+#include "launch/sweep_plot.h"
 #include "planner/simulation.h"
 #include "planner/sweep.h"
 
@@ -97,6 +99,12 @@ int print_sweep(const PlanRequest& request, const PlanOptions& o, bool speaks) {
   const Operating* best = nullptr;
   for (const Operating& x : front)
     if (o.target_tpot_ms <= 0 || x.tpot_ms <= o.target_tpot_ms) best = &x;  // the front's throughput rises
+  if (speaks && !o.plot.empty()) {
+    std::ofstream file(o.plot);
+    file << sweep_plot(all, front,
+                       fmt::format("{} on up to {} nodes of {}", request.model, request.cluster.nodes(), o.cluster));
+    if (!file.flush()) fail("{} could not be written", o.plot);
+  }
   if (speaks && o.json) {
     Json json = {{"tried", all.size()}, {"front", Json::array()}, {"best", best ? to_json(*best) : Json(nullptr)}};
     for (const Operating& x : front) json["front"].push_back(to_json(x));

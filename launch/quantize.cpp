@@ -44,11 +44,17 @@ void print_text(const Json& report) {
 
 CLI::App* add_quantize(CLI::App& root, QuantizeOptions& options) {
   CLI::App* app = root.add_subcommand("quantize", "Write a model in a smaller form");
-  app->add_option("in", options.in, "Hugging Face folder")->required();
+  app->add_option("in", options.in, "Hugging Face folder or GGUF file")->required();
   app->add_option("out", options.out, "GGUF file to write; for FP8, INT8 and INT4 a folder")->required();
-  app->add_option("--type", options.type,
-                  fmt::format("FP8, INT8, INT4, or GGUF's {}", fmt::join(Recipe::names(), ", ")))
-      ->required();
+  auto* type = app->add_option("--type", options.type,
+                               fmt::format("FP8, INT8, INT4, or GGUF's {}", fmt::join(Recipe::names(), ", ")));
+  app->add_option(
+         "--size", options.size,
+         "A GGUF of at most this size (140GB, 900MB, or 2.51bpw for bits a weight): each tensor's type is chosen "
+         "by the error it makes")
+      ->excludes(type);
+  app->add_option("--importance", options.importance,
+                  "File of `shoal eval --importance` or llama.cpp's imatrix: where errors count most");
   app->add_option("--group-size", options.group_size, "INT4: inputs that share a scale");
   app->add_option("--threads", options.threads, "0: as many as there are cores")->check(CLI::NonNegativeNumber);
   app->add_flag("--json", options.json, "Print JSON");
@@ -60,10 +66,11 @@ CLI::App* add_quantize(CLI::App& root, QuantizeOptions& options) {
 Json quantize_model(const QuantizeOptions& given) {
   QuantizeOptions options = given;
   if (options.threads == 0) options.threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-  if (is_gguf(options.in))
-    fail("{}: is a GGUF file; quantize the model's Hugging Face folder instead", options.in.string());
   const bool folder = makes_folder(options.type);
-  if (!folder) Recipe(options.type);  // a wrong name is told before anything is read
+  if (is_gguf(options.in) && folder)
+    fail("{}: is a GGUF file; {} is made from the model's Hugging Face folder", options.in.string(), options.type);
+  if (options.type.empty() && options.size.empty()) throw Error("quantize: give --type or --size", ExitCode::usage);
+  if (!folder && options.size.empty()) Recipe(options.type);  // a wrong name is told before anything is read
   std::error_code ignored;
   if (folder && fs::exists(options.out, ignored) && fs::equivalent(options.in, options.out, ignored)) {
     throw Error(fmt::format("{}: OUT must not be IN", options.out.string()), ExitCode::usage);
@@ -84,7 +91,7 @@ Json quantize_model(const QuantizeOptions& given) {
   }
   by_part["all"] = all.relative();
   return {{"out", options.out.string()},
-          {"type", options.type},
+          {"type", options.size.empty() ? options.type : "mix of " + options.size},
           {"bytes", bytes_of(options.out)},
           {"source_bytes", bytes_of(options.in)},
           {"relative_error", by_part}};

@@ -10,9 +10,11 @@ namespace shoal {
 /// `shoal quantize IN OUT --type T`: a model in a smaller form.
 struct QuantizeOptions {
   std::filesystem::path in, out;
-  std::string type;      // a GGUF type or mix: OUT is a file. FP8, INT8, INT4: OUT is a Hugging Face folder
-  int group_size = 128;  // INT4: inputs that share a scale
-  int threads = 0;       // 0: as many as there are cores
+  std::string type;  // a GGUF type or mix: OUT is a file. FP8, INT8, INT4: OUT is a Hugging Face folder
+  std::string size;  // instead of `type`: a GGUF of this size, formats chosen by what they cost ("140GB", "2.51bpw")
+  std::filesystem::path importance;  // of `shoal eval --importance` or llama.cpp; empty: all columns count alike
+  int group_size = 128;              // INT4: inputs that share a scale
+  int threads = 0;                   // 0: as many as there are cores
   bool json = false, quiet = false;
 };
 

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "kernels/backend.h"
+#include "kernels/cpu/amx_shape.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/thread_pool.h"
 
@@ -172,6 +173,20 @@ __attribute__((target("avx512f,avx512vnni"))) void chains_vnni() {
   for (auto& s : sum) benchmark::DoNotOptimize(s[0]);
 }
 
+/// Tiles of 16 x 64 with 64 x 16 bytes: 16,384 products each, as many a call as 16 chains of 64 bytes have.
+void tiles_of_bytes() {
+  cpu::TileConfig config{};
+  config.palette = 1;
+  for (int i = 0; i < 8; ++i) config.row_bytes[i] = 64, config.rows[i] = 16;
+  asm volatile("ldtilecfg %0" : : "m"(config));
+  for (int i = 0; i < kSteps * kChains * 64 / 16384 / 4; ++i) {
+    asm volatile(
+        "tdpbssd %tmm6, %tmm4, %tmm0\n tdpbssd %tmm6, %tmm5, %tmm1\n"
+        "tdpbssd %tmm7, %tmm4, %tmm2\n tdpbssd %tmm7, %tmm5, %tmm3");
+  }
+  asm volatile("tilerelease");
+}
+
 /// Every thread multiplies registers with registers. FLOPs per call and thread: 16 lanes (32 with BF16, 64 with bytes)
 /// times 2.
 void limit_multiply(benchmark::State& state, void (*chains)(), int products) {
@@ -269,6 +284,7 @@ void register_all() {
   if (cpu::supports(Isa::avx512)) add("limit/fma_avx512", limit_multiply, chains_avx512, 16);
   if (cpu::has_avx512_bf16()) add("limit/dot_bf16", limit_multiply, chains_bf16, 32);
   if (cpu::has_avx512_vnni()) add("limit/dot_bytes", limit_multiply, chains_vnni, 64);
+  if (cpu::supports(Isa::amx)) add("limit/tiles_of_bytes", limit_multiply, tiles_of_bytes, 64);
 
   const auto plain = [](DType dtype) {
     return [dtype](std::int64_t rows, std::int64_t cols) { return filled(dtype, rows, cols); };

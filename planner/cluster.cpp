@@ -34,6 +34,7 @@ Device read_device(const JsonFields& json) {
   d.bf16_flops = above_zero(*tflops, "bf16") * 1e12;
   d.fp8_flops = not_negative(*tflops, "fp8") * 1e12;
   d.int8_flops = not_negative(*tflops, "int8") * 1e12;
+  d.measured = json.boolean_or("measured", false);
   if (const auto companion = json.object("companion")) d.companion = std::make_shared<Device>(read_device(*companion));
   return d;
 }
@@ -64,6 +65,7 @@ nlohmann::ordered_json write_device(const Device& d) {
                                  {"tflops", {{"bf16", d.bf16_flops / 1e12}}}};
   if (d.fp8_flops > 0) json["tflops"]["fp8"] = d.fp8_flops / 1e12;
   if (d.int8_flops > 0) json["tflops"]["int8"] = d.int8_flops / 1e12;
+  if (d.measured) json["measured"] = true;
   if (d.companion) json["companion"] = write_device(*d.companion);
   return json;
 }
@@ -76,7 +78,7 @@ nlohmann::ordered_json write_link(const Link& link) {
 
 double Device::flops(Arithmetic arithmetic) const {
   const double narrow = arithmetic == Arithmetic::fp8 ? fp8_flops : arithmetic == Arithmetic::int8 ? int8_flops : 0;
-  return std::max(narrow, bf16_flops);
+  return narrow > 0 ? narrow : bf16_flops;
 }
 
 int Cluster::ranks() const {

@@ -11,7 +11,8 @@ namespace shoal {
 /// What products are computed in; FP4 where a device has it, and others where it has not.
 enum class Arithmetic { bf16, fp8, int8 };
 
-/// What a rank computes with: a GPU, or a socket of a CPU server. Figures are the datasheet's, dense.
+/// What a rank computes with: a GPU, or a socket of a CPU server. Figures are the datasheet's, dense, unless
+/// they were measured.
 struct Device {
   enum class Kind { cpu, gpu };
   Kind kind = Kind::cpu;
@@ -21,6 +22,7 @@ struct Device {
   double bf16_flops = 0;
   double fp8_flops = 0;   // 0: computes FP8 weights in BF16
   double int8_flops = 0;  // 0: computes INT8 weights in BF16
+  bool measured = false;  // bandwidth and FLOP/s are what programs achieve, not a datasheet's
   /// A GPU beside a CPU rank that holds everything but the routed experts. Null: there is none.
   std::shared_ptr<const Device> companion;
 

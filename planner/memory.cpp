@@ -10,36 +10,41 @@
 namespace shoal {
 namespace {
 
-constexpr int panel_rows = 16;           // kernels/matrix.h
-constexpr int page_tokens = 16;          // runtime/job.cpp
-constexpr double huge_page = 2 << 20;    // matrices from 4 MB on occupy whole ones
-constexpr double cpu_reserve = 24e6;     // program, MPI and threads of an idle rank, measured
-constexpr double gpu_reserve = 3e9;      // CUDA context, libraries' workspaces, NCCL, fragmentation
-constexpr int logit_rows = 32;           // runtime/job.cpp: logits are made for so many rows at a time
-constexpr double packed_growth = 1.5;    // kernels/cpu/scratch.h
+constexpr int panel_rows = 16;         // kernels/matrix.h
+constexpr int page_tokens = 16;        // runtime/job.cpp
+constexpr double cpu_reserve = 24e6;   // program, MPI and threads of an idle rank, measured
+constexpr double gpu_reserve = 3e9;    // CUDA context, libraries' workspaces, NCCL, fragmentation
+constexpr int logit_rows = 32;         // runtime/job.cpp: logits are made for so many rows at a time
+constexpr double buffer_growth = 1.5;  // collectives/aligned_buffer.h
+constexpr double packed_f32 = 6;       // bytes of an FP32 activation in three BF16 parts on AMX; 4 elsewhere
+constexpr double packed_bf16 = 2;
 constexpr double scratch_growth = 1.25;  // runtime/model.cpp, Scratch
 
 std::int64_t round_up(std::int64_t n, std::int64_t unit) { return (n + unit - 1) / unit * unit; }
 
-/// Working memory of a step of `tokens` on a CPU rank: the FP32 buffers of runtime/model.cpp, and what kernels/cpu
-/// packs of the inputs of feed-forward blocks, in the type that is computed in (`packed_bytes`), routed experts'
-/// included.
+/// Working memory of a step of `tokens` on a CPU rank: the FP32 buffers of runtime/model.cpp, and those of kernels/cpu:
+/// what linear layers pack of their inputs, and feed-forward blocks, routed experts' among them, of theirs and of gate
+/// * up. A packed element has `packed_bytes`.
 double cpu_activations(const ModelConfig& c, double tokens, int tensor_parallel, double packed_bytes, double peak,
                        bool mtp) {
   const double hidden = c.hidden_size, heads = std::ceil(static_cast<double>(c.num_attention_heads) / tensor_parallel);
   double width = 3 * hidden;     // residual stream, normed, branch
   if (mtp) width += 3 * hidden;  // its own stream, and embedding and hidden state joined
+  double widest_input = hidden;
   if (c.is_mla()) {
     width += c.q_lora_rank + heads * c.qk_head_dim() + c.kv_width();
     width += heads * c.kv_width() + heads * (c.kv_lora_rank + c.v_head_dim);
+    widest_input = std::max(hidden, heads * std::max(c.kv_lora_rank, c.v_head_dim));
   } else {
     width += 2 * heads * c.head_dim + c.kv_width() / static_cast<double>(tensor_parallel);
+    widest_input = std::max(hidden, heads * c.head_dim);
   }
   const double logits = std::max(tokens * c.n_routed_experts, static_cast<double>(logit_rows) * c.vocab_size);
   const double ffn = std::ceil(static_cast<double>(c.intermediate_size) / tensor_parallel);
-  const double dense = tokens * (hidden + ffn);
-  const double experts = tokens * peak * c.num_experts_per_tok * (hidden + c.moe_intermediate_size);
-  return 4 * scratch_growth * (tokens * width + logits) + packed_bytes * packed_growth * std::max(dense, experts);
+  const double routed = peak * c.num_experts_per_tok;
+  const double inputs = std::max(1.0, routed) * hidden, gated = std::max(ffn, routed * c.moe_intermediate_size);
+  return 4 * scratch_growth * (tokens * width + logits) +
+         tokens * (packed_bytes * (widest_input + inputs + gated) + 4 * gated);
 }
 
 double gpu_activations(const ModelConfig& c, double tokens, int tensor_parallel, double arriving) {
@@ -97,8 +102,7 @@ double HeldWeights::bytes_of(const Piece& piece, std::int64_t rows, std::int64_t
   if (rows == 0 || cols == 0) return 0;
   if (rows == 1 || kind_ == Device::Kind::gpu) return static_cast<double>(piece.type->bytes(rows, cols));
   const std::int64_t padded_cols = piece.type->block_cols == 1 ? round_up(cols, 2) : cols;
-  const auto bytes = static_cast<double>(piece.type->held().bytes(round_up(rows, panel_rows), padded_cols));
-  return bytes < 2 * huge_page ? bytes : std::ceil(bytes / huge_page) * huge_page;
+  return static_cast<double>(piece.type->held().bytes(round_up(rows, panel_rows), padded_cols));
 }
 
 double HeldWeights::dense_bytes(int tensor_parallel, int rank) const {
@@ -109,7 +113,10 @@ double HeldWeights::dense_bytes(int tensor_parallel, int rank) const {
           ? head_slice(c.num_attention_heads, c.num_key_value_heads, tensor_parallel, rank)
           : HeadSlice{slice_of(c.num_attention_heads, tensor_parallel, rank), {0, c.num_key_value_heads}};
   const auto part = [&](std::int64_t total, std::int64_t count, std::int64_t all) { return total / all * count; };
-  const int unit = c.quantization && c.quantization->block_rows > 0 ? c.quantization->block_rows : panel_rows;
+  std::int64_t block = 1;
+  for (const Piece& p : dense_)
+    if (p.cut == Cut::ffn_cols) block = std::max<std::int64_t>(block, p.type->block_cols);
+  const std::int64_t unit = cut_unit(c.intermediate_size, tensor_parallel, block);
   double sum = 0;
   for (const Piece& p : dense_) {
     std::int64_t rows = p.rows, cols = p.cols;
@@ -177,13 +184,14 @@ RankMemory rank_memory(const ModelConfig& config, const HeldWeights& weights, co
   if (config.n_routed_experts > 0) {
     arriving = tokens * std::min(config.num_experts_per_tok, layout.ranks);
     // Dispatch and combine, out and in; on a CPU with BF16 rows, their FP32 forms too.
-    const double row = config.hidden_size * (4 * (bf16_rows ? 2.0 : 4.0) + (!gpu && bf16_rows ? 2 * 4.0 : 0));
-    m.exchange = arriving * row * peak * packed_growth;  // collectives/aligned_buffer.h grows by as much
+    const double row = config.hidden_size * (2 * (bf16_rows ? 2.0 : 4.0) + (!gpu && bf16_rows ? 4.0 : 0));
+    const double answers = layout.replicas ? tokens * config.num_experts_per_tok : arriving;
+    m.exchange = (arriving + answers) * row * peak * buffer_growth;
   } else if (tp > 1) {
     m.exchange = tokens * config.hidden_size * 4.0;
   }
   m.activations = gpu ? gpu_activations(config, tokens, tp, arriving)
-                      : cpu_activations(config, tokens, tp, bf16_rows ? 2 : 4, peak, workload.mtp);
+                      : cpu_activations(config, tokens, tp, bf16_rows ? packed_bf16 : packed_f32, peak, workload.mtp);
   m.reserve = gpu ? gpu_reserve : cpu_reserve;
   if (device.companion) m.companion = dense + m.kv + gpu_activations(config, tokens, tp, 0) + gpu_reserve;
   return m;

@@ -30,6 +30,7 @@ struct Workload {
 struct Layout {
   int ranks = 1;
   int tensor_parallel = 1;
+  bool replicas = false;  // experts have replicas, or move: each answers to a token by itself (expert_exchange.h)
 };
 
 /// Bytes of one rank.

@@ -13,6 +13,11 @@ Slice slice_of(std::int64_t total, int parts, int part, std::int64_t unit) {
   return {cut(part), cut(part + 1) - cut(part)};
 }
 
+std::int64_t cut_unit(std::int64_t total, int parts, std::int64_t block) {
+  constexpr std::int64_t panel = 16;
+  return block > panel && total / block >= parts ? block : panel;
+}
+
 HeadSlice head_slice(int num_attention_heads, int num_key_value_heads, int ranks, int rank) {
   const int heads_per_kv = num_attention_heads / num_key_value_heads;
   if (num_key_value_heads >= ranks) {

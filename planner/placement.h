@@ -16,6 +16,10 @@ struct Slice {
 /// Part `part` of `total` items cut into `parts` contiguous parts whose sizes differ by at most one `unit`; all cuts
 /// but the end lie at multiples of `unit`. Parts may be empty.
 Slice slice_of(std::int64_t total, int parts, int part, std::int64_t unit = 1);
+/// Where the inner dimension of a feed-forward block, `total` wide, may be cut for `parts` ranks: at whole blocks of
+/// its weights (`block` columns share a scale), so that slices stay quantized, unless some rank would get none; then,
+/// and for plain weights, at whole panels of a Matrix.
+std::int64_t cut_unit(std::int64_t total, int parts, std::int64_t block);
 
 /// The heads of one rank under tensor parallelism. Ranks never share a query head; where there are more ranks than KV
 /// heads, several ranks hold a copy of the same KV head and share out its query heads. So on every rank each KV head

@@ -120,7 +120,7 @@ Chosen choose_layout(const PlanRequest& r, const HeldWeights& weights) {
   Chosen chosen;
   for (const int tp : degrees(r)) {
     chosen = {};
-    chosen.layout = {r.cluster.ranks(), tp};
+    chosen.layout = {r.cluster.ranks(), tp, r.redundant_experts > 0};
     if (r.config.n_routed_experts > 0) chosen.ranks = expert_ranks(r, weights, chosen.layout);
     chosen.fits = true;
     std::map<std::tuple<const NodeGroup*, int, int, int>, RankMemory> known;  // ranks are of a few kinds

@@ -174,6 +174,7 @@ Plan Plan::from_json(const nlohmann::json& document, const std::string& place) {
 
   const JsonFields placement = needed(json, "placement");
   plan.redundant_experts = placement.integer_or("redundant_experts", 0, 0, 1 << 20);
+  plan.layout.replicas = plan.redundant_experts > 0;
   plan.imbalance = number_in(placement, "imbalance");
   const auto* layers = placement.find("layers");
   if (!layers || !layers->is_array()) placement.reject("layers", "must be a list");

@@ -30,8 +30,8 @@ std::vector<Gain> gains(const LayerPlacement& before, const LayerPlacement& afte
   return all;
 }
 
-/// Placements that are `after` but for one exchange: a rank gives back an expert that it gained and takes again one that
-/// it gave, from whoever got it or, where that was a replica given up, from any holder.
+/// Placements that are `after` but for one exchange: a rank gives back an expert that it gained and takes again one
+/// that it gave, from whoever got it or, where that was a replica given up, from any holder.
 std::vector<LayerPlacement> with_one_undone(const LayerPlacement& before, const LayerPlacement& after) {
   std::vector<LayerPlacement> all;
   for (const auto& [expert, rank] : gains(before, after))
@@ -57,8 +57,8 @@ std::vector<LayerPlacement> with_one_undone(const LayerPlacement& before, const 
   return all;
 }
 
-/// A placement whose ranks are renamed, among those with equal slots and speed, so that many replicas are where `now` has
-/// them: pairs of an old and a new name in order of what they have in common.
+/// A placement whose ranks are renamed, among those with equal slots and speed, so that many replicas are where `now`
+/// has them: pairs of an old and a new name in order of what they have in common.
 LayerPlacement renamed(const LayerPlacement& placement, const LayerPlacement& now, const ExpertRanks& ranks) {
   const auto n = ranks.slots.size();
   std::vector<std::vector<int>> common(n, std::vector<int>(n));

@@ -26,7 +26,9 @@ SpeedModel::SpeedModel(const ModelConfig& config, const Precision& precision, co
   for (const ExpectedTensor& t : expected_tensors(config)) {
     if (!t.required() || t.part == Part::mtp || t.part == Part::embedding || t.shape.size() < 2) continue;
     const auto parameters = static_cast<double>(t.shape[0] * t.shape[1]);
-    const auto bytes = static_cast<double>(precision.type_of(config, t).bytes(t.shape[0], t.shape[1]));
+    const WeightType& type = precision.type_of(config, t);
+    const bool held = cluster.groups[0].device.measured;  // with these kernels; a card may stand for other engines
+    const auto bytes = static_cast<double>((held ? type.held() : type).bytes(t.shape[0], t.shape[1]));
     if (t.part == Part::routed_experts) {
       expert_parameters_ += parameters / config.n_routed_experts / moe_layers_;
       expert_bytes_ += bytes / config.n_routed_experts / moe_layers_;
@@ -131,7 +133,7 @@ StepTime SpeedModel::step(const Step& step, double imbalance) const {
     const Device& device = group.device;
     const Device& main = device.companion ? *device.companion : device;
     const auto constants_of = [&](const Device& d) {
-      return d.kind == Device::Kind::gpu ? constants_.gpu : constants_.cpu;
+      return d.measured ? constants_.measured : d.kind == Device::Kind::gpu ? constants_.gpu : constants_.cpu;
     };
     StepTime t;
     t.dense = dense_us(step, main, constants_of(main));

@@ -10,15 +10,53 @@
 namespace shoal {
 namespace {
 
-/// What is written before the bytes of a packed matrix.
+/// How the elements of a matrix are stored, for another process to find the same.
+struct Storage {
+  enum class Kind : std::int32_t { plain, stored, integers } kind = Kind::plain;
+  DType dtype = DType::f32;  // plain
+  char format[16] = {};      // stored: a name in kernels/formats
+  int bits = 0, columns = 0;  // integers
+  Scales scales = Scales::half;
+  bool zeros = false;
+  float zero = 0;  // of all rows, where they have none of their own
+
+  static Storage of(const Matrix& m) {
+    Storage s;
+    if (!m.format()) {
+      s.dtype = m.dtype();
+    } else if (m.format()->stored) {
+      s.kind = Kind::stored;
+      m.format()->stored->name.copy(s.format, sizeof s.format - 1);
+    } else {
+      const PackedFormat& f = *m.format();
+      s.kind = Kind::integers;
+      s.bits = f.bits, s.columns = f.columns, s.scales = f.scales, s.zeros = f.zeros, s.zero = f.offset;
+    }
+    return s;
+  }
+
+  Matrix matrix(std::int64_t rows, std::int64_t cols) const {
+    if (kind == Kind::plain) return {dtype, rows, cols};
+    if (kind == Kind::integers)
+      return {integer_format(bits, scales, columns, zeros ? std::nullopt : std::optional(static_cast<int>(zero))), rows,
+              cols};
+    const QuantFormat* known = find_format(format);
+    const PackedFormat* packed = known ? packed_format(*known) : nullptr;
+    if (!packed) fail("an expert that moved is of the type {}, which this rank does not know", format);
+    return {*packed, rows, cols};
+  }
+};
+
+/// What is written before the bytes of a packed matrix, its scales and its order of columns.
 struct MatrixHeader {
-  std::int64_t rows = 0, cols = 0, packed_bytes = 0, scales = 0;
-  std::int32_t dtype = 0, block_rows = 0, block_cols = 0;
-  char format[16] = {};  // empty: elements of `dtype`
+  std::int64_t rows = 0, cols = 0, packed_bytes = 0, scales = 0, order = 0;
+  std::int32_t block_rows = 0, block_cols = 0;
+  Storage storage;
 };
 
 std::size_t wire_bytes(const Matrix& m) {
-  return sizeof(MatrixHeader) + m.packed().size() + m.scales().values.size() * sizeof(float);
+  return sizeof(MatrixHeader) + m.packed().size() + m.scales().values.size() * sizeof(float) +
+         m.order().size() * sizeof(std::int32_t);
 }
 
 std::byte* put(std::byte* to, const void* from, std::size_t bytes) {
@@ -27,43 +65,40 @@ std::byte* put(std::byte* to, const void* from, std::size_t bytes) {
 }
 
 std::byte* write(const Matrix& m, std::byte* to) {
-  MatrixHeader header{.rows = m.rows(),
-                      .cols = m.cols(),
-                      .packed_bytes = std::ssize(m.packed()),
-                      .scales = std::ssize(m.scales().values),
-                      .dtype = static_cast<std::int32_t>(m.dtype()),
-                      .block_rows = m.scales().block_rows,
-                      .block_cols = m.scales().block_cols};
-  if (m.format()) m.format()->stored->name.copy(header.format, sizeof header.format - 1);
+  const MatrixHeader header{.rows = m.rows(),
+                            .cols = m.cols(),
+                            .packed_bytes = std::ssize(m.packed()),
+                            .scales = std::ssize(m.scales().values),
+                            .order = std::ssize(m.order()),
+                            .block_rows = m.scales().block_rows,
+                            .block_cols = m.scales().block_cols,
+                            .storage = Storage::of(m)};
   to = put(to, &header, sizeof header);
   to = put(to, m.packed().data(), m.packed().size());
-  return put(to, m.scales().values.data(), m.scales().values.size() * sizeof(float));
+  to = put(to, m.scales().values.data(), m.scales().values.size() * sizeof(float));
+  return put(to, m.order().data(), m.order().size() * sizeof(std::int32_t));
 }
 
 Matrix read(std::span<const std::byte>& from) {
-  const auto take = [&](std::size_t bytes) {
+  const auto take = [&](void* to, std::size_t bytes) {
     if (from.size() < bytes) fail("an expert that moved is cut off");
-    const auto part = from.first(bytes);
+    if (bytes > 0) std::memcpy(to, from.data(), bytes);
     from = from.subspan(bytes);
-    return part;
   };
   MatrixHeader header;
-  std::memcpy(&header, take(sizeof header).data(), sizeof header);
-  Matrix m;
-  if (header.format[0] != 0) {
-    const QuantFormat* stored = find_format(header.format);
-    const PackedFormat* packed = stored ? packed_format(*stored) : nullptr;
-    if (!packed) fail("an expert that moved is of the type {}, which this rank does not know", header.format);
-    m = Matrix(*packed, header.rows, header.cols);
-  } else {
-    m = Matrix(static_cast<DType>(header.dtype), header.rows, header.cols);
-  }
-  m.set_packed(take(static_cast<std::size_t>(header.packed_bytes)));
+  take(&header, sizeof header);
+  Matrix m = header.storage.matrix(header.rows, header.cols);
+  const auto packed_bytes = static_cast<std::size_t>(header.packed_bytes);
+  if (from.size() < packed_bytes) fail("an expert that moved is cut off");
+  m.set_packed(from.first(packed_bytes));
+  from = from.subspan(packed_bytes);
   BlockScales scales{{}, header.block_rows, header.block_cols};
   scales.values.resize(static_cast<std::size_t>(header.scales));
-  const auto bytes = take(scales.values.size() * sizeof(float));
-  if (!bytes.empty()) std::memcpy(scales.values.data(), bytes.data(), bytes.size());
+  take(scales.values.data(), scales.values.size() * sizeof(float));
   m.set_scales(std::move(scales));
+  std::vector<std::int32_t> order(static_cast<std::size_t>(header.order));
+  take(order.data(), order.size() * sizeof(std::int32_t));
+  m.set_order(std::move(order));
   return m;
 }
 

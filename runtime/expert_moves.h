@@ -9,10 +9,10 @@ namespace shoal {
 /// The same for the exchange: a rank's experts of a layer are numbered in ascending order of their global ids.
 ExpertMap expert_map(const LayerPlacement& placement);
 
-/// Puts the experts of a layer where `placement` says: ranks that do not hold an expert yet get its weights, as they lie
-/// in memory, from one that does, and those that are to hold it no longer drop it. All ranks call it at the same time
-/// with the same placement; one expert at a time goes from and to a rank, so what it takes besides is that much memory
-/// twice.
+/// Puts the experts of a layer where `placement` says: ranks that do not hold an expert yet get its weights, as they
+/// lie in memory, from one that does, and those that are to hold it no longer drop it. All ranks call it at the same
+/// time with the same placement; one expert at a time goes from and to a rank, so what it takes besides is that much
+/// memory twice.
 void move_experts(MoeWeights& weights, const LayerPlacement& placement, Communicator& comm);
 
 }  // namespace shoal

@@ -1,4 +1,5 @@
 #include "runtime/gguf_describe.h"
+#include "runtime/gguf.h"
 
 #include <algorithm>
 #include <fstream>
@@ -6,6 +7,7 @@
 
 #include "base/error.h"
 #include "planner/json_fields.h"
+#include "runtime/gguf.h"
 #include "runtime/gguf_tokenizer.h"
 #include "runtime/text/tokenizer.h"
 
@@ -150,7 +152,36 @@ void describe_model(GgufHeaderWriter& header, const ModelConfig& c, const std::s
   describe_rope(keys, c);
 }
 
+namespace {
+
+/// Numbers, texts and lists of them under "tokenizer.". Scores are the only numbers that are not whole.
+void copy_tokenizer(GgufHeaderWriter& header, const json& metadata) {
+  for (const auto& [key, value] : metadata.items()) {
+    if (!key.starts_with("tokenizer.")) continue;
+    if (value.is_boolean()) {
+      header.add(key, value.get<bool>());
+    } else if (value.is_number_integer()) {
+      header.add(key, value.get<std::uint32_t>());
+    } else if (value.is_number()) {
+      header.add(key, value.get<float>());
+    } else if (value.is_string()) {
+      header.add(key, value.get_ref<const std::string&>());
+    } else if (value.is_array() && !value.empty()) {
+      if (value.front().is_string()) {
+        header.add(key, value.get<std::vector<std::string>>());
+      } else if (key.ends_with(".scores")) {
+        header.add(key, value.get<std::vector<float>>());
+      } else if (value.front().is_number_integer()) {
+        header.add(key, value.get<std::vector<std::int32_t>>());
+      }
+    }
+  }
+}
+
+}  // namespace
+
 void describe_tokenizer(GgufHeaderWriter& header, const ModelConfig& config, const fs::path& folder) {
+  if (is_gguf(folder)) return copy_tokenizer(header, Gguf::open(folder).metadata);
   const fs::path path = folder / "tokenizer.json";
   if (!fs::exists(path)) return;
   const std::string place = path.string();

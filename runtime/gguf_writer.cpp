@@ -62,6 +62,13 @@ void GgufHeaderWriter::add(std::string_view key, const std::vector<std::int32_t>
   for (const auto value : values) put(metadata_, value);
 }
 
+void GgufHeaderWriter::add(std::string_view key, const std::vector<float>& values) {
+  begin(key, kArray);
+  put(metadata_, kF32);
+  put(metadata_, std::uint64_t{values.size()});
+  for (const auto value : values) put(metadata_, value);
+}
+
 std::size_t GgufHeaderWriter::add_tensor(std::string name, std::vector<std::int64_t> shape, const QuantFormat& format) {
   tensors_.push_back({std::move(name), std::move(shape), &format});
   return tensors_.size() - 1;

@@ -18,6 +18,7 @@ class GgufHeaderWriter {
   void add(std::string_view key, const char* value) { add(key, std::string_view(value)); }
   void add(std::string_view key, const std::vector<std::string>& values);
   void add(std::string_view key, const std::vector<std::int32_t>& values);
+  void add(std::string_view key, const std::vector<float>& values);
 
   /// A tensor after those before it; `shape` with the fastest dimension last. Returns its number.
   std::size_t add_tensor(std::string name, std::vector<std::int64_t> shape, const QuantFormat& format);

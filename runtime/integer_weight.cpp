@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstring>
+#include <numeric>
+#include <optional>
 
 #include "base/error.h"
 
@@ -19,6 +22,13 @@ std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; 
 std::string prefix_of(const std::string& name) {
   constexpr std::string_view suffix = "weight";
   return name.ends_with(".weight") ? name.substr(0, name.size() - suffix.size()) : std::string();
+}
+
+/// With records as wide as they can be where `width` columns share a scale; null where not even 32 do.
+const PackedFormat* format_of_records(int bits, Scales scales, std::int64_t width, bool zeros, int zero) {
+  const auto columns = static_cast<int>(std::gcd<std::int64_t>(width, 256));
+  if (columns < PackedFormat::kStep) return nullptr;
+  return &integer_format(bits, scales, columns, zeros ? std::nullopt : std::optional(zero));
 }
 
 int code(std::int32_t word, int bits, std::int64_t position) {
@@ -53,19 +63,21 @@ IntegerWeight::IntegerWeight(const Checkpoint& checkpoint, std::string prefix, s
     : checkpoint_(checkpoint), prefix_(std::move(prefix)), rows_(rows), cols_(cols), quantization_(quantization) {
   if (checkpoint.find(prefix_ + "weight")) {
     codes_ = &part("weight", {rows, cols}, "I8");
-    return;
-  }
-  bits_ = quantization.bits;
-  if (checkpoint.find(prefix_ + "weight_packed")) {
-    form_ = Form::compressed;
-    codes_ = &part("weight_packed", {rows, ceil_div(cols, per_word())}, "I32");
-  } else if (quantization.method == "awq") {
-    form_ = Form::awq;
-    codes_ = &part("qweight", {cols, rows / per_word()}, "I32");
   } else {
-    form_ = Form::gptq;
-    codes_ = &part("qweight", {cols / per_word(), rows}, "I32");
+    bits_ = quantization.bits;
+    if (checkpoint.find(prefix_ + "weight_packed")) {
+      form_ = Form::compressed;
+      codes_ = &part("weight_packed", {rows, ceil_div(cols, per_word())}, "I32");
+    } else if (quantization.method == "awq") {
+      form_ = Form::awq;
+      codes_ = &part("qweight", {cols, rows / per_word()}, "I32");
+    } else {
+      form_ = Form::gptq;
+      codes_ = &part("qweight", {cols / per_word(), rows}, "I32");
+    }
   }
+  find_scales();
+  if (form_ == Form::gptq && checkpoint.find(prefix_ + "g_idx")) find_order();
 }
 
 std::shared_ptr<const IntegerWeight> IntegerWeight::find(const Checkpoint& checkpoint, const std::string& name,
@@ -91,43 +103,78 @@ std::vector<std::int32_t> IntegerWeight::words(const TensorInfo& tensor) const {
   return values;
 }
 
-void IntegerWeight::load_scales() {
-  switch (form_) {
-    case Form::int8:
-      return load_int8_scales();
-    case Form::compressed:
-      return load_compressed_scales();
-    case Form::awq:
-    case Form::gptq:
-      return load_group_scales();
-  }
-}
-
-void IntegerWeight::load_int8_scales() {
-  if (checkpoint_.find(prefix_ + "weight_scale_inv")) {
+void IntegerWeight::find_scales() {
+  const std::string file = checkpoint_.files().front().string();
+  if (form_ == Form::int8 && checkpoint_.find(prefix_ + "weight_scale_inv")) {
     scale_rows_ = quantization_.block_rows;
     scale_cols_ = quantization_.block_cols;
-    if (scale_rows_ < 1 || scale_cols_ < 1) {
-      fail("{}: tensor {}weight has scales by blocks, but config.json gives no weight_block_size",
-           checkpoint_.files().front().string(), prefix_);
-    }
+    if (scale_rows_ < 1 || scale_cols_ < 1)
+      fail("{}: tensor {}weight has scales by blocks, but config.json gives no weight_block_size", file, prefix_);
     scales_across_ = ceil_div(cols_, scale_cols_);
-    scales_ =
-        checkpoint_.read_floats(part("weight_scale_inv", {ceil_div(rows_, scale_rows_), scales_across_}, nullptr));
+    scale_tensor_ = &part("weight_scale_inv", {ceil_div(rows_, scale_rows_), scales_across_}, nullptr);
     return;
   }
-  scale_cols_ = cols_;
-  const TensorInfo* scale = checkpoint_.find(prefix_ + "weight_scale");
-  scales_ = checkpoint_.read_floats(scale && scale->shape.size() == 1 ? part("weight_scale", {rows_}, nullptr)
-                                                                      : part("weight_scale", {rows_, 1}, nullptr));
+  if (form_ == Form::int8) {
+    scale_cols_ = cols_;
+    const TensorInfo* scale = checkpoint_.find(prefix_ + "weight_scale");
+    scale_tensor_ = scale && scale->shape.size() == 1 ? &part("weight_scale", {rows_}, nullptr)
+                                                      : &part("weight_scale", {rows_, 1}, nullptr);
+    return;
+  }
+  scale_cols_ = quantization_.group_size > 0 ? quantization_.group_size : cols_;
+  scales_across_ = ceil_div(cols_, scale_cols_);
+  if (form_ == Form::compressed) {
+    scale_tensor_ = &part("weight_scale", {rows_, scales_across_}, nullptr);
+    if (checkpoint_.find(prefix_ + "weight_g_idx"))
+      fail("{}: tensor {}weight_g_idx: reordered groups are not supported", file, prefix_);
+    // Codes are stored as value + 2^(bits - 1), zeros too.
+    zero_ = 1 << (bits_ - 1);
+    has_zeros_ = checkpoint_.find(prefix_ + "weight_zero_point") != nullptr;
+    return;
+  }
+  scale_tensor_ = &part("scales", {scales_across_, rows_}, nullptr);
+  has_zeros_ = true;
+}
+
+void IntegerWeight::find_order() {
+  group_of_ = words(part("g_idx", {cols_}, "I32"));
+  std::vector<std::int64_t> members(static_cast<std::size_t>(scales_across_), 0);
+  for (const std::int32_t g : group_of_) {
+    if (g < 0 || g >= scales_across_)
+      fail("{}: tensor {}g_idx names group {} of {}", checkpoint_.files().front().string(), prefix_, g, scales_across_);
+    ++members[static_cast<std::size_t>(g)];
+  }
+  if (std::is_sorted(group_of_.begin(), group_of_.end())) {
+    bool regular = true;
+    for (std::int64_t c = 0; c < cols_; ++c) regular &= group_of_[static_cast<std::size_t>(c)] == c / scale_cols_;
+    if (regular) group_of_.clear();
+    return;
+  }
+  for (std::int64_t g = 0; g < scales_across_; ++g) {
+    const std::int64_t whole = std::min(scale_cols_, cols_ - g * scale_cols_);
+    if (members[static_cast<std::size_t>(g)] != whole) return;
+  }
+  order_.resize(group_of_.size());
+  std::iota(order_.begin(), order_.end(), 0);
+  std::stable_sort(order_.begin(), order_.end(), [&](std::int32_t a, std::int32_t b) {
+    return group_of_[static_cast<std::size_t>(a)] < group_of_[static_cast<std::size_t>(b)];
+  });
+}
+
+void IntegerWeight::load() {
+  std::call_once(loaded_, [&] { load_scales(); });
+}
+
+void IntegerWeight::load_scales() {
+  if (form_ == Form::awq || form_ == Form::gptq) return load_group_scales();
+  scales_ = checkpoint_.read_floats(*scale_tensor_);
+  if (has_zeros_) load_compressed_zeros();
 }
 
 /// AWQ's and GPTQ's, which come with the groups as rows.
 void IntegerWeight::load_group_scales() {
-  scale_cols_ = quantization_.group_size > 0 ? quantization_.group_size : cols_;
-  scales_across_ = ceil_div(cols_, scale_cols_);
   const std::int64_t groups = scales_across_;
-  const auto by_group = checkpoint_.read_floats(part("scales", {groups, rows_}, nullptr));
+  const auto by_group = checkpoint_.read_floats(*scale_tensor_);
   const auto packed = words(part("qzeros", {groups, rows_ / per_word()}, "I32"));
   scales_.resize(by_group.size());
   zeros_.resize(by_group.size());
@@ -139,36 +186,19 @@ void IntegerWeight::load_group_scales() {
       const std::int64_t place = form_ == Form::awq ? kAwqPlace[static_cast<std::size_t>(r % 8)] : r % per_word();
       // GPTQ's first format stores zero - 1 in as many bits.
       const int zero = (code(word, bits_, place) + quantization_.zero_offset) & ((1 << bits_) - 1);
-      zeros_[to] = static_cast<std::int16_t>(zero);
-    }
-  }
-  if (form_ == Form::awq || !checkpoint_.find(prefix_ + "g_idx")) return;
-  group_of_ = words(part("g_idx", {cols_}, "I32"));
-  for (const std::int32_t g : group_of_) {
-    if (g < 0 || g >= groups) {
-      fail("{}: tensor {}g_idx names group {} of {}", checkpoint_.files().front().string(), prefix_, g, groups);
+      zeros_[to] = static_cast<std::uint8_t>(zero);
     }
   }
 }
 
-void IntegerWeight::load_compressed_scales() {
-  scale_cols_ = quantization_.group_size > 0 ? quantization_.group_size : cols_;
-  scales_across_ = ceil_div(cols_, scale_cols_);
-  scales_ = checkpoint_.read_floats(part("weight_scale", {rows_, scales_across_}, nullptr));
-  if (checkpoint_.find(prefix_ + "weight_g_idx")) {
-    fail("{}: tensor {}weight_g_idx: reordered groups are not supported", checkpoint_.files().front().string(),
-         prefix_);
-  }
-  // Codes are stored as value + 2^(bits - 1), zeros too.
-  zero_ = 1 << (bits_ - 1);
-  if (!checkpoint_.find(prefix_ + "weight_zero_point")) return;
+void IntegerWeight::load_compressed_zeros() {
   const auto packed = words(part("weight_zero_point", {ceil_div(rows_, per_word()), scales_across_}, "I32"));
   zeros_.resize(scales_.size());
   for (std::int64_t r = 0; r < rows_; ++r) {
     for (std::int64_t g = 0; g < scales_across_; ++g) {
       const std::int32_t word = packed[static_cast<std::size_t>(r / per_word() * scales_across_ + g)];
       zeros_[static_cast<std::size_t>(r * scales_across_ + g)] =
-          static_cast<std::int16_t>(code(word, bits_, r % per_word()));
+          static_cast<std::uint8_t>(code(word, bits_, r % per_word()));
     }
   }
 }
@@ -211,39 +241,133 @@ std::vector<std::byte> IntegerWeight::read_codes(std::int64_t first, std::int64_
   return strip;
 }
 
-int IntegerWeight::code_at(const std::vector<std::byte>& strip, std::int64_t count, std::int64_t row,
-                           std::int64_t col) const {
+void IntegerWeight::row_codes(const std::vector<std::byte>& strip, std::int64_t count, std::int64_t row,
+                              std::uint8_t* codes) const {
+  const std::uint32_t mask = (1u << bits_) - 1;
   const auto word = [&](std::int64_t index) {
-    std::int32_t value;
+    std::uint32_t value;
     std::memcpy(&value, strip.data() + index * 4, 4);
     return value;
   };
+  const std::int64_t n = per_word();
   switch (form_) {
-    case Form::int8:
-      return static_cast<std::int8_t>(strip[static_cast<std::size_t>(row * cols_ + col)]);
+    case Form::int8: {
+      const std::byte* from = strip.data() + row * cols_;
+      for (std::int64_t c = 0; c < cols_; ++c) codes[c] = static_cast<std::uint8_t>(from[c]) ^ 0x80;
+      return;
+    }
     case Form::compressed:
-      return code(word(row * ceil_div(cols_, per_word()) + col / per_word()), bits_, col % per_word());
-    case Form::awq:
-      return code(word(col * ceil_div(count, 8) + row / 8), bits_, kAwqPlace[static_cast<std::size_t>(row % 8)]);
+      for (std::int64_t w = 0; w < ceil_div(cols_, n); ++w) {
+        std::uint32_t value = word(row * ceil_div(cols_, n) + w);
+        for (std::int64_t c = w * n; c < std::min((w + 1) * n, cols_); ++c, value >>= bits_)
+          codes[c] = static_cast<std::uint8_t>(value & mask);
+      }
+      return;
+    case Form::awq: {
+      const std::int64_t stride = ceil_div(count, 8);
+      const int shift = 4 * kAwqPlace[static_cast<std::size_t>(row % 8)];
+      for (std::int64_t c = 0; c < cols_; ++c)
+        codes[c] = static_cast<std::uint8_t>(word(c * stride + row / 8) >> shift & mask);
+      return;
+    }
     case Form::gptq:
-      return code(word(col / per_word() * count + row), bits_, col % per_word());
+      for (std::int64_t w = 0; w < cols_ / n; ++w) {
+        std::uint32_t value = word(w * count + row);
+        for (std::int64_t c = w * n; c < (w + 1) * n; ++c, value >>= bits_)
+          codes[c] = static_cast<std::uint8_t>(value & mask);
+      }
+      return;
   }
-  return 0;
 }
 
 void IntegerWeight::read(std::int64_t first, std::int64_t count, std::vector<float>& out) const {
-  std::call_once(loaded_, [&] { const_cast<IntegerWeight*>(this)->load_scales(); });
+  const_cast<IntegerWeight*>(this)->load();
   const auto strip = read_codes(first, count);
   out.resize(static_cast<std::size_t>(count * cols_));
+  std::vector<std::uint8_t> codes(static_cast<std::size_t>(cols_));
   for (std::int64_t r = 0; r < count; ++r) {
-    const std::int64_t scale_row = (first + r) / scale_rows_ * scales_across_;
+    row_codes(strip, count, r, codes.data());
     for (std::int64_t c = 0; c < cols_; ++c) {
       const std::int64_t group = group_of_.empty() ? c / scale_cols_ : group_of_[static_cast<std::size_t>(c)];
-      const auto block = static_cast<std::size_t>(scale_row + group);
-      const int zero = zeros_.empty() ? zero_ : zeros_[block];
+      const auto at = static_cast<std::size_t>(scale_at(first + r, group));
+      const int zero = has_zeros_ ? zeros_[at] : zero_;
       out[static_cast<std::size_t>(r * cols_ + c)] =
-          static_cast<float>(code_at(strip, count, r, c) - zero) * scales_[block];
+          static_cast<float>(codes[static_cast<std::size_t>(c)] - zero) * scales_[at];
     }
+  }
+}
+
+// ---- As packed matrices ----
+
+Scales IntegerWeight::kept_scales() const {
+  if (scale_tensor_->type == "F16") return Scales::half;
+  return scale_tensor_->type == "BF16" ? Scales::bfloat : Scales::single;
+}
+
+const PackedFormat* IntegerWeight::packed(Slice columns) const {
+  std::int64_t width = columns.count;
+  const bool whole = columns.first == 0 && columns.count == cols_;
+  if (!group_of_.empty() && (order_.empty() || !whole)) return nullptr;
+  if (scale_cols_ < cols_) width = std::gcd(std::gcd(columns.first, width), scale_cols_);
+  return format_of_records(bits_, kept_scales(), width, has_zeros_, zero_);
+}
+
+const PackedFormat* IntegerWeight::packed_transpose(Slice rows) const {
+  if (form_ != Form::int8) return nullptr;
+  const std::int64_t width = std::gcd(std::gcd(rows.first, rows.count), scale_rows_);
+  return format_of_records(bits_, kept_scales(), width, has_zeros_, zero_);
+}
+
+void IntegerWeight::set_head(std::int64_t row, std::int64_t group, CodeBlock& block) const {
+  const auto at = static_cast<std::size_t>(scale_at(row, group));
+  switch (kept_scales()) {
+    case Scales::half:
+      block.d = f32_to_f16(scales_[at]);
+      break;
+    case Scales::bfloat:
+      block.d = f32_to_bf16(scales_[at]);
+      break;
+    default:
+      block.d = std::bit_cast<std::uint32_t>(scales_[at]);
+  }
+  if (has_zeros_) block.zero = static_cast<std::uint8_t>(zeros_[at]);
+}
+
+void IntegerWeight::pack(std::int64_t first, std::int64_t count, Slice columns, std::int64_t to_first,
+                         Matrix& to) const {
+  const_cast<IntegerWeight*>(this)->load();
+  const auto strip = read_codes(first, count);
+  const int record = to.format()->record();
+  std::vector<std::uint8_t> codes(static_cast<std::size_t>(Matrix::kPanel * cols_)), stored;
+  for (std::int64_t panel = 0; panel < count; panel += Matrix::kPanel) {
+    const std::int64_t rows = std::min<std::int64_t>(Matrix::kPanel, count - panel);
+    for (std::int64_t r = 0; r < rows; ++r) {
+      std::uint8_t* row = codes.data() + r * cols_;
+      row_codes(strip, count, panel + r, row);
+      if (order_.empty()) continue;
+      stored.assign(row, row + cols_);
+      for (std::int64_t c = 0; c < cols_; ++c)
+        row[c] = stored[static_cast<std::size_t>(order_[static_cast<std::size_t>(c)])];
+    }
+    to.pack_blocks(to_first + panel, rows, [&](std::int64_t r, std::int64_t col, CodeBlock& block) {
+      std::memcpy(block.code, codes.data() + r * cols_ + columns.first + col, static_cast<std::size_t>(record));
+      set_head(first + panel + r, (columns.first + col) / scale_cols_, block);
+    });
+  }
+}
+
+void IntegerWeight::pack_transpose(Slice rows, Matrix& to) const {
+  const_cast<IntegerWeight*>(this)->load();
+  const auto strip = read_codes(rows.first, rows.count);
+  const int record = to.format()->record();
+  std::vector<std::uint8_t> codes(static_cast<std::size_t>(rows.count * cols_));
+  for (std::int64_t r = 0; r < rows.count; ++r) row_codes(strip, rows.count, r, codes.data() + r * cols_);
+  for (std::int64_t panel = 0; panel < cols_; panel += Matrix::kPanel) {
+    const std::int64_t n = std::min<std::int64_t>(Matrix::kPanel, cols_ - panel);
+    to.pack_blocks(panel, n, [&](std::int64_t c, std::int64_t row, CodeBlock& block) {
+      for (int i = 0; i < record; ++i) block.code[i] = codes[static_cast<std::size_t>((row + i) * cols_ + panel + c)];
+      set_head(rows.first + row, (panel + c) / scale_cols_, block);
+    });
   }
 }
 

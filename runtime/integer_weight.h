@@ -7,7 +7,9 @@
 #include <string>
 #include <vector>
 
+#include "kernels/matrix.h"
 #include "planner/model_config.h"
+#include "planner/placement.h"
 #include "runtime/checkpoint.h"
 
 namespace shoal {
@@ -38,6 +40,20 @@ class IntegerWeight {
   /// naming file and tensor where a part is missing or misshapen. Packed forms want `first` and `count` to be multiples
   /// of 16, but for the end of the matrix.
   void read(std::int64_t first, std::int64_t count, std::vector<float>& out) const;
+
+  /// The form in which these columns stay integers, exactly: with records as wide as groups of columns and slice allow.
+  /// Null where no record fits (groups or slices that are no multiples of 32, zeros beyond a byte).
+  const PackedFormat* packed(Slice columns) const;
+  /// The same for the transpose of these rows, [cols, rows]: where blocks of rows share a scale.
+  const PackedFormat* packed_transpose(Slice rows) const;
+  /// Reads rows [first, first + count) of these columns into rows [to_first, to_first + count) of a matrix of that
+  /// form. As read(), and with `to_first` a multiple of 16.
+  void pack(std::int64_t first, std::int64_t count, Slice columns, std::int64_t to_first, Matrix& to) const;
+  /// Reads the transpose of these rows into a matrix [cols, rows] of the form that packed_transpose() gave.
+  void pack_transpose(Slice rows, Matrix& to) const;
+  /// GPTQ's act-order: which column of the weight each column of a packed matrix is; empty: the same.
+  const std::vector<std::int32_t>& order() const { return order_; }
+
   /// How many rows to read at a time, so that no more than a few MB are on their way.
   std::int64_t rows_at_a_time() const;
 
@@ -46,14 +62,23 @@ class IntegerWeight {
   IntegerWeight(const Checkpoint& checkpoint, std::string prefix, std::int64_t rows, std::int64_t cols,
                 const WeightQuantization& quantization);
 
+  /// Which tensor holds the scales, and what shares one.
+  void find_scales();
+  void find_order();
+  Scales kept_scales() const;
+  void load();
   void load_scales();
-  void load_int8_scales();
   void load_group_scales();
-  void load_compressed_scales();
+  void load_compressed_zeros();
   /// Where the codes of a strip of rows lie in the file, read into one piece.
   std::vector<std::byte> read_codes(std::int64_t first, std::int64_t count) const;
-  /// One code of such a strip.
-  int code_at(const std::vector<std::byte>& strip, std::int64_t count, std::int64_t row, std::int64_t col) const;
+  /// The codes of one row of such a strip, [cols], signed ones plus 128.
+  void row_codes(const std::vector<std::byte>& strip, std::int64_t count, std::int64_t row, std::uint8_t* codes) const;
+  /// What a record of a packed matrix begins with.
+  void set_head(std::int64_t row, std::int64_t group, CodeBlock& block) const;
+  std::int64_t scale_at(std::int64_t row, std::int64_t group) const {
+    return row / scale_rows_ * scales_across_ + group;
+  }
   const TensorInfo& part(const char* suffix, std::initializer_list<std::int64_t> shape, const char* type) const;
   std::vector<std::int32_t> words(const TensorInfo& tensor) const;
   std::int64_t per_word() const { return 32 / bits_; }
@@ -64,15 +89,17 @@ class IntegerWeight {
   const WeightQuantization quantization_;
   Form form_ = Form::int8;
   int bits_ = 8;
-  const TensorInfo* codes_ = nullptr;
-
-  mutable std::once_flag loaded_;                 // guards what follows
+  const TensorInfo *codes_ = nullptr, *scale_tensor_ = nullptr;
+  int zero_ = 128;                                // of all codes, where zeros_ is empty
+  bool has_zeros_ = false;                        // one for each scale
   std::int64_t scale_rows_ = 1, scale_cols_ = 1;  // rows and columns that share a scale
   std::int64_t scales_across_ = 1;
-  std::vector<float> scales_;        // [ceil(rows / scale_rows), scales_across]
-  std::vector<std::int16_t> zeros_;  // likewise; empty: `zero_` for all
-  int zero_ = 0;
   std::vector<std::int32_t> group_of_;  // [cols], GPTQ with act-order; empty: in order
+  std::vector<std::int32_t> order_;     // the columns sorted by group; empty: in order, or groups differ in size
+
+  mutable std::once_flag loaded_;     // guards what follows
+  std::vector<float> scales_;         // [ceil(rows / scale_rows), scales_across_]
+  std::vector<std::uint16_t> zeros_;  // likewise
 };
 
 }  // namespace shoal

@@ -6,7 +6,6 @@
 #include <array>
 #include <atomic>
 #include <cstdio>
-#include <fstream>
 #include <future>
 #include <thread>
 
@@ -17,6 +16,8 @@
 #include "planner/placement.h"
 #include "runtime/checkpoint.h"
 #include "runtime/control_plane.h"
+#include "runtime/host_memory.h"
+#include "runtime/importance_recorder.h"
 #include "runtime/kv_cache.h"
 #include "runtime/model.h"
 #include "runtime/model_source.h"
@@ -43,15 +44,6 @@ std::string host_name() {
   char name[256] = {};
   gethostname(name, sizeof name - 1);
   return name;
-}
-
-/// Bytes this host could still hand out (MemAvailable of /proc/meminfo).
-std::uint64_t available_memory_bytes() {
-  std::ifstream meminfo("/proc/meminfo");
-  std::string key, unit;
-  for (std::uint64_t kb; meminfo >> key >> kb; std::getline(meminfo, unit))
-    if (key == "MemAvailable:") return kb * 1024;
-  return 0;
 }
 
 /// What every rank of the job has before the model is read.
@@ -109,6 +101,7 @@ Rank join_job(int* argc, char*** argv, const JobOptions& options) {
 struct LoadedModel {
   Placement placement;
   std::unique_ptr<Backend> backend;
+  const ImportanceRecorder* recorder = nullptr;  // the backend, where importance is asked for
   std::unique_ptr<KvCache> cache;
   ModelWeights weights;
   std::shared_ptr<const grammar::TokenTable> tokens;  // null: the model has no tokenizer
@@ -171,8 +164,17 @@ LoadedModel load_model(const ModelConfig& config, const Checkpoint& checkpoint, 
   if (loaded.backend->free_bytes() && options.rebalance_steps > 0)
     throw Error("--rebalance-steps moves experts between CPUs only; leave it out, or use --device cpu",
                 ExitCode::usage);
+  if (loaded.backend->free_bytes() && options.on_importance)
+    throw Error("importance is measured on CPUs only; use --device cpu", ExitCode::usage);
+  if (options.on_importance) {
+    auto recorder = std::make_unique<ImportanceRecorder>(std::move(loaded.backend));
+    loaded.recorder = recorder.get();
+    loaded.backend = std::move(recorder);
+  }
 
   const Placement& placement = loaded.placement = job_placement(options, config, rank.comm->size());
+  if (options.on_importance && placement.tensor_parallel && rank.comm->size() > 1)
+    throw Error("importance of a model without experts is measured on one rank", ExitCode::usage);
   refuse_what_does_not_fit(config, options, placement, rank.comm->rank(),
                            share_of_memory(*loaded.backend, rank.launch));
   const int cores = static_cast<int>(std::thread::hardware_concurrency());
@@ -371,6 +373,8 @@ void work(const JobOptions& options, Rank& rank) {
       client.send(frame(Message::result, encode(worker->run(decode_step_plan(received->payload)))));
     });
   }
+  if (options.on_importance && model)
+    options.on_importance(loaded.recorder->collect(config, model->weights(), loaded.placement, *rank.comm));
 }
 
 int run_ranks(int* argc, char*** argv, const JobOptions& options, const std::function<int(Engine&)>& front) {

@@ -11,6 +11,7 @@
 #include "planner/model_config.h"
 #include "runtime/checkpoint.h"
 #include "runtime/coordinator.h"
+#include "runtime/importance.h"
 #include "runtime/rebalancer.h"
 #include "runtime/step_counters.h"
 #include "runtime/text/chat_template.h"
@@ -39,6 +40,9 @@ struct JobOptions {
   std::string random_weights;            // a precision (planner/precision.h): `model` is a card, its weights made up
   int layers = 0;                        // with random weights: the first so many; 0: all
   bool quiet = false;
+  /// When the work is over, every rank calls it with what its part of the model was given (importance.h); null: nothing
+  /// is recorded. Of rank 0 alone the result is of use.
+  std::function<void(const Importance&)> on_importance;
 };
 
 /// Rank 0's view of a job that is up: what the command line and the API server stand on.

@@ -349,5 +349,6 @@ Rows<const float> Model::State::logits(Rows<const float> stream, std::span<const
 
 const Model::Counters& Model::counters() const { return state_->counters; }
 std::uint64_t Model::weight_bytes() const { return state_->weights.bytes; }
+const ModelWeights& Model::weights() const { return state_->weights; }
 
 }  // namespace shoal

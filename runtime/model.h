@@ -63,6 +63,7 @@ class Model {
   };
   const Counters& counters() const;
   std::uint64_t weight_bytes() const;
+  const ModelWeights& weights() const;
 
  private:
   struct State;

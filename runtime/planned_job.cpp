@@ -137,7 +137,8 @@ class StartCheck {
 
  private:
   RankMemory memory(const HeldWeights& weights, const Workload& workload, const Placement& placement, int rank) const {
-    const Layout layout{placement.ranks, placement.tensor_parallel ? placement.ranks : 1};
+    const Layout layout{placement.ranks, placement.tensor_parallel ? placement.ranks : 1,
+                        placement.has_replicas() || options_.rebalance_steps > 0};
     Cluster hosts;
     hosts.groups.push_back({.nodes = 1, .ranks_per_node = placement.ranks, .device = {.kind = Device::Kind::cpu}});
     std::vector<int> held;
@@ -145,6 +146,11 @@ class StartCheck {
       held.push_back(static_cast<int>(placement.experts_on(layer, rank).size()));
     RankMemory m = rank_memory(config_, weights, workload, layout, hosts, rank, held);
     if (options_.kv_cache_gb > 0) m.kv = options_.kv_cache_gb * 1e9;
+    if (options_.rebalance_steps > 0) {  // an expert on its way out and one on its way in
+      double expert = 0;
+      for (int layer = 0; layer < weights.layers(); ++layer) expert = std::max(expert, weights.expert_bytes(layer));
+      m.exchange += 2 * expert;
+    }
     return m;
   }
 
@@ -165,7 +171,8 @@ void refuse_what_does_not_fit(const ModelConfig& config, const JobOptions& optio
   const auto share = static_cast<double>(share_bytes);
   if (m.total() <= share) return;
   std::string message = fmt::format(
-      "rank {} would hold {} = weights {} + KV cache {} ({}) + activations {} + exchange {} + program {}, and its share "
+      "rank {} would hold {} = weights {} + KV cache {} ({}) + activations {} + exchange {} + program {}, and its "
+      "share "
       "of this host's free memory is {}",
       rank, human_bytes(m.total()), human_bytes(m.weights), human_bytes(m.kv),
       options.kv_cache_gb > 0 ? "as asked" : "of one sequence", human_bytes(m.activations), human_bytes(m.exchange),

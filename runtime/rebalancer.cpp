@@ -11,8 +11,8 @@ namespace {
 
 /// Tokens that a rank must have had on average for a look to be worth it.
 constexpr double kEnough = 400;
-/// A layer is left alone where moves would lower its largest load by less, or by no more than chance makes of it: a rank
-/// that gets n tokens gets some sqrt(n) more or fewer.
+/// A layer is left alone where moves would lower its largest load by less, or by no more than chance makes of it: a
+/// rank that gets n tokens gets some sqrt(n) more or fewer.
 double worthwhile(double tokens_a_rank) { return std::max(0.05, 4 / std::sqrt(tokens_a_rank)); }
 
 }  // namespace

@@ -10,9 +10,9 @@
 
 namespace shoal {
 
-/// Moves experts while a model serves: counts how many tokens each of them gets, and after every so many steps looks for
-/// layers whose ranks carry unequal loads, to be evened out with few moves (planner/rebalance.h). One layer is looked at
-/// between two steps, so that nobody waits for long.
+/// Moves experts while a model serves: counts how many tokens each of them gets, and after every so many steps looks
+/// for layers whose ranks carry unequal loads, to be evened out with few moves (planner/rebalance.h). One layer is
+/// looked at between two steps, so that nobody waits for long.
 class Rebalancer {
  public:
   /// What was found out about a layer and is about to be done.

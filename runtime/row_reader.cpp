@@ -13,7 +13,14 @@ RowReader::RowReader(const Checkpoint& checkpoint, const WeightQuantization& qua
   if (integers_) return;
   const TensorInfo* stored = checkpoint.find(name);
   const bool is_vector = rows == 1 && stored && stored->shape.size() == 1;
-  tensor_ = is_vector ? &checkpoint.require(name, std::array{cols}) : &checkpoint.require(name, std::array{rows, cols});
+  const bool is_stack = stored && stored->shape.size() == 3 && stored->shape[0] * stored->shape[1] == rows;
+  if (is_vector) {
+    tensor_ = &checkpoint.require(name, std::array{cols});
+  } else if (is_stack) {
+    tensor_ = &checkpoint.require(name, std::array{stored->shape[0], stored->shape[1], cols});
+  } else {
+    tensor_ = &checkpoint.require(name, std::array{rows, cols});
+  }
   format_ = tensor_->format;
   if (!format_ && tensor_->dtype) format_ = find_format(name_of(*tensor_->dtype));
   if (format_) return;

@@ -16,7 +16,7 @@ namespace shoal {
 class RowReader {
  public:
   /// Error naming file and tensor where it is missing, has another shape, or a type without a meaning as numbers. A
-  /// vector is a matrix of one row.
+  /// vector is a matrix of one row, a stack of matrices [n, rows / n, cols] one of all their rows.
   RowReader(const Checkpoint& checkpoint, const WeightQuantization& quantization, const std::string& name,
             std::int64_t rows, std::int64_t cols);
 

@@ -162,13 +162,30 @@ void TensorLoader::matrix(Matrix& to, const std::string& name, std::int64_t rows
   const Slice r = row_slice.value_or(Slice{0, rows}), c = col_slice.value_or(Slice{0, cols});
   if (r.count == 0 || c.count == 0) return;
   const Source source = source_of(name, rows, cols);
-  const PackedFormat* packed = source.tensor ? packed_form(*source.tensor, c) : nullptr;
-  if (packed) return packed_matrix(to, *source.tensor, *packed, cols, r, c);
   fill(to, source, r, c);
   if (source.type == DType::f8_e4m3) to.set_scales(scales(name, rows, cols, r, c));
 }
 
+std::int64_t TensorLoader::block_columns(const std::string& name, std::int64_t rows, std::int64_t cols) const {
+  constexpr std::int64_t one_scale_a_row = 128;  // any multiple of a record's smallest would do
+  const Source source = source_of(name, rows, cols);
+  if (source.type == DType::f8_e4m3) return quantization_.block_rows;
+  if (!source.integers) {
+    const PackedFormat* packed = packed_form(*source.tensor, {0, cols});
+    return packed ? packed->record() : 1;
+  }
+  if (quantization_.block_rows > 0) return quantization_.block_rows;
+  return quantization_.group_size > 0 ? quantization_.group_size : one_scale_a_row;
+}
+
 void TensorLoader::fill(Matrix& to, const Source& source, Slice rows, Slice columns) {
+  if (source.tensor) {
+    const PackedFormat* packed = packed_form(*source.tensor, columns);
+    if (packed) return packed_matrix(to, *source.tensor, *packed, source.cols, rows, columns);
+  } else if (rows.first % Matrix::kPanel == 0) {
+    const PackedFormat* packed = source.integers->packed(columns);
+    if (packed) return packed_integers(to, source.integers, *packed, rows, columns);
+  }
   to = Matrix(source.type, rows.count, columns.count);
   const auto row_bytes = columns.count * static_cast<std::int64_t>(size_of(source.type));
   const std::int64_t at_a_time = source.rows_at_a_time(row_bytes);
@@ -203,6 +220,21 @@ void TensorLoader::packed_matrix(Matrix& to, const TensorInfo& tensor, const Pac
   }
 }
 
+void TensorLoader::packed_integers(Matrix& to, const std::shared_ptr<const IntegerWeight>& integers,
+                                   const PackedFormat& packed, Slice rows, Slice columns) {
+  to = Matrix(packed, rows.count, columns.count);
+  to.set_order(integers->order());
+  const std::int64_t at_a_time = integers->rows_at_a_time();
+  const auto done = placing(to, (rows.count + at_a_time - 1) / at_a_time);
+  for (std::int64_t first = 0; first < rows.count; first += at_a_time) {
+    const std::int64_t count = std::min(at_a_time, rows.count - first);
+    add(static_cast<std::uint64_t>(count * to.panel_bytes() / Matrix::kPanel), [=, &to](std::vector<std::byte>&) {
+      integers->pack(rows.first + first, count, columns, first, to);
+      done();
+    });
+  }
+}
+
 void TensorLoader::matrix_f32(Matrix& to, const std::string& name, std::int64_t rows, std::int64_t cols) {
   const TensorInfo& tensor = checkpoint_.require(name, std::array{rows, cols});
   const DType type = compute_type(tensor, checkpoint_);
@@ -230,41 +262,61 @@ void TensorLoader::kv_b(std::vector<Matrix>& k_up, std::vector<Matrix>& v_up, co
   }
   const Source source = source_of(name, rows, cols);
   const DType type = source.type;
-
   k_up.resize(static_cast<std::size_t>(heads));
   v_up.resize(static_cast<std::size_t>(heads));
   for (int h = 0; h < heads; ++h) {
-    const std::int64_t first = h * per_head;
-    Matrix& k = k_up[static_cast<std::size_t>(h)] = Matrix(type, kv_lora_rank, qk_nope_head_dim);
-    Matrix& v = v_up[static_cast<std::size_t>(h)] = Matrix(type, v_head_dim, kv_lora_rank);
+    const Slice keys{h * per_head, qk_nope_head_dim}, values{keys.first + keys.count, v_head_dim};
+    Matrix& k = k_up[static_cast<std::size_t>(h)];
+    Matrix& v = v_up[static_cast<std::size_t>(h)];
+    fill_transposed(k, source, keys);
+    fill(v, source, values, {0, cols});
     if (type == DType::f8_e4m3) {
-      k.set_scales(transposed(scales(name, rows, cols, {first, qk_nope_head_dim}, {0, cols}), qk_nope_head_dim, cols));
-      v.set_scales(scales(name, rows, cols, {first + qk_nope_head_dim, v_head_dim}, {0, cols}));
+      k.set_scales(transposed(scales(name, rows, cols, keys, {0, cols}), keys.count, cols));
+      v.set_scales(scales(name, rows, cols, values, {0, cols}));
     }
-    const auto head_bytes = static_cast<std::uint64_t>(per_head * cols) * size_of(type);
-    const auto k_done = placing(k, 1), v_done = placing(v, 1);
-    add(head_bytes, [=, &k, &v](std::vector<std::byte>& staging) {
-      source.read({first, per_head, 0, cols}, staging);
-      const auto size = static_cast<std::int64_t>(size_of(type));
-      std::vector<std::byte> turned(static_cast<std::size_t>(qk_nope_head_dim * cols * size));
-      for (std::int64_t r = 0; r < qk_nope_head_dim; ++r)
-        for (std::int64_t c = 0; c < cols; ++c)
-          std::memcpy(turned.data() + (c * qk_nope_head_dim + r) * size, staging.data() + (r * cols + c) * size,
-                      static_cast<std::size_t>(size));
-      k.pack_rows(0, kv_lora_rank, turned.data(), qk_nope_head_dim * size);
-      v.pack_rows(0, v_head_dim, staging.data() + qk_nope_head_dim * cols * size, cols * size);
-      k_done();
-      v_done();
-    });
   }
+}
+
+void TensorLoader::fill_transposed(Matrix& to, const Source& source, Slice rows) {
+  const std::int64_t cols = source.cols;
+  if (const PackedFormat* packed = source.integers ? source.integers->packed_transpose(rows) : nullptr) {
+    to = Matrix(*packed, cols, rows.count);
+    const auto done = placing(to, 1);
+    add(static_cast<std::uint64_t>(to.bytes()), [=, &to](std::vector<std::byte>&) {
+      source.integers->pack_transpose(rows, to);
+      done();
+    });
+    return;
+  }
+  const auto size = static_cast<std::int64_t>(size_of(source.type));
+  to = Matrix(source.type, cols, rows.count);
+  const auto done = placing(to, 1);
+  add(static_cast<std::uint64_t>(rows.count * cols * size), [=, &to](std::vector<std::byte>& staging) {
+    source.read({rows.first, rows.count, 0, cols}, staging);
+    std::vector<std::byte> turned(static_cast<std::size_t>(rows.count * cols * size));
+    for (std::int64_t r = 0; r < rows.count; ++r)
+      for (std::int64_t c = 0; c < cols; ++c)
+        std::memcpy(turned.data() + (c * rows.count + r) * size, staging.data() + (r * cols + c) * size,
+                    static_cast<std::size_t>(size));
+    to.pack_rows(0, cols, turned.data(), rows.count * size);
+    done();
+  });
 }
 
 void TensorLoader::per_head_matrices(std::vector<Matrix>& to, const std::string& name, int heads, std::int64_t rows,
                                      std::int64_t cols) {
-  const Source source = source_of(checkpoint_.require(name, std::array{std::int64_t{heads}, rows, cols}), cols);
+  const TensorInfo& tensor = checkpoint_.require(name, std::array{std::int64_t{heads}, rows, cols});
+  const Source source = source_of(tensor, cols);
   if (source.type == DType::f8_e4m3) fail("tensor {}: FP8 is not supported here", name);
   to.resize(static_cast<std::size_t>(heads));
-  for (int h = 0; h < heads; ++h) fill(to[static_cast<std::size_t>(h)], source, {h * rows, rows}, {0, cols});
+  const PackedFormat* packed = packed_form(tensor, {0, cols});
+  for (int h = 0; h < heads; ++h) {
+    Matrix& of_head = to[static_cast<std::size_t>(h)];
+    if (packed)
+      packed_matrix(of_head, tensor, *packed, cols, {h * rows, rows}, {0, cols});
+    else
+      fill(of_head, source, {h * rows, rows}, {0, cols});
+  }
 }
 
 void TensorLoader::vector(std::vector<float>& to, const std::string& name, std::int64_t size,

@@ -92,12 +92,14 @@ class LayerLoader {
     if (config_.attention_output_bias && rank_ == 0) loader_.vector(to.o_bias, p + "o_proj.bias", hidden);
   }
 
+  /// Cut at whole blocks of the down projection.
+  Slice slice_of_ffn(const std::string& p, std::int64_t intermediate) const {
+    const std::int64_t block = loader_.block_columns(p + "down_proj.weight", config_.hidden_size, intermediate);
+    return slice_of(intermediate, placement_.ranks, rank_, cut_unit(intermediate, placement_.ranks, block));
+  }
+
   void feed_forward(FeedForward& to, const std::string& p, std::int64_t intermediate) {
-    // Cuts fall on whole panels, and on whole FP8 blocks where there are any.
-    const bool blocks = config_.quantization && config_.quantization->block_rows > 0;
-    const int unit = blocks ? config_.quantization->block_rows : Matrix::kPanel;
-    const Slice mine =
-        placement_.tensor_parallel ? slice_of(intermediate, placement_.ranks, rank_, unit) : Slice{0, intermediate};
+    const Slice mine = placement_.tensor_parallel ? slice_of_ffn(p, intermediate) : Slice{0, intermediate};
     loader_.matrix(to.gate, p + "gate_proj.weight", intermediate, config_.hidden_size, mine);
     loader_.matrix(to.up, p + "up_proj.weight", intermediate, config_.hidden_size, mine);
     loader_.matrix(to.down, p + "down_proj.weight", config_.hidden_size, intermediate, {}, mine);

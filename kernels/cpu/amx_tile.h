@@ -39,6 +39,12 @@ struct HardwareTiles {
   static void multiply_bf16() {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSum), "i"(kA), "i"(kB));
   }
+
+  /// sum [m][n] INT32 += a [m][4k] signed bytes times b [k][4n] unsigned ones, whose rows hold fours of neighbouring k.
+  template <int kSum, int kA, int kB>
+  static void multiply_bytes() {
+    asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSum), "i"(kA), "i"(kB));
+  }
 };
 
 }  // namespace

@@ -1,6 +1,6 @@
 // Products with tiles of 16 x 16 sums, written against the tile instructions as a template parameter (amx_tile.h, or
 // amx_emulation.h in a test). A tile of weights is 16 pairs of columns of a panel: 1 KB as it lies in memory.
-// Everything but the tile instructions is plain C++ that the compiler vectorises.
+// Everything but the tile instructions and the conversions (of a class `Isa`, as in gemm_quantized.inl) is plain C++.
 //
 // With activations in FP32, each is split into three BF16 numbers whose sum it is exactly, and three products are
 // summed.
@@ -62,17 +62,22 @@ inline void split(float f, std::uint16_t* part, std::int64_t step) {
   }
 }
 
-template <int kParts>
+template <class Isa, int kParts>
 void amx_pack(const float* const* rows, int tokens, int width, std::int64_t cols, std::byte* tile) {
   auto* out = reinterpret_cast<std::uint16_t*>(tile);
   const std::int64_t part = width * kTileColumns;
-  std::memset(tile, 0, static_cast<std::size_t>(amx_tile_bytes<kParts>(width, cols)));
+  if (tokens < width || cols % kTileColumns != 0)
+    std::memset(tile, 0, static_cast<std::size_t>(amx_tile_bytes<kParts>(width, cols)));
   for (std::int64_t step = 0; step < steps_of(cols); ++step) {
     const std::int64_t first = step * kTileColumns;
     const std::int64_t n = cols - first < kTileColumns ? cols - first : kTileColumns;
     for (int t = 0; t < tokens; ++t) {
       std::uint16_t* to = out + step * kParts * part + t * kTileColumns;
       const float* from = rows[t] + first;
+      if (kParts == 1 && n == kTileColumns) {
+        Isa::pack_bf16(from, reinterpret_cast<std::byte*>(to));
+        continue;
+      }
       for (std::int64_t c = 0; c < n; ++c) split<kParts>(from[c], to + c, part);
     }
   }
@@ -186,23 +191,10 @@ void amx_run_bf16(const Weights& w, std::int64_t first, std::int64_t panels, con
   Tiles::release();
 }
 
-/// One E4M3 code as BF16, exact; NaN codes are not known here.
-inline std::uint32_t f8_to_bf16(std::uint32_t code) {
-  const std::uint32_t normal = ((code & 0x7fu) << 4) + (120u << 7);
-  const std::uint32_t subnormal =
-      __builtin_bit_cast(std::uint32_t, static_cast<float>(static_cast<std::int32_t>(code & 7u)) * 0x1p-9f) >> 16;
-  return ((code & 0x78u) == 0 ? subnormal : normal) | ((code & 0x80u) << 8);
-}
-
 /// Columns [0, columns) of a panel of F8 as pairs of BF16, completed with zeros to whole tiles.
+template <class Isa>
 inline void convert_f8_panel(const std::byte* codes, std::int64_t columns, std::byte* out) {
-  const auto* from = reinterpret_cast<const std::uint8_t*>(codes);
-  auto* to = reinterpret_cast<std::uint32_t*>(out);
-  for (std::int64_t c = 0; c < columns; c += 2) {
-    for (int r = 0; r < 16; ++r) {
-      to[c * 8 + r] = f8_to_bf16(from[c * 16 + r]) | (f8_to_bf16(from[c * 16 + 16 + r]) << 16);
-    }
-  }
+  for (std::int64_t c = 0; c < columns; c += 2) Isa::f8_pairs(codes + c * 16, out + c * 32);
   const std::int64_t end = steps_of(columns) * kTileColumns;
   std::memset(out + columns * 32, 0, static_cast<std::size_t>(end - columns) * 32);
 }
@@ -218,7 +210,7 @@ inline void add_scaled_sums(const float* sums, const float* scale, int panels, i
   }
 }
 
-template <class Tiles, int kParts>
+template <class Tiles, class Isa, int kParts>
 void amx_run_f8(const Weights& w, std::int64_t first, std::int64_t panels, const PackedTile* tiles, int n_tiles,
                 std::byte* scratch) {
   int configured = 0;
@@ -239,7 +231,8 @@ void amx_run_f8(const Weights& w, std::int64_t first, std::int64_t panels, const
           const std::int64_t last = w.scale_cols - 1;  // the padding column may lie beyond the last block
           scale[p] = w.scales[(panel + p) * 16 / w.block_rows * w.scale_cols + (block < last ? block : last)];
         }
-        convert_f8_panel(w.data + (panel + p) * w.panel_bytes + begin * 16, end - begin, scratch + p * kAmxPieceBytes);
+        convert_f8_panel<Isa>(w.data + (panel + p) * w.panel_bytes + begin * 16, end - begin,
+                              scratch + p * kAmxPieceBytes);
       }
       for_each_amx_tile<Tiles>(tiles, n_tiles, configured, [&](const PackedTile& tile) {
         const std::byte* x = tile.x + begin / kTileColumns * kParts * tile.width * 64;
@@ -265,20 +258,20 @@ void amx_run_f8(const Weights& w, std::int64_t first, std::int64_t panels, const
 inline std::int64_t amx_scratch_bf16(const Weights&) { return 2 * kTileBytes; }
 inline std::int64_t amx_scratch_f8(const Weights&) { return 2 * kAmxPieceBytes + 2 * 32 * 16 * 4; }
 
-template <class Tiles, int kParts>
+template <class Tiles, class Isa, int kParts>
 inline void fill_amx_products(Gemm (&gemm)[kWeightKinds]) {
-  gemm[int(WeightKind::bf16)] = {amx_tile_width, amx_tile_bytes<kParts>, amx_pack<kParts>, amx_scratch_bf16,
+  gemm[int(WeightKind::bf16)] = {amx_tile_width, amx_tile_bytes<kParts>, amx_pack<Isa, kParts>, amx_scratch_bf16,
                                  amx_run_bf16<Tiles, kParts>};
-  gemm[int(WeightKind::f8)] = {amx_tile_width, amx_tile_bytes<kParts>, amx_pack<kParts>, amx_scratch_f8,
-                               amx_run_f8<Tiles, kParts>};
+  gemm[int(WeightKind::f8)] = {amx_tile_width, amx_tile_bytes<kParts>, amx_pack<Isa, kParts>, amx_scratch_f8,
+                               amx_run_f8<Tiles, Isa, kParts>};
 }
 
 /// Replaces the products with BF16 and F8 weights. F32 and F16 weights do not fit BF16 and keep theirs.
-template <class Tiles>
+template <class Tiles, class Isa>
 inline void fill_amx(KernelTable& table) {
   table.f8_block_columns = kTileColumns;
-  fill_amx_products<Tiles, 3>(table.gemm);
-  fill_amx_products<Tiles, 1>(table.gemm_bf16);
+  fill_amx_products<Tiles, Isa, 3>(table.gemm);
+  fill_amx_products<Tiles, Isa, 1>(table.gemm_bf16);
 }
 
 }  // namespace

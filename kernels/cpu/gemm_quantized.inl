@@ -1,16 +1,19 @@
 // Products with quantized weights (packed_format.h), for an instruction set given as a struct `Isa`:
 //
 //   kWidths               widths of token tiles, narrowest first
+//   kTokensOfTiles        width of tiles whose tokens' bytes are to lie side by side, or 0
+//   begin(groups), end()  around the products of formats with so many scales a step
 //   kWideCodesAreSigned   codes of 8 bits (and of tables) are multiplied as code - 128
 //   halves(from, to)      16 FP16 as floats
 //   multiply_signed, multiply_unsigned(by, bytes, to)   16 floats times as many bytes
+//   take_plane<W, L>(from, codes)   bits [L, L + W) of a step's codes (planes.h)
 //   look_up(codes, table) replaces the codes of a step by their table entries
 //   multiply<T, G>(...)   the inner loop: T tokens, G scales a step
 //
 // Activations become bytes, 32 at a time with one scale, so that a step's sum of products is an integer and exact. A
 // step adds to an output, with s the activations' scale:
 //     weight scale * s * sum(code * byte)  -  weight minimum * s * sum(byte)
-// A record is expanded to plain bytes once for all tiles; in that form it stays in the first cache.
+// 256 columns are expanded to plain bytes once for all tiles; in that form they stay in the first cache.
 #include <cstring>
 
 #include "kernels/cpu/kernel_table.h"
@@ -18,16 +21,17 @@
 namespace shoal::cpu {
 namespace {
 
-constexpr int kStepColumns = 32, kQuadsOfStep = 8, kStepCodes = kStepColumns * 16;
+constexpr int kStepColumns = 32, kQuadsOfStep = 8, kStepCodes = kStepColumns * 16, kMostSteps = 8;
 
-/// A step of a tile of T tokens: bytes [8 quads][T][4], then floats: scale [T], scale * sum of all bytes [T], of the
-/// first 16 [T], of the others [T].
+/// A step of a tile of T tokens: bytes [8 quads][T][4] ([T][32] where T is Isa::kTokensOfTiles), then floats: scale
+/// [T], scale * sum of all bytes [T], of the first 16 [T], of the others [T].
 constexpr std::int64_t step_bytes_of(int width) { return std::int64_t{width} * (kStepColumns + 16); }
 
+/// Some steps of a panel, of one record or several.
 struct Expanded {
-  alignas(64) std::uint8_t code[8 * kStepCodes];  // [steps][quads][16 rows][4]
-  alignas(64) float scale[16][16];                // by group
-  alignas(64) float minimum[16][16];
+  alignas(64) std::uint8_t code[kMostSteps * kStepCodes];  // [steps][quads][16 rows][4]
+  alignas(64) float scale[2 * kMostSteps][16];             // by group
+  alignas(64) float minimum[2 * kMostSteps][16];
 };
 
 // ---- Activations ----
@@ -53,7 +57,9 @@ inline std::int64_t quantized_tile_bytes(int width, std::int64_t cols) {
   return cols / kStepColumns * step_bytes_of(width);
 }
 
-inline void pack_bytes(const float* const* rows, int tokens, int width, std::int64_t cols, std::byte* tile) {
+template <class Isa>
+void pack_bytes(const float* const* rows, int tokens, int width, std::int64_t cols, std::byte* tile) {
+  const bool by_token = width == Isa::kTokensOfTiles;
   if (tokens < width) std::memset(tile, 0, static_cast<std::size_t>(quantized_tile_bytes(width, cols)));
   for (std::int64_t c = 0; c < cols; c += kStepColumns, tile += step_bytes_of(width)) {
     auto* scales = reinterpret_cast<float*>(tile + width * kStepColumns);
@@ -63,7 +69,11 @@ inline void pack_bytes(const float* const* rows, int tokens, int width, std::int
       int low = 0, high = 0;
       for (int i = 0; i < 16; ++i) low += q[i];
       for (int i = 16; i < 32; ++i) high += q[i];
-      for (int i = 0; i < kQuadsOfStep; ++i) std::memcpy(tile + (i * width + t) * 4, q + i * 4, 4);
+      if (by_token) {
+        std::memcpy(tile + t * kStepColumns, q, kStepColumns);
+      } else {
+        for (int i = 0; i < kQuadsOfStep; ++i) std::memcpy(tile + (i * width + t) * 4, q + i * 4, 4);
+      }
       scales[t] = scale;
       scales[width + t] = scale * static_cast<float>(low + high);
       scales[2 * width + t] = scale * static_cast<float>(low);
@@ -74,56 +84,48 @@ inline void pack_bytes(const float* const* rows, int tokens, int width, std::int
 
 // ---- Weights ----
 
-/// Bits [kLow, kLow + kWidth) of a step's codes, from a plane; sets them where kLow is 0, else adds them. Eight bytes
-/// at a time: what a shift brings in from a neighbour is masked off.
-template <int kWidth, int kLow>
+template <class Isa, int kWidth, int kLow>
 inline const std::uint8_t* take_plane(const std::uint8_t* from, std::uint8_t* codes) {
-  constexpr std::uint64_t kMask = 0x0101010101010101u * ((1u << kWidth) - 1);
-  std::uint64_t plane[kWidth][8], code[8];
-  std::memcpy(plane, from, sizeof plane);
-#pragma GCC unroll 8
-  for (int q = 0; q < kQuadsOfStep; ++q) {
-    std::uint8_t* to = codes + q * 64;
-    if (kLow > 0) std::memcpy(code, to, sizeof code);
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) {
-      const std::uint64_t bits = ((plane[q % kWidth][i] >> (q / kWidth * kWidth)) & kMask) << kLow;
-      code[i] = kLow == 0 ? bits : code[i] | bits;
-    }
-    std::memcpy(to, code, sizeof code);
-  }
+  Isa::template take_plane<kWidth, kLow>(from, codes);
   return from + kWidth * 64;
 }
 
+template <class Isa>
 inline void take_codes(int bits, const std::uint8_t* from, std::uint8_t* codes) {
   switch (bits) {
     case 2:
-      take_plane<2, 0>(from, codes);
+      take_plane<Isa, 2, 0>(from, codes);
       break;
     case 3:
-      take_plane<1, 2>(take_plane<2, 0>(from, codes), codes);
+      take_plane<Isa, 1, 2>(take_plane<Isa, 2, 0>(from, codes), codes);
       break;
     case 4:
-      take_plane<4, 0>(from, codes);
+      take_plane<Isa, 4, 0>(from, codes);
       break;
     case 5:
-      take_plane<1, 4>(take_plane<4, 0>(from, codes), codes);
+      take_plane<Isa, 1, 4>(take_plane<Isa, 4, 0>(from, codes), codes);
       break;
     case 6:
-      take_plane<2, 4>(take_plane<4, 0>(from, codes), codes);
+      take_plane<Isa, 2, 4>(take_plane<Isa, 4, 0>(from, codes), codes);
       break;
     default:
       std::memcpy(codes, from, kStepCodes);
   }
 }
 
+/// Expands a record into the steps of `out` from `first` on.
 template <class Isa>
-inline void expand(const QuantizedLayout& f, const std::byte* record, Expanded& out) {
+inline void expand(const QuantizedLayout& f, const std::byte* record, int first, Expanded& out) {
   const int steps = f.record / kStepColumns;
   const bool wide = Isa::kWideCodesAreSigned && (f.bits == 8 || f.table);
-  const float offset = wide ? f.offset - 128.0f : f.offset;
-  alignas(64) float d[16], dmin[16] = {};
-  if (f.power) {
+  alignas(64) float d[16], dmin[16] = {}, offset[16];
+  for (int r = 0; r < 16; ++r) {
+    const float zero = f.zeros ? static_cast<float>(static_cast<std::uint8_t>(record[f.zero_at + r])) : f.offset;
+    offset[r] = wide ? zero - 128.0f : zero;
+  }
+  if (f.single) {
+    std::memcpy(d, record, sizeof d);
+  } else if (f.bfloat) {
     for (int r = 0; r < 16; ++r) {
       std::uint16_t bits;
       std::memcpy(&bits, record + 2 * r, 2);
@@ -140,22 +142,22 @@ inline void expand(const QuantizedLayout& f, const std::byte* record, Expanded& 
 
   const std::byte* step = record + f.head_bytes;
   for (int s = 0; s < steps; ++s, step += f.step_bytes) {
-    std::uint8_t* codes = out.code + s * kStepCodes;
-    take_codes(f.bits, reinterpret_cast<const std::uint8_t*>(step + f.scale_bytes), codes);
+    std::uint8_t* codes = out.code + (first + s) * kStepCodes;
+    take_codes<Isa>(f.bits, reinterpret_cast<const std::uint8_t*>(step + f.scale_bytes), codes);
     if (f.table) Isa::look_up(codes, f.table);
     if (wide) {
       for (int i = 0; i < kStepCodes; ++i) codes[i] ^= 0x80;
     }
     for (int g = 0; g < f.groups; ++g) {
-      float* scale = out.scale[s * f.groups + g];
-      float* minimum = out.minimum[s * f.groups + g];
+      float* scale = out.scale[(first + s) * f.groups + g];
+      float* minimum = out.minimum[(first + s) * f.groups + g];
       if (f.super) {
         Isa::multiply_signed(d, step + g * 16, scale);
       } else {
         std::memcpy(scale, d, sizeof d);
       }
       if (!f.minima) {
-        for (int r = 0; r < 16; ++r) minimum[r] = scale[r] * offset;
+        for (int r = 0; r < 16; ++r) minimum[r] = scale[r] * offset[r];
       } else if (f.super) {  // of unsigned codes: no format has minima and wide codes
         Isa::multiply_unsigned(dmin, step + (f.groups + g) * 16, minimum);
       } else {
@@ -167,7 +169,7 @@ inline void expand(const QuantizedLayout& f, const std::byte* record, Expanded& 
 
 // ---- Products ----
 
-/// What the inner loop reads: a record, and a tile from the step that the record begins at.
+/// What the inner loop reads: expanded steps, and a tile from the first of them on.
 struct RecordProduct {
   const Expanded* weights;
   int steps;
@@ -189,15 +191,19 @@ template <class Isa>
 void run_quantized(const Weights& w, std::int64_t first, std::int64_t panels, const PackedTile* tiles, int n_tiles,
                    std::byte* scratch) {
   const QuantizedLayout& f = w.quantized;
-  const int steps = f.record / kStepColumns;
   auto* expanded = reinterpret_cast<Expanded*>(scratch);
   for (int i = 0; i < n_tiles; ++i) {
     std::memset(tiles[i].out, 0, static_cast<std::size_t>(panels * tiles[i].width * 16) * sizeof(float));
   }
+  Isa::begin(f.groups);
   for (std::int64_t p = 0; p < panels; ++p) {
     const std::byte* record = w.data + (first + p) * w.panel_bytes;
-    for (std::int64_t c = 0; c < w.cols; c += f.record, record += f.record_bytes) {
-      expand<Isa>(f, record, *expanded);
+    for (std::int64_t c = 0; c < w.cols; c += kMostSteps * kStepColumns) {
+      int steps = 0;
+      for (; steps < kMostSteps && c + steps * kStepColumns < w.cols; steps += f.record / kStepColumns) {
+        expand<Isa>(f, record, steps, *expanded);
+        record += f.record_bytes;
+      }
       for (int i = 0; i < n_tiles; ++i) {
         const PackedTile& tile = tiles[i];
         const RecordProduct product{expanded, steps, f.bits == 8 || f.table != nullptr,
@@ -208,6 +214,7 @@ void run_quantized(const Weights& w, std::int64_t first, std::int64_t panels, co
       }
     }
   }
+  Isa::end();
 }
 
 template <class Isa>
@@ -225,7 +232,7 @@ inline std::int64_t quantized_scratch(const Weights&) { return static_cast<std::
 template <class Isa>
 inline void fill_quantized(KernelTable& table) {
   table.gemm[int(WeightKind::quantized)] = table.gemm_bf16[int(WeightKind::quantized)] = {
-      quantized_tile_width<Isa>, quantized_tile_bytes, pack_bytes, quantized_scratch, run_quantized<Isa>};
+      quantized_tile_width<Isa>, quantized_tile_bytes, pack_bytes<Isa>, quantized_scratch, run_quantized<Isa>};
 }
 
 }  // namespace

@@ -1,3 +1,4 @@
+#include "kernels/cpu/planes.h"
 #include "kernels/cpu/simd_avx2.h"
 // The products need the operations above.
 #include "kernels/cpu/gemm_quantized.inl"
@@ -9,6 +10,9 @@ namespace {
 /// magnitudes are multiplied with activations that take over their signs.
 struct Avx2 {
   static constexpr int kWidths[] = {1, 2, 3, 4, 6};
+  static constexpr int kTokensOfTiles = 0;
+  static void begin(int) {}
+  static void end() {}
   static constexpr bool kWideCodesAreSigned = true;
 
   static void halves(const std::byte* from, float* to) {
@@ -28,6 +32,11 @@ struct Avx2 {
       const __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes + r)));
       _mm256_store_ps(to + r, _mm256_mul_ps(_mm256_load_ps(by + r), _mm256_cvtepi32_ps(wide)));
     }
+  }
+
+  template <int kWidth, int kLow>
+  static void take_plane(const std::uint8_t* from, std::uint8_t* codes) {
+    take_plane_of_words<kWidth, kLow>(from, codes);
   }
 
   static void look_up(std::uint8_t* codes, const std::uint8_t* table) {

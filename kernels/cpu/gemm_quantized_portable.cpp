@@ -6,6 +6,9 @@ namespace {
 
 struct Portable : ConvertPortable {
   static constexpr int kWidths[] = {1, 2, 3};
+  static constexpr int kTokensOfTiles = 0;
+  static void begin(int) {}
+  static void end() {}
 
   template <int T, int G>
   static void multiply(const RecordProduct& p) {

@@ -37,6 +37,7 @@ KernelTable make_avx512() {
 KernelTable make_amx() {
   KernelTable t = make_avx512();
   fill_gemm_amx(t);
+  if (has_avx512_vnni()) fill_quantized_amx(t);
   return t;
 }
 

@@ -12,10 +12,10 @@ namespace shoal::cpu {
 /// PackedFormat as plain numbers, for files that must not compile its functions.
 struct QuantizedLayout {
   int bits, record, groups;  // of a code; columns of a record; scales of a step
-  bool super, power, minima;
+  bool super, bfloat, single, minima, zeros;
   float offset, unit, minimum_unit;
   const std::uint8_t* table;  // [16], or null
-  int head_bytes, step_bytes, scale_bytes, record_bytes;
+  int head_bytes, step_bytes, scale_bytes, record_bytes, zero_at;
 };
 
 /// What a product reads of a Matrix.
@@ -124,6 +124,7 @@ void fill_gemm_amx(KernelTable& table);
 void fill_quantized_portable(KernelTable& table);
 void fill_quantized_avx2(KernelTable& table);
 void fill_quantized_avx512vnni(KernelTable& table);
+void fill_quantized_amx(KernelTable& table);
 void fill_vector_portable(KernelTable& table);
 void fill_vector_avx2(KernelTable& table);
 void fill_vector_avx512(KernelTable& table);

@@ -1,10 +1,12 @@
 #include "kernels/cpu/products.h"
 
 #include <algorithm>
+#include <array>
 
 namespace shoal::cpu {
 namespace {
 
+constexpr int kWidestTile = 32;
 /// Tokens of a piece at most: their results stay in the second cache.
 constexpr std::int64_t kPieceTokens = 192;
 constexpr std::int64_t kPieceResults = 256 * 1024 / 64;  // panels times tokens
@@ -18,8 +20,10 @@ QuantizedLayout layout_of(const PackedFormat& f) {
           f.record(),
           f.groups(),
           f.scales == Scales::super,
-          f.scales == Scales::power,
+          f.scales == Scales::bfloat,
+          f.scales == Scales::single,
           f.minima,
+          f.zeros,
           f.offset,
           f.unit,
           f.minimum_unit,
@@ -27,7 +31,8 @@ QuantizedLayout layout_of(const PackedFormat& f) {
           f.head_bytes(),
           f.step_bytes(),
           f.scale_bytes(),
-          f.record_bytes()};
+          f.record_bytes(),
+          f.zero_at()};
 }
 
 Weights weights_of(const Matrix& m) {
@@ -68,9 +73,8 @@ const Gemm& gemm_for(const Team& team, const Matrix& m) {
 /// Width of the next tile where both products must do with it: the narrowest that holds all, else the widest.
 int common_width(const Gemm& a, const Gemm& b, std::int64_t remaining) {
   if (a.tile_width == b.tile_width) return a.tile_width(remaining);
-  constexpr int kWidest = 32;
   int width = 1;
-  for (int candidate = 1; candidate <= kWidest && width < remaining; ++candidate)
+  for (int candidate = 1; candidate <= kWidestTile && width < remaining; ++candidate)
     if (a.tile_width(candidate) == candidate && b.tile_width(candidate) == candidate) width = candidate;
   return width;
 }
@@ -88,13 +92,14 @@ std::int64_t panels_of_cost(double cost, double cost_of_one) {
 }  // namespace
 
 bool packed_alike(const Team& team, const Matrix& a, const Matrix& b) {
-  return a.cols() == b.cols() && gemm_for(team, a).pack == gemm_for(team, b).pack;
+  return a.cols() == b.cols() && gemm_for(team, a).pack == gemm_for(team, b).pack && a.order() == b.order();
 }
 
 Product product_of(const Team& team, const Matrix& w, const PackedRows& x) { return {&w, &x, &gemm_for(team, w)}; }
 
 void PackedRows::plan(const Team& team, const Matrix& w, const Matrix& partner, Layout& layout) {
   gemm = &gemm_for(team, w);
+  matrix = &w;
   const Gemm& other = gemm_for(team, partner);
   cols = w.cols();
   tiles.clear();
@@ -114,13 +119,22 @@ void pack(Team& team, std::span<const PackedRows> sets, std::byte* storage) {
     tiles += set.tiles.size();
     elements += static_cast<double>(set.rows.size()) * static_cast<double>(set.cols);
   }
-  const auto body = [&](std::size_t begin, std::size_t end, int) {
+  const auto body = [&](std::size_t begin, std::size_t end, int thread) {
     std::size_t skip = begin, left = end - begin;
     for (const PackedRows& set : sets) {
       for (; skip < set.tiles.size() && left > 0; ++skip, --left) {
         const PackedRows::Tile& tile = set.tiles[skip];
-        set.gemm->pack(set.rows.data() + tile.first, static_cast<int>(tile.tokens), tile.width, set.cols,
-                       storage + tile.offset);
+        const float* const* rows = set.rows.data() + tile.first;
+        std::array<const float*, kWidestTile> ordered;
+        if (const auto& order = set.matrix->order(); !order.empty()) {
+          float* to = team.scratch[static_cast<std::size_t>(thread)].floats(tile.tokens * set.cols);
+          for (std::int64_t t = 0; t < tile.tokens; ++t, to += set.cols) {
+            for (std::int64_t c = 0; c < set.cols; ++c) to[c] = rows[t][order[static_cast<std::size_t>(c)]];
+            ordered[static_cast<std::size_t>(t)] = to;
+          }
+          rows = ordered.data();
+        }
+        set.gemm->pack(rows, static_cast<int>(tile.tokens), tile.width, set.cols, storage + tile.offset);
       }
       if (left == 0) return;
       skip -= set.tiles.size();

@@ -38,7 +38,8 @@ struct PackedRows {
     int width;
     std::int64_t offset;  // bytes, in the storage planned for
   };
-  const Gemm* gemm = nullptr;  // whose packing
+  const Gemm* gemm = nullptr;      // whose packing
+  const Matrix* matrix = nullptr;  // whose order of columns
   std::int64_t cols = 0;
   std::vector<const float*> rows;
   std::vector<Tile> tiles;  // widest first

@@ -35,16 +35,20 @@ struct GroupScale {
 __device__ __forceinline__ GroupScale scale_of_group(const PackedLayout& f, const std::byte* record,
                                                      const std::byte* step, int group, int row) {
   const auto* head = reinterpret_cast<const std::uint16_t*>(record);
-  float scale = f.unit * (f.power ? widen_bf16(head[row]) : widen_f16(head[row]));
+  float scale = f.unit * (f.scales == Scales::single   ? reinterpret_cast<const float*>(record)[row]
+                          : f.scales == Scales::bfloat ? widen_bf16(head[row])
+                                                       : widen_f16(head[row]));
   float minimum = f.minima ? f.minimum_unit * widen_f16(head[kPanelRows + row]) : 0.0f;
-  if (f.super) {
+  if (f.scales == Scales::super) {
     const auto* factors = reinterpret_cast<const std::int8_t*>(step);
     const int groups = kStepCols / f.group;
     scale *= static_cast<float>(factors[group * kPanelRows + row]);
     if (f.minima)
       minimum *= static_cast<float>(static_cast<std::uint8_t>(factors[(groups + group) * kPanelRows + row]));
   }
-  return {scale, f.minima ? minimum : scale * f.offset};
+  if (f.minima) return {scale, minimum};
+  const float offset = f.zeros ? static_cast<float>(static_cast<std::uint8_t>(record[f.zero_at + row])) : f.offset;
+  return {scale, scale * offset};
 }
 
 }  // namespace shoal::cuda

@@ -27,12 +27,13 @@ PackedLayout layout_of(const PackedFormat& f) {
   PackedLayout l;
   l.bits = f.bits;
   l.group = f.group;
-  l.super = f.scales == Scales::super;
-  l.power = f.scales == Scales::power;
+  l.scales = f.scales;
   l.minima = f.minima;
+  l.zeros = f.zeros;
   l.has_table = f.has_table;
   l.record = f.record();
   l.record_bytes = f.record_bytes();
+  l.zero_at = f.zero_at();
   l.head_bytes = f.head_bytes();
   l.step_bytes = f.step_bytes();
   l.scale_bytes = f.scale_bytes();
@@ -92,6 +93,8 @@ std::shared_ptr<const PlacedMatrix> MatrixPlacer::place(const Matrix& m) {
   view.form = form_of(m);
   view.rows = m.rows();
   view.cols = m.cols();
+  if (!m.order().empty())
+    throw Error("GPTQ weights in act-order are not known to --device cuda yet; use --device cpu", ExitCode::usage);
   if (view.form == WeightForm::packed) {
     view.packed = layout_of(*m.format());
     const auto bytes = static_cast<std::size_t>(m.panels() * m.panel_bytes());

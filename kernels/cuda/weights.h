@@ -17,9 +17,10 @@ constexpr int kWeightForms = 5;
 /// How the panels of a packed matrix are read; packed_format.h has the layout and the meaning.
 struct PackedLayout {
   int bits = 0, group = 32;
-  bool super = false, power = false, minima = false, has_table = false;
+  Scales scales = Scales::half;
+  bool minima = false, zeros = false, has_table = false;
   int record = 32;  // columns
-  int record_bytes = 0, head_bytes = 0, step_bytes = 0, scale_bytes = 0;
+  int record_bytes = 0, zero_at = 0, head_bytes = 0, step_bytes = 0, scale_bytes = 0;
   float offset = 0, unit = 1, minimum_unit = 1;
   std::uint8_t table[16] = {};
 };

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -15,6 +16,15 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
+/// Four floats side by side, on every machine this is built for.
+using Four = float __attribute__((vector_size(16)));
+Four load(const float* p) {
+  Four v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+float sum_of(Four v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+
 /// A set of points, and for every point of the lattice the few of the set that are nearest.
 class Grid {
  public:
@@ -25,6 +35,7 @@ class Grid {
       for (int i = 0; i < dims_; ++i)
         coordinates_.push_back(static_cast<float>(static_cast<std::int8_t>(point >> (8 * i))));
     }
+    for (std::size_t i = 0; i + 1 < levels_.size(); ++i) borders_.push_back(0.5f * (levels_[i] + levels_[i + 1]));
     std::size_t lattice = 1;
     for (int i = 0; i < dims_; ++i) lattice *= levels_.size();
     near_.resize(lattice * kNear);
@@ -36,21 +47,33 @@ class Grid {
   const float* point(int number) const { return coordinates_.data() + number * dims_; }
   float top() const { return levels_.back(); }
 
-  /// The number of the point nearest to x [dims] under weights w.
+  /// The number of the point nearest to x [dims] under weights w: where sum(w (x - p)^2), less its first term w x^2, is
+  /// least.
   int nearest(const float* x, const float* w) const {
     std::size_t index = 0;
     for (int i = dims_ - 1; i >= 0; --i) index = index * levels_.size() + level_of(x[i]);
+    const Four w0 = load(w), cross0 = -2 * w0 * load(x);
+    const std::uint16_t* near = near_.data() + index * kNear;
     int best = 0;
     float best_error = kInfinity;
-    for (int k = 0; k < kNear; ++k) {
-      const int candidate = near_[index * kNear + static_cast<std::size_t>(k)];
-      const float* p = point(candidate);
-      float error = 0;
-      for (int i = 0; i < dims_; ++i) error += w[i] * (x[i] - p[i]) * (x[i] - p[i]);
+    const auto offer = [&](int candidate, Four rest) {
+      const float error = sum_of(rest);
       if (error < best_error) {
         best_error = error;
         best = candidate;
       }
+    };
+    if (dims_ == 4) {
+      for (int k = 0; k < kNear; ++k) {
+        const Four p = load(point(near[k]));
+        offer(near[k], p * (w0 * p + cross0));
+      }
+      return best;
+    }
+    const Four w1 = load(w + 4), cross1 = -2 * w1 * load(x + 4);
+    for (int k = 0; k < kNear; ++k) {
+      const Four p0 = load(point(near[k])), p1 = load(point(near[k]) + 4);
+      offer(near[k], p0 * (w0 * p0 + cross0) + p1 * (w1 * p1 + cross1));
     }
     return best;
   }
@@ -60,7 +83,7 @@ class Grid {
 
   std::size_t level_of(float value) const {
     std::size_t level = 0;
-    while (level + 1 < levels_.size() && value > 0.5f * (levels_[level] + levels_[level + 1])) ++level;
+    for (const float border : borders_) level += value > border;
     return level;
   }
 
@@ -81,8 +104,8 @@ class Grid {
   }
 
   int dims_;
-  std::vector<float> levels_, coordinates_;
-  std::vector<std::uint16_t> near_;  // [lattice, kNear]
+  std::vector<float> levels_, borders_, coordinates_;  // borders: halfway between levels
+  std::vector<std::uint16_t> near_;                    // [lattice, kNear]
 };
 
 /// What a sub-block of up to 32 elements is coded as under a scale.
@@ -94,6 +117,22 @@ struct Codes {
   float refined(float scale) const { return ll > 0 ? xl / ll : scale; }
 };
 
+/// The sums of Codes, four lanes at a time.
+struct Sums {
+  Four error{}, xl{}, ll{};
+  void add(Four weight, Four value, Four level, float scale) {
+    const Four rest = value - scale * level, weighted = weight * level;
+    error += weight * rest * rest;
+    xl += weighted * value;
+    ll += weighted * level;
+  }
+  void put(Codes& codes) const {
+    codes.error = sum_of(error);
+    codes.xl = sum_of(xl);
+    codes.ll = sum_of(ll);
+  }
+};
+
 /// Magnitudes from a grid, signs apart. `even`: the number of minus signs in eight must be even.
 struct SignedCoder {
   const Grid& grid;
@@ -102,36 +141,35 @@ struct SignedCoder {
 
   Codes encode(const float* x, const float* w, int n, float scale) const {
     Codes codes;
+    Sums sums;
     const float inverse = scale > 0 ? 1 / scale : 0;
     for (int g = 0; g < n / 8; ++g) {
       unsigned signs = 0;
       int cheapest = 0;
+      float least = kInfinity;
       for (int i = 0; i < 8; ++i) {
-        const float value = x[8 * g + i];
+        const float value = x[8 * g + i], cost = w[8 * g + i] * value * value;
         signs |= static_cast<unsigned>(value < 0) << i;
-        const float cost = w[8 * g + i] * value * value,
-                    least = w[8 * g + cheapest] * x[8 * g + cheapest] * x[8 * g + cheapest];
-        if (cost < least) cheapest = i;
+        if (cost < least) {
+          least = cost;
+          cheapest = i;
+        }
       }
       if (even && __builtin_parity(signs)) signs ^= 1u << cheapest;
       codes.signs[static_cast<std::size_t>(g)] = static_cast<std::uint8_t>(signs);
+      alignas(16) float values[8], wanted[8];
+      for (int i = 0; i < 8; ++i) {
+        values[i] = (signs >> i) & 1 ? -x[8 * g + i] : x[8 * g + i];
+        wanted[i] = values[i] * inverse;
+      }
       for (int first = 0; first < 8; first += grid.dims()) {
-        const int at = 8 * g + first;
-        std::array<float, 8> wanted{};
-        for (int i = 0; i < grid.dims(); ++i) {
-          const float value = (signs >> (first + i)) & 1 ? -x[at + i] : x[at + i];
-          wanted[static_cast<std::size_t>(i)] = value * inverse;
-        }
-        const int number = grid.nearest(wanted.data(), w + at);
+        const int at = 8 * g + first, number = grid.nearest(wanted + first, w + at);
         codes.point[static_cast<std::size_t>(at / grid.dims())] = number;
-        for (int i = 0; i < grid.dims(); ++i) {
-          const float value = (signs >> (first + i)) & 1 ? -x[at + i] : x[at + i], level = grid.point(number)[i];
-          codes.error += w[at + i] * (value - scale * level) * (value - scale * level);
-          codes.xl += w[at + i] * value * level;
-          codes.ll += w[at + i] * level * level;
-        }
+        for (int i = 0; i < grid.dims(); i += 4)
+          sums.add(load(w + at + i), load(values + first + i), load(grid.point(number) + i), scale);
       }
     }
+    sums.put(codes);
     return codes;
   }
 };
@@ -162,19 +200,17 @@ struct TernaryCoder {
  private:
   Codes shifted(const float* x, const float* w, float scale, float delta) const {
     Codes codes;
+    Sums sums;
     const float inverse = scale > 0 ? 1 / scale : 0;
     for (int g = 0; g < shared / 8; ++g) {
-      std::array<float, 8> wanted{};
-      for (int i = 0; i < 8; ++i) wanted[static_cast<std::size_t>(i)] = x[8 * g + i] * inverse - delta;
-      const int number = grid.nearest(wanted.data(), w + 8 * g);
+      alignas(16) float wanted[8];
+      for (int i = 0; i < 8; ++i) wanted[i] = x[8 * g + i] * inverse - delta;
+      const int number = grid.nearest(wanted, w + 8 * g);
       codes.point[static_cast<std::size_t>(g)] = number;
-      for (int i = 0; i < 8; ++i) {
-        const float level = grid.point(number)[i] + delta, value = x[8 * g + i], weight = w[8 * g + i];
-        codes.error += weight * (value - scale * level) * (value - scale * level);
-        codes.xl += weight * value * level;
-        codes.ll += weight * level * level;
-      }
+      for (int i = 0; i < 8; i += 4)
+        sums.add(load(w + 8 * g + i), load(x + 8 * g + i), load(grid.point(number) + i) + delta, scale);
     }
+    sums.put(codes);
     return codes;
   }
 };
@@ -185,21 +221,29 @@ float fit(const Coder& coder, const float* x, const float* w, int n) {
   float largest = 0;
   for (int i = 0; i < n; ++i) largest = std::max(largest, std::abs(x[i]));
   if (largest == 0) return 0;
-  float best = 0, best_error = kInfinity;
-  for (float share = 0.35f; share < 1.3f; share += 0.06f) {
-    float scale = largest / coder.top() * share;
-    for (int round = 0; round < 3; ++round) {
-      const Codes codes = coder.encode(x, w, n, scale);
-      if (codes.error < best_error) {
-        best_error = codes.error;
-        best = scale;
-      }
-      const float next = codes.refined(scale);
-      if (codes.error > 1.5f * best_error || next == scale || !(next > 0)) break;
-      scale = next;
+  // Every start once, then the best few as far as they go.
+  struct Trial {
+    float scale, error, next;
+  };
+  std::array<Trial, 16> trials;
+  const auto attempt = [&](float scale) {
+    const Codes codes = coder.encode(x, w, n, scale);
+    return Trial{scale, codes.error, codes.refined(scale)};
+  };
+  for (std::size_t i = 0; i < trials.size(); ++i)
+    trials[i] = attempt(largest / coder.top() * (0.35f + 0.06f * static_cast<float>(i)));
+  constexpr std::size_t kRefined = 4;
+  std::partial_sort(trials.begin(), trials.begin() + kRefined, trials.end(),
+                    [](const Trial& a, const Trial& b) { return a.error < b.error; });
+  Trial best = trials[0];
+  for (std::size_t i = 0; i < kRefined; ++i) {
+    Trial trial = trials[i];
+    for (int round = 0; round < 2 && trial.next != trial.scale && trial.next > 0; ++round) {
+      trial = attempt(trial.next);
+      if (trial.error < best.error) best = trial;
     }
   }
-  return best;
+  return best.scale;
 }
 
 /// A super-block: sub-blocks of `width` elements with the scale unit * (2 s + 1), s in [0, most].

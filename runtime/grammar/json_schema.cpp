@@ -6,11 +6,13 @@
 #include <cmath>
 #include <map>
 #include <optional>
+#include <regex>
 #include <set>
 
 #include "base/error.h"
 #include "runtime/grammar/gbnf_text.h"
-#include "runtime/grammar/integer_range.h"
+#include "runtime/grammar/json_number.h"
+#include "runtime/grammar/schema_rules.h"
 #include "runtime/grammar/utf8_ranges.h"
 #include "runtime/text/utf8.h"
 
@@ -36,25 +38,10 @@ null ::= "null"
 constexpr const char* types[] = {"object", "array", "string", "number", "integer", "boolean", "null"};
 
 // Assertions that no grammar of this size can express.
-constexpr const char* not_expressible[] = {"multipleOf",
-                                           "not",
-                                           "if",
-                                           "then",
-                                           "else",
-                                           "patternProperties",
-                                           "propertyNames",
-                                           "dependentSchemas",
-                                           "dependentRequired",
-                                           "dependencies",
-                                           "contains",
-                                           "minContains",
-                                           "maxContains",
-                                           "unevaluatedProperties",
-                                           "unevaluatedItems",
-                                           "minProperties",
-                                           "maxProperties",
-                                           "$dynamicRef",
-                                           "$recursiveRef"};
+constexpr const char* not_expressible[] = {
+    "not",          "if",       "then",        "else",        "dependentSchemas", "dependentRequired",
+    "dependencies", "contains", "minContains", "maxContains", "unevaluatedItems", "$dynamicRef",
+    "$recursiveRef"};
 
 const std::map<std::string, const char*> formats = {
     {"date", "^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])$"},
@@ -63,6 +50,16 @@ const std::map<std::string, const char*> formats = {
      "^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,6})?"
      "(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$"},
     {"uuid", "^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$"},
+    {"duration",
+     "^P([0-9]{1,3}D(T[0-9]{1,2}H([0-9]{1,2}M([0-9]{1,2}S)?)?)?|T[0-9]{1,3}(H([0-9]{1,2}M([0-9]{1,2}S)?)?|M([0-9]{1,2}"
+     "S)?|S))$"},
+    {"email",
+     "^[A-Za-z0-9_+-]{1,32}(\\.[A-Za-z0-9_+-]{1,16}){0,3}@([a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?\\.){1,3}[a-z]{2,10}$"},
+    {"hostname", "^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?(\\.[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?){0,4}$"},
+    {"uri",
+     "^https?://[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?(\\.[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?){0,4}(:[1-9][0-9]{0,3})?"
+     "(/[A-Za-z0-9._~-]{0,64}){0,8}(\\?[A-Za-z0-9._~=&-]{0,64})?(#[A-Za-z0-9._~-]{0,32})?$"},
+    {"ipv6", "^([0-9a-f]{1,4}:){7}[0-9a-f]{1,4}$"},
     {"ipv4", "^((25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])\\.){3}(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])$"}};
 
 bool has_type(const Json& value, const std::string& type) {
@@ -73,31 +70,25 @@ bool has_type(const Json& value, const std::string& type) {
 
 /// Type → keywords that only speak of it.
 const std::map<std::string, std::set<std::string>> keywords_of = {
-    {"object", {"properties", "required", "additionalProperties"}},
+    {"object",
+     {"properties", "required", "additionalProperties", "patternProperties", "propertyNames", "minProperties",
+      "maxProperties", "unevaluatedProperties"}},
     {"array", {"items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems"}},
     {"string", {"minLength", "maxLength", "pattern", "format"}},
-    {"number", {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}}};
+    {"number", {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}}};
 
 class SchemaWriter {
  public:
-  SchemaWriter(const Json& root, std::string name) : root_(root), name_(std::move(name)) {}
+  SchemaWriter(const Json& root, const std::string& name) : root_(root), rules_(name) {}
 
   std::string write() {
     const std::string start = visit(root_, "#");
-    return name_ + " ::= " + start + "\n" + rules_;
+    return rules_.name() + " ::= " + start + "\n" + rules_.text();
   }
 
  private:
-  [[noreturn]] static void refuse(const std::string& place, const std::string& what) {
-    fail("the JSON schema at {}: {}", place, what);
-  }
-
-  /// Adds a rule and returns its name.
-  std::string rule(const std::string& body) {
-    const std::string name = fmt::format("{}-{}", name_, ++rule_count_);
-    rules_ += name + " ::= " + body + "\n";
-    return name;
-  }
+  [[noreturn]] static void refuse(const std::string& place, const std::string& what) { refuse_schema(place, what); }
+  std::string rule(const std::string& body) { return rules_.add(body); }
 
   std::string visit(const Json& schema, const std::string& place) {
     if (schema.is_boolean()) {
@@ -151,10 +142,10 @@ class SchemaWriter {
     const auto [at, is_new] = references_.try_emplace(ref, "");
     if (is_new) {
       // Named before it is written: a schema may contain itself.
-      at->second = fmt::format("{}-ref{}", name_, references_.size());
+      at->second = fmt::format("{}-ref{}", rules_.name(), references_.size());
       const std::string name = at->second;
       const std::string body = visit(target, ref);
-      rules_ += name + " ::= " + body + "\n";
+      rules_.add(name, body);
       return name;
     }
     return at->second;
@@ -269,18 +260,119 @@ class SchemaWriter {
       if (type == "object") one = object(schema, place);
       if (type == "array") one = array(schema, place);
       if (type == "string") one = string(schema, place);
-      if (type == "integer" || type == "number") one = number(schema, type, place);
+      if (type == "integer" || type == "number") one = number_rule(schema, type, place, rules_);
       out += (out.empty() ? "" : " | ") + one;
     }
     return wanted.size() == 1 ? out : rule(out);
   }
 
-  std::string object(const Json& schema, const std::string& place) {
+  /// A schema, or the one that it refers to.
+  Json resolved(const Json& schema, const std::string& place) const {
+    Json found = schema;
+    for (int i = 0; i < 100 && found.is_object() && found.contains("$ref") && !has_assertions_beside(found, "$ref");
+         ++i)
+      found = resolve(found["$ref"], place);
+    return found;
+  }
+
+  /// The values of a schema that lists them; empty where it does not.
+  static std::vector<Json> listed(const Json& schema) {
+    if (!schema.is_object()) return {};
+    if (schema.contains("const") && !has_assertions_beside(schema, "const")) return {schema["const"]};
+    Json bare = schema;
+    bare.erase("type");
+    if (bare.contains("enum") && bare["enum"].is_array() && !has_assertions_beside(bare, "enum"))
+      return bare["enum"].get<std::vector<Json>>();
+    if (schema.contains("type") && schema["type"] == "boolean" && bare.empty()) return {false, true};
+    return {};
+  }
+
+  /// `propertyNames` where it lists them: they become properties, and others are not allowed.
+  void take_listed_names(Json& schema, const std::string& place) const {
+    const std::vector<Json> names = listed(resolved(schema["propertyNames"], place));
+    if (names.empty()) return;
+    Json properties = Json::object();
+    const Json declared = schema.value("properties", Json::object());
+    for (const Json& name : names) {
+      if (!name.is_string()) continue;
+      const std::string key = name.get<std::string>();
+      properties[key] = declared.contains(key) ? declared[key] : schema.value("additionalProperties", Json(true));
+    }
+    for (const Json& name : schema.value("required", Json::array())) {
+      if (!name.is_string() || !properties.contains(name.get<std::string>()))
+        refuse(place, "'required' names a property that 'propertyNames' does not allow");
+    }
+    for (auto at = properties.begin(); at != properties.end();) at = *at == Json(false) ? properties.erase(at) : ++at;
+    schema["properties"] = std::move(properties);
+    schema["additionalProperties"] = false;
+    schema.erase("propertyNames");
+  }
+
+  /// An object of any number of members whose names have one form, `patternProperties` or `propertyNames`.
+  std::string dictionary(const Json& schema, const std::string& place) {
+    const Json patterns = schema.value("patternProperties", Json::object());
+    if (!patterns.is_object()) refuse(place, "'patternProperties' must be an object");
+    if (!schema.value("properties", Json::object()).empty() || !schema.value("required", Json::array()).empty())
+      refuse(place, "'patternProperties' and 'propertyNames' beside 'properties' or 'required' are not supported");
+    if (patterns.size() > 1 || (!patterns.empty() && schema.contains("propertyNames")))
+      refuse(place, "several patterns for names are not supported");
+    Json name = {{"type", "string"}}, value = schema.value("additionalProperties", Json(true));
+    std::string value_place = place + "/additionalProperties";
+    if (!patterns.empty()) {
+      name["pattern"] = patterns.begin().key();
+      value = patterns.begin().value();
+      value_place = place + "/patternProperties";
+    } else {
+      const Json form = resolved(schema["propertyNames"], place);
+      if (form == Json(false) || value == Json(false)) return empty_object(schema, place);
+      if (form.is_object()) name.update(form);
+      if (name["type"] != "string") refuse(place, "'propertyNames' must be of strings");
+    }
+    const std::string member =
+        rule(visit(name, place + "/propertyNames") + " ws \":\" ws " + visit(value, value_place) + " ws");
+    return members_in_number(member, schema, place);
+  }
+
+  /// "{", so many members as `schema` allows, "}". A name may come twice, and then counts once.
+  std::string members_in_number(const std::string& member, const Json& schema, const std::string& place) {
+    const auto most = count(schema, "maxProperties", place);
+    const int least = count(schema, "minProperties", place).value_or(0);
+    if (least > 1) refuse(place, "'minProperties' of more than 1 is not supported where names are free");
+    if (most && *most == 0) return empty_object(schema, place);
+    const std::string all =
+        fmt::format("{} (\",\" ws {}){}", member, member, times(0, most ? std::optional(*most - 1) : std::nullopt));
+    return rule(fmt::format("\"{{\" ws {} \"}}\"", least > 0 ? all : "(" + all + ")?"));
+  }
+
+  std::string empty_object(const Json& schema, const std::string& place) {
+    if (count(schema, "minProperties", place).value_or(0) > 0) refuse(place, "no object is as it must be");
+    return rule("\"{\" ws \"}\"");
+  }
+
+  /// Leaves out of declared properties' schema what their number says nothing new about.
+  static void check_number(const Json& schema, std::size_t declared, std::size_t required, Json& additional,
+                           const std::string& place) {
+    const auto most = count(schema, "maxProperties", place);
+    if (count(schema, "minProperties", place).value_or(0) > static_cast<int>(required))
+      refuse(place, "'minProperties' above the number of required properties is not supported");
+    if (!most) return;
+    if (static_cast<int>(declared) > *most)
+      refuse(place, "'maxProperties' below the number of declared properties is not supported");
+    additional = false;
+  }
+
+  std::string object(const Json& asked, const std::string& place) {
+    Json schema = asked;
+    if (schema.contains("unevaluatedProperties") && !schema.contains("additionalProperties"))
+      schema["additionalProperties"] = schema["unevaluatedProperties"];
+    if (schema.contains("propertyNames")) take_listed_names(schema, place);
+    if (schema.contains("propertyNames") || !schema.value("patternProperties", Json::object()).empty())
+      return dictionary(schema, place);
     Json properties = schema.value("properties", Json::object());
     const Json required = schema.value("required", Json::array());
     if (!properties.is_object()) refuse(place, "'properties' must be an object");
     if (!required.is_array()) refuse(place, "'required' must be a list");
-    const Json additional = schema.value("additionalProperties", Json(!schema.contains("properties")));
+    Json additional = schema.value("additionalProperties", Json(!schema.contains("properties")));
     std::set<std::string> must;
     for (const Json& name : required) {
       if (!name.is_string()) refuse(place, "'required' must be a list of names");
@@ -288,6 +380,13 @@ class SchemaWriter {
       if (!properties.contains(name.get<std::string>())) {
         properties[name.get<std::string>()] = schema.value("additionalProperties", Json(true));
       }
+    }
+    if (schema.contains("minProperties") || schema.contains("maxProperties")) {
+      if (properties.empty() && additional != Json(false)) {
+        const std::string value = visit(additional, place + "/additionalProperties");
+        return members_in_number(rule("string ws \":\" ws " + value + " ws"), schema, place);
+      }
+      check_number(schema, properties.size(), must.size(), additional, place);
     }
     if (properties.empty() && additional == Json(true)) return "object";
 
@@ -357,8 +456,40 @@ class SchemaWriter {
     return most ? fmt::format("{{{},{}}}", least, *most) : fmt::format("{{{},}}", least);
   }
 
+  /// An array with `uniqueItems` of which the items are listed: some of them, in the order of the list.
+  std::string set(const Json& schema, const std::string& place) {
+    const std::vector<Json> values = listed(resolved(schema.value("items", Json(true)), place));
+    if (values.empty() || values.size() > 64 || !schema.value("prefixItems", Json::array()).empty())
+      refuse(place, "'uniqueItems' is supported for items of an 'enum' of up to 64 values only");
+    const int all = static_cast<int>(values.size());
+    const int least = count(schema, "minItems", place).value_or(0);
+    const int most = std::min(all, count(schema, "maxItems", place).value_or(all));
+    if (least > most) refuse(place, fmt::format("no {} of {} items are different", least, all));
+    // What may follow when values from i on are left and `taken` are there.
+    std::map<std::pair<int, int>, std::string> rules;
+    for (int i = all; i >= 0; --i) {
+      for (int taken = std::min(i, most); taken >= 0; --taken) {
+        if (taken + all - i < least) continue;
+        std::string out = taken >= least ? "\"\"" : "";
+        for (int next = i; next < all && taken < most; ++next) {
+          const auto behind = rules.find({next + 1, taken + 1});
+          if (behind == rules.end()) continue;
+          const std::string text =
+              values[static_cast<std::size_t>(next)].dump(-1, ' ', false, Json::error_handler_t::replace);
+          out += fmt::format("{}{}{} ws {}", out.empty() ? "" : " | ", taken > 0 ? "\",\" ws " : "", gbnf_literal(text),
+                             behind->second);
+        }
+        rules[{i, taken}] = rule(out);
+      }
+    }
+    return rule("\"[\" ws " + rules.at({0, 0}) + " \"]\"");
+  }
+
   std::string array(const Json& schema, const std::string& place) {
-    if (schema.value("uniqueItems", Json(false)) != Json(false)) refuse(place, "'uniqueItems' is not supported");
+    if (schema.value("uniqueItems", Json(false)) != Json(false) &&
+        !(schema.contains("maxItems") && count(schema, "maxItems", place) <= 1)) {
+      return set(schema, place);
+    }
     Json first = schema.value("prefixItems", Json::array());
     Json items = schema.value("items", Json(true));
     if (items.is_array()) {  // before 2020-12
@@ -391,6 +522,30 @@ class SchemaWriter {
     return rule(fmt::format("\"[\" ws {} \"]\"", least > 0 ? all : "(" + all + ")?"));
   }
 
+  /// A pattern of one class of characters over and over, as names and codes have it, with its number bounded too.
+  static std::string with_length(const std::string& regex, int least, std::optional<int> most,
+                                 const std::string& place) {
+    static const std::regex form(R"(^\^(\[(?:[^\]\\]|\\.)+\]|\\[dws]|\.)(\*|\+|\{(\d{1,5})(,(\d{1,5})?)?\})?\$$)");
+    std::smatch found;
+    if (!std::regex_match(regex, found, form))
+      refuse(place, "a length beside 'pattern' is supported for one class of characters from ^ to $ only");
+    const std::string times = found[2].str();
+    int from = 1;
+    std::optional<int> to = 1;
+    if (times == "*" || times == "+") {
+      from = times == "+";
+      to.reset();
+    } else if (!times.empty()) {
+      from = std::stoi(found[3].str());
+      to = found[5].matched ? std::optional(std::stoi(found[5].str())) : std::nullopt;
+      if (!found[4].matched) to = from;
+    }
+    from = std::max(from, least);
+    if (most) to = std::min(to.value_or(*most), *most);
+    if (to && *to < from) refuse(place, "no text has this pattern and this length");
+    return fmt::format("^{}{{{},{}}}$", found[1].str(), from, to ? std::to_string(*to) : "");
+  }
+
   std::string string(const Json& schema, const std::string& place) {
     const auto least = count(schema, "minLength", place), most = count(schema, "maxLength", place);
     std::string regex;
@@ -403,7 +558,7 @@ class SchemaWriter {
       }
     }
     if (schema.contains("pattern") || !regex.empty()) {
-      if (least || most) refuse(place, "'pattern' or 'format' together with a length is not supported");
+      if (schema.contains("pattern") && (least || most)) regex = with_length(regex, least.value_or(0), most, place);
       return rule("\"\\\"\" " + gbnf_of_regex(regex, Quoting::json, false) + " \"\\\"\"");
     }
     if (!least && !most) return "string";
@@ -411,29 +566,9 @@ class SchemaWriter {
     return rule("\"\\\"\" char" + times(least.value_or(0), most) + " \"\\\"\"");
   }
 
-  std::string number(const Json& schema, const std::string& type, const std::string& place) {
-    std::optional<double> least, most;
-    const auto read = [&](const char* keyword) -> std::optional<double> {
-      if (!schema.contains(keyword)) return {};
-      if (!schema[keyword].is_number()) refuse(place, fmt::format("'{}' must be a number", keyword));
-      return schema[keyword].get<double>();
-    };
-    if (const auto bound = read("minimum")) least = std::ceil(*bound);
-    if (const auto bound = read("exclusiveMinimum")) least = std::max(least.value_or(-1e300), std::floor(*bound) + 1);
-    if (const auto bound = read("maximum")) most = std::floor(*bound);
-    if (const auto bound = read("exclusiveMaximum")) most = std::min(most.value_or(1e300), std::ceil(*bound) - 1);
-    if (!least && !most) return type;
-    // Numbers with a fraction lie within bounds too, but only whole ones can be told by their digits this simply.
-    if (least.value_or(-1e15) > most.value_or(1e15)) refuse(place, "no number is within its bounds");
-    const auto digits = integer_range(static_cast<std::int64_t>(std::clamp(least.value_or(-1e15), -1e15, 1e15)),
-                                      static_cast<std::int64_t>(std::clamp(most.value_or(1e15), -1e15, 1e15)));
-    return rule(digits);
-  }
-
   const Json& root_;
-  const std::string name_;
-  std::string rules_;
-  int rule_count_ = 0, merges_ = 0;
+  SchemaRules rules_;
+  int merges_ = 0;
   std::map<std::string, std::string> references_;
 };
 

@@ -4,7 +4,7 @@ import json
 import socket
 import threading
 import time
-import urllib.request
+from pathlib import Path
 
 import openai
 import pytest
@@ -82,6 +82,23 @@ def test_bodies(address, body):
     assert json.loads(received.split(b"\r\n\r\n", 1)[1])["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize("body", [
+    {"guided_regex": "(a+)+$"}, {"guided_regex": "(x+x+)+y"}, {"guided_regex": "^(([a-z])+.)+[A-Z]([a-z])+$"},
+    {"guided_regex": "(a|aa)+" * 40}, {"guided_regex": "(" * 5000 + ")" * 5000}, {"guided_regex": "a{1,1000}{1,1000}"},
+    {"grammar": 'root ::= (a | "b" root)* "c"\na ::= "a"* "a"* "a"*'}, {"grammar": "root ::= " + '("a"? ' * 3000 + ")" * 3000},
+    {"grammar": "\n".join(f"r{i} ::= r{i + 1} r{i + 1}" for i in range(60)).replace("r0", "root", 1) + '\nr60 ::= "a"'},
+    {"stop": ["a" * 100000] * 16}, {"logit_bias": {str(i): 1 for i in range(1000)}},
+    {"tools": [{"type": "function", "function": {"name": f"f{i}", "parameters": {"type": "object"}}} for i in range(500)]}],
+    ids=lambda body: json.dumps(body)[:40])
+def test_what_takes_long_elsewhere(address, body):
+    """Regular expressions made to backtrack, grammars made to grow: an answer or a refusal, in seconds."""
+    begin = time.monotonic()
+    chat = {"model": "default", "messages": [{"role": "user", "content": "x"}], "max_tokens": 8, "max_reasoning_tokens": 1}
+    received = post(address, json.dumps({**chat, **body}).encode(), "/v1/chat/completions")
+    assert status(received) in (200, 400), received[:300]
+    assert time.monotonic() - begin < 30
+
+
 def test_long_prompts(address):
     received = post(address, json.dumps({"model": "default", "prompt": "a " * 5_000_000}).encode())
     assert status(received) == 400 and b"context_length_exceeded" in received
@@ -90,6 +107,68 @@ def test_long_prompts(address):
 def test_too_large_a_body(address):
     received = exchange(address, b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n")
     assert status(received) == 413
+
+
+def gaps(server, attack=lambda: None):
+    """Milliseconds between the tokens of a stream, in the middle of which `attack` runs beside it."""
+    client = openai.OpenAI(base_url=server.url + "/v1", api_key="any", max_retries=0)
+    stream = client.completions.create(model=server.model, prompt="1, 3,", max_tokens=600, stream=True, temperature=0,
+                                       extra_body={"ignore_eos": True})
+    beside = threading.Thread(target=attack)
+    times = []
+    for _ in stream:
+        times.append(time.perf_counter())
+        if len(times) == 50:
+            beside.start()
+    beside.join()
+    return sorted(1e3 * (b - a) for a, b in zip(times[50:], times[51:]))
+
+
+HEAVY = {"long_prompt": {"prompt": "a " * 5_000_000}, "deep_json": {"prompt": [[[[1]]]] * 100000},
+         "large_schema": {"prompt": "x", "json_schema": {"anyOf": [
+             {"type": "string", "pattern": "(a|b)*a(a|b){%d}" % n} for n in range(1, 300)]}},
+         "many_stops": {"prompt": "x", "stop": ["s" * 100] * 10000}}
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_other_streams_go_on_beside_heavy_requests(server, address, name):
+    """While the server reads, tokenizes or compiles what somebody sent, others' tokens come as they did: at most twice as
+    far apart as beside a client that only makes the machine as busy (this test shares its cores with the server)."""
+    body = json.dumps({"model": "default", "max_tokens": 1, **HEAVY[name]}).encode()
+    usual, beside = gaps(server), gaps(server, lambda: [post(address, body) for _ in range(3)])
+    def late(values):
+        return values[int(0.95 * len(values))]
+    assert len(beside) > 400 and late(beside) <= 2 * late(usual) + 10, (late(usual), late(beside))
+    assert beside[-1] < 2000, beside[-5:]
+
+
+def test_half_open_connections(server, address):
+    """Requests that are never finished: of the head, of the body, of a chunk. Others are served, memory stays."""
+    parts = (b"POST /v1/comp", b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n{",
+             b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nffffff\r\n{")
+    open_ones = []
+    for i in range(300):
+        connection = socket.create_connection(address)
+        connection.sendall(parts[i % len(parts)])
+        open_ones.append(connection)
+    assert len(gaps(server)) > 400
+    for connection in open_ones:
+        connection.close()
+
+
+def test_memory_is_bounded(server, address):
+    """Eight clients at a time with the largest bodies that are taken, and the most tokens."""
+    def rss(field):
+        return sum(int(line.split()[1]) // 1024 for pid in server.rank_pids()
+                   for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith(field))
+    before = rss("VmRSS")
+    body = json.dumps({"model": "default", "prompt": [7] * 8_000_000}).encode()
+    threads = [threading.Thread(target=post, args=(address, body)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert rss("VmHWM") - before < 3000 and rss("VmRSS") - before < 1000, (before, rss("VmRSS"), rss("VmHWM"))
 
 
 def test_many_idle_connections(server, address):
@@ -118,16 +197,9 @@ def test_streams_go_on_beside_clients_that_do_not_read(server, address):
     wait_until_idle(server)
 
 
-def running(server):
-    with urllib.request.urlopen(server.url + "/metrics") as response:
-        lines = response.read().decode().splitlines()
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines
-               if line.startswith(("shoal:num_requests_running", "shoal:num_requests_waiting")))
-
-
 def wait_until_idle(server, seconds=20):
     deadline = time.monotonic() + seconds
-    while running(server):
+    while any(server.metrics()[name] for name in ("num_requests_running", "num_requests_waiting")):
         assert time.monotonic() < deadline, "requests run on that nobody waits for"
         time.sleep(0.05)
 

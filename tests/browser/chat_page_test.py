@@ -195,6 +195,48 @@ def test_keyboard_alone(page, url):
     assert page.locator(".turn.user .body").inner_text() == "first line\nsecond line"
 
 
+SLOW_ANSWER = """parts => {
+  window.fetch = () => Promise.resolve(new Response(new ReadableStream({ async start(stream) {
+    for (const part of parts) {
+      stream.enqueue(new TextEncoder().encode(part));
+      await new Promise(done => setTimeout(done, 150));
+    }
+    stream.close();
+  } })));
+}"""
+
+
+def test_focus_is_where_a_keyboard_expects_it(browser, page, url):
+    page.goto(url + "/")
+    chunks = [{"choices": [{"index": 0, "delta": {"reasoning_content": f"thought {i} "}, "finish_reason": None}]}
+              for i in range(10)]
+    page.evaluate(SLOW_ANSWER, [f"data: {json.dumps(chunk)}\n\n" for chunk in chunks] + [stream_of("It is 85.")])
+    page.keyboard.type("What is 47 + 38?")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")  # on Send, in whose place there is Stop now
+    assert page.evaluate("document.activeElement.id") == "stop"
+    assert page.locator("#log").get_attribute("aria-busy") == "true"
+    page.locator("details summary").focus()
+    page.locator("details", has_text="thought 7").wait_for(state="attached")
+    assert page.evaluate("document.activeElement.tagName") == "SUMMARY"  # though the answer was drawn again
+    answered(page)
+    assert page.locator("#log").get_attribute("aria-busy") == "false"
+    assert [turn.get_attribute("aria-label") for turn in page.locator("article").all()] == ["You", "Answer"]
+    assert page.locator("nav [aria-current=true]").inner_text().startswith("What is 47")
+
+    context = browser.new_context(viewport={"width": 360, "height": 640})
+    phone = context.new_page()
+    phone.goto(url + "/")
+    menu = phone.locator("#menu")
+    menu.focus()
+    phone.keyboard.press("Enter")
+    assert menu.get_attribute("aria-expanded") == "true"
+    assert phone.evaluate("document.activeElement.id") == "new"
+    phone.keyboard.press("Escape")
+    assert menu.get_attribute("aria-expanded") == "false" and phone.evaluate("document.activeElement.id") == "menu"
+    context.close()
+
+
 def test_status(page, url):
     page.goto(url + "/status")
     page.locator("#ranks tr").nth(1).wait_for()

@@ -1,9 +1,5 @@
 // libFuzzer target: any bytes taken as a GGUF file either give tensors that lie within the file and do not overlap, or
-// an Error; and what is there of a model gives a configuration, names and a tokenizer, or an Error. Build with clang,
-// from the repository:
-//   clang++ -std=c++20 -g -O1 -fsanitize=fuzzer,address,undefined -I. tests/fuzz/gguf_fuzz.cpp runtime/gguf*.cpp
-//     runtime/checkpoint.cpp runtime/input_file.cpp runtime/safetensors.cpp planner/*.cpp kernels/formats/*.cpp <what
-//     runtime/gguf_describe.cpp and gguf_tokenizer.cpp need of runtime/text> -lfmt -o gguf_fuzz
+// an Error; and what is there of a model gives a configuration, names and a tokenizer, or an Error.
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>

@@ -1,10 +1,5 @@
 // libFuzzer target: any text taken as a chat template either renders or ends with an Error, in bounded time and memory.
 // The input is a template, a zero byte, and JSON for `messages` (a conversation of its own where that is no JSON).
-// Build with clang, from the repository:
-//   clang++ -std=c++20 -g -O1 -fsanitize=fuzzer,address,undefined -I. tests/fuzz/jinja_fuzz.cpp
-//     runtime/text/chat_template.cpp runtime/text/jinja/*.cpp runtime/text/utf8.cpp runtime/text/json_field.cpp
-//     -lfmt -lutf8proc -o jinja_fuzz
-// and run it on the models' templates: jinja_fuzz -timeout=20 corpus tests/fixtures/chat_templates
 #include <string>
 #include <string_view>
 

@@ -1,7 +1,5 @@
 // libFuzzer target: any bytes taken as a safetensors file either give tensors that lie within the file and do not
-// overlap, or an Error. Build with clang, from the repository:
-//   clang++ -std=c++20 -g -O1 -fsanitize=fuzzer,address,undefined -I. tests/fuzz/safetensors_fuzz.cpp
-//     runtime/safetensors.cpp -lfmt -o safetensors_fuzz
+// overlap, or an Error.
 #include <cstdlib>
 #include <string_view>
 

@@ -22,8 +22,8 @@ MPI_ENVIRONMENT = {  # as launch/setup.sh: root may start ranks, ranks may outnu
 class Server:
     """A running server: `url`, and requests to it."""
 
-    def __init__(self, url):
-        self.url = url
+    def __init__(self, url, process=None):
+        self.url, self.process = url, process
         with urllib.request.urlopen(url + "/v1/models", timeout=20) as response:
             card = json.load(response)["data"][0]
         self.model, self.limit = card["id"], card["max_model_len"]  # its name, its context in tokens
@@ -36,6 +36,21 @@ class Server:
                 return json.load(response)
         except urllib.error.HTTPError as error:
             raise RuntimeError(f"{path}: {error.code} {error.read().decode(errors='replace')}") from error
+
+    def rank_pids(self):
+        """Of the ranks that mpirun started."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return [int(pid) for pid in children if Path(f"/proc/{pid}/comm").read_text().strip() == BINARY.name]
+
+    def metrics(self):
+        """Counters and gauges by their names, without prefix; samples with several labels summed."""
+        with urllib.request.urlopen(self.url + "/metrics", timeout=20) as response:
+            lines = response.read().decode().splitlines()
+        values = {}
+        for name, value in (line.rsplit(" ", 1) for line in lines if not line.startswith("#")):
+            name = name.split("{")[0].removeprefix("shoal:")
+            values[name] = values.get(name, 0) + float(value)
+        return values
 
     def complete(self, prompt, **more):
         """The choices for one prompt, or a list of them, given as token ids; greedy unless asked otherwise."""
@@ -68,7 +83,7 @@ def serve(model, ranks, *options, start_timeout=120):
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
         try:
-            yield Server(wait_for_address(process, log, time.monotonic() + start_timeout))
+            yield Server(wait_for_address(process, log, time.monotonic() + start_timeout), process)
         finally:
             process.terminate()
             try:

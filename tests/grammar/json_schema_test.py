@@ -79,6 +79,31 @@ SCHEMAS = [
             "type": "array", "maxItems": 2, "items": {"$ref": "#/$defs/tree"}}}, "required": ["value"],
         "additionalProperties": False}}},
     {"type": "object", "required": ["x", "y"]}, {}, True,
+    # What pydantic writes for constrained types: floats, sets, dictionaries, patterns with a length.
+    {"type": "number", "minimum": 0, "maximum": 1}, {"type": "number", "exclusiveMinimum": 0, "maximum": 0.25},
+    {"type": "number", "minimum": -2.5, "exclusiveMaximum": -0.125}, {"type": "number", "exclusiveMinimum": 0},
+    {"type": "number", "exclusiveMinimum": 9.5, "exclusiveMaximum": 10.5}, {"type": "number", "maximum": 1e-3},
+    {"type": "integer", "multipleOf": 7}, {"type": "integer", "multipleOf": 15, "minimum": -40, "maximum": 100},
+    {"type": "number", "multipleOf": 25}, {"type": "integer", "multipleOf": 100},
+    {"type": "array", "uniqueItems": True, "items": {"enum": ["a", "b", "c", 4]}},
+    {"type": "array", "uniqueItems": True, "items": {"$ref": "#/$defs/color"}, "minItems": 2, "maxItems": 3,
+     "$defs": {"color": {"enum": ["red", "green", "blue", "black"], "type": "string", "title": "Color"}}},
+    {"type": "array", "uniqueItems": True, "items": {"type": "boolean"}},
+    {"type": "object", "additionalProperties": {"type": "integer"}, "propertyNames": {"enum": ["x", "y"]}},
+    {"type": "object", "additionalProperties": {"type": "integer"}, "propertyNames": {"$ref": "#/$defs/key"},
+     "$defs": {"key": {"const": "k"}}},
+    {"type": "object", "additionalProperties": {"type": "null"}, "propertyNames": {"pattern": "^[a-c]{2}$"}, "maxProperties": 3},
+    {"type": "object", "propertyNames": {"minLength": 2, "maxLength": 3}, "additionalProperties": {"type": "boolean"}},
+    {"type": "object", "patternProperties": {"^id_[0-9]{1,3}$": {"type": "integer"}}, "additionalProperties": False},
+    {"type": "object", "additionalProperties": {"type": "integer"}, "minProperties": 1, "maxProperties": 2},
+    {"type": "object", "properties": {"a": {"type": "null"}, "b": {"type": "null"}}, "required": ["a"], "minProperties": 1,
+     "maxProperties": 2},
+    {"allOf": [{"type": "object", "properties": {"a": {"type": "null"}}}, {"properties": {"b": {"type": "boolean"}}}],
+     "unevaluatedProperties": False},
+    {"type": "string", "pattern": "^[A-Z_]+$", "maxLength": 4}, {"type": "string", "pattern": "^\\d*$", "minLength": 3},
+    {"type": "string", "pattern": "^[a-z]{2,9}$", "minLength": 1, "maxLength": 3},
+    {"type": "string", "format": "email"}, {"type": "string", "format": "hostname"}, {"type": "string", "format": "ipv6"},
+    {"type": "string", "format": "uri"}, {"type": "string", "format": "duration"},
 ]
 
 
@@ -100,6 +125,32 @@ def test_integer_ranges_are_exact(low, high):
     assert answer["accepts"] == [low <= number <= high for number in numbers]
 
 
+@pytest.mark.parametrize("low, high, more", [(0, 1, {}), (-0.75, 0.3, {}), (2.5, 2.75, {}), (-3, -1.5, {}), (0.001, 1000, {}),
+                                             (0, 1, {"exclusiveMinimum": 0, "exclusiveMaximum": 1})])
+def test_ranges_with_a_fraction_are_exact(low, high, more):
+    """Every number of up to four places is taken if and only if it is within the bounds."""
+    texts = sorted({f"{number / 10 ** places + 0:.{places}f}" for places in range(5) for bound in (low, high, 0)
+                    for number in range(int(bound * 10 ** places) - 30, int(bound * 10 ** places) + 30)})
+    texts = [text for text in texts if not (text.startswith("-") and float(text) == 0)]
+    schema = {"type": "number", "minimum": low, "maximum": high, **more}
+    validator = jsonschema.Draft202012Validator(schema)
+    answer, = ask([{"schema": schema, "texts": texts}])
+    assert answer["accepts"] == [validator.is_valid(float(text)) for text in texts]
+
+
+@pytest.mark.parametrize("divisor", [2, 3, 7, 10, 64, 100])
+def test_multiples_are_exact(divisor):
+    numbers = [*range(-300, 2000), 9999990, 9999999, 123456]
+    answer, = ask([{"schema": {"type": "integer", "multipleOf": divisor}, "texts": list(map(str, numbers))}])
+    assert answer["accepts"] == [number % divisor == 0 for number in numbers]
+
+
+def test_sets_come_in_the_order_of_their_list():
+    schema = {"type": "array", "uniqueItems": True, "items": {"enum": [1, 2, 3]}, "minItems": 1}
+    answer, = ask([{"schema": schema, "texts": ["[1]", "[1,2]", "[1, 3]", "[1,2,3]", "[]", "[1,1]", "[2,1]", "[1,2,3,3]"]}])
+    assert answer["accepts"] == [True] * 4 + [False] * 4
+
+
 def test_refusals_name_the_place():
-    answer, = ask([{"schema": {"properties": {"a": {"items": {"multipleOf": 3}}}}}])
-    assert "#/properties/a/items" in answer["refused"] and "multipleOf" in answer["refused"]
+    answer, = ask([{"schema": {"properties": {"a": {"items": {"not": {}}}}}}])
+    assert "#/properties/a/items" in answer["refused"] and "'not'" in answer["refused"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy
 import pytest
-from serving import BINARY, serve
+from serving import BINARY, ROOT, serve
 
 pytestmark = pytest.mark.skipif(not BINARY.exists(), reason=f"{BINARY} is not built")
 
@@ -21,6 +21,16 @@ def config(family):
     if family == "llama":
         return dict(common, model_type="llama", hidden_size=2048, num_hidden_layers=6, intermediate_size=8192,
                     num_attention_heads=16, num_key_value_heads=4)
+    if family == "qwen2":
+        return dict(common, model_type="qwen2", hidden_size=1536, num_hidden_layers=9, intermediate_size=4608,
+                    num_attention_heads=12, num_key_value_heads=2, vocab_size=20000)
+    if family == "many experts":
+        return dict(common, model_type="deepseek_v3", hidden_size=768, num_hidden_layers=5, intermediate_size=2048,
+                    moe_intermediate_size=512, num_attention_heads=16, num_key_value_heads=16, q_lora_rank=384,
+                    kv_lora_rank=512, qk_nope_head_dim=64, qk_rope_head_dim=64, v_head_dim=128, n_routed_experts=64,
+                    n_shared_experts=2, num_experts_per_tok=6, n_group=8, topk_group=4, first_k_dense_replace=2,
+                    norm_topk_prob=True, scoring_func="sigmoid", topk_method="noaux_tc", routed_scaling_factor=2.5,
+                    num_nextn_predict_layers=0, vocab_size=16000)
     return dict(common, model_type="deepseek_v3", hidden_size=1024, num_hidden_layers=3, intermediate_size=4096,
                 moe_intermediate_size=2048, num_attention_heads=8, num_key_value_heads=8, q_lora_rank=256,
                 kv_lora_rank=256, qk_nope_head_dim=64, qk_rope_head_dim=32, v_head_dim=64, n_routed_experts=24,
@@ -46,9 +56,11 @@ def shapes(c):
         a = p + "self_attn."
         yield p + "input_layernorm.weight", (h,)
         yield p + "post_attention_layernorm.weight", (h,)
-        if c["model_type"] == "llama":
+        if c["model_type"] in ("llama", "qwen2"):
             kv = h // heads * c["num_key_value_heads"]
             yield from ((a + f"{n}_proj.weight", (rows, h)) for n, rows in (("q", h), ("k", kv), ("v", kv), ("o", h)))
+            if c["model_type"] == "qwen2":
+                yield from ((a + f"{n}_proj.bias", (rows,)) for n, rows in (("q", h), ("k", kv), ("v", kv)))
             yield from ffn(p + "mlp.", c["intermediate_size"])
             continue
         q, kv = c["q_lora_rank"], c["kv_lora_rank"]
@@ -65,7 +77,7 @@ def shapes(c):
             continue
         yield p + "mlp.gate.weight", (c["n_routed_experts"], h)
         yield p + "mlp.gate.e_score_correction_bias", (c["n_routed_experts"],)
-        yield from ffn(p + "mlp.shared_experts.", c["moe_intermediate_size"])
+        yield from ffn(p + "mlp.shared_experts.", c["moe_intermediate_size"] * c["n_shared_experts"])
         for e in range(c["n_routed_experts"]):
             yield from ffn(f"{p}mlp.experts.{e}.", c["moe_intermediate_size"])
 
@@ -96,13 +108,14 @@ def write_model(folder, family):
     return folder
 
 
-def planned(model, ranks, kv_type, tmp_path):
+def planned(model, ranks, kv_type, tmp_path, *options):
     cluster = dict(nodes=1, ranks_per_node=ranks, intra_node=dict(bandwidth_gb_s=10, latency_us=1),
                    device=dict(kind="cpu", memory_gb=64, memory_bandwidth_gb_s=20, tflops=dict(bf16=0.1)))
     file = tmp_path / "cluster.json"
     file.write_text(json.dumps(cluster))
     run = subprocess.run([BINARY, "plan", "--model", model, "--cluster", file, "--context", str(CONTEXT), "--concurrency",
-                          str(CONCURRENCY), "--kv-type", kv_type, "--json"], capture_output=True, text=True, check=True)
+                          str(CONCURRENCY), "--kv-type", kv_type, "--json", *options], capture_output=True, text=True, check=True)
+    (tmp_path / "plan.json").write_text(run.stdout)
     return json.loads(run.stdout)["memory"]["ranks"]
 
 
@@ -123,20 +136,41 @@ def peaks():
     return [found[rank] for rank in sorted(found)]
 
 
-@pytest.mark.parametrize("family, ranks, kv_type", [("deepseek_v3", 1, "f32"), ("deepseek_v3", 2, "bf16"), ("llama", 2, "f32")])
-def test_peak_memory_is_what_was_planned(family, ranks, kv_type, tmp_path, monkeypatch, record_property):
-    model = write_model(tmp_path, family)
+def model_of(name, folder):
+    """A bundled model, one of zeros, or such a one as GGUF."""
+    if name.startswith("demo-model"):
+        return ROOT / "launch" / name
+    family, _, kind = name.partition(", ")
+    write_model(folder, family)
+    if not kind:
+        return folder
+    file = folder / f"{kind}.gguf"
+    subprocess.run([BINARY, "quantize", folder, file, "--type", kind], check=True, capture_output=True)
+    return file
+
+
+# The reserve in planner/memory.cpp was measured on the first three; the other models are there to see what it is worth.
+CASES = [("deepseek_v3", 1, "f32"), ("deepseek_v3", 2, "bf16"), ("llama", 2, "f32"),
+         ("demo-model", 1, "f32"), ("demo-model", 4, "bf16"), ("demo-model-fp8", 2, "f32"),
+         ("many experts", 3, "bf16"), ("many experts", 1, "int8"), ("qwen2", 1, "bf16"), ("qwen2", 3, "f32"),
+         ("many experts, Q4_K_M", 2, "fp8"), ("demo-model", 2, "f32", "--speculative", "mtp")]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)).replace(" ", "_").replace(",", ""))
+def test_peak_memory_is_what_was_planned(case, tmp_path, monkeypatch, record_property):
+    name, ranks, kv_type, *options = case
+    model = model_of(name, tmp_path)
     monkeypatch.setenv("SHOAL_MEMORY_TEST", str(os.getpid()))
-    expected = planned(model, ranks, kv_type, tmp_path)
-    compute = "f32" if kv_type == "f32" else "bf16"
-    gb = max(rank["kv_bytes"] for rank in expected) / 1e9 + 0.001
-    with serve(model, ranks, "--kv-cache-gb", f"{gb:.4f}", "--compute", compute, "--threads", "2") as server:
-        prompts = [[2 + i + j % 1000 for j in range(CONTEXT - 8)] for i in range(CONCURRENCY)]
+    expected = [rank["total_bytes"] for rank in planned(model, ranks, kv_type, tmp_path, *options)]
+    with serve(model, ranks, "--plan", str(tmp_path / "plan.json"), "--threads", "2") as server:
+        prompts = [[2 + (i + j) % 100 for j in range(CONTEXT - 8)] for i in range(CONCURRENCY)]
         server.post("/v1/completions", dict(model=server.model, prompt=prompts, max_tokens=4, ignore_eos=True), timeout=600)
         measured = peaks()
     assert len(measured) == ranks
-    worst = max(expected, key=lambda rank: rank["total_bytes"])["total_bytes"]
-    record_property("planned", worst)
-    record_property("measured", max(measured))
-    print(f"{family} on {ranks}: planned {worst / 1e6:.1f} MB, measured {[round(m / 1e6, 1) for m in measured]}")
-    assert abs(max(measured) / worst - 1) < 0.03
+    record_property("planned", expected)
+    record_property("measured", measured)
+    print(f"{name} on {ranks}: planned {[round(p / 1e6, 1) for p in expected]} MB, "
+          f"measured {[round(m / 1e6, 1) for m in measured]}, ratio {[round(m / p, 3) for m, p in zip(measured, expected)]}")
+    for got, want in zip(measured, expected):
+        # Within 3 %; of a model of 20 MB, the program itself is more, and it varies by some MB.
+        assert abs(got - want) < max(0.03 * want, 4e6)

@@ -12,7 +12,7 @@ from serving import BINARY, ROOT, serve
 
 pytestmark = pytest.mark.skipif(not BINARY.exists(), reason=f"{BINARY} is not built")
 MODEL = ROOT / "launch" / "demo-model"
-LAYERS, EXPERTS = 4, 8
+LAYERS, EXPERTS = 3, 8
 
 
 def puzzles(task, count):
@@ -33,7 +33,7 @@ def rank_loads(server):
 
 def metric(server, name):
     with urllib.request.urlopen(server.url + "/metrics", timeout=20) as response:
-        return float(re.search(rf"^shoal:{name} (\S+)$", response.read().decode(), re.MULTILINE)[1])
+        return float(re.search(rf"^shoal:{name}(?:{{[^}}]*}})? (\S+)$", response.read().decode(), re.MULTILINE)[1])
 
 
 def replica_plan(ranks, task, tmp_path):

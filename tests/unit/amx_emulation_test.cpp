@@ -2,7 +2,7 @@
 #include "kernels/cpu/amx_emulation.h"
 #include "kernels/cpu/convert_portable.h"
 // The products need the instructions above.
-#include "kernels/cpu/gemm_quantized_amx.inl"
+#include "kernels/cpu/gemm_amx.inl"
 #include "kernels/cpu/products.h"
 #include "tests/unit/kernel_test_support.h"
 
@@ -15,8 +15,7 @@ using cpu::EmulatedTiles;
 const cpu::KernelTable& emulated_kernels() {
   static const cpu::KernelTable table = [] {
     cpu::KernelTable t = cpu::kernels_for(Isa::portable);
-    cpu::fill_amx<EmulatedTiles>(t);
-    cpu::fill_amx_quantized<EmulatedTiles, cpu::ConvertPortable>(t);
+    cpu::fill_amx<EmulatedTiles, cpu::ConvertPortable>(t);
     return t;
   }();
   return table;
@@ -142,30 +141,6 @@ TEST(AmxEmulation, ATokenDoesNotDependOnItsNeighbours) {
         const std::vector<float> one(x.begin() + t * cols, x.begin() + (t + 1) * cols);
         EXPECT_TRUE(same_bits(multiply(compute, w, one, 1, 2).data(), together.data() + t * rows, rows));
       }
-    }
-  }
-}
-
-/// Activations and weights are rounded to BF16 here; elsewhere activations are bytes, so the two differ by both.
-TEST(AmxEmulation, QuantizedProductsAreCloseToThoseOfFloats) {
-  Random random(4);
-  for (const char* name : {"Q8_0", "Q4_K", "Q6_K", "IQ4_XS", "IQ2_S"}) {
-    const std::int64_t rows = 40, cols = 512;
-    const Matrix w = random_quantized(random, *find_format(name), rows, cols).matrix;
-    Matrix floats(DType::f32, rows, cols);
-    std::vector<float> row(static_cast<std::size_t>(cols));
-    for (std::int64_t r = 0; r < rows; ++r) {
-      w.unpack_row(r, row.data());
-      floats.pack_rows(r, 1, row.data(), cols * 4);
-    }
-    for (const std::int64_t tokens : {1, 3, 16, 41}) {
-      const auto x = random.floats(tokens * cols);
-      std::vector<float> expected(static_cast<std::size_t>(tokens * rows));
-      make_reference_backend()->linear({x.data(), tokens, cols}, floats, {}, {expected.data(), tokens, rows});
-      const auto actual = multiply(Compute::f32, w, x, tokens, 2);
-      expect_near(actual, expected, 2e-2, name);
-      const std::vector<float> last(x.end() - cols, x.end());
-      EXPECT_TRUE(same_bits(multiply(Compute::f32, w, last, 1, 1).data(), actual.data() + (tokens - 1) * rows, rows));
     }
   }
 }

@@ -2,14 +2,19 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <bit>
 #include <cstring>
 #include <mutex>
+#include <numeric>
 #include <random>
 
+#include "launch/quantize.h"
+#include "tests/unit/scratch_folder.h"
 #include "tests/unit/station.h"
 
-// Replicas and moves on small checkpoints: wherever experts are, answers stay the same, bit for bit, and work goes where
-// the placement says.
+// Replicas and moves on small checkpoints: wherever experts are, answers stay the same, bit for bit, and work goes
+// where the placement says.
 namespace shoal {
 namespace {
 
@@ -41,14 +46,14 @@ Placement random_placements(Random& random, const ModelConfig& config, int ranks
 }
 
 struct Scored {
-  std::vector<float> logprobs;                        // of the prompts, in order
-  std::vector<std::vector<std::uint64_t>> work;       // [ranks][MoE layers]
-  std::vector<std::vector<std::uint64_t>> tokens;     // [MoE layers][experts]
+  std::vector<float> logprobs;                     // of the prompts, in order
+  std::vector<std::vector<std::uint64_t>> work;    // [ranks][MoE layers]
+  std::vector<std::vector<std::uint64_t>> tokens;  // [MoE layers][experts]
 };
 
 /// Scores six prompts, dealt out to the ranks, 8 tokens a step; before each step some layers' experts may move.
 Scored score(const fs::path& model, int ranks, const std::optional<Placement>& placement, bool moving,
-          Compute compute = Compute::f32) {
+             Compute compute = Compute::f32) {
   constexpr int prompts = 6, length = 40, chunk = 8;
   const ModelConfig config = ModelConfig::from_file(model);
   Scored run;
@@ -56,8 +61,7 @@ Scored score(const fs::path& model, int ranks, const std::optional<Placement>& p
   run.work.resize(static_cast<std::size_t>(ranks));
   std::mutex mutex;
   run_in_process(ranks, [&](Communicator& comm) {
-    test::Station station(model, comm,
-                          {.compute = compute, .placement = placement, .answers = Answers::by_expert});
+    test::Station station(model, comm, {.compute = compute, .placement = placement, .answers = Answers::by_expert});
     Random random(11);  // the same moves on all ranks
     const int me = comm.rank();
     for (int first = 0, step = 1; first < length; first += chunk, ++step) {
@@ -146,6 +150,18 @@ TEST(ExpertMoves, WorkSplitsAsPlanned) {
   }
 }
 
+TEST(ExpertMoves, IntegersStayIntegersOnTheirWay) {
+  const ScratchFolder folder;
+  const fs::path model = folder.path() / "int4";
+  QuantizeOptions options{.in = fixture("deepseek-v2-lite"), .out = model, .type = "INT4", .group_size = 32};
+  options.quiet = true;
+  quantize_model(options);
+  const ModelConfig config = ModelConfig::from_file(model);
+  const Scored alone = score(model, 1, {}, false);
+  Random random(5);
+  EXPECT_EQ(score(model, 3, random_placements(random, config, 3), true).logprobs, alone.logprobs);
+}
+
 /// A matrix of every kind arrives as it was.
 TEST(ExpertMoves, PackedBytesMakeTheSameMatrix) {
   std::vector<std::byte> raw(64 * 256 * 4);
@@ -164,6 +180,42 @@ TEST(ExpertMoves, PackedBytesMakeTheSameMatrix) {
   b.set_packed(a.packed());
   EXPECT_EQ(std::memcmp(a.panel(0), b.panel(0), a.packed().size()), 0);
   EXPECT_THROW(b.set_packed(a.packed().first(5)), Error);
+}
+
+/// 4-bit integers in groups of 64 columns, with a zero for each group or one for all, their columns in another order.
+Matrix integers(Random& random, std::optional<int> zero) {
+  Matrix m(integer_format(4, Scales::single, 64, zero), 37, 128);
+  m.pack_blocks(0, 37, [&](std::int64_t, std::int64_t, CodeBlock& out) {
+    for (auto& code : out.code) code = static_cast<std::uint8_t>(random() % 16);
+    out.d = std::bit_cast<std::uint32_t>(0.25f * static_cast<float>(random() % 9));
+    out.zero = static_cast<std::uint8_t>(random() % 16);
+  });
+  std::vector<std::int32_t> order(128);
+  std::iota(order.begin(), order.end(), 0);
+  std::shuffle(order.begin(), order.end(), random);
+  m.set_order(std::move(order));
+  return m;
+}
+
+TEST(ExpertMoves, IntegersArriveWithTheirOrderOfColumns) {
+  const auto expert = [](int id) {
+    Random random(static_cast<std::uint64_t>(id));
+    const std::optional<int> zero = id == 0 ? std::nullopt : std::optional(8);
+    return FeedForward{integers(random, zero), integers(random, zero), integers(random, zero)};
+  };
+  run_in_process(2, [&](Communicator& comm) {
+    const int me = comm.rank();
+    MoeWeights weights;
+    weights.map = expert_map({{{0, 1}}, {{1, 1}}});
+    weights.experts.push_back(expert(me));
+    move_experts(weights, {{{1, 1}}, {{0, 1}}}, comm);
+    ASSERT_EQ(weights.experts.size(), 1u);
+    const FeedForward wanted = expert(1 - me);
+    for (const auto matrix : {&FeedForward::gate, &FeedForward::up, &FeedForward::down})
+      for (std::int64_t row = 0; row < 37; ++row)
+        for (std::int64_t col = 0; col < 128; ++col)
+          ASSERT_EQ((weights.experts[0].*matrix).at(row, col), (wanted.*matrix).at(row, col));
+  });
 }
 
 }  // namespace

@@ -1,0 +1,262 @@
+#!/usr/bin/env python3
+"""Shoal and llama.cpp on the same model, machine and threads, alternately in one run, beside the machine's limits.
+
+    python3 -m venv perf-venv
+    CMAKE_ARGS="-DGGML_NATIVE=ON" perf-venv/bin/pip install --no-binary llama-cpp-python -r perf/requirements.txt
+    perf-venv/bin/python perf/engine.py --folder /tmp/models --types Q8_0 Q4_K_M BF16 --threads 2
+
+The model is made here: R1's architecture with 1.6 billion parameters and random weights, quantized by llama.cpp's own
+quantizer. Nothing is downloaded. A cell is the best of --rounds rounds; the table gives tokens/s of all sequences
+together.
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import re
+import subprocess
+import time
+from pathlib import Path
+
+import gguf
+import llama_cpp
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = dict(layers=8, hidden=2048, dense=6144, experts=64, expert_width=512, top_k=8, groups=8, kept_groups=4, shared=1,
+             heads=16, q_lora=768, kv_lora=512, nope=128, rope=64, value=128, vocab=32768, context=8192)
+FILE_TYPES = {"BF16": 32, "Q8_0": 7, "Q6_K": 18, "Q5_K_M": 17, "Q4_K_M": 15, "Q4_0": 2, "Q3_K_M": 12, "Q2_K": 10}
+PROMPT, STEPS = 256, 24
+
+
+def tensors(m):
+    """(GGUF name, shape) of every matrix; None as shape: a vector of ones."""
+    yield "token_embd.weight", (m["vocab"], m["hidden"])
+    yield "output.weight", (m["vocab"], m["hidden"])
+    for layer in range(m["layers"]):
+        p = f"blk.{layer}."
+        yield p + "attn_q_a.weight", (m["q_lora"], m["hidden"])
+        yield p + "attn_q_b.weight", (m["heads"] * (m["nope"] + m["rope"]), m["q_lora"])
+        yield p + "attn_kv_a_mqa.weight", (m["kv_lora"] + m["rope"], m["hidden"])
+        yield p + "attn_k_b.weight", (m["heads"], m["kv_lora"], m["nope"])
+        yield p + "attn_v_b.weight", (m["heads"], m["value"], m["kv_lora"])
+        yield p + "attn_output.weight", (m["hidden"], m["heads"] * m["value"])
+        kinds = [("", (m["dense"], m["hidden"]))]
+        if layer > 0:
+            yield p + "ffn_gate_inp.weight", (m["experts"], m["hidden"])
+            kinds = [("_exps", (m["experts"], m["expert_width"], m["hidden"])),
+                     ("_shexp", (m["shared"] * m["expert_width"], m["hidden"]))]
+        for suffix, (*stack, width, hidden) in kinds:
+            yield f"{p}ffn_gate{suffix}.weight", (*stack, width, hidden)
+            yield f"{p}ffn_up{suffix}.weight", (*stack, width, hidden)
+            yield f"{p}ffn_down{suffix}.weight", (*stack, hidden, width)
+
+
+def norms(m):
+    yield "output_norm.weight", m["hidden"]
+    for layer in range(m["layers"]):
+        for name, size in (("attn_norm", "hidden"), ("ffn_norm", "hidden"), ("attn_q_a_norm", "q_lora"),
+                           ("attn_kv_a_norm", "kv_lora")):
+            yield f"blk.{layer}.{name}.weight", m[size]
+
+
+def make_model(path, m):
+    writer = gguf.GGUFWriter(path, "deepseek2")
+    writer.add_block_count(m["layers"])
+    writer.add_context_length(m["context"])
+    writer.add_embedding_length(m["hidden"])
+    writer.add_feed_forward_length(m["dense"])
+    writer.add_head_count(m["heads"])
+    writer.add_head_count_kv(1)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_rope_dimension_count(m["rope"])
+    writer.add_vocab_size(m["vocab"])
+    writer.add_q_lora_rank(m["q_lora"])
+    writer.add_kv_lora_rank(m["kv_lora"])
+    writer.add_key_length(m["kv_lora"] + m["rope"])
+    writer.add_value_length(m["kv_lora"])
+    writer.add_key_length_mla(m["nope"] + m["rope"])
+    writer.add_value_length_mla(m["value"])
+    writer.add_leading_dense_block_count(1)
+    writer.add_expert_count(m["experts"])
+    writer.add_expert_used_count(m["top_k"])
+    writer.add_expert_feed_forward_length(m["expert_width"])
+    writer.add_expert_shared_count(m["shared"])
+    writer.add_expert_weights_scale(2.5)
+    writer.add_expert_weights_norm(True)
+    writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    writer.add_expert_group_count(m["groups"])
+    writer.add_expert_group_used_count(m["kept_groups"])
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list([f"t{i}" for i in range(m["vocab"])])
+    writer.add_token_types([gguf.TokenType.NORMAL] * m["vocab"])
+    writer.add_token_merges(["t 1"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    rng = np.random.default_rng(1)
+    for name, size in norms(m):
+        writer.add_tensor(name, np.ones(size, np.float32))
+    for layer in range(1, m["layers"]):
+        writer.add_tensor(f"blk.{layer}.exp_probs_b.bias", np.zeros(m["experts"], np.float32))
+    for name, shape in tensors(m):
+        values = rng.standard_normal(shape, np.float32) * np.float32(0.02)
+        if "ffn_gate_inp" in name:
+            writer.add_tensor(name, values * 5)
+            continue
+        rounded = ((values.view(np.uint32) + 0x8000) >> 16).astype(np.uint16)
+        writer.add_tensor(name, rounded.view(np.uint8), raw_dtype=gguf.GGMLQuantizationType.BF16)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def quantize(source, target, kind, threads):
+    settings = llama_cpp.llama_model_quantize_default_params()
+    settings.ftype, settings.nthread = FILE_TYPES[kind], threads
+    if llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(settings)) != 0:
+        raise SystemExit(f"{target}: llama.cpp could not quantize it")
+
+
+class LlamaCpp:
+    """The peer, through its C functions: no Python is timed but the calls."""
+
+    def __init__(self, path, threads):
+        model = llama_cpp.llama_model_default_params()
+        self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), model)
+        self.threads = threads
+
+    def run(self, sequences):
+        """Tokens/s of a prefill of `sequences` prompts and of decoding them all."""
+        settings = llama_cpp.llama_context_default_params()
+        settings.n_ctx = sequences * (PROMPT + STEPS + 8)
+        settings.n_batch = settings.n_ubatch = 512
+        settings.n_seq_max = sequences
+        settings.n_threads = settings.n_threads_batch = self.threads
+        context = llama_cpp.llama_init_from_model(self.model, settings)
+        rng = np.random.default_rng(sequences)
+        batch = llama_cpp.llama_batch_init(PROMPT, 0, 1)
+
+        def decode(tokens, positions, ids, wanted):
+            batch.n_tokens = len(tokens)
+            for i, (token, position, sequence, logits) in enumerate(zip(tokens, positions, ids, wanted)):
+                batch.token[i], batch.pos[i], batch.n_seq_id[i] = int(token), position, 1
+                batch.seq_id[i][0], batch.logits[i] = sequence, logits
+            begin = time.perf_counter()
+            if llama_cpp.llama_decode(context, batch) != 0:
+                raise SystemExit("llama.cpp failed")
+            llama_cpp.llama_synchronize(context)
+            return time.perf_counter() - begin
+
+        def likeliest(row):
+            logits = llama_cpp.llama_get_logits_ith(context, row)
+            return int(np.ctypeslib.as_array(logits, (MODEL["vocab"],)).argmax())
+
+        prefill, following = 0.0, []
+        for sequence in range(sequences):
+            prompt = rng.integers(2, MODEL["vocab"], PROMPT)
+            prefill += decode(prompt, range(PROMPT), [sequence] * PROMPT, [0] * (PROMPT - 1) + [1])
+            following.append(likeliest(-1))
+        times = []
+        for step in range(STEPS):
+            times.append(decode(following, [PROMPT + step] * sequences, range(sequences), [1] * sequences))
+            following = [likeliest(i) for i in range(sequences)]
+        llama_cpp.llama_batch_free(batch)
+        llama_cpp.llama_free(context)
+        return sequences * PROMPT / prefill, sequences / float(np.median(times))
+
+
+def shoal(path, threads, batches, compute):
+    command = [str(ROOT / "build/shoal"), "bench", "--model", str(path), "--threads", str(threads), "--quiet", "--json",
+               "--concurrency", ",".join(map(str, batches)), "--prompt-tokens", str(PROMPT), "--output-tokens",
+               str(STEPS), "--compute", compute]
+    report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    return report["device"], {r["concurrency"]: r for r in report["results"]}
+
+
+def limits(threads):
+    """GB/s read, and 1e9 operations/s (a multiplication and an addition are two)."""
+    command = [str(ROOT / "build/perf/kernels_bench"), f"--threads={threads}", "--benchmark_filter=^limit/",
+               "--benchmark_format=json", "--benchmark_min_time=0.2"]
+    report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout)
+    found = {}
+    for entry in report["benchmarks"]:
+        name = entry["name"].split("/")[1]
+        found[name] = entry["GB/s"] if name == "read" else entry["GFLOP/s"]
+    return found
+
+
+def operations_per_token(m):
+    """Of a prompt's token: all layers without the head."""
+    total = 0
+    for name, shape in tensors(m):
+        if name in ("token_embd.weight", "output.weight"):
+            continue
+        share = m["top_k"] / m["experts"] if "_exps" in name else 1
+        total += 2 * share * float(np.prod(shape))
+    return total
+
+
+def cpu_name():
+    return re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, required=True, help="where the models are made and kept (8 GB)")
+    parser.add_argument("--types", nargs="+", default=["Q8_0", "Q4_K_M", "BF16"], choices=sorted(FILE_TYPES))
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 16])
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only-make", action="store_true", help="make the models and measure nothing")
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    quiet = llama_cpp.llama_log_callback(lambda *_: None)
+    llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
+    llama_cpp.llama_backend_init()
+
+    files = {kind: options.folder / f"moe-1.6b-{kind}.gguf" for kind in ["BF16", *options.types]}
+    if not files["BF16"].exists():
+        make_model(files["BF16"], MODEL)
+    for kind, path in files.items():
+        if not path.exists():
+            quantize(files["BF16"], path, kind, options.threads)
+    if options.only_make:
+        return
+
+    machine = limits(options.threads)
+    print(f"{time.strftime('%Y-%m-%d')}, {cpu_name()}, {options.threads} threads; llama-cpp-python "
+          f"{llama_cpp.__version__}; tokens/s, best of {options.rounds} rounds")
+    print("limits: " + ", ".join(f"{name} {value:.0f}" for name, value in machine.items()))
+    peak = max(value for name, value in machine.items() if name != "read") * 1e9
+    most_tokens = peak / operations_per_token(MODEL)
+    for kind in options.types:
+        peer = LlamaCpp(files[kind], options.threads)
+        best = {}
+        for _ in range(options.rounds):  # alternately, so that both have the machine's good and bad moments
+            for batch in options.batches:
+                prefill, decode = peer.run(batch)
+                device, results = shoal(files[kind], options.threads, [batch], "bf16" if kind == "BF16" else "f32")
+                r = results[batch]
+                rows = {"decode": (decode, r["decode_tokens_per_s"])}
+                if batch == 1:
+                    rows["prefill"] = (prefill, r["prefill_tokens_per_s"])
+                for what, pair in rows.items():
+                    old = best.get((what, batch), (0, 0, 0))
+                    limit = most_tokens if what == "prefill" else \
+                        machine["read"] * 1e9 / r["weight_bytes_per_step"] * batch
+                    best[what, batch] = (max(old[0], pair[0]), max(old[1], pair[1]), max(old[2], limit))
+        llama_cpp.llama_model_free(peer.model)
+        print(f"\n{kind} (Shoal: {device})\n{'':<12}{'llama.cpp':>10}{'Shoal':>10}{'ratio':>8}{'limit':>10}{'of it':>8}")
+        for what, batch in sorted(best, key=lambda key: (key[0] == "decode", key[1])):
+            theirs, ours, limit = best[what, batch]
+            name = f"prefill {PROMPT}" if what == "prefill" else f"decode x{batch}"
+            print(f"{name:<12}{theirs:>10.1f}{ours:>10.1f}{ours / theirs:>8.2f}{limit:>10.1f}{ours / limit:>8.0%}",
+                  flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""GuideLLM, a public load generator, against the server; and `shoal bench --url` against it too, whose counts must be
+those of the server's own metrics."""
+
+import csv
+import io
+import json
+import os
+import shutil
+import subprocess
+
+import pytest
+from conftest import DEMO_MODEL
+from serving import BINARY, ROOT
+
+GUIDELLM = shutil.which("guidellm") or ROOT / ".venv-guidellm/bin/guidellm"
+
+
+def bench(server, *options):
+    return subprocess.run([BINARY, "bench", "--url", server.url, "--concurrency", "1,3", "--prompt-tokens", "40",
+                           "--output-tokens", "12", "--requests-per-user", "2", *options],
+                          capture_output=True, text=True, timeout=300)
+
+
+def test_bench_url_counts_as_the_server_does(server):
+    before = server.metrics()
+    done = bench(server, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    rows = report["results"]
+    assert report["model"] == server.model and [row["concurrency"] for row in rows] == [1, 3]
+    assert [row["requests"] for row in rows] == [2, 6] and not any(row["failed"] for row in rows)
+    assert all(row["output_tokens"] == 12 and 20 < row["prompt_tokens"] < 60 for row in rows)
+    # One request more was a trial.
+    after = server.metrics()
+    assert after["generation_tokens_total"] - before["generation_tokens_total"] == 9 * 12
+    assert after["request_prompt_tokens_count"] - before["request_prompt_tokens_count"] == 9
+    for row in rows:
+        assert row["tokens_per_s"] == pytest.approx(row["requests"] * 12 / row["seconds"])
+        assert 0 < row["ttft_p50_ms"] <= row["ttft_p99_ms"] < row["seconds"] * 1e3
+        assert 0 < row["tpot_p50_ms"] <= row["tpot_p99_ms"]
+        assert row["tokens_per_s_per_user"] <= 1e3 / row["tpot_p50_ms"] * 2
+
+
+def test_bench_url_as_table_and_csv(server):
+    table = bench(server).stdout.splitlines()
+    assert [line.split()[:3] for line in table[2:]] == [["1", "2", "0"], ["3", "6", "0"]]
+    rows = list(csv.DictReader(io.StringIO(bench(server, "--csv").stdout)))
+    assert [(row["concurrency"], row["failed"]) for row in rows] == [("1", "0"), ("3", "0")]
+
+
+@pytest.mark.parametrize("url, says", [("http://127.0.0.1:1", "cannot be reached"), ("ftp://x", "http://"),
+                                       ("http://nowhere.invalid:80", "is not known")])
+def test_bench_url_says_what_is_wrong(server, url, says):
+    done = subprocess.run([BINARY, "bench", "--url", url], capture_output=True, text=True, timeout=60)
+    assert done.returncode == (2 if url.startswith("ftp") else 1) and says in done.stderr
+
+
+def test_bench_url_reports_failed_requests(server):
+    done = bench(server, "--model", "no-such-model")
+    assert done.returncode == 1 and "no-such-model" in done.stderr
+
+
+def test_guidellm(server, tmp_path):
+    if not os.access(GUIDELLM, os.X_OK):
+        pytest.skip("guidellm is not installed: tests/requirements-guidellm.txt")
+    out = tmp_path / "report.json"
+    done = subprocess.run([GUIDELLM, "benchmark", "--target", server.url, "--model", server.model, "--processor",
+                           str(DEMO_MODEL), "--rate-type", "concurrent", "--rate", "4", "--max-requests", "20", "--data",
+                           "prompt_tokens=64,output_tokens=16", "--output-path", str(out)],
+                          capture_output=True, text=True, timeout=300, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    benchmark, = json.loads(out.read_text())["benchmarks"]
+    assert len(benchmark["requests"]["successful"]) == 20 and not benchmark["requests"]["errored"]
+    assert all(request["output_tokens"] == 16 for request in benchmark["requests"]["successful"])

@@ -1,0 +1,138 @@
+"""llama.cpp beside Shoal on the same files, in one run: what its quantizer writes, Shoal runs with its output; what Shoal
+writes, it loads with the same output, tokens and chat template. Needs llama-cpp-python (built from source); without it
+llama_golden_test.py has what it said once."""
+
+import ctypes
+import itertools
+import json
+import subprocess
+import sys
+
+import gguf
+import numpy as np
+import pytest
+from convert import convert
+from serving import BINARY, ROOT
+
+llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+from compare_llama_cpp import compare  # noqa: E402
+from make_llama_golden import random_weights  # noqa: E402
+from make_llama_golden import quantize as quantize_there  # noqa: E402
+
+sys.path.insert(0, str(ROOT / "launch" / "demo"))
+import problems  # noqa: E402
+
+pytestmark = pytest.mark.skipif(not BINARY.exists(), reason=f"{BINARY} is not built")
+DEMO = ROOT / "launch" / "demo-model"
+NUMBERS = {"Q4_K_M": 15, "Q6_K": 18, "Q2_K": 10, "IQ2_XXS": 19, "IQ1_S": 24, "Q8_0": 7}
+# Both round activations to 8 bits, in groups of their own, so predictions differ by that noise: more where weights are
+# coarse and the model is unsure. A choice between two experts may fall on the other side here and there.
+LIMITS = {"Q8_0": 2e-3, "Q6_K": 2e-3, "Q4_K_M": 3e-3, "Q2_K": 1e-2, "IQ2_XXS": 2e-2, "IQ1_S": 3e-2}
+
+
+def shoal(*arguments):
+    done = subprocess.run([BINARY, *map(str, arguments), "--quiet", "--json"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def text_of(seed, held_out, count):
+    drawn = itertools.islice(problems.stream(seed, held_out), count)
+    return "".join(f"<｜User｜>{p.prompt}<｜Assistant｜><think>\n{p.response}<｜end▁of▁sentence｜>" for p in drawn)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The demo model as a BF16 GGUF, its importance as llama.cpp takes it, and prompts."""
+    from tokenizers import Tokenizer
+    folder = tmp_path_factory.mktemp("demo")
+    shoal("quantize", DEMO, folder / "demo.gguf", "--type", "BF16")
+    (folder / "text").write_text(text_of(5, False, 40))
+    shoal("eval", "--model", DEMO, "--text", folder / "text", "--importance", folder / "importance")
+    ids = Tokenizer.from_file(str(DEMO / "tokenizer.json")).encode(text_of(11, True, 20), add_special_tokens=False).ids
+    prompts = [ids[i:i + 200] for i in range(0, 800, 200)]
+    assert len(prompts[-1]) == 200
+    return folder, importance_for_llama(folder / "importance"), prompts
+
+
+def importance_for_llama(path):
+    tensors = {t.name: np.array(t.data) for t in gguf.GGUFReader(path).tensors}
+    entries, keep = [], []
+    for name in [n.removesuffix(".in_sum2") for n in tensors if n.endswith(".in_sum2")]:
+        sums, counts = tensors[name + ".in_sum2"], tensors[name + ".counts"].reshape(-1, 1)
+        means = np.where(counts > 0, sums / np.maximum(counts, 1), 1).astype(np.float32).reshape(-1)
+        keep.append(means)
+        entries.append(llama_cpp.llama_model_imatrix_data(
+            name.encode(), means.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), means.size))
+    entries.append(llama_cpp.llama_model_imatrix_data(None, None, 0))
+    return (llama_cpp.llama_model_imatrix_data * len(entries))(*entries), keep
+
+
+def check(path, prompts, folder, kind, record_property):
+    d = compare(path, prompts, folder)
+    record_property("kl_mean", d["kl_mean"])
+    record_property("top1", d["top1_agreement"])
+    print(f"{path.name}: KL {d['kl_mean']:.2e}, largest {d['kl_max']:.2e}, top-1 {d['top1_agreement']:.2%}")
+    assert d["kl_mean"] < LIMITS[kind] and d["top1_agreement"] > 0.9
+
+
+@pytest.mark.parametrize("kind", ["Q4_K_M", "Q6_K", "Q2_K", "IQ2_XXS", "IQ1_S"])
+def test_what_it_quantizes_runs_here(kind, demo, tmp_path, record_property):
+    folder, (importance, _), prompts = demo
+    path = tmp_path / f"demo-{kind}.gguf"
+    quantize_there(folder / "demo.gguf", path, NUMBERS[kind], importance if kind.startswith("IQ") else None)
+    check(path, prompts, tmp_path, kind, record_property)
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_K_M", "Q2_K", "IQ2_XXS", "IQ1_S"])
+def test_what_is_quantized_here_runs_there(kind, demo, tmp_path, record_property):
+    folder, _, prompts = demo
+    path = tmp_path / f"demo-{kind}.gguf"
+    shoal("quantize", DEMO, path, "--type", kind, "--importance", folder / "importance")
+    check(path, prompts, tmp_path, kind, record_property)
+
+
+def test_a_mix_runs_there(demo, tmp_path, record_property):
+    folder, _, prompts = demo
+    path = tmp_path / "mix.gguf"
+    shoal("quantize", DEMO, path, "--size", "4bpw", "--importance", folder / "importance")
+    check(path, prompts, tmp_path, "IQ2_XXS", record_property)
+
+
+DENSE = dict(hidden_size=512, vocab_size=256, rms_norm_eps=1e-6, max_position_embeddings=1024, num_hidden_layers=3,
+             num_attention_heads=8, num_key_value_heads=2, intermediate_size=1024, rope_theta=10000.0)
+
+
+@pytest.mark.parametrize("kind", ["Q4_K_M", "Q6_K", "Q2_K", "IQ2_XXS", "IQ1_S"])
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_dense_models(family, kind, tmp_path, record_property):
+    rng = np.random.default_rng(3)
+    config = dict(DENSE, model_type=family)
+    weights = random_weights(dict(config, model_type="llama"), rng)
+    if family == "qwen2":
+        for layer in range(config["num_hidden_layers"]):
+            for name, rows in (("q", 512), ("k", 128), ("v", 128)):
+                weights[f"model.layers.{layer}.self_attn.{name}_proj.bias"] = \
+                    0.3 * rng.standard_normal(rows, np.float32)
+    convert(config, weights, tmp_path / "f32.gguf")
+    importance = None
+    if kind.startswith("IQ"):
+        from make_llama_golden import importance_of
+        importance, keep = importance_of(tmp_path / "f32.gguf", rng)
+    path = tmp_path / f"{family}-{kind}.gguf"
+    quantize_there(tmp_path / "f32.gguf", path, NUMBERS[kind], importance)
+    prompts = [rng.integers(2, 256, n).tolist() for n in (24, 160)]
+    check(path, prompts, tmp_path, kind, record_property)
+
+
+def test_tokens_and_chat_template_are_the_same(demo):
+    from tokenizers import Tokenizer
+    folder = demo[0]
+    ours = Tokenizer.from_file(str(DEMO / "tokenizer.json"))
+    theirs = llama_cpp.Llama(str(folder / "demo.gguf"), vocab_only=True, verbose=False)
+    texts = [text_of(3, True, 2), "What is 47 + 38?", "  two  spaces\n\n\ttab", "naïve Ω 日本", "a" * 50, "1234567890"]
+    for text in texts:
+        assert theirs.tokenize(text.encode(), add_bos=False, special=True) == \
+            ours.encode(text, add_special_tokens=False).ids, text
+    config = json.loads((DEMO / "tokenizer_config.json").read_text())
+    assert theirs.metadata["tokenizer.chat_template"] == config["chat_template"]
