@@ -88,11 +88,15 @@ __global__ void __launch_bounds__(kThreads, 1)
       float score[kAtOnce], best = most;
 #pragma unroll
       for (int p = 0; p < kAtOnce; ++p) {
-        float product = 0;
+        score[p] = 0;
 #pragma unroll
-        for (int i = 0; i < kSteps; ++i) product = fmaf(query[i], s.key[four + p][lane + i * kWarp], product);
-        product = warp_sum(product) * shape.scale;
-        score[p] = four + p < count ? product : kMinusInfinity;
+        for (int i = 0; i < kSteps; ++i) score[p] = fmaf(query[i], s.key[four + p][lane + i * kWarp], score[p]);
+      }
+      const float total = warp_sums<kAtOnce>(score, lane) * shape.scale;
+#pragma unroll
+      for (int p = 0; p < kAtOnce; ++p) {
+        const float of_position = __shfl_sync(kAllLanes, total, p * (kWarp / kAtOnce));
+        score[p] = four + p < count ? of_position : kMinusInfinity;
         best = fmaxf(best, score[p]);
       }
       const float shrink = most == best ? 1.0f : expf(most - best);

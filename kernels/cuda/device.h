@@ -44,6 +44,28 @@ __device__ __forceinline__ float warp_sum(float x) {
   return x;
 }
 
+/// The sums over a warp of several values, kCount a power of two up to 32, with the same bits as warp_sum(): lanes hand
+/// each other the halves that they do not keep, so it takes kCount - 1 exchanges (and one for each further halving of
+/// the lanes), not five for each value. The result is of value lane / (32 / kCount).
+template <int kCount, int kDistance = kWarp / 2, int kSize>
+__device__ __forceinline__ float warp_sums(float (&x)[kSize], int lane) {
+  if constexpr (kDistance == 0) {
+    return x[0];
+  } else if constexpr (kCount == 1) {
+    x[0] += __shfl_xor_sync(kAllLanes, x[0], kDistance);
+    return warp_sums<1, kDistance / 2>(x, lane);
+  } else {
+    constexpr int kHalf = kCount / 2;
+    const bool upper = (lane & kDistance) != 0;
+#pragma unroll
+    for (int i = 0; i < kHalf; ++i) {
+      const float kept = upper ? x[i + kHalf] : x[i], given = upper ? x[i] : x[i + kHalf];
+      x[i] = kept + __shfl_xor_sync(kAllLanes, given, kDistance);
+    }
+    return warp_sums<kHalf, kDistance / 2>(x, lane);
+  }
+}
+
 /// Starts a kernel, with so many bytes of dynamic shared memory (more than 48 KB, if it asks for them). An empty grid
 /// is no work. What goes wrong is told by the next call that waits.
 template <class... Parameters, class... Arguments>

@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kThreads, 1) linear_kernel(LinearCall call, bo
     const std::int64_t i = tile.first + min(t, tile.count - 1);
     x[t] = call.x + source_row(call, i) * call.x_stride + tile.group * call.x_step;
   }
-  float sum[kOutputs][kRows] = {};
+  float sum[kOutputs * kRows] = {};
 #pragma unroll 1
   for (std::int64_t col = lane * kVector; col < w.cols; col += kColumns) {
     float weight[kOutputs][kVector];
@@ -56,18 +56,16 @@ __global__ void __launch_bounds__(kThreads, 1) linear_kernel(LinearCall call, bo
 #pragma unroll
       for (int r = 0; r < kOutputs; ++r)
 #pragma unroll
-        for (int i = 0; i < kVector; ++i) sum[r][t] = fmaf(activation[i], weight[r][i], sum[r][t]);
+        for (int i = 0; i < kVector; ++i) sum[r * kRows + t] = fmaf(activation[i], weight[r][i], sum[r * kRows + t]);
     }
   }
-#pragma unroll
-  for (int r = 0; r < kOutputs; ++r)
-#pragma unroll
-    for (int t = 0; t < kRows; ++t) {
-      const float total = warp_sum(sum[r][t]);
-      if (lane != 0 || first + r >= w.rows || t >= tile.count) continue;
-      call.out[(tile.first + t) * call.out_stride + tile.group * call.out_step + first + r] =
-          total + (call.bias == nullptr ? 0.0f : call.bias[first + r]);
-    }
+  // Every lane, or every so manyth, ends with one of the block's results.
+  constexpr int kLanesEach = kWarp / (kOutputs * kRows);
+  const float total = warp_sums<kOutputs * kRows>(sum, lane);
+  const int r = lane / kLanesEach / kRows, t = lane / kLanesEach % kRows;
+  if (lane % kLanesEach != 0 || first + r >= w.rows || t >= tile.count) return;
+  call.out[(tile.first + t) * call.out_stride + tile.group * call.out_step + first + r] =
+      total + (call.bias == nullptr ? 0.0f : call.bias[first + r]);
 }
 
 template <WeightForm kForm>

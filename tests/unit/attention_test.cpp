@@ -103,7 +103,7 @@ TEST_P(AttentionTest, AQueryDoesNotDependOnItsNeighboursNorThreadsNorPages) {
     const PagedCache other_pages(random, *one, type, 300, width, {1400});
     std::vector<AttentionQuery> queries;
     for (std::size_t s = 0; s < lengths.size(); ++s) {
-      for (int i = std::min(lengths[s], 20); i > 0; --i) queries.push_back(cache.query(s, lengths[s] - i + 1));
+      for (int i = std::min(lengths[s], rounds(20)); i > 0; --i) queries.push_back(cache.query(s, lengths[s] - i + 1));
     }
     const auto n = std::ssize(queries);
     const std::int64_t q_cols = shape.heads * width, out_cols = shape.heads * shape.kv_lora_rank;

@@ -43,6 +43,10 @@ std::string describe(const Where& where) {
   return fmt::format("{}:{}", file.substr(file.find_last_of('/') + 1), where.line());
 }
 
+bool same_place(const Where& a, const Where& b) {
+  return a.line() == b.line() && std::strcmp(a.file_name(), b.file_name()) == 0;
+}
+
 struct AsyncCopy {
   void* to;
   const void* from;
@@ -164,7 +168,7 @@ class BlockRunner {
     if (b.arrived > 0 && b.count != count)
       fail("barrier: a thread comes at {} for {} threads, another came at {} for {}", describe(where), count,
            describe(b.where), b.count);
-    if (b.arrived > 0 && wait && b.where.line() != 0 && !b.waiting.empty() && describe(b.where) != describe(where))
+    if (wait && !b.waiting.empty() && !same_place(b.where, where))
       fail("barrier: threads wait for each other at different places, {} and {}", describe(b.where), describe(where));
     b.count = count;
     if (wait || b.arrived == 0) b.where = where;
@@ -216,7 +220,7 @@ class BlockRunner {
       fail("warp: mask {:#x} at {} names lanes that the block does not have", mask, describe(where));
     mask &= all;
     Meeting& m = meeting_of(warp, mask);
-    if (m.arrived != 0 && describe(m.where) != describe(where))
+    if (m.arrived != 0 && !same_place(m.where, where))
       fail("warp: lanes meet at different places, {} and {}", describe(m.where), describe(where));
     m.where = where;
     const std::uint64_t round = m.round;
