@@ -21,7 +21,7 @@ struct Problem {
 
 /// Loads of any skew, zeros among them, and ranks with room enough.
 Problem any_problem() {
-  const int ranks = *rc::gen::inRange(1, 24), experts = *rc::gen::inRange(1, 80);
+  const int ranks = *rc::gen::inRange(1, 12), experts = *rc::gen::inRange(1, 40);
   Problem p{{}, ExpertRanks::equal(ranks, *rc::gen::inRange(1, ranks + 1), experts, *rc::gen::inRange(0, 20))};
   for (int e = 0; e < experts; ++e) {
     const double base = *rc::gen::inRange(0, 100);
