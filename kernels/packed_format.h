@@ -7,16 +7,9 @@
 #include <string_view>
 
 #include "kernels/formats/format.h"
+#include "kernels/scales.h"
 
 namespace shoal {
-
-/// How the scales of a quantized matrix are kept.
-enum class Scales : std::uint8_t {
-  half,    // one FP16 a record, and another for the minimum where there are minima
-  bfloat,  // one BF16 a record
-  single,  // one FP32 a record
-  super,   // a byte for each group, times one FP16 for 256 columns (the K, IQ and ternary formats)
-};
 
 /// One row's columns of a record, taken out of the stored block: what a weight is worth is
 ///     scale * (value(code) - offset) - minimum

@@ -121,7 +121,7 @@ CLI::App* add_bench(CLI::App& root, BenchOptions& options) {
   add_url_options(*app, options.load);
   app->add_option("--prompt-tokens", options.prompt_tokens, "Of each request")->check(CLI::PositiveNumber);
   app->add_option("--output-tokens", options.output_tokens, "Of each request, while no prompt is being read")
-      ->check(CLI::Range(2, 1 << 20));
+      ->check(CLI::Range(1, 1 << 20));
   app->add_option("--repeat", options.repeat, "Of each measurement; the medians are told")->check(CLI::PositiveNumber);
   CLI::Option* json = app->add_flag("--json", options.json, "Print JSON");
   app->add_flag("--csv", options.csv, "Print the results as CSV")->excludes(json);
@@ -139,6 +139,8 @@ int bench(const BenchOptions& asked, int* argc, char*** argv) {
     return bench_url(options.load, options.json, options.csv);
   }
   if (options.job.model.empty()) throw Error("bench: --model or --url is required", ExitCode::usage);
+  if (options.output_tokens < 2)
+    throw Error("bench: --output-tokens must be at least 2 without --url", ExitCode::usage);
   if (options.concurrency.empty()) options.concurrency = {1, 4, 16};
   if (options.weights == "random") {
     const ModelConfig config = find_model(options.job.model.string());

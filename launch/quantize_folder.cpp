@@ -6,12 +6,15 @@
 #include <deque>
 #include <fstream>
 #include <memory>
+#include <optional>
 
 #include "base/error.h"
 #include "kernels/dtype.h"
 #include "kernels/formats/fit.h"
 #include "launch/quantize_gguf.h"
 #include "planner/tensor_names.h"
+#include "runtime/gguf_names.h"
+#include "runtime/importance.h"
 #include "runtime/row_reader.h"
 
 namespace shoal {
@@ -41,8 +44,9 @@ class WeightForm {
   virtual std::int64_t strip_rows() const = 0;
   /// Bytes of each tensor that a strip fills.
   virtual std::vector<std::int64_t> strip_bytes(std::int64_t rows, std::int64_t cols) const = 0;
+  /// `importance`: of the columns; null: alike.
   virtual StorageError encode(const std::vector<float>& x, std::int64_t rows, std::int64_t cols,
-                              std::byte* out) const = 0;
+                              const float* importance, std::byte* out) const = 0;
   virtual ordered_json config() const = 0;
 };
 
@@ -63,7 +67,7 @@ class Fp8 final : public WeightForm {
   std::vector<std::int64_t> strip_bytes(std::int64_t rows, std::int64_t cols) const override {
     return {rows * cols, (cols + kBlock - 1) / kBlock * 4};
   }
-  StorageError encode(const std::vector<float>& x, std::int64_t rows, std::int64_t cols,
+  StorageError encode(const std::vector<float>& x, std::int64_t rows, std::int64_t cols, const float*,
                       std::byte* out) const override {
     StorageError error;
     for (std::int64_t first = 0; first < cols; first += kBlock) {
@@ -102,7 +106,7 @@ class Int8 final : public WeightForm {
   std::vector<std::int64_t> strip_bytes(std::int64_t rows, std::int64_t cols) const override {
     return {rows * cols, rows * 4};
   }
-  StorageError encode(const std::vector<float>& x, std::int64_t rows, std::int64_t cols,
+  StorageError encode(const std::vector<float>& x, std::int64_t rows, std::int64_t cols, const float*,
                       std::byte* out) const override {
     StorageError error;
     for (std::int64_t r = 0; r < rows; ++r) {
@@ -135,13 +139,13 @@ class Int4 final : public WeightForm {
   std::vector<std::int64_t> strip_bytes(std::int64_t rows, std::int64_t cols) const override {
     return {rows * cols / 2, rows * cols / group_ * 2};
   }
-  StorageError encode(const std::vector<float>& x, std::int64_t rows, std::int64_t cols,
+  StorageError encode(const std::vector<float>& x, std::int64_t rows, std::int64_t cols, const float* importance,
                       std::byte* out) const override {
     StorageError error;
     std::byte* scales = out + rows * cols / 2;
     for (std::int64_t first = 0; first < rows * cols; first += group_, scales += 2) {
       const float* values = x.data() + first;
-      const std::uint16_t scale = f32_to_bf16(fit(values));
+      const std::uint16_t scale = f32_to_bf16(fit(values, importance ? importance + first % cols : nullptr));
       std::memcpy(scales, &scale, 2);
       const float d = bf16_to_f32(scale);
       for (std::int64_t i = 0; i < group_; i += 8) {
@@ -173,10 +177,10 @@ class Int4 final : public WeightForm {
 
  private:
   /// The scale's sign is free elsewhere, but readers of this form want it positive.
-  float fit(const float* values) const {
+  float fit(const float* values, const float* weights) const {
     const int n = static_cast<int>(group_);
-    const float scale = formats::fit_scale(values, nullptr, n, -8, 7);
-    return scale >= 0 ? scale : std::abs(formats::fit_scale(values, nullptr, n, -7, 7));
+    const float scale = formats::fit_scale(values, weights, n, -8, 7);
+    return scale >= 0 ? scale : std::abs(formats::fit_scale(values, weights, n, -7, 7));
   }
   std::int64_t group_;
 };
@@ -267,8 +271,16 @@ void add_copy(Conversion& work, const Checkpoint& checkpoint, const Item& item, 
   }
 }
 
+/// Of a weight's columns; empty where nothing is known, as of kv_b_proj, which computes in halves.
+std::vector<float> importance_of(const std::optional<Importance>& importance, const ExpectedTensor& tensor) {
+  if (!importance || tensor.part == Part::mtp) return {};
+  const auto at = tensor.name.find(".experts.");
+  const std::int64_t number = at == std::string::npos ? 0 : std::stoll(tensor.name.substr(at + 9));
+  return importance->of(gguf_tensor_name(tensor.name), number, tensor.shape[1]);
+}
+
 void add_weight(Conversion& work, const RowReader& source, const WeightForm& form, const Item& item,
-                const std::map<std::string, std::uint64_t>& offsets) {
+                const std::vector<float>& importance, const std::map<std::string, std::uint64_t>& offsets) {
   const auto reader = std::make_shared<const RowReader>(source);
   const std::int64_t rows = item.tensor.shape[0], cols = item.tensor.shape[1];
   std::vector<std::uint64_t> at;
@@ -284,7 +296,7 @@ void add_weight(Conversion& work, const RowReader& source, const WeightForm& for
     work.add_piece(std::move(ranges), u64(count * cols) * 2, [=, &form](std::vector<std::byte>& out) {
       std::vector<float> values;
       reader->read(first, count, values);
-      return form.encode(values, count, cols, out.data());
+      return form.encode(values, count, cols, importance.empty() ? nullptr : importance.data(), out.data());
     });
   }
   if (item.stored.size() > 2) {  // the shape, which packed words alone do not tell
@@ -317,6 +329,8 @@ void copy_side_files(const QuantizeOptions& options, const WeightForm& form) {
 std::map<std::string, StorageError> write_folder(const ModelConfig& config, const Checkpoint& checkpoint,
                                                  const QuantizeOptions& options) {
   const auto form = form_of(options);
+  std::optional<Importance> importance;
+  if (!options.importance.empty()) importance = Importance::read(options.importance);
   fs::create_directories(options.out);
   std::vector<std::vector<Item>> shards(1);
   std::uint64_t filled = 0;
@@ -350,7 +364,7 @@ std::map<std::string, StorageError> write_folder(const ModelConfig& config, cons
       }
       const RowReader reader(checkpoint, config.quantization.value_or(WeightQuantization{}), item.tensor.name,
                              item.tensor.shape[0], item.tensor.shape[1]);
-      add_weight(work, reader, *form, item, offsets);
+      add_weight(work, reader, *form, item, importance_of(importance, item.tensor), offsets);
     }
     for (const auto& [kind, error] : work.run(options.threads, !options.quiet)) errors[kind] += error;
   }

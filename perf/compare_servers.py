@@ -24,6 +24,19 @@ from plot_bench import draw  # noqa: E402
 
 SHOAL = ROOT / "build" / "shoal"
 
+# On cores with AMX llama.cpp puts weights where it cannot multiply them as MLA's attention needs (GGML_ASSERT
+# cur_backend_id != -1, 0.3.36), unless extra buffer types are off, for which its server has no option.
+LLAMA_SERVER = """
+import runpy, llama_cpp, llama_cpp.llama_cpp as c
+defaults = c.llama_model_default_params
+def without_extra_buffers():
+    params = defaults()
+    params.use_extra_bufts = False
+    return params
+c.llama_model_default_params = llama_cpp.llama_model_default_params = without_extra_buffers
+runpy.run_module("llama_cpp.server", run_name="__main__")
+"""
+
 
 def free_port():
     with socket.socket() as probe:
@@ -65,7 +78,7 @@ def main():
     ports = {"shoal": free_port(), "llama-cpp-python": free_port()}
     cores = str(os.cpu_count())
     commands = {"shoal": [SHOAL, "serve", "--model", asked.model, "--port", str(ports["shoal"]), "--no-access-log"],
-                "llama-cpp-python": [sys.executable, "-m", "llama_cpp.server", "--model", asked.model, "--n_ctx", "4096",
+                "llama-cpp-python": [sys.executable, "-c", LLAMA_SERVER, "--model", asked.model, "--n_ctx", "4096",
                                      "--port", str(ports["llama-cpp-python"]), "--n_threads", cores,
                                      "--n_threads_batch", cores, "--interrupt_requests", "false"]}
     reports, running = {}, []

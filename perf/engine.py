@@ -28,6 +28,7 @@ MODEL = dict(layers=8, hidden=2048, dense=6144, experts=64, expert_width=512, to
              heads=16, q_lora=768, kv_lora=512, nope=128, rope=64, value=128, vocab=32768, context=8192)
 FILE_TYPES = {"BF16": 32, "Q8_0": 7, "Q6_K": 18, "Q5_K_M": 17, "Q4_K_M": 15, "Q4_0": 2, "Q3_K_M": 12, "Q2_K": 10}
 PROMPT, STEPS = 256, 24
+HAS_AMX = b"AMX_INT8 = 1" in llama_cpp.llama_print_system_info()
 
 
 def tensors(m):
@@ -61,6 +62,13 @@ def norms(m):
             yield f"blk.{layer}.{name}.weight", m[size]
 
 
+def token_names(vocab):
+    """The 256 bytes as byte-level tokenizers spell them, then made-up words."""
+    letters = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [0x100 + i for i in range(256 - len(letters))]
+    return [chr(c) for c in letters + others] + [f"<word {i}>" for i in range(vocab - 256)]
+
+
 def make_model(path, m):
     writer = gguf.GGUFWriter(path, "deepseek2")
     writer.add_block_count(m["layers"])
@@ -91,9 +99,9 @@ def make_model(path, m):
     writer.add_expert_group_used_count(m["kept_groups"])
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("default")
-    writer.add_token_list([f"t{i}" for i in range(m["vocab"])])
+    writer.add_token_list(token_names(m["vocab"]))
     writer.add_token_types([gguf.TokenType.NORMAL] * m["vocab"])
-    writer.add_token_merges(["t 1"])
+    writer.add_token_merges(["t h"])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
     rng = np.random.default_rng(1)
@@ -126,6 +134,8 @@ class LlamaCpp:
 
     def __init__(self, path, threads):
         model = llama_cpp.llama_model_default_params()
+        # Its layouts for AMX (and, with them, for other CPUs) have no product for attn_v_b: it would abort.
+        model.use_extra_bufts = not HAS_AMX
         self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), model)
         self.threads = threads
 
@@ -230,6 +240,8 @@ def main():
     machine = limits(options.threads)
     print(f"{time.strftime('%Y-%m-%d')}, {cpu_name()}, {options.threads} threads; llama-cpp-python "
           f"{llama_cpp.__version__}; tokens/s, best of {options.rounds} rounds")
+    if HAS_AMX:
+        print("llama.cpp without its AMX layout, with which it aborts on this model (0.3.36)")
     print("limits: " + ", ".join(f"{name} {value:.0f}" for name, value in machine.items()))
     peak = max(value for name, value in machine.items() if name != "read") * 1e9
     most_tokens = peak / operations_per_token(MODEL)

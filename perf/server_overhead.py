@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "perf"))
 from compare_servers import SHOAL, free_port, start  # noqa: E402
 
-LOADS = [("answers of 200 tokens", 8, 200, 4), ("answers of 1 token", 8, 1, 60), ("prompts of 500 tokens, answers of 1", 500, 1, 10)]
+LOADS = [("answers of 200 tokens", 8, 200, 20), ("answers of 1 token", 8, 1, 60), ("prompts of 500 tokens, answers of 1", 500, 1, 10)]
 
 
 def threads_s(pid):

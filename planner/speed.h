@@ -18,7 +18,7 @@ struct SpeedConstants {
   };
   OfDevice gpu{.memory = 0.80, .products = 0.68, .attention = 0.60, .passes = 5, .layer_us = 170, .step_us = 2000};
   OfDevice cpu{.memory = 0.53, .products = 0.30, .attention = 0.30, .passes = 4, .layer_us = 100, .step_us = 200};
-  /// Of what `plan --cluster auto` measured with the same kernels.
+  /// Of what `plan --cluster auto` measured with the same kernels. Estimates: not yet held against runs.
   OfDevice measured{.memory = 0.9, .products = 0.9, .attention = 0.5, .passes = 4, .layer_us = 60, .step_us = 200};
   double link = 0.80;        // fraction of a link's bandwidth in an exchange
   double imbalance = 1.2;    // most loaded rank over the mean, where no loads are known

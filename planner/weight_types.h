@@ -19,8 +19,7 @@ struct WeightType {
   double bits() const { return 8.0 * (block_bytes + factor_bytes) / (static_cast<double>(block_cols) * block_rows); }
   /// Bytes of a matrix [rows, cols].
   std::int64_t bytes(std::int64_t rows, std::int64_t cols) const;
-  /// The type as a CPU rank holds it: GGUF's blocks become codes that one kernel multiplies (kernels/packed_format.h),
-  /// integers of a Hugging Face folder are expanded to F32 (runtime/tensor_loader.h).
+  /// The type as a CPU rank holds it: GGUF's blocks become codes that one kernel multiplies (kernels/packed_format.h).
   WeightType held() const;
 };
 

@@ -13,8 +13,8 @@ namespace {
 /// How the elements of a matrix are stored, for another process to find the same.
 struct Storage {
   enum class Kind : std::int32_t { plain, stored, integers } kind = Kind::plain;
-  DType dtype = DType::f32;  // plain
-  char format[16] = {};      // stored: a name in kernels/formats
+  DType dtype = DType::f32;   // plain
+  char format[16] = {};       // stored: a name in kernels/formats
   int bits = 0, columns = 0;  // integers
   Scales scales = Scales::half;
   bool zeros = false;

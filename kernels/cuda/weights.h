@@ -2,6 +2,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/scales.h"
+
 namespace shoal::cuda {
 
 /// The forms in which weights lie in device memory.

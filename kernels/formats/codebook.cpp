@@ -5,6 +5,8 @@
 #include <cmath>
 #include <limits>
 
+#include "kernels/formats/fit.h"
+
 namespace shoal::formats {
 namespace {
 
@@ -115,7 +117,7 @@ void encode(const float* x, const float* w, BlockIQ4_XS& block) {
     const float d = trial.d.value();
     float error = 0;
     for (int s = 0; s < 8; ++s) {
-      const int centre = d == 0 ? 0 : static_cast<int>(std::lround(fits[static_cast<std::size_t>(s)] / d));
+      const int centre = d == 0 ? 0 : nearest_whole(fits[static_cast<std::size_t>(s)] / d);
       Assignment best;
       best.error = std::numeric_limits<float>::infinity();
       int scale = 0;

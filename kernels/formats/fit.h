@@ -1,4 +1,5 @@
 #pragma once
+#include <cmath>
 
 /// Fits of evenly spaced levels to values: the searches behind the formats' encoders. Each minimises
 /// sum(weight * (value - stored)^2) over up to 256 values; null weights count all alike.
@@ -6,6 +7,14 @@ namespace shoal::formats {
 
 /// The level in [low, high] whose multiple of `scale` is nearest to `value`. A scale of zero gives the level zero.
 int nearest_level(float value, float scale, int low, int high);
+
+/// The nearest whole number, or where that is beyond what any format's scales reach (values of 1e30 beside tiny ones,
+/// no number at all), one that is just as much too large.
+inline int nearest_whole(float value) {
+  constexpr float most = 1024;
+  return value < most ? (value > -most ? static_cast<int>(std::lround(value)) : -static_cast<int>(most))
+                      : static_cast<int>(most);
+}
 
 /// The scale (of either sign) for values near scale * level, level in [low, high]. Zero where all values are.
 float fit_scale(const float* values, const float* weights, int n, int low, int high);

@@ -8,6 +8,7 @@
 #include <limits>
 #include <vector>
 
+#include "kernels/formats/fit.h"
 #include "kernels/formats/iq_grids.h"
 #include "kernels/formats/iq_quants.h"
 
@@ -285,7 +286,7 @@ struct SuperBlock {
     block.unit = unit;
     for (int b = 0; b < count; ++b) {
       const auto at = static_cast<std::size_t>(b);
-      const int centre = unit > 0 ? static_cast<int>(std::lround((fits[at] / unit - 1) / 2)) : 0;
+      const int centre = unit > 0 ? nearest_whole((fits[at] / unit - 1) / 2) : 0;
       float least = kInfinity;
       for (int c = centre - 1; c <= centre + 1; ++c) {
         const int bounded = std::clamp(c, 0, most);

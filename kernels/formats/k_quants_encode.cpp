@@ -57,7 +57,7 @@ struct ScaledBlocks {
     const float unit = d.value();
     float total = 0;
     for (int s = 0; s < count; ++s) {
-      const int centre = unit == 0 ? 0 : static_cast<int>(std::lround(fits[static_cast<std::size_t>(s)] / unit));
+      const int centre = unit == 0 ? 0 : nearest_whole(fits[static_cast<std::size_t>(s)] / unit);
       float best = std::numeric_limits<float>::infinity();
       for (int candidate = centre - 1; candidate <= centre + 1; ++candidate) {
         const int bounded = std::clamp(candidate, scale_low, scale_high);
@@ -128,7 +128,7 @@ struct OffsetBlocks {
 
   float settle(const std::array<ScaleAndOffset, count>& fits, const float* x, const float* w) {
     const float unit = d.value(), unit_min = dmin.value();
-    const auto nearest = [](float value, float of) { return of == 0 ? 0 : static_cast<int>(std::lround(value / of)); };
+    const auto nearest = [](float value, float of) { return of == 0 ? 0 : nearest_whole(value / of); };
     float total = 0;
     for (int s = 0; s < count; ++s) {
       const auto i = static_cast<std::size_t>(s);

@@ -25,9 +25,11 @@ import problems  # noqa: E402
 pytestmark = pytest.mark.skipif(not BINARY.exists(), reason=f"{BINARY} is not built")
 DEMO = ROOT / "launch" / "demo-model"
 NUMBERS = {"Q4_K_M": 15, "Q6_K": 18, "Q2_K": 10, "IQ2_XXS": 19, "IQ1_S": 24, "Q8_0": 7}
-# Both round activations to 8 bits, in groups of their own, so predictions differ by that noise: more where weights are
-# coarse and the model is unsure. A choice between two experts may fall on the other side here and there.
-LIMITS = {"Q8_0": 2e-3, "Q6_K": 2e-3, "Q4_K_M": 3e-3, "Q2_K": 1e-2, "IQ2_XXS": 2e-2, "IQ1_S": 3e-2}
+# Both round activations to 8 bits, in groups of their own, so predictions differ by that noise.
+DENSE_KL, DENSE_TOP1 = 4e-3, 0.9
+# With experts, a choice between two may fall on the other side and change a position for good (in BF16 too: one of 800
+# here); the demo model, which never had to predict puzzles, only answers, is unsure enough for that.
+MOE_KL, MOE_TOP1 = 5e-2, 0.96
 
 
 def shoal(*arguments):
@@ -68,12 +70,12 @@ def importance_for_llama(path):
     return (llama_cpp.llama_model_imatrix_data * len(entries))(*entries), keep
 
 
-def check(path, prompts, folder, kind, record_property):
+def check(path, prompts, folder, record_property, kl=MOE_KL, top1=MOE_TOP1):
     d = compare(path, prompts, folder)
     record_property("kl_mean", d["kl_mean"])
     record_property("top1", d["top1_agreement"])
     print(f"{path.name}: KL {d['kl_mean']:.2e}, largest {d['kl_max']:.2e}, top-1 {d['top1_agreement']:.2%}")
-    assert d["kl_mean"] < LIMITS[kind] and d["top1_agreement"] > 0.9
+    assert d["kl_mean"] < kl and d["top1_agreement"] > top1
 
 
 @pytest.mark.parametrize("kind", ["Q4_K_M", "Q6_K", "Q2_K", "IQ2_XXS", "IQ1_S"])
@@ -81,7 +83,7 @@ def test_what_it_quantizes_runs_here(kind, demo, tmp_path, record_property):
     folder, (importance, _), prompts = demo
     path = tmp_path / f"demo-{kind}.gguf"
     quantize_there(folder / "demo.gguf", path, NUMBERS[kind], importance if kind.startswith("IQ") else None)
-    check(path, prompts, tmp_path, kind, record_property)
+    check(path, prompts, tmp_path, record_property)
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_K_M", "Q2_K", "IQ2_XXS", "IQ1_S"])
@@ -89,14 +91,14 @@ def test_what_is_quantized_here_runs_there(kind, demo, tmp_path, record_property
     folder, _, prompts = demo
     path = tmp_path / f"demo-{kind}.gguf"
     shoal("quantize", DEMO, path, "--type", kind, "--importance", folder / "importance")
-    check(path, prompts, tmp_path, kind, record_property)
+    check(path, prompts, tmp_path, record_property)
 
 
 def test_a_mix_runs_there(demo, tmp_path, record_property):
     folder, _, prompts = demo
     path = tmp_path / "mix.gguf"
     shoal("quantize", DEMO, path, "--size", "4bpw", "--importance", folder / "importance")
-    check(path, prompts, tmp_path, "IQ2_XXS", record_property)
+    check(path, prompts, tmp_path, record_property)
 
 
 DENSE = dict(hidden_size=512, vocab_size=256, rms_norm_eps=1e-6, max_position_embeddings=1024, num_hidden_layers=3,
@@ -122,7 +124,7 @@ def test_dense_models(family, kind, tmp_path, record_property):
     path = tmp_path / f"{family}-{kind}.gguf"
     quantize_there(tmp_path / "f32.gguf", path, NUMBERS[kind], importance)
     prompts = [rng.integers(2, 256, n).tolist() for n in (24, 160)]
-    check(path, prompts, tmp_path, kind, record_property)
+    check(path, prompts, tmp_path, record_property, DENSE_KL, DENSE_TOP1)
 
 
 def test_tokens_and_chat_template_are_the_same(demo):

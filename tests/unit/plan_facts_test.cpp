@@ -5,6 +5,7 @@
 #include <map>
 
 #include "base/error.h"
+#include "kernels/matrix.h"
 #include "planner/cards.h"
 #include "planner/precision.h"
 #include "tests/unit/config_fixtures.h"
@@ -157,6 +158,21 @@ TEST(PlanFacts, NonsenseIsRefusedWithTheFieldsName) {
   EXPECT_NE(error_of([] { find_cluster("h900x8"); }).find("h800x8"), std::string::npos) << "lists what there is";
   EXPECT_NE(error_of([] { find_model("deepseek-r9"); }).find("deepseek-r1"), std::string::npos);
   EXPECT_NE(error_of([] { Precision::from_name("fp3"); }).find("Q4_K_M"), std::string::npos);
+}
+
+/// The planner knows nothing of kernels, so their sizes are in both.
+TEST(PlanFacts, CpuRanksHoldBlocksAsKernelsPackThem) {
+  int packed = 0;
+  for (const char* name :
+       {"Q4_0",  "Q4_1",    "Q5_0",   "Q5_1",  "Q8_0",    "Q2_K",  "Q3_K",   "Q4_K",   "Q5_K",  "Q6_K",  "IQ1_S",
+        "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4"}) {
+    const PackedFormat* format = packed_format(*find_format(name));
+    ASSERT_NE(format, nullptr) << name;
+    Matrix m(*format, 32, 512);
+    EXPECT_EQ(weight_type(name).held().bytes(32, 512), m.bytes()) << name;
+    ++packed;
+  }
+  EXPECT_EQ(packed, 22);
 }
 
 }  // namespace

@@ -105,7 +105,7 @@ TEST_P(QuantizedProducts, OfIntegersMatchReference) {
           std::vector<float> actual(std::size_t(tokens * rows), NAN), expected(actual.size());
           tested->linear({x.data(), tokens, cols}, w, {}, {actual.data(), tokens, rows});
           reference->linear({x.data(), tokens, cols}, w, {}, {expected.data(), tokens, rows});
-          expect_near(actual, expected, 1.5 * tolerance(), fmt::format("{} bits, records of {}", bits, columns));
+          expect_near(actual, expected, 5e-5, fmt::format("{} bits, records of {}", bits, columns));
         }
       }
     }
