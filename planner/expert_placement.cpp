@@ -36,7 +36,8 @@ bool equal_nodes(const ExpertRanks& ranks, const std::vector<Node>& nodes) {
 }
 
 /// Whether groups stay on nodes: every node then gets the same number of groups.
-bool hierarchical(const ExpertRanks& ranks, int n_group) {
+bool hierarchical(std::span<const double> loads, const ExpertRanks& ranks, int n_group) {
+  if (n_group > 1 && loads.size() % at(n_group) != 0) fail("{} experts are no {} equal groups", loads.size(), n_group);
   const auto nodes = nodes_of(ranks);
   const auto n = static_cast<int>(nodes.size());
   return n_group > 1 && n > 1 && n_group >= n && n_group % n == 0 && equal_nodes(ranks, nodes);
@@ -237,7 +238,7 @@ std::vector<double> rank_loads(const LayerPlacement& placement, std::span<const 
 double load_bound(std::span<const double> loads, const ExpertRanks& ranks, int n_group) {
   check(loads, ranks);
   const double flat = flat_bound(loads, ranks.slots, ranks.speed);
-  if (!hierarchical(ranks, n_group)) return flat;
+  if (!hierarchical(loads, ranks, n_group)) return flat;
   const auto nodes = nodes_of(ranks);
   const GroupPacking packing(group_loads(loads, n_group), static_cast<int>(nodes.size()));
   const double node_speed =
@@ -247,7 +248,7 @@ double load_bound(std::span<const double> loads, const ExpertRanks& ranks, int n
 
 LayerPlacement place_experts(std::span<const double> loads, const ExpertRanks& ranks, int n_group) {
   check(loads, ranks);
-  if (!hierarchical(ranks, n_group)) return place_flat(loads, ranks.slots, ranks.speed);
+  if (!hierarchical(loads, ranks, n_group)) return place_flat(loads, ranks.slots, ranks.speed);
 
   const GroupPacking packing(group_loads(loads, n_group), static_cast<int>(nodes_of(ranks).size()));
   LayerPlacement best = place_in_nodes(loads, ranks, packing.best());

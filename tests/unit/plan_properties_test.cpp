@@ -17,12 +17,14 @@ using Loads = std::vector<double>;
 struct Problem {
   Loads loads;
   ExpertRanks ranks;
+  int n_group;
 };
 
 /// Loads of any skew, zeros among them, and ranks with room enough.
 Problem any_problem() {
-  const int ranks = *rc::gen::inRange(1, 12), experts = *rc::gen::inRange(1, 40);
-  Problem p{{}, ExpertRanks::equal(ranks, *rc::gen::inRange(1, ranks + 1), experts, *rc::gen::inRange(0, 20))};
+  const int ranks = *rc::gen::inRange(1, 12), n_group = *rc::gen::element(1, 4, 8);
+  const int experts = n_group * *rc::gen::inRange(1, 40 / n_group);
+  Problem p{{}, ExpertRanks::equal(ranks, *rc::gen::inRange(1, ranks + 1), experts, *rc::gen::inRange(0, 20)), n_group};
   for (int e = 0; e < experts; ++e) {
     const double base = *rc::gen::inRange(0, 100);
     p.loads.push_back(base * base * (*rc::gen::inRange(0, 10) == 0 ? 100 : 1));
@@ -56,7 +58,7 @@ double largest(const LayerPlacement& placement, const Problem& p) {
 TEST(PlanProperties, PlacementsAreSoundAndNotBelowTheBound) {
   EXPECT_TRUE(rc::check([] {
     const Problem p = any_problem();
-    const LayerPlacement placement = place_experts(p.loads, p.ranks, *rc::gen::element(1, 4, 8));
+    const LayerPlacement placement = place_experts(p.loads, p.ranks, p.n_group);
     assert_sound(placement, p);
     RC_ASSERT(load_bound(p.loads, p.ranks, 1) <= largest(placement, p) * (1 + 1e-5) + 1e-9);
   }));
