@@ -37,10 +37,10 @@ bool equal_nodes(const ExpertRanks& ranks, const std::vector<Node>& nodes) {
 
 /// Whether groups stay on nodes: every node then gets the same number of groups.
 bool hierarchical(std::span<const double> loads, const ExpertRanks& ranks, int n_group) {
-  if (n_group > 1 && loads.size() % at(n_group) != 0) fail("{} experts are no {} equal groups", loads.size(), n_group);
   const auto nodes = nodes_of(ranks);
   const auto n = static_cast<int>(nodes.size());
-  return n_group > 1 && n > 1 && n_group >= n && n_group % n == 0 && equal_nodes(ranks, nodes);
+  return n_group > 1 && loads.size() % at(n_group) == 0 && n > 1 && n_group >= n && n_group % n == 0 &&
+         equal_nodes(ranks, nodes);
 }
 
 std::vector<double> group_loads(std::span<const double> loads, int n_group) {
