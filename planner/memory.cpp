@@ -18,7 +18,6 @@ constexpr int logit_rows = 32;         // runtime/job.cpp: logits are made for s
 constexpr double buffer_growth = 1.5;  // collectives/aligned_buffer.h
 constexpr double packed_f32 = 6;       // bytes of an FP32 activation in three BF16 parts on AMX; 4 elsewhere
 constexpr double packed_bf16 = 2;
-constexpr double scratch_growth = 1.25;  // runtime/model.cpp, Scratch
 
 std::int64_t round_up(std::int64_t n, std::int64_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -43,8 +42,7 @@ double cpu_activations(const ModelConfig& c, double tokens, int tensor_parallel,
   const double ffn = std::ceil(static_cast<double>(c.intermediate_size) / tensor_parallel);
   const double routed = peak * c.num_experts_per_tok;
   const double inputs = std::max(1.0, routed) * hidden, gated = std::max(ffn, routed * c.moe_intermediate_size);
-  return 4 * scratch_growth * (tokens * width + logits) +
-         tokens * (packed_bytes * (widest_input + inputs + gated) + 4 * gated);
+  return 4 * (tokens * width + logits) + tokens * (packed_bytes * (widest_input + inputs + gated) + 4 * gated);
 }
 
 double gpu_activations(const ModelConfig& c, double tokens, int tensor_parallel, double arriving) {
