@@ -12,12 +12,13 @@ namespace {
 
 constexpr int panel_rows = 16;         // kernels/matrix.h
 constexpr int page_tokens = 16;        // runtime/job.cpp
-constexpr double cpu_reserve = 24e6;   // program, MPI and threads of an idle rank, measured
+constexpr double cpu_reserve = 28e6;   // program, MPI and threads of an idle rank, measured
 constexpr double gpu_reserve = 3e9;    // CUDA context, libraries' workspaces, NCCL, fragmentation
 constexpr int logit_rows = 32;         // runtime/job.cpp: logits are made for so many rows at a time
 constexpr double buffer_growth = 1.5;  // collectives/aligned_buffer.h
 constexpr double packed_f32 = 6;       // bytes of an FP32 activation in three BF16 parts on AMX; 4 elsewhere
 constexpr double packed_bf16 = 2;
+constexpr double packed_int8 = 1.5;  // for weights of blocks: kernels/cpu/gemm_quantized.inl, step_bytes_of
 
 std::int64_t round_up(std::int64_t n, std::int64_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -75,6 +76,7 @@ HeldWeights::HeldWeights(const ModelConfig& config, const Precision& precision, 
     if (!guesses && (!t.required() || t.part == Part::mtp)) continue;
     const WeightType* type = &precision.type_of(config, t);
     const std::int64_t rows = t.shape.size() > 1 ? t.shape[0] : 1, cols = t.shape.back();
+    if (t.name.ends_with("gate_proj.weight") && type->block_cols > 1 && type->block_rows == 1) quantized_ = true;
     const auto is = [&](std::string_view leaf) { return t.name.ends_with(leaf); };
     if (t.part == Part::routed_experts || (guesses && t.name.find(".mlp.experts.") != std::string::npos)) {
       expert_[static_cast<std::size_t>(t.layer)] +=
@@ -189,7 +191,11 @@ RankMemory rank_memory(const ModelConfig& config, const HeldWeights& weights, co
     m.exchange = tokens * config.hidden_size * 4.0;
   }
   m.activations = gpu ? gpu_activations(config, tokens, tp, arriving)
-                      : cpu_activations(config, tokens, tp, bf16_rows ? packed_bf16 : packed_f32, peak, workload.mtp);
+                      : cpu_activations(config, tokens, tp,
+                                        weights.quantized() ? packed_int8
+                                        : bf16_rows         ? packed_bf16
+                                                            : packed_f32,
+                                        peak, workload.mtp);
   m.reserve = gpu ? gpu_reserve : cpu_reserve;
   if (device.companion) m.companion = dense + m.kv + gpu_activations(config, tokens, tp, 0) + gpu_reserve;
   return m;

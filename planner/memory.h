@@ -56,6 +56,8 @@ class HeldWeights {
   /// Of one routed expert. The MTP layer is the one behind the others.
   double expert_bytes(int layer) const { return expert_[static_cast<std::size_t>(layer)]; }
   int layers() const { return static_cast<int>(expert_.size()); }
+  /// Whether feed-forward blocks are multiplied as bytes.
+  bool quantized() const { return quantized_; }
 
  private:
   struct Piece {
@@ -69,6 +71,7 @@ class HeldWeights {
   const Device::Kind kind_;
   std::vector<Piece> dense_;
   std::vector<double> expert_;  // [layers]
+  bool quantized_ = false;
 };
 
 /// Bytes of KV cache per token and layer stack of the whole model.

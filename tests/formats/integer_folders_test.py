@@ -163,8 +163,8 @@ def test_answers_as_the_plain_values(model, form, ranks, tmp_path):
         got = [server.score(p["ids"]) for p in prompts]
     rounds = "wide" in form or form.startswith("int8")
     for ours, plain, prompt in zip(got, want, prompts, strict=True):
-        if rounds:  # and may flip a choice between experts here and there
-            assert np.median(np.abs(np.subtract(ours, plain))) <= 0.02
+        if rounds:  # activations to bytes; that may flip a choice between experts here and there
+            assert np.median(np.abs(np.subtract(ours, plain))) <= 0.08
         else:
             assert largest_difference(ours, plain) <= 1e-4
         assert largest_difference(plain, prompt["logprobs"]) > 1e-3  # they are not the original's values
