@@ -15,7 +15,6 @@ constexpr int page_tokens = 16;        // runtime/job.cpp
 constexpr double cpu_reserve = 28e6;   // program, MPI and threads of an idle rank, measured
 constexpr double gpu_reserve = 3e9;    // CUDA context, libraries' workspaces, NCCL, fragmentation
 constexpr int logit_rows = 32;         // runtime/job.cpp: logits are made for so many rows at a time
-constexpr double buffer_growth = 1.5;  // collectives/aligned_buffer.h
 constexpr double packed_f32 = 6;       // bytes of an FP32 activation in three BF16 parts on AMX; 4 elsewhere
 constexpr double packed_bf16 = 2;
 constexpr double packed_int8 = 1.5;  // for weights of blocks: kernels/cpu/gemm_quantized.inl, step_bytes_of
@@ -85,8 +84,6 @@ HeldWeights::HeldWeights(const ModelConfig& config, const Precision& precision, 
     }
     const bool vector = t.shape.size() < 2;
     if (vector || t.part == Part::router || is(".mlp.gate.weight")) type = &weight_type("F32");
-    // Split by head and transposed, which blocks along a row do not survive.
-    if (is("kv_b_proj.weight") && type->block_cols > 1 && type->block_rows == 1) type = &weight_type("F32");
     Cut cut = Cut::none;
     if (is("q_proj.weight") || is("q_b_proj.weight") || is("kv_b_proj.weight")) cut = Cut::heads;
     if (is("k_proj.weight") || is("v_proj.weight")) cut = Cut::kv_heads;
@@ -94,6 +91,13 @@ HeldWeights::HeldWeights(const ModelConfig& config, const Precision& precision, 
     if (is("gate_proj.weight") || is("up_proj.weight")) cut = Cut::ffn_rows;
     if (is("down_proj.weight")) cut = Cut::ffn_cols;
     if (t.part == Part::head) cut = Cut::vocab;
+    if (is("kv_b_proj.weight") && type->block_cols > 1 && type->block_rows == 1 && !precision.is_gguf()) {
+      // The keys' half of each head is transposed, which blocks along a row do not survive. GGUF files have it so.
+      const std::int64_t keys = rows / (config.qk_nope_head_dim + config.v_head_dim) * config.qk_nope_head_dim;
+      dense_.push_back({&weight_type("F32"), keys, cols, cut});
+      dense_.push_back({type, rows - keys, cols, cut});
+      continue;
+    }
     dense_.push_back({type, rows, cols, cut});
   }
 }
@@ -186,7 +190,7 @@ RankMemory rank_memory(const ModelConfig& config, const HeldWeights& weights, co
     // Dispatch and combine, out and in; on a CPU with BF16 rows, their FP32 forms too.
     const double row = config.hidden_size * (2 * (bf16_rows ? 2.0 : 4.0) + (!gpu && bf16_rows ? 4.0 : 0));
     const double answers = layout.replicas ? tokens * config.num_experts_per_tok : arriving;
-    m.exchange = (arriving + answers) * row * peak * buffer_growth;
+    m.exchange = (arriving + answers) * row * peak;
   } else if (tp > 1) {
     m.exchange = tokens * config.hidden_size * 4.0;
   }
