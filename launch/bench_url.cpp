@@ -112,7 +112,8 @@ class LoadRun {
 
   /// The server's model and dialect, and how many words make a prompt.
   void get_to_know() {
-    run([&]() -> net::awaitable<void> { co_await find_out(); });
+    net::io_context io;
+    run(io, [&] { return find_out(io); });
   }
 
   LoadRow measure(int users) {
@@ -121,32 +122,29 @@ class LoadRun {
     next_ = 0;
     const auto begin = Clock::now();
     net::io_context io;
-    std::exception_ptr broken;
-    for (int i = 0; i < users; ++i) {
-      net::co_spawn(io, use(io), [&](std::exception_ptr error) {
-        if (error) broken = error;
-      });
-    }
-    io.run();
-    if (broken) std::rethrow_exception(broken);
+    run(
+        io, [&] { return use(io); }, users);
     return summarize(users, std::chrono::duration<double>(Clock::now() - begin).count());
   }
 
   const std::string& model() const { return model_; }
 
  private:
+  /// So many coroutines side by side, to their end; throws what broke one.
   template <class Work>
-  void run(Work work) {
-    net::io_context io;
+  static void run(net::io_context& io, const Work& work, int count = 1) {
     std::exception_ptr broken;
-    io_ = &io;
-    net::co_spawn(io, work(), [&](std::exception_ptr error) { broken = error; });
+    for (int i = 0; i < count; ++i) {
+      net::co_spawn(io, work(), [&](std::exception_ptr error) {
+        if (error) broken = error;
+      });
+    }
     io.run();
     if (broken) std::rethrow_exception(broken);
   }
 
-  net::awaitable<void> find_out() {
-    HttpClient client(*io_, url_, load_.api_key);
+  net::awaitable<void> find_out(net::io_context& io) {
+    HttpClient client(io, url_, load_.api_key);
     if (model_.empty()) {
       const HttpClient::Response listed = co_await client.ask("/models", "", nullptr);
       const Json json = Json::parse(listed.body, nullptr, false);
@@ -177,13 +175,11 @@ class LoadRun {
     HttpClient client(io, url_, load_.api_key);
     while (next_ < answers_.size()) {
       Answer& answer = answers_[next_++];
-      std::string why;
       try {
         co_await ask(client, random_words(words_, random_), answer);
       } catch (const Error& error) {
-        why = error.what();
+        answer.error = error.what();
       }
-      if (!why.empty()) answer.error = why;
     }
   }
 
@@ -248,7 +244,6 @@ class LoadRun {
   Dialect dialect_;
   int words_ = 0;
   std::mt19937_64 random_{std::random_device{}()};
-  net::io_context* io_ = nullptr;
   std::vector<Answer> answers_;  // of the row
   std::size_t next_ = 0;
 };

@@ -3,18 +3,16 @@
 #include <fcntl.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <cerrno>
 #include <cmath>
-#include <exception>
 #include <fstream>
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <system_error>
-#include <thread>
 
 #include "base/error.h"
+#include "base/task_team.h"
 #include "runtime/progress.h"
 
 namespace shoal {
@@ -134,45 +132,29 @@ std::map<std::string, StorageError> Conversion::run(int threads, bool progress) 
   std::uint64_t total = 0;
   for (const Piece& piece : pieces_) total += tensors_[piece.tensor].done ? 0 : piece.source_bytes;
   Progress bar("quantizing", total, progress);
-  std::atomic<std::size_t> next = 0;
-  std::mutex mutex;  // guards the journal, the tensors and what follows
-  std::exception_ptr first_error;
-  const auto work = [&] {
-    std::vector<std::byte> bytes;
-    for (std::size_t i; (i = next++) < pieces_.size();) {
-      const Piece& piece = pieces_[i];
-      Tensor& tensor = tensors_[piece.tensor];
-      if (tensor.done) continue;
-      try {
-        std::size_t size = 0, written = 0;
-        for (const Range& range : piece.ranges) size += static_cast<std::size_t>(range.bytes);
-        bytes.resize(size);
-        const StorageError error = piece.make(bytes);
-        for (const Range& range : piece.ranges) {
-          out.write(range.offset, bytes.data() + written, static_cast<std::size_t>(range.bytes));
-          written += static_cast<std::size_t>(range.bytes);
-        }
-        bar.add(piece.source_bytes);
-        const std::lock_guard lock(mutex);
-        tensor.error += error;
-        if (--tensor.pieces_left > 0) continue;
-        journal << nlohmann::json({{"tensor", tensor.name},
-                                   {"squared_error", tensor.error.squared_error},
-                                   {"squared_values", tensor.error.squared_values}})
-                       .dump()
-                << std::endl;
-      } catch (...) {
-        const std::lock_guard lock(mutex);
-        if (!first_error) first_error = std::current_exception();
-        next = pieces_.size();
-      }
+  std::mutex mutex;  // guards the journal and the tensors
+  run_tasks(threads, pieces_.size(), [&, bytes = std::vector<std::byte>()](std::size_t i) mutable {
+    const Piece& piece = pieces_[i];
+    Tensor& tensor = tensors_[piece.tensor];
+    if (tensor.done) return;
+    std::size_t size = 0, written = 0;
+    for (const Range& range : piece.ranges) size += static_cast<std::size_t>(range.bytes);
+    bytes.resize(size);
+    const StorageError error = piece.make(bytes);
+    for (const Range& range : piece.ranges) {
+      out.write(range.offset, bytes.data() + written, static_cast<std::size_t>(range.bytes));
+      written += static_cast<std::size_t>(range.bytes);
     }
-  };
-  std::vector<std::jthread> team;
-  for (int t = 1; t < threads; ++t) team.emplace_back(work);
-  work();
-  team.clear();  // joins
-  if (first_error) std::rethrow_exception(first_error);
+    bar.add(piece.source_bytes);
+    const std::lock_guard lock(mutex);
+    tensor.error += error;
+    if (--tensor.pieces_left > 0) return;
+    journal << nlohmann::json({{"tensor", tensor.name},
+                               {"squared_error", tensor.error.squared_error},
+                               {"squared_values", tensor.error.squared_values}})
+                   .dump()
+            << std::endl;
+  });
 
   out.sync();
   fs::rename(partial_, file_);

@@ -2,14 +2,11 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <cmath>
-#include <exception>
-#include <mutex>
 #include <queue>
-#include <thread>
 
 #include "base/error.h"
+#include "base/task_team.h"
 #include "base/units.h"
 #include "runtime/progress.h"
 
@@ -111,28 +108,13 @@ std::map<std::string, const QuantFormat*> choose_formats(const std::vector<Choos
     };
     for (const Choosable& t : tensors) total += size_of(t);
     Progress bar("measuring", total, progress);
-    std::atomic<std::size_t> next = 0;
-    std::mutex mutex;
-    std::exception_ptr first_error;
-    const auto work = [&] {
-      for (std::size_t i; (i = next++) < tensors.size();) {
-        try {
-          auto all = measure(tensors[i]);
-          for (Measured& m : all) m.noise *= sensitivity(tensors[i].name);
-          hulls[i] = lower_hull(std::move(all));
-        } catch (...) {
-          const std::lock_guard lock(mutex);
-          if (!first_error) first_error = std::current_exception();
-          next = tensors.size();
-        }
-        bar.add(size_of(tensors[i]));
-      }
-    };
-    std::vector<std::jthread> team;
-    for (int t = 1; t < threads; ++t) team.emplace_back(work);
-    work();
-    team.clear();  // joins
-    if (first_error) std::rethrow_exception(first_error);
+    run_tasks(threads, tensors.size(), [&](std::size_t i) {
+      auto all = measure(tensors[i]);
+      const double weight = sensitivity(tensors[i].name);
+      for (Measured& m : all) m.noise *= weight;
+      hulls[i] = lower_hull(std::move(all));
+      bar.add(size_of(tensors[i]));
+    });
   }
 
   // All begin with the least; then the step that saves the most noise a byte is taken, as long as there is room.

@@ -10,12 +10,12 @@
 namespace shoal {
 namespace {
 
-constexpr int panel_rows = 16;         // kernels/matrix.h
-constexpr int page_tokens = 16;        // runtime/job.cpp
-constexpr double cpu_reserve = 28e6;   // program, MPI and threads of an idle rank, measured
-constexpr double gpu_reserve = 3e9;    // CUDA context, libraries' workspaces, NCCL, fragmentation
-constexpr int logit_rows = 32;         // runtime/job.cpp: logits are made for so many rows at a time
-constexpr double packed_f32 = 6;       // bytes of an FP32 activation in three BF16 parts on AMX; 4 elsewhere
+constexpr int panel_rows = 16;        // kernels/matrix.h
+constexpr int page_tokens = 16;       // runtime/job.cpp
+constexpr double cpu_reserve = 28e6;  // program, MPI and threads of an idle rank, measured
+constexpr double gpu_reserve = 3e9;   // CUDA context, libraries' workspaces, NCCL, fragmentation
+constexpr int logit_rows = 32;        // runtime/job.cpp: logits are made for so many rows at a time
+constexpr double packed_f32 = 6;      // bytes of an FP32 activation in three BF16 parts on AMX; 4 elsewhere
 constexpr double packed_bf16 = 2;
 constexpr double packed_int8 = 1.5;  // for weights of blocks: kernels/cpu/gemm_quantized.inl, step_bytes_of
 

@@ -69,6 +69,9 @@ std::string share_contact(Communicator& comm, const std::string& contact) {
   return text.data();
 }
 
+/// The GPU of a rank: the host's ranks take its GPUs in turn.
+int gpu_of(const LaunchEnvironment& launch, const CudaDevices& gpus) { return launch.local_rank % gpus.count; }
+
 /// Data between ranks goes from GPU to GPU; the launcher's communicator only brings them together.
 void use_nccl(Rank& rank, const JobOptions& options) {
   const CudaDevices gpus = find_cuda_devices();
@@ -76,7 +79,7 @@ void use_nccl(Rank& rank, const JobOptions& options) {
     throw Error("--collectives nccl needs GPUs; it does not go with --device cpu", ExitCode::usage);
   if (gpus.count == 0) fail("--collectives nccl: {}; check nvidia-smi on {}", gpus.reason, host_name());
   rank.start_up_comm = std::move(rank.comm);
-  rank.comm = make_nccl_communicator(load_nccl(), *rank.start_up_comm, {.device = rank.launch.local_rank % gpus.count});
+  rank.comm = make_nccl_communicator(load_nccl(), *rank.start_up_comm, {.device = gpu_of(rank.launch, gpus)});
 }
 
 Rank join_job(int* argc, char*** argv, const JobOptions& options) {
@@ -107,11 +110,11 @@ struct LoadedModel {
   std::shared_ptr<const grammar::TokenTable> tokens;  // null: the model has no tokenizer
 };
 
-/// What computes on this rank: a GPU where there is one, unless the CPU is asked for. The host's ranks share its GPUs.
+/// What computes on this rank: a GPU where there is one, unless the CPU is asked for.
 std::unique_ptr<Backend> make_backend(const JobOptions& options, const LaunchEnvironment& launch) {
   if (options.device != "cpu") {
     const CudaDevices gpus = find_cuda_devices();
-    if (gpus.count > 0) return make_cuda_backend({launch.local_rank % gpus.count, options.compute});
+    if (gpus.count > 0) return make_cuda_backend({gpu_of(launch, gpus), options.compute});
     if (options.device == "cuda")
       throw Error(
           fmt::format("--device cuda: {}; check nvidia-smi on {}, or use --device cpu", gpus.reason, host_name()));

@@ -68,7 +68,8 @@ class StartCheck {
         placement_(placement),
         rank_(rank),
         precision_(options.random_weights.empty() ? stored_precision(options.model, config)
-                                                  : Precision::from_name(options.random_weights)) {
+                                                  : Precision::from_name(options.random_weights)),
+        weights_(config, precision_, Device::Kind::cpu, options.mtp) {
     workload_.context = std::max(1, options.max_model_len);
     workload_.concurrency = placement.tensor_parallel ? 1 : placement.ranks;
     workload_.kv = options.kv_cache_dtype.value_or(options.compute == Compute::f32 ? KvType::f32 : KvType::bf16);
@@ -77,22 +78,18 @@ class StartCheck {
     workload_.mtp = options.mtp;
   }
 
-  RankMemory memory() const {
-    const HeldWeights weights(config_, precision_, Device::Kind::cpu, options_.mtp);
-    return memory(weights, workload_, placement_, rank_);
-  }
+  RankMemory memory() const { return memory(weights_, workload_, placement_, rank_); }
 
   /// Options of serve, and other files, any one of which makes it fit into `share` bytes a rank.
   std::vector<std::string> changes(double share) const {
     std::vector<std::string> found;
-    const HeldWeights weights(config_, precision_, Device::Kind::cpu, options_.mtp);
     const auto fits = [&](const Workload& workload) {
-      return memory(weights, workload, placement_, rank_).total() <= share;
+      return memory(weights_, workload, placement_, rank_).total() <= share;
     };
     for (int ranks = placement_.ranks + 1; ranks <= 4096; ranks += std::max(1, ranks / 16)) {
       Workload workload = workload_;
       if (!placement_.tensor_parallel) workload.concurrency = ranks;
-      if (memory(weights, workload, place_evenly(config_, ranks), 0).total() > share) continue;
+      if (memory(weights_, workload, place_evenly(config_, ranks), 0).total() > share) continue;
       found.push_back(fmt::format("{} ranks with as much memory each (mpirun --hostfile)", ranks));
       break;
     }
@@ -159,6 +156,7 @@ class StartCheck {
   const Placement& placement_;
   const int rank_;
   const Precision precision_;
+  const HeldWeights weights_;
   Workload workload_;
 };
 

@@ -4,13 +4,12 @@
 #include <array>
 #include <atomic>
 #include <cstring>
-#include <exception>
-#include <mutex>
+#include <memory>
 #include <numeric>
-#include <thread>
 #include <utility>
 
 #include "base/error.h"
+#include "base/task_team.h"
 
 namespace shoal {
 namespace {
@@ -334,29 +333,12 @@ void TensorLoader::vector(std::vector<float>& to, const std::string& name, std::
 }
 
 void TensorLoader::run(int threads, const std::function<void(std::uint64_t)>& progress) {
-  std::atomic<std::size_t> next = 0;
-  std::mutex mutex;
-  std::exception_ptr first_error;
-  const auto work = [&] {
-    std::vector<std::byte> staging;
-    for (std::size_t i; (i = next++) < tasks_.size();) {
-      try {
-        // Taken out, so that what it holds (scales) goes when it is done.
-        std::exchange(tasks_[i].work, nullptr)(staging);
-      } catch (...) {
-        const std::lock_guard lock(mutex);
-        if (!first_error) first_error = std::current_exception();
-        next = tasks_.size();
-      }
-      progress(tasks_[i].bytes);
-    }
-  };
-  std::vector<std::jthread> team;
-  for (int t = 1; t < threads; ++t) team.emplace_back(work);
-  work();
-  team.clear();  // joins
-  tasks_.clear();
-  if (first_error) std::rethrow_exception(first_error);
+  auto tasks = std::exchange(tasks_, {});
+  run_tasks(threads, tasks.size(), [&, staging = std::vector<std::byte>()](std::size_t i) mutable {
+    // Taken out, so that what it holds (scales) goes when it is done.
+    std::exchange(tasks[i].work, nullptr)(staging);
+    progress(tasks[i].bytes);
+  });
 }
 
 }  // namespace shoal
