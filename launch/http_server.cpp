@@ -126,6 +126,7 @@ struct Responder::Exchange {
     std::string bytes;
     bool ends = false;
     bool breaks = false;  // the handler gave up
+    bool unread = false;  // the client has gone: nothing of this is to be written
   };
 
   std::mutex mutex;
@@ -167,6 +168,7 @@ struct Responder::Exchange {
     output.bytes.swap(queue);
     output.ends = ended;
     output.breaks = broken;
+    output.unread = gone;
     return output;
   }
 
@@ -398,7 +400,11 @@ class Session : public std::enable_shared_from_this<Session> {
     parser.body_limit(options_.max_body_bytes);
     error_code ec;
     arm(options_.read_timeout);
-    co_await http::async_read_header(stream_, buffer_, parser, with(ec));
+    if (peer_gone_) {
+      parse_what_came(parser, ec);
+    } else {
+      co_await http::async_read_header(stream_, buffer_, parser, with(ec));
+    }
     if (!ec && !parser.is_done() && parser.get()[http::field::expect] == "100-continue") {
       static constexpr std::string_view go_on = "HTTP/1.1 100 Continue\r\n\r\n";
       co_await net::async_write(stream_, net::buffer(go_on), with(ec));
@@ -415,6 +421,15 @@ class Session : public std::enable_shared_from_this<Session> {
       co_return false;
     }
     co_return co_await answer(parser.release());
+  }
+
+  /// The request of a client that sends no more. The end of its stream has been read: a second read of it would wait for
+  /// an event that epoll tells only once.
+  void parse_what_came(http::request_parser<http::string_body>& parser, error_code& ec) {
+    parser.eager(true);
+    while (!ec && !parser.is_done() && buffer_.size() > 0) buffer_.consume(parser.put(buffer_.data(), ec));
+    if (ec == http::error::need_more) ec = {};
+    if (!ec && !parser.is_done()) parser.put_eof(ec);
   }
 
   /// Says what was wrong with a request that could not be read, if there is somebody to tell.
@@ -500,7 +515,7 @@ class Session : public std::enable_shared_from_this<Session> {
     bool chunked = false;
     for (bool ended = false; !ended;) {
       Responder::Exchange::Output output = exchange_->take();
-      if (closed_) {
+      if (closed_ || output.unread) {  // nobody would wake this connection again
         keep = false;
         break;
       }

@@ -232,6 +232,32 @@ TEST(HttpServer, TellsThatAClientDidNotWaitForItsAnswer) {
   responder.send(200, "text/plain", "late");
 }
 
+TEST(HttpServer, AConnectionEndsWhenItsClientLeavesBeforeTheAnswer) {
+  Catcher catcher;
+  HttpServer server({}, catcher.handler());
+  auto client = std::make_optional<RawHttpClient>(server.port());
+  client->request("GET", "/");
+  std::optional<Responder> responder = catcher.wait();
+  std::promise<void> gone;
+  responder->on_disconnect([&] { gone.set_value(); });
+  client.reset();
+  ASSERT_EQ(gone.get_future().wait_for(10s), std::future_status::ready);
+  std::this_thread::sleep_for(50ms);  // the connection has seen that there is nothing to write
+  responder.reset();
+  EXPECT_TRUE(server.drain(5s)) << "the connection stayed for ever";
+}
+
+TEST(HttpServer, AConnectionEndsWhenItsClientStopsWithinARequest) {
+  HttpServer server({}, echo);
+  const std::string request = "GET /end HTTP/1.1\r\nHost: h\r\n\r\n";
+  for (std::size_t sent = 1; sent < request.size(); ++sent) {
+    RawHttpClient client(server.port());
+    client.send(request.substr(0, sent));
+    client.finish();
+    EXPECT_TRUE(client.closes(5s)) << "after " << sent << " bytes";
+  }
+}
+
 TEST(HttpServer, SaysNothingOfClientsThatGoAfterTheirAnswer) {
   std::atomic<int> gone = 0;
   HttpServer server({}, [&](const HttpRequest& request, const Responder& responder) {

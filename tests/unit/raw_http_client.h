@@ -37,6 +37,8 @@ class RawHttpClient {
   void close() {
     if (fd_ >= 0) ::close(std::exchange(fd_, -1));
   }
+  /// Sends no more, but reads on.
+  void finish() { ::shutdown(fd_, SHUT_WR); }
   /// False when the other side has closed.
   bool send(std::string_view bytes) {
     while (!bytes.empty()) {
