@@ -10,7 +10,7 @@ import pytest
 from conftest import DEMO_MODEL
 from tokenizers import Tokenizer
 
-pytest.importorskip("lm_eval", reason="lm-eval is not installed: tests/requirements-large.txt")
+pytest.importorskip("lm_eval", reason="lm-eval is not installed: tests/venv --all")
 
 def sums():
     """Questions of the kind that the demo model was trained for, with the right answer as B."""

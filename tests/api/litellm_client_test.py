@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-litellm = pytest.importorskip("litellm", reason="litellm is not installed: tests/requirements-large.txt")
+litellm = pytest.importorskip("litellm", reason="litellm is not installed: tests/venv --all")
 
 QUESTION = [{"role": "user", "content": "What is 47 + 38?"}]
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {

@@ -62,7 +62,7 @@ def test_bench_url_reports_failed_requests(server):
 
 def test_guidellm(server, tmp_path):
     if not os.access(GUIDELLM, os.X_OK):
-        pytest.skip("guidellm is not installed: tests/requirements-guidellm.txt")
+        pytest.skip("guidellm is not installed: tests/venv --all")
     out = tmp_path / "report.json"
     done = subprocess.run([GUIDELLM, "benchmark", "--target", server.url, "--model", server.model, "--processor",
                            str(DEMO_MODEL), "--rate-type", "concurrent", "--rate", "4", "--max-requests", "20", "--data",
