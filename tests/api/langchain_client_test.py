@@ -5,14 +5,16 @@ import asyncio
 import re
 
 import pytest
-from langchain_core.documents import Document
-from langchain_core.embeddings import Embeddings
-from langchain_core.output_parsers import StrOutputParser
-from langchain_core.prompts import ChatPromptTemplate
-from langchain_core.runnables import RunnablePassthrough
-from langchain_core.vectorstores import InMemoryVectorStore
-from langchain_openai import ChatOpenAI, OpenAI
-from pydantic import BaseModel, Field
+
+pytest.importorskip("langchain_openai", reason="its packages need Python 3.11")
+from langchain_core.documents import Document  # noqa: E402
+from langchain_core.embeddings import Embeddings  # noqa: E402
+from langchain_core.output_parsers import StrOutputParser  # noqa: E402
+from langchain_core.prompts import ChatPromptTemplate  # noqa: E402
+from langchain_core.runnables import RunnablePassthrough  # noqa: E402
+from langchain_core.vectorstores import InMemoryVectorStore  # noqa: E402
+from langchain_openai import ChatOpenAI, OpenAI  # noqa: E402
+from pydantic import BaseModel, Field  # noqa: E402
 
 DOCUMENTS = [Document("Kate lives in Oslo. Otto works as a farmer. The coat costs 25 dollars. Kate likes rice."),
              Document("Max lives in Rome. The museum opens at 9. The bike of Max is blue.")]
