@@ -11,7 +11,7 @@ import sys
 from xml.sax.saxutils import escape
 
 PANELS = [("Tokens/s, all users", "tokens_per_s", None), ("Tokens/s of each user", "tokens_per_s_per_user", None),
-          ("First token, ms", "ttft_p50_ms", "ttft_p99_ms"), ("Between tokens, ms", "tpot_p50_ms", "tpot_p99_ms")]
+          ("First token, ms (dotted: p99)", "ttft_p50_ms", "ttft_p99_ms"), ("Between tokens, ms (dotted: p99)", "tpot_p50_ms", "tpot_p99_ms")]
 COLORS = ["#1f6feb", "#d1662c", "#2e8b57", "#8957e5", "#b08800", "#cf222e"]
 WIDTH, HEIGHT, LEFT, TOP, GAP_X, GAP_Y = 300, 190, 60, 50, 80, 70  # of a panel, and around it
 

@@ -1,7 +1,12 @@
 // Runs a libFuzzer target without libFuzzer: every file of the folders given, then mutations of them for so many
-// seconds, the same ones at every run.
+// seconds, the same ones at every run. An input on which the target crashes, or takes 20 seconds, is left in
+// "TARGET-input" in the folder for temporary files.
 //   NAME_fuzz SECONDS FOLDER...
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <chrono>
+#include <csignal>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -9,6 +14,9 @@
 #include <fstream>
 #include <iterator>
 #include <random>
+#include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size);
@@ -68,6 +76,24 @@ class Mutator {
   std::mt19937_64 random_{1};
 };
 
+Bytes current;  // what the target is given
+std::string left_in;
+
+/// Of a signal that ends the process; calls what a signal handler may.
+void leave_input(int signal) {
+  const int file = ::open(left_in.c_str(), O_CREAT | O_WRONLY | O_TRUNC, 0644);
+  const bool whole = ::write(file, current.data(), current.size()) == static_cast<ssize_t>(current.size());
+  const std::string_view said = signal == SIGALRM ? "takes too long: " : "crashes: ";
+  if (!whole || ::write(2, said.data(), said.size()) < 0 || ::write(2, left_in.data(), left_in.size()) < 0) ::_exit(2);
+  ::_exit(1);
+}
+
+void run(Bytes bytes) {
+  current = std::move(bytes);
+  ::alarm(20);
+  LLVMFuzzerTestOneInput(current.data(), current.size());
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -86,14 +112,14 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "no files to begin with\n");
     return 1;
   }
-  for (const Bytes& bytes : corpus) LLVMFuzzerTestOneInput(bytes.data(), bytes.size());
+  left_in = std::filesystem::temp_directory_path() / std::filesystem::path(argv[0]).filename().concat("-input");
+  for (const int signal : {SIGALRM, SIGABRT, SIGSEGV, SIGBUS, SIGFPE, SIGILL}) std::signal(signal, leave_input);
+  for (const Bytes& bytes : corpus) run(bytes);
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(std::atoi(argv[1]));
   Mutator mutator(corpus);
   long runs = 0;
-  for (; std::chrono::steady_clock::now() < end; ++runs) {
-    const Bytes bytes = mutator.next();
-    LLVMFuzzerTestOneInput(bytes.data(), bytes.size());
-  }
+  for (; std::chrono::steady_clock::now() < end; ++runs) run(mutator.next());
+  ::alarm(0);
   std::printf("%zu files, %ld mutations of them\n", corpus.size(), runs);
   return 0;
 }
