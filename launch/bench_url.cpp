@@ -61,7 +61,8 @@ class AnswerReader {
     if (!done_ && answer_.error.empty()) answer_.error = "the stream ended without [DONE]";
     // A server that does not count sends a piece of text a token.
     if (answer_.output_tokens == 0) answer_.output_tokens = answer_.pieces;
-    if (answer_.pieces == 0 && answer_.error.empty()) answer_.error = "the answer was empty";
+    if (answer_.output_tokens == 0 && answer_.error.empty()) answer_.error = "the answer was empty";
+    if (answer_.pieces == 0) answer_.first = answer_.last = now_;  // tokens without a text of their own
   }
 
  private:
@@ -212,7 +213,8 @@ class LoadRun {
     double speed = 0;
     for (const Answer& answer : answers_) {
       if (!answer.error.empty()) {
-        if (++row.failed == row.requests) fail("{}: {}", load_.url, answer.error);
+        if (row.failed++ == 0) row.first_error = answer.error;
+        if (row.failed == row.requests) fail("{}: {}", load_.url, answer.error);
         continue;
       }
       row.prompt_tokens += answer.prompt_tokens;
@@ -283,6 +285,8 @@ int bench_url(const UrlLoad& load, bool as_json, bool as_csv) {
   }
   report["model"] = measure_load(load, [&](const LoadRow& row) {
     failed += row.failed;
+    if (row.failed > 0)
+      fmt::print(stderr, "{} of {} requests failed; the first: {}\n", row.failed, row.requests, row.first_error);
     const int answered = row.requests - row.failed;
     report["results"].push_back({{"concurrency", row.users},
                                  {"requests", row.requests},

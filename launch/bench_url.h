@@ -27,7 +27,8 @@ struct Quantiles {
 /// What `users` users at once saw.
 struct LoadRow {
   int users = 0, requests = 0, failed = 0;
-  double seconds = 0;  // from the first request to the end of the last answer
+  std::string first_error;  // why the first of these failed
+  double seconds = 0;       // from the first request to the end of the last answer
   std::int64_t prompt_tokens = 0, output_tokens = 0;
   double requests_per_s = 0;
   double tokens_per_s = 0;           // generated, of all users together

@@ -68,7 +68,7 @@ def main():
                     recorder.send_signal(signal.SIGINT)
                     recorder.wait()
                     subprocess.run(["perf", "report", "-i", folder + "/perf.data", "--no-children", "--stdio", "-g", "none",
-                                    "--percent-limit", "1.5", "-s", "comm,dso,symbol"], stderr=subprocess.DEVNULL)
+                                    "--percent-limit", "1.5", "-s", "symbol", "-w", "140"], stderr=subprocess.DEVNULL)
         finally:
             server.terminate()
             server.wait()
