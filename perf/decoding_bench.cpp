@@ -59,7 +59,7 @@ std::vector<std::vector<std::int32_t>> puzzles(const std::filesystem::path& dir,
   for (std::size_t i = 0; i < std::min(count, lines.size()); ++i) {
     const auto problem = nlohmann::json::parse(lines[i * lines.size() / count]);  // of every kind
     ChatTemplate::Json messages = ChatTemplate::Json::array();
-    messages.push_back({{"role", "user"}, {"content", problem.at("prompt")}});
+    messages.push_back({{"role", "user"}, {"content", problem.at("prompt").get<std::string>()}});
     prompts.push_back(tokenizer.encode(chat->render(messages, nullptr, true), false));
   }
   return prompts;
