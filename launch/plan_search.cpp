@@ -19,6 +19,7 @@ Json to_json(const Operating& o) {
   return {{"nodes", o.nodes},
           {"tensor_parallel", o.tensor_parallel},
           {"redundant_experts", o.redundant_experts},
+          {"sliced_experts", o.sliced_experts},
           {"precision", o.precision},
           {"concurrency", o.concurrency},
           {"tpot_ms", o.tpot_ms},
@@ -117,11 +118,12 @@ int print_sweep(const PlanRequest& request, const PlanOptions& o, bool speaks) {
   } else if (speaks) {
     fmt::print("{} layouts fit; those that no other beats both in time and in throughput:\n\n", all.size());
     fmt::print("{:>5} {:>9} {:>9} {:>10} {:>12} {:>9} {:>9} {:>12} {:>12}\n", "nodes", "precision", "tensor p.",
-               "redundant", "sequences", "tpot ms", "ttft ms", "tokens/s", "a node");
+               "replicas", "sequences", "tpot ms", "ttft ms", "tokens/s", "a node");
     for (const Operating& x : front)
       fmt::print("{:>5} {:>9} {:>9} {:>10} {:>12} {:>9.1f} {:>9.0f} {:>12.0f} {:>12.0f}{}\n", x.nodes, x.precision,
-                 x.tensor_parallel, x.redundant_experts, x.concurrency, x.tpot_ms, x.ttft_ms, x.decode_tokens_per_s,
-                 x.decode_tokens_per_s_per_node, &x == best ? "  <- best" : "");
+                 x.tensor_parallel, x.sliced_experts ? "slices" : fmt::format("{}", x.redundant_experts), x.concurrency,
+                 x.tpot_ms, x.ttft_ms, x.decode_tokens_per_s, x.decode_tokens_per_s_per_node,
+                 &x == best ? "  <- best" : "");
     if (!best) fmt::print("\n{}\n", all.empty() ? "Nothing fits." : "None meets the target.");
   }
   return static_cast<int>(best ? ExitCode::ok : ExitCode::does_not_fit);

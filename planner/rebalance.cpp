@@ -43,7 +43,9 @@ bool undo_one(const LayerPlacement& before, const LayerPlacement& after, int& tr
     }
     return --trials >= 0 && good(placement);
   };
-  for (const auto& [expert, rank] : gains(before, after))
+  for (const Gain& gain : gains(before, after)) {
+    const std::size_t expert = gain.expert;
+    const std::int32_t rank = gain.rank;
     for (std::size_t lost = 0; lost < before.size() && trials > 0; ++lost) {
       if (!on(before[lost], rank) || on(after[lost], rank)) continue;
       LayerPlacement undone = after;
@@ -59,6 +61,7 @@ bool undo_one(const LayerPlacement& before, const LayerPlacement& after, int& tr
       const bool spared = !undone[expert].empty() && before[lost].size() > after[lost].size();
       if (spared && try_it(std::move(undone), {expert, lost})) return true;
     }
+  }
   return false;
 }
 
