@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What `shoal plan --cluster auto` predicts of this machine, beside what `shoal bench` measures on it:
 
-    perf/plan_validation.py [--ranks 1,2,4] [--precisions bf16,Q4_K_M] [--concurrency 1,4,16] [--raw FOLDER] > table.md
+    perf/plan_validation.py [--ranks 1,2,4] [--precisions bf16,Q4_K_M] [--concurrency 1,4,16] [--raw FOLDER] > t.md
     perf/plan_validation.py --from FOLDER > table.md      # the predictions anew, from figures measured before
 
 The model is one of R1's shape with 1.6 billion random parameters. For each number of ranks and precision the machine is
@@ -95,7 +95,8 @@ def main():
     parser.add_argument("--raw", type=Path, help="keep what was measured in this folder")
     parser.add_argument("--from", type=Path, dest="known", help="measure nothing, take it from this folder")
     options = parser.parse_args()
-    print("| ranks | precision | sequences | step ms, predicted | measured | ratio | prompts tokens/s, predicted | measured | ratio |")
+    print("| ranks | precision | sequences | step ms, predicted | measured | ratio "
+          "| prompts tokens/s, predicted | measured | ratio |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     ratios = []
     with tempfile.TemporaryDirectory() as folder:
