@@ -162,3 +162,45 @@ def test_too_much_is_said_not_to_fit():
     for options in (["--concurrency", "2000000000"], ["--redundant-experts", "448"]):
         run = plan("--model", MODEL, "--cluster", "rtx4090x8", "--nodes", "1", *options)
         assert run.returncode == 3 and "does NOT fit" in run.stdout, run.stdout + run.stderr
+
+
+@pytest.fixture(scope="module")
+def good_plan(tmp_path_factory):
+    cluster = dict(ranks_per_node=1, device=dict(kind="cpu", memory_gb=8, memory_bandwidth_gb_s=20, tflops=dict(bf16=0.1)))
+    path = tmp_path_factory.mktemp("plan") / "cluster.json"
+    path.write_text(json.dumps(cluster))
+    return json.loads(plan("--model", SERVED, "--cluster", path, "--context", 512, "--kv-type", "f32", "--json").stdout)
+
+
+SERVED = ROOT / "tests" / "fixtures" / "models" / "deepseek-v3"
+
+
+@pytest.mark.parametrize("path, value, code, words", [
+    ("version", [2], 1, "version is not 1"),
+    ("version", [], 1, "version is missing"),
+    ("model", [], 1, "model is missing"),
+    ("model.n_routed_experts", [-1], 1, "model: n_routed_experts is -1"),
+    ("model.n_routed_experts", [0], 1, "layer"),
+    ("cluster", [], 1, "cluster is missing"),
+    ("cluster", [5], 1, "must be a JSON object"),
+    ("workload.context", [-1], 1, "workload: context is -1"),
+    ("workload.context", [float("nan")], 1, "not valid JSON"),
+    ("workload.context", [1e30], 1, "workload: context must be an integer"),
+    ("workload.kv_type", ["fp3"], 2, "KV cache type fp3"),
+    ("workload.compute", ["fp3"], 1, "workload: compute must be f32 or bf16"),
+    ("layout.ranks", [0], 1, "layout: ranks is 0"),
+    ("layout.ranks", [2], 1, "2 ranks, and the cluster 1"),
+    ("layout.tensor_parallel", ["one"], 1, "layout: tensor_parallel must be an integer"),
+    ("layout.sliced_experts", [3], 1, "layout: sliced_experts must be true or false"),
+    ("memory", [], 1, "memory is missing"),
+    ("memory.ranks", [[]], 1, "ranks must be a list of 1"),
+    ("memory.kv_bytes_per_token", ["much"], 1, "kv_bytes_per_token must be a number"),
+    ("placement.layers", ["all"], 1, "layers must be a list"),
+    ("prediction", [], 1, "prediction is missing"),
+    ("prediction.tpot_ms", [None], 1, "tpot_ms is missing"),
+])
+def test_plan_files(path, value, code, words, good_plan, tmp_path):
+    (tmp_path / "plan.json").write_text(json.dumps(changed(good_plan, path, *value)))
+    run = subprocess.run([BINARY, "serve", "--model", SERVED, "--port", "0", "--plan", tmp_path / "plan.json"],
+                         capture_output=True, text=True, timeout=60)
+    assert run.returncode == code and words in run.stderr, run.stderr
