@@ -17,6 +17,9 @@
 namespace shoal {
 namespace {
 
+constexpr double most_load = 1e18;
+constexpr int most_nodes = 1 << 16, most_requests = 10'000'000;
+
 /// A list of layers, or an object whose `layers` names them by number, as launch/demo-model/expert_load.json does; what
 /// it has of MTP layers, which are behind the others, is left aside.
 std::vector<std::vector<double>> read_loads(const std::string& path, const ModelConfig& config) {
@@ -43,19 +46,22 @@ std::vector<std::vector<double>> read_loads(const std::string& path, const Model
     for (const auto& load : *layer) {
       if (!load.is_number()) wrong();
       numbers.push_back(load.get<double>());
+      if (numbers.back() < 0 || numbers.back() > most_load)
+        fail("{}: layer {}, expert {}: a load of {}, outside [0, {:g}]", path, number, numbers.size() - 1,
+             numbers.back(), most_load);
     }
   }
   return loads;
 }
 
 /// A card or a file; "auto" is what the ranks of this job find.
-Cluster read_cluster(const PlanOptions& o, int* argc, char*** argv) {
+Cluster read_cluster(const PlanOptions& o, const PlanRequest& r, int* argc, char*** argv) {
   if (o.cluster != "auto") return find_cluster(o.cluster);
   const LaunchEnvironment launch = read_launch_environment();
   const Compute compute = o.kv_type == "f32" ? Compute::f32 : Compute::bf16;
-  if (!launch.launched) return measure_cluster(*make_self_communicator(), launch, compute);
+  if (!launch.launched) return measure_cluster(*make_self_communicator(), launch, compute, r.config, r.precision);
   MpiJob mpi(argc, argv);
-  return measure_cluster(*mpi.world(), launch, compute);
+  return measure_cluster(*mpi.world(), launch, compute, r.config, r.precision);
 }
 
 PlanRequest read_request(const PlanOptions& o, int* argc, char*** argv) {
@@ -64,7 +70,7 @@ PlanRequest read_request(const PlanOptions& o, int* argc, char*** argv) {
   r.precision = !o.precision.empty() ? Precision::from_name(o.precision)
                 : gguf               ? stored_precision(o.model, r.config)
                                      : Precision::of_config(r.config);
-  r.cluster = read_cluster(o, argc, argv);
+  r.cluster = read_cluster(o, r, argc, argv);
   if (o.nodes > 0) {
     if (r.cluster.groups.size() != 1) throw Error("--nodes is for clusters of equal nodes", ExitCode::usage);
     r.cluster.groups[0].nodes = o.nodes;
@@ -81,24 +87,30 @@ PlanRequest read_request(const PlanOptions& o, int* argc, char*** argv) {
   r.prompt = o.prompt;
   r.redundant_experts = o.redundant_experts;
   r.tensor_parallel = o.tensor_parallel;
+  r.slice_experts = o.slice_experts;
   if (!o.loads.empty()) r.loads = read_loads(o.loads, r.config);
   return r;
 }
 
+/// "1 node", "2 nodes".
+std::string counted(std::int64_t n, const char* what) { return fmt::format("{} {}{}", n, what, n == 1 ? "" : "s"); }
+
 void print_text(const Plan& p) {
   fmt::print("model       {}, {} parameters ({} active), {} with {} of weights\n", p.model, human_count(p.parameters),
              human_count(p.active_parameters), p.precision, human_bytes(p.weights_bytes));
-  fmt::print("cluster     {}: {} nodes, {} ranks\n", p.cluster.name, p.cluster.nodes(), p.layout.ranks);
-  fmt::print("workload    {} sequences of {} tokens; {} of KV cache a token ({})\n", p.workload.concurrency,
-             p.workload.context, human_bytes(p.kv_bytes_per_token), name_of(p.workload.kv));
+  fmt::print("cluster     {}: {}, {}\n", p.cluster.name, counted(p.cluster.nodes(), "node"),
+             counted(p.layout.ranks, "rank"));
+  fmt::print("workload    {} of {}; {} of KV cache a token ({})\n", counted(p.workload.concurrency, "sequence"),
+             counted(p.workload.context, "token"), human_bytes(p.kv_bytes_per_token), name_of(p.workload.kv));
   if (p.layout.tensor_parallel > 1)
     fmt::print("layout      dense parts over {} ranks{}\n", p.layout.tensor_parallel,
                p.layout.ranks > p.layout.tensor_parallel ? ", sequences over the groups of them" : "");
-  if (p.n_routed_experts > 0)
-    fmt::print(
-        "experts     {} and {} further replicas a layer over {} ranks; the most loaded rank carries {:.3f} of the "
-        "mean\n",
-        p.n_routed_experts, p.redundant_experts, p.layout.ranks, p.imbalance);
+  if (p.layout.sliced_experts)
+    fmt::print("experts     {} a layer, each sliced over {}\n", p.n_routed_experts, counted(p.layout.ranks, "rank"));
+  else if (p.n_routed_experts > 0)
+    fmt::print("experts     {} a layer{} over {}; the most loaded rank has {:.2f} times the mean\n", p.n_routed_experts,
+               p.redundant_experts > 0 ? fmt::format(" and {}", counted(p.redundant_experts, "further replica")) : "",
+               counted(p.layout.ranks, "rank"), p.imbalance);
 
   // Ranks that hold the same are one line.
   fmt::print("\n{:<16}{:>11}{:>11}{:>13}{:>11}{:>11}{:>11}{:>12}\n", "ranks", "weights", "KV cache", "activations",
@@ -124,7 +136,9 @@ void print_text(const Plan& p) {
   }
   if (!p.fits) {
     fmt::print("\nIt does NOT fit.");
-    if (!p.changes.empty()) fmt::print(" Any one of these would make it fit:\n  {}", fmt::join(p.changes, "\n  "));
+    if (!p.changes.empty())
+      fmt::print(" {}:\n  {}", p.changes.size() == 1 ? "This would make it fit" : "Any one of these would make it fit",
+                 fmt::join(p.changes, "\n  "));
     fmt::print("\n");
     return;
   }
@@ -135,8 +149,12 @@ void print_text(const Plan& p) {
   fmt::print("each next   {:>9.1f} ms      answers {:>10.0f} tokens/s, {:.1f} for each sequence\n", t.tpot_ms,
              t.decode_tokens_per_s, 1000 / t.tpot_ms);
   const StepTime& d = t.decode;
-  fmt::print("of a decoding step: dense {:.1f}, attention {:.1f}, experts {:.1f}, exchange {:.1f}, fixed {:.1f} ms\n",
-             d.dense / 1e3, d.attention / 1e3, d.experts / 1e3, d.exchange / 1e3, d.fixed / 1e3);
+  const double sum = d.dense + d.attention + d.experts + d.activations + d.exchange + d.fixed;
+  fmt::print(
+      "of a decoding step: dense {:.1f}, attention {:.1f}, experts {:.1f}, activations {:.1f}, exchange {:.1f}, ",
+      d.dense / 1e3, d.attention / 1e3, d.experts / 1e3, d.activations / 1e3, d.exchange / 1e3);
+  fmt::print("fixed {:.1f} ms{}\n", d.fixed / 1e3,
+             sum > d.total * 1.001 ? fmt::format("; {:.1f} ms of them overlap", (sum - d.total) / 1e3) : "");
 }
 
 }  // namespace
@@ -147,7 +165,7 @@ CLI::App* add_plan(CLI::App& root, PlanOptions& o) {
   app->add_option("--model", o.model, "Model card (deepseek-r1), Hugging Face folder, config.json or GGUF file");
   app->add_option("--cluster", o.cluster,
                   "Cluster card (h800x8), JSON file, or auto: this machine, measured by the ranks of this job");
-  app->add_option("--nodes", o.nodes, "Nodes of the cluster; 0: what its card says")->check(CLI::NonNegativeNumber);
+  app->add_option("--nodes", o.nodes, "Nodes of the cluster; 0: what its card says")->check(CLI::Range(0, most_nodes));
   app->add_option("--precision", o.precision,
                   "bf16, fp8, int8, int4, a GGUF type (Q4_K_M) or mix (UD-IQ1_S); empty: what the checkpoint holds");
   app->add_option("--kv-type", o.kv_type, "Type of the KV cache: f32, bf16, fp8, int8");
@@ -155,10 +173,12 @@ CLI::App* add_plan(CLI::App& root, PlanOptions& o) {
   app->add_option("--concurrency", o.concurrency, "Sequences at once, over all ranks");
   app->add_option("--prompt", o.prompt, "Tokens of a prompt, for times; 0: half of the context");
   app->add_option("--max-batched-tokens", o.max_batched_tokens, "Tokens of one rank in one step")
-      ->check(CLI::PositiveNumber);
+      ->check(CLI::Range(1, 1 << 20));
   app->add_option("--redundant-experts", o.redundant_experts, "Further replicas of experts in each layer");
   app->add_option("--loads", o.loads, "JSON file with the load of each expert: [layers with experts][experts]");
   app->add_option("--tensor-parallel", o.tensor_parallel, "Ranks that share the dense parts; 0: the fewest that fit");
+  app->add_flag("--slice-experts", o.slice_experts,
+                "A slice of every expert on every rank: the least time for a single user, more to exchange");
   app->add_option_function<std::string>(
          "--speculative", [&o](const std::string& how) { o.mtp = how == "mtp"; },
          "Guess tokens ahead, which takes the MTP layer's weights and cache: none, mtp")
@@ -171,7 +191,6 @@ CLI::App* add_plan(CLI::App& root, PlanOptions& o) {
   app->add_flag("--sweep", o.sweep, "Find the best layout on up to --nodes nodes, and print the Pareto front")
       ->group(group);
   app->add_option("--target-tpot-ms", o.target_tpot_ms, "With --sweep: the slowest next token that is good enough")
-      ->check(CLI::NonNegativeNumber)
       ->group(group);
   app->add_option("--plot", o.plot, "With --sweep: write a drawing of all layouts to this SVG file")->group(group);
   app->add_flag("--simulate", o.simulate, "Play a trace of requests on the planned layout")->group(group);
@@ -179,17 +198,28 @@ CLI::App* add_plan(CLI::App& root, PlanOptions& o) {
                   "JSON file of [seconds, prompt tokens, answer tokens]; without it: random arrivals")
       ->group(group);
   app->add_option("--rate", o.rate, "Requests a second")->group(group);
-  app->add_option("--requests", o.requests, "Requests in all")->check(CLI::PositiveNumber)->group(group);
-  app->add_option("--output", o.output, "Tokens of an answer")->check(CLI::PositiveNumber)->group(group);
-  app->add_option("--prefix-hits", o.prefix_hits, "Part of the prompt tokens that the prefix cache has")
-      ->check(CLI::Range(0.0, 1.0))
-      ->group(group);
+  app->add_option("--requests", o.requests, "Requests in all")->check(CLI::Range(1, most_requests))->group(group);
+  app->add_option("--output", o.output, "Tokens of an answer")->check(CLI::Range(1, 1 << 30))->group(group);
+  app->add_option("--prefix-hits", o.prefix_hits, "Part of the prompt tokens that the prefix cache has")->group(group);
   app->add_option("--prefill-nodes", o.prefill_nodes, "Nodes that compute prompts and nothing else; 0: all do both")
       ->group(group);
   return app;
 }
 
+namespace {
+
+/// Also of what is no number, which passes the option parser's own checks.
+void refuse_outside(const char* option, double value, double low, double high) {
+  if (!(value >= low && value <= high))
+    throw Error(fmt::format("{} is {}, outside [{:g}, {:g}]", option, value, low, high), ExitCode::usage);
+}
+
+}  // namespace
+
 int plan(const PlanOptions& options, bool speaks, int* argc, char*** argv) {
+  refuse_outside("--rate", options.rate, 1e-9, 1e9);
+  refuse_outside("--prefix-hits", options.prefix_hits, 0, 1);
+  refuse_outside("--target-tpot-ms", options.target_tpot_ms, 0, 1e12);
   if (options.table) {
     if (!speaks) return 0;
     using Names = std::vector<std::string>;

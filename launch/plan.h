@@ -18,6 +18,7 @@ struct PlanOptions {
   int max_batched_tokens = 512;
   int redundant_experts = 0;
   int tensor_parallel = 0;
+  bool slice_experts = false;
   bool mtp = false;
   bool json = false;
   bool table = false;

@@ -19,6 +19,7 @@ Json to_json(const Operating& o) {
   return {{"nodes", o.nodes},
           {"tensor_parallel", o.tensor_parallel},
           {"redundant_experts", o.redundant_experts},
+          {"sliced_experts", o.sliced_experts},
           {"precision", o.precision},
           {"concurrency", o.concurrency},
           {"tpot_ms", o.tpot_ms},
@@ -29,15 +30,19 @@ Json to_json(const Operating& o) {
 
 std::vector<Arrival> read_trace(const std::string& path) {
   const auto document = read_json_file(path, std::uint64_t{256} << 20);
-  const auto wrong = [&] { fail("{}: must be a list of [seconds, prompt tokens, answer tokens]", path); };
+  const auto wrong = [&] {
+    fail("{}: must be a list of [seconds, prompt tokens, answer tokens], the tokens 1 and above", path);
+  };
   if (!document.is_array() || document.empty()) wrong();
   std::vector<Arrival> arrivals;
   for (const auto& entry : document) {
     const bool good = entry.is_array() && entry.size() == 3 && entry[0].is_number() && entry[1].is_number_integer() &&
                       entry[2].is_number_integer();
     if (!good) wrong();
+    for (const std::size_t i : {1u, 2u})  // before they become an int, which holds less
+      if (const double n = entry[i].get<double>(); n < 1 || n > 1e9) wrong();
     const Arrival a{entry[0].get<double>(), entry[1].get<int>(), entry[2].get<int>()};
-    if (!(a.at_s >= 0) || a.prompt < 1 || a.output < 1) wrong();
+    if (!(a.at_s >= 0 && a.at_s <= 1e9)) wrong();
     arrivals.push_back(a);
   }
   std::stable_sort(arrivals.begin(), arrivals.end(),
@@ -102,7 +107,8 @@ int print_sweep(const PlanRequest& request, const PlanOptions& o, bool speaks) {
   if (speaks && !o.plot.empty()) {
     std::ofstream file(o.plot);
     file << sweep_plot(all, front,
-                       fmt::format("{} on up to {} nodes of {}", request.model, request.cluster.nodes(), o.cluster));
+                       fmt::format("{} on up to {} nodes of {}", request.model, request.cluster.nodes(), o.cluster),
+                       o.target_tpot_ms);
     if (!file.flush()) fail("{} could not be written", o.plot);
   }
   if (speaks && o.json) {
@@ -112,18 +118,18 @@ int print_sweep(const PlanRequest& request, const PlanOptions& o, bool speaks) {
   } else if (speaks) {
     fmt::print("{} layouts fit; those that no other beats both in time and in throughput:\n\n", all.size());
     fmt::print("{:>5} {:>9} {:>9} {:>10} {:>12} {:>9} {:>9} {:>12} {:>12}\n", "nodes", "precision", "tensor p.",
-               "redundant", "sequences", "tpot ms", "ttft ms", "tokens/s", "a node");
+               "replicas", "sequences", "tpot ms", "ttft ms", "tokens/s", "a node");
     for (const Operating& x : front)
       fmt::print("{:>5} {:>9} {:>9} {:>10} {:>12} {:>9.1f} {:>9.0f} {:>12.0f} {:>12.0f}{}\n", x.nodes, x.precision,
-                 x.tensor_parallel, x.redundant_experts, x.concurrency, x.tpot_ms, x.ttft_ms, x.decode_tokens_per_s,
-                 x.decode_tokens_per_s_per_node, &x == best ? "  <- best" : "");
+                 x.tensor_parallel, x.sliced_experts ? "slices" : fmt::format("{}", x.redundant_experts), x.concurrency,
+                 x.tpot_ms, x.ttft_ms, x.decode_tokens_per_s, x.decode_tokens_per_s_per_node,
+                 &x == best ? "  <- best" : "");
     if (!best) fmt::print("\n{}\n", all.empty() ? "Nothing fits." : "None meets the target.");
   }
   return static_cast<int>(best ? ExitCode::ok : ExitCode::does_not_fit);
 }
 
 int print_simulation(const PlanRequest& request, const PlanOptions& o, bool speaks) {
-  if (o.rate <= 0) throw Error(fmt::format("--rate is {}, and must be above zero", o.rate), ExitCode::usage);
   const int prompt = o.prompt > 0 ? o.prompt : std::max(1, o.context / 2);
   const auto arrivals =
       o.trace.empty() ? poisson_arrivals(o.requests, o.rate, prompt, o.output, 1) : read_trace(o.trace);

@@ -1,10 +1,14 @@
 #!/usr/bin/env python3
-"""What `shoal plan --cluster auto` predicts of this machine, beside what `shoal bench` measures on it, at once:
+"""What `shoal plan --cluster auto` predicts of this machine, beside what `shoal bench` measures on it:
 
-    perf/plan_validation.py [--ranks 1,2,4] [--precisions bf16,Q8_0] [--concurrency 1,4,16] > table.md
+    perf/plan_validation.py [--ranks 1,2,4] [--precisions bf16,Q4_K_M] [--concurrency 1,4,16] [--raw FOLDER] > t.md
+    perf/plan_validation.py --from FOLDER > table.md      # the predictions anew, from figures measured before
 
-The model is one of R1's shape with 1.6 billion random parameters. Where ranks outnumber cores they take turns, which no
-model of a step knows; such rows are marked and compare little. Needs 8 GB of memory and a machine that does nothing else."""
+The model is one of R1's shape with 1.6 billion random parameters. For each number of ranks and precision the machine is
+measured by `plan --cluster auto`, then the model by `bench`; one set of constants (SpeedConstants of planner/speed.h)
+serves all rows. The machine is measured before the model and after it, and the geometric mean of both taken, because what
+else it does changes from minute to minute. Random routers pick experts evenly, which `--loads` tells the planner. Needs 8 GB of memory and a machine
+that does nothing else."""
 
 import argparse
 import json
@@ -15,6 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BINARY = Path(os.environ.get("SHOAL_BUILD", ROOT / "build")) / "shoal"
+PROMPT, OUTPUT = 128, 16
 CONFIG = dict(
     model_type="deepseek_v3", hidden_size=2048, num_hidden_layers=8, first_k_dense_replace=1, intermediate_size=6144,
     moe_intermediate_size=512, n_routed_experts=64, n_shared_experts=1, num_experts_per_tok=8, n_group=8, topk_group=4,
@@ -24,40 +29,95 @@ CONFIG = dict(
     num_nextn_predict_layers=0, tie_word_embeddings=False, torch_dtype="bfloat16", attention_bias=False, eos_token_id=1)
 
 
+
+
 def run(command):
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    environment = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(map(str, command))}\n{done.stderr}")
     return json.loads(done.stdout)
 
 
+def launcher(ranks):
+    """One rank alone has all cores; more share them, however many there are."""
+    return [BINARY] if ranks == 1 else ["mpirun", "--oversubscribe", "-n", ranks, BINARY]
+
+
+def mean(one, other):
+    """Of two clusters, number by number."""
+    if isinstance(one, dict):
+        return {key: mean(value, other[key]) if key in other else value for key, value in one.items()}
+    if isinstance(one, list):
+        return [mean(a, b) for a, b in zip(one, other)]
+    return (one * other) ** 0.5 if isinstance(one, float) and one > 0 and other > 0 else one
+
+
+def measure(model, ranks, precision, concurrency, repeat):
+    asked = [*launcher(ranks), "plan", "--model", model, "--precision", precision, "--cluster", "auto", "--context", 256,
+             "--json"]
+    before = run(asked)["cluster"]
+    bench = run([*launcher(ranks), "bench", "--model", model, "--weights", "random", "--precision", precision, "--compute",
+                 "bf16", "--concurrency", concurrency, "--prompt-tokens", PROMPT, "--output-tokens", OUTPUT, "--repeat", repeat,
+                 "--max-model-len", 512, "--quiet", "--json"])
+    after = run(asked)["cluster"]
+    return dict(ranks=ranks, precision=precision, cluster=mean(before, after), results=bench["results"])
+
+
+def predict(folder, model, measured, concurrency, chunk):
+    cluster, loads = Path(folder, "cluster.json"), Path(folder, "loads.json")
+    cluster.write_text(json.dumps(measured["cluster"]))
+    experts, layers = CONFIG["n_routed_experts"], CONFIG["num_hidden_layers"] - CONFIG["first_k_dense_replace"]
+    loads.write_text(json.dumps([[1] * experts] * layers))
+    return run([BINARY, "plan", "--model", model, "--precision", measured["precision"], "--cluster", cluster, "--loads", loads,
+                "--context", PROMPT + OUTPUT // 2, "--prompt", PROMPT, "--concurrency", concurrency, "--max-batched-tokens", chunk,
+                "--json"])["prediction"]
+
+
+def row(folder, model, measured, result):
+    """Tokens of a step while prompts are read: as many prompts as a rank has, 512 tokens at most (`serve`'s default)."""
+    concurrency = result["concurrency"]
+    chunk = min(512, PROMPT * -(-concurrency // measured["ranks"]))
+    plan = predict(folder, model, measured, concurrency, chunk)
+    prompts, what = plan["prefill_tokens_per_s"], result["prefill_tokens_per_s"]
+    if concurrency < measured["ranks"]:  # ranks without a prompt compute experts alone
+        prompts = 1e3 * PROMPT * concurrency / plan["ttft_ms"]
+    return [plan["tpot_ms"] / result["tpot_ms"], prompts / what], (
+        f"| {measured['ranks']} | {measured['precision']} | {concurrency} | {plan['tpot_ms']:.1f} | {result['tpot_ms']:.1f} | "
+        f"{plan['tpot_ms'] / result['tpot_ms']:.2f} | {prompts:.0f} | {what:.0f} | {prompts / what:.2f} |")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("ranks", "1,2,4"), ("precisions", "bf16,Q8_0"), ("concurrency", "1,4,16")):
+    for name, default in (("ranks", "1,2,4"), ("precisions", "bf16,Q4_K_M"), ("concurrency", "1,4,16")):
         parser.add_argument("--" + name, default=default)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--raw", type=Path, help="keep what was measured in this folder")
+    parser.add_argument("--from", type=Path, dest="known", help="measure nothing, take it from this folder")
     options = parser.parse_args()
-    cores = len(os.sched_getaffinity(0))
-    prompt, output = 128, 32
-    print("| ranks | precision | sequences | step ms, predicted | measured | ratio | prompts tokens/s, predicted | measured |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| ranks | precision | sequences | step ms, predicted | measured | ratio "
+          "| prompts tokens/s, predicted | measured | ratio |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    ratios = []
     with tempfile.TemporaryDirectory() as folder:
-        model, cluster = Path(folder, "config.json"), Path(folder, "cluster.json")
+        model = Path(folder, "config.json")
         model.write_text(json.dumps(CONFIG))
         for ranks in map(int, options.ranks.split(",")):
-            launcher = ["mpirun", "-n", ranks, BINARY]
             for precision in options.precisions.split(","):
-                measured = run([*launcher, "bench", "--model", model, "--weights", "random", "--precision", precision,
-                                "--compute", "bf16", "--concurrency", options.concurrency, "--prompt-tokens", prompt,
-                                "--output-tokens", output, "--max-model-len", 512, "--quiet", "--json"])
-                asked = ["plan", "--model", model, "--precision", precision, "--context", prompt + output, "--prompt", prompt,
-                         "--json"]
-                cluster.write_text(json.dumps(run([*launcher, *asked, "--cluster", "auto"])["cluster"]))
-                for row in measured["results"]:
-                    plan = run([BINARY, *asked, "--cluster", cluster, "--concurrency", row["concurrency"]])["prediction"]
-                    print(f"| {ranks}{' *' if ranks > cores else ''} | {precision} | {row['concurrency']} | "
-                          f"{plan['tpot_ms']:.1f} | {row['tpot_ms']:.1f} | {plan['tpot_ms'] / row['tpot_ms']:.2f} | "
-                          f"{plan['prefill_tokens_per_s']:.0f} | {row['prefill_tokens_per_s']:.0f} |", flush=True)
-    print(f"\n{cores} cores; * more ranks than cores.")
+                if options.known:
+                    measured = json.loads((options.known / f"{precision}-{ranks}.json").read_text())
+                else:
+                    measured = measure(model, ranks, precision, options.concurrency, options.repeat)
+                if options.raw:
+                    options.raw.mkdir(parents=True, exist_ok=True)
+                    (options.raw / f"{precision}-{ranks}.json").write_text(json.dumps(measured, indent=1))
+                for result in measured["results"]:
+                    two, text = row(folder, model, measured, result)
+                    ratios += two
+                    print(text, flush=True)
+    within = sum(0.8 <= r <= 1.2 for r in ratios)
+    print(f"\n{within} of {len(ratios)} predictions within 20 %; the furthest are {min(ratios):.2f} and {max(ratios):.2f} of what "
+          f"was measured. {len(os.sched_getaffinity(0))} cores.")
 
 
 if __name__ == "__main__":

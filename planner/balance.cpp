@@ -113,60 +113,6 @@ void Balance::place_from_scratch() {
   grant_spare_slots();
 }
 
-bool Balance::place_filling(int split, double level) {
-  std::vector<std::size_t> order(loads_.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return loads_[a] > loads_[b]; });
-  double large = 0;
-  for (std::size_t i = 0; i < at(split); ++i) large += loads_[order[i]];
-
-  // Slots for parts, dealt out to the ranks in turn.
-  const int parts = std::accumulate(slots_.begin(), slots_.end(), 0) - (static_cast<int>(loads_.size()) - split);
-  if (parts < split) return false;
-  std::vector<int> whole_slots(slots_.begin(), slots_.end());
-  for (int to_deal = parts; to_deal > 0;)
-    for (std::size_t r = 0; r < slots_.size() && to_deal > 0; ++r)
-      if (whole_slots[r] > 0) --whole_slots[r], --to_deal;
-  for (std::size_t r = 0; r < load_.size(); ++r) load_[r] = large / parts * (slots_[r] - whole_slots[r]);
-  for (std::size_t i = at(split); i < order.size(); ++i) {
-    const auto expert = static_cast<int>(order[i]);
-    const std::size_t rank = least_loaded(expert, loads_[order[i]], whole_slots);
-    if (rank == held_.size()) return false;
-    hold(rank, expert, loads_[order[i]]);
-  }
-  recompute_loads();
-
-  for (std::size_t i = at(split); i-- > 0;) {
-    const auto expert = static_cast<int>(order[i]);
-    for (double rest = loads_[order[i]]; rest > level * 1e-9;) {
-      // A rank that it fills whole, or, for its end, the tightest one; best one that keeps a slot for what comes next.
-      std::size_t best = held_.size();
-      double best_room = 0;
-      bool best_ends = false, best_shared = false;
-      for (std::size_t r = 0; r < held_.size(); ++r) {
-        const int free = slots_[r] - static_cast<int>(held_[r].size());
-        const double room = level * speed_[r] - load_[r];
-        if (free <= 0 || room <= level * 1e-9) continue;
-        const bool ends = room >= rest, shared = free > 1 || room <= rest * 1.02;
-        const bool better = best == held_.size()    ? true
-                            : ends != best_ends     ? ends
-                            : !ends                 ? room > best_room
-                            : shared != best_shared ? shared
-                                                    : room < best_room;
-        if (better && !holds(r, expert)) best = r, best_room = room, best_ends = ends, best_shared = shared;
-      }
-      if (best == held_.size()) return false;
-      const double part = std::min(rest, best_room);
-      hold(best, expert, part);
-      rest -= part;
-    }
-    if (ranks_of_[order[i]].empty()) return false;
-  }
-  even_out_all(2);
-  grant_spare_slots();
-  return true;
-}
-
 void Balance::start_with(const LayerPlacement& placement) {
   for (std::size_t e = 0; e < placement.size(); ++e)
     for (const Replica& replica : placement[e])

@@ -26,6 +26,10 @@ class Balance {
   /// below the others by what its parts will weigh; then the large ones, smallest first, fill the ranks up to `level`.
   /// False where slots or level do not suffice.
   bool place_filling(int split, double level);
+  /// For equal ranks and few spare slots, which is where it matters how parts are grouped: parts of large experts stand
+  /// alone among whole ones, on ranks that they fill up, but for the last part of each; two such ends (or a large
+  /// expert left whole and an end) share a rank. False where slots or level do not suffice.
+  bool place_paired(double level);
   void start_with(const LayerPlacement& placement);
   /// Exchanges until the largest load is at most `aim` or no exchange helps.
   void improve(double aim);

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "planner/weight_types.h"
 
 namespace shoal {
 namespace {
@@ -11,6 +12,7 @@ double not_negative(const JsonFields& json, const char* key) {
   if (!json.number(key)) return 0;  // which also checks that it is a number
   const double value = json.find(key)->get<double>();
   if (value < 0) json.reject(key, fmt::format("is {}, and must not be negative", value));
+  if (value > 1e9) json.reject(key, fmt::format("is {}, more than anything of this kind has", value));
   return value;
 }
 
@@ -21,8 +23,29 @@ double above_zero(const JsonFields& json, const char* key) {
   return value;
 }
 
+ProductRates read_rates(const JsonFields& json, const char* key) {
+  ProductRates rates;
+  const auto types = json.object(key);
+  if (!types) return rates;
+  for (const auto& [type, unused] : json.find(key)->items()) {
+    if (!find_weight_type(type)) types->reject(type, "is no weight type");
+    const auto rate = types->object(type.c_str());
+    if (!rate) types->reject(type, "must be an object");
+    rates[type] = {above_zero(*rate, "weights_g_s") * 1e9, above_zero(*rate, "tflops") * 1e12};
+  }
+  return rates;
+}
+
+nlohmann::ordered_json write_rates(const ProductRates& rates) {
+  nlohmann::ordered_json json = nlohmann::ordered_json::object();
+  for (const auto& [type, rate] : rates)
+    json[type] = {{"weights_g_s", rate.weights_per_s / 1e9}, {"tflops", rate.flops / 1e12}};
+  return json;
+}
+
 Device read_device(const JsonFields& json) {
   Device d;
+  if (!json.has("kind")) json.reject("kind", "is missing, and must be cpu or gpu");
   const std::string kind = json.string_or("kind", "");
   if (kind != "cpu" && kind != "gpu") json.reject("kind", fmt::format("is \"{}\", and must be cpu or gpu", kind));
   d.kind = kind == "cpu" ? Device::Kind::cpu : Device::Kind::gpu;
@@ -35,6 +58,12 @@ Device read_device(const JsonFields& json) {
   d.fp8_flops = not_negative(*tflops, "fp8") * 1e12;
   d.int8_flops = not_negative(*tflops, "int8") * 1e12;
   d.measured = json.boolean_or("measured", false);
+  d.linear = read_rates(json, "linear");
+  d.experts = read_rates(json, "experts");
+  if (const auto alone = json.object("alone")) {
+    d.alone_memory = above_zero(*alone, "memory");
+    d.alone_products = above_zero(*alone, "products");
+  }
   if (const auto companion = json.object("companion")) d.companion = std::make_shared<Device>(read_device(*companion));
   return d;
 }
@@ -66,6 +95,10 @@ nlohmann::ordered_json write_device(const Device& d) {
   if (d.fp8_flops > 0) json["tflops"]["fp8"] = d.fp8_flops / 1e12;
   if (d.int8_flops > 0) json["tflops"]["int8"] = d.int8_flops / 1e12;
   if (d.measured) json["measured"] = true;
+  if (!d.linear.empty()) json["linear"] = write_rates(d.linear);
+  if (!d.experts.empty()) json["experts"] = write_rates(d.experts);
+  if (d.alone_memory != 1 || d.alone_products != 1)
+    json["alone"] = {{"memory", d.alone_memory}, {"products", d.alone_products}};
   if (d.companion) json["companion"] = write_device(*d.companion);
   return json;
 }

@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -10,6 +11,14 @@ namespace shoal {
 
 /// What products are computed in; FP4 where a device has it, and others where it has not.
 enum class Arithmetic { bf16, fp8, int8 };
+
+/// What products with weights of one type reach on a device that was measured: a weight is read and unpacked once for
+/// all tokens of a step, and multiplied once for each. On a CPU both take a core's time, one after the other.
+struct ProductRate {
+  double weights_per_s = 0;  // with one token, from memory
+  double flops = 0;          // with many
+};
+using ProductRates = std::map<std::string, ProductRate, std::less<>>;  // by WeightType's name
 
 /// What a rank computes with: a GPU, or a socket of a CPU server. Figures are the datasheet's, dense, unless
 /// they were measured.
@@ -23,6 +32,10 @@ struct Device {
   double fp8_flops = 0;   // 0: computes FP8 weights in BF16
   double int8_flops = 0;  // 0: computes INT8 weights in BF16
   bool measured = false;  // bandwidth and FLOP/s are what programs achieve, not a datasheet's
+  // Of a measured one, with all ranks of its node at work:
+  ProductRates linear, experts;
+  // How many times as fast a rank is where the others of its node wait: ranks share bandwidth, and may share cores.
+  double alone_memory = 1, alone_products = 1;
   /// A GPU beside a CPU rank that holds everything but the routed experts. Null: there is none.
   std::shared_ptr<const Device> companion;
 

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "planner/balance.h"
+#include "planner/flat_bound.h"
 
 namespace shoal {
 namespace {
@@ -109,47 +110,26 @@ class GroupPacking {
   int steps_ = 0;
 };
 
-/// The largest of three bounds. Parts: every expert needs a whole number of replicas. Mean, and a stronger form of it
-/// for the j largest experts together: they lie on some k ranks, whose slots hold them, at most the spare slots'
-/// replicas (which may carry nothing), and else other experts whole, at least the smallest ones.
-double flat_bound(std::span<const double> loads, std::span<const int> slots, std::span<const double> speed) {
-  const double fastest = *std::max_element(speed.begin(), speed.end());
-  const double total = std::accumulate(loads.begin(), loads.end(), 0.0);
-  const int all = std::accumulate(slots.begin(), slots.end(), 0);
-  double bound = std::max(total / std::accumulate(speed.begin(), speed.end(), 0.0),
-                          count_replicas(loads, all, static_cast<int>(slots.size())).level / fastest);
-
-  std::vector<double> ascending(loads.begin(), loads.end()), smallest{0};
-  std::sort(ascending.begin(), ascending.end());
-  for (const double w : ascending) smallest.push_back(smallest.back() + w);  // sums of the smallest 0, 1, 2 ...
-  std::vector<int> fewest(slots.begin(), slots.end());
-  std::sort(fewest.begin(), fewest.end());
-  const auto experts = static_cast<std::int64_t>(loads.size());
-  const std::int64_t spare = all - experts, ranks = std::ssize(slots);
-  for (std::int64_t j = 1; j <= experts; ++j) {
-    const double largest = smallest.back() - smallest[at(experts - j)];
-    double least = 1e300;
-    std::int64_t slots_of_k = 0;
-    for (std::int64_t k = 1; k <= std::min(ranks, spare + j); ++k) {
-      slots_of_k += fewest[at(k - 1)];
-      const std::int64_t others = std::clamp<std::int64_t>(slots_of_k - spare - j, 0, experts - j);
-      least = std::min(least, (largest + smallest[at(others)]) / (static_cast<double>(k) * fastest));
-      if (least <= bound) break;
-    }
-    bound = std::max(bound, least);
-  }
-  return bound;
-}
-
 /// Levels above the bound that are tried in turn, and experts to be cut: those above these parts of the level.
 constexpr double slacks[] = {1.0008, 1.004, 1.01, 1.02, 1.04, 1.08};
 constexpr double cut_above[] = {1.0, 0.8, 0.6, 0.4, 0.2, 0};
+constexpr double most_slack = 1.08, paired_step = 0.002;
 
-/// A placement that fills ranks just to the lowest level for which that works; none where no level tried does.
+/// A placement that fills ranks just to the lowest level for which that works; the best of those tried where none does.
 std::optional<Balance> fill(std::span<const double> loads, std::span<const int> slots, std::span<const double> speed,
                             double bound) {
   const double slowest = *std::min_element(speed.begin(), speed.end());
+  std::optional<Balance> best;
+  const auto keep = [&](Balance&& found) {
+    if (!best || found.largest() < best->largest()) best.emplace(std::move(found));
+  };
+  for (double slack = 1; slack < most_slack; slack += paired_step) {
+    Balance paired(loads, slots, speed);
+    if (paired.place_paired(bound * slack)) keep(std::move(paired));
+    if (best && best->largest() <= bound * slack) break;
+  }
   for (const double slack : slacks) {
+    if (best && best->largest() <= bound * slack * (1 + 1e-9)) return best;
     int last = -1;
     for (const double part : cut_above) {
       const double least = part * bound * slack * slowest;
@@ -157,11 +137,11 @@ std::optional<Balance> fill(std::span<const double> loads, std::span<const int> 
           static_cast<int>(std::count_if(loads.begin(), loads.end(), [&](double w) { return w > least; }));
       if (split == last) continue;
       last = split;
-      Balance balance(loads, slots, speed);
-      if (balance.place_filling(split, bound * slack)) return balance;
+      Balance filled(loads, slots, speed);
+      if (filled.place_filling(split, bound * slack)) keep(std::move(filled));
     }
   }
-  return std::nullopt;
+  return best;
 }
 
 LayerPlacement place_flat(std::span<const double> loads, std::span<const int> slots, std::span<const double> speed) {

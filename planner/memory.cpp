@@ -80,6 +80,7 @@ HeldWeights::HeldWeights(const ModelConfig& config, const Precision& precision, 
     if (t.part == Part::routed_experts || (guesses && t.name.find(".mlp.experts.") != std::string::npos)) {
       expert_[static_cast<std::size_t>(t.layer)] +=
           bytes_of({type, rows, cols, Cut::none}, rows, cols) / config.n_routed_experts;
+      if (is("down_proj.weight")) expert_block_ = std::max(expert_block_, type->block_cols);
       continue;
     }
     const bool vector = t.shape.size() < 2;
@@ -107,6 +108,11 @@ double HeldWeights::bytes_of(const Piece& piece, std::int64_t rows, std::int64_t
   if (rows == 1 || kind_ == Device::Kind::gpu) return static_cast<double>(piece.type->bytes(rows, cols));
   const std::int64_t padded_cols = piece.type->block_cols == 1 ? round_up(cols, 2) : cols;
   return static_cast<double>(piece.type->held().bytes(round_up(rows, panel_rows), padded_cols));
+}
+
+double HeldWeights::slice_part(int ranks, int rank) const {
+  const Slice mine = expert_slice(config_, ranks, rank, expert_block_);
+  return static_cast<double>(mine.count) / static_cast<double>(config_.moe_intermediate_size);
 }
 
 double HeldWeights::dense_bytes(int tensor_parallel, int rank) const {
@@ -168,8 +174,9 @@ RankMemory rank_memory(const ModelConfig& config, const HeldWeights& weights, co
   const int tp = layout.tensor_parallel, in_group = rank % tp;
   const double dense = weights.dense_bytes(tp, in_group);
   m.weights = dense;
+  const double part = layout.sliced_experts ? weights.slice_part(layout.ranks, rank) : 1;
   for (std::size_t layer = 0; layer < held_experts.size(); ++layer)
-    m.weights += weights.expert_bytes(static_cast<int>(layer)) * held_experts[layer];
+    m.weights += weights.expert_bytes(static_cast<int>(layer)) * held_experts[layer] * part;
 
   double per_token = kv_bytes_per_token(config, workload.kv);
   if (workload.mtp) per_token *= (config.num_hidden_layers + 1.0) / config.num_hidden_layers;
@@ -186,7 +193,7 @@ RankMemory rank_memory(const ModelConfig& config, const HeldWeights& weights, co
   const double peak = layout.ranks > 1 ? 1.25 : 1;
   double arriving = 0;  // rows that all ranks' tokens bring, at even routing
   if (config.n_routed_experts > 0) {
-    arriving = tokens * std::min(config.num_experts_per_tok, layout.ranks);
+    arriving = tokens * (layout.sliced_experts ? layout.ranks : std::min(config.num_experts_per_tok, layout.ranks));
     // Dispatch and combine, out and in; on a CPU with BF16 rows, their FP32 forms too.
     const double row = config.hidden_size * (2 * (bf16_rows ? 2.0 : 4.0) + (!gpu && bf16_rows ? 4.0 : 0));
     const double answers = layout.replicas ? tokens * config.num_experts_per_tok : arriving;

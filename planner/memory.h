@@ -30,7 +30,8 @@ struct Workload {
 struct Layout {
   int ranks = 1;
   int tensor_parallel = 1;
-  bool replicas = false;  // experts have replicas, or move: each answers to a token by itself (expert_exchange.h)
+  bool replicas = false;        // experts have replicas, or move: each answers to a token by itself (expert_exchange.h)
+  bool sliced_experts = false;  // every rank has a slice of every expert (placement.h)
 };
 
 /// Bytes of one rank.
@@ -55,6 +56,8 @@ class HeldWeights {
   double dense_bytes(int tensor_parallel, int rank) const;
   /// Of one routed expert. The MTP layer is the one behind the others.
   double expert_bytes(int layer) const { return expert_[static_cast<std::size_t>(layer)]; }
+  /// The part of that which a rank has where experts are sliced.
+  double slice_part(int ranks, int rank) const;
   int layers() const { return static_cast<int>(expert_.size()); }
   /// Whether feed-forward blocks are multiplied as bytes.
   bool quantized() const { return quantized_; }
@@ -72,6 +75,7 @@ class HeldWeights {
   std::vector<Piece> dense_;
   std::vector<double> expert_;  // [layers]
   bool quantized_ = false;
+  int expert_block_ = 1;  // columns of routed experts' down projections that share a scale, at most
 };
 
 /// Bytes of KV cache per token and layer stack of the whole model.

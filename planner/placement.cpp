@@ -44,7 +44,7 @@ std::vector<std::int32_t> Placement::experts_on(int layer, int rank) const {
 }
 
 bool Placement::has_replicas() const {
-  return std::ranges::any_of(experts, [](const LayerPlacement& layer) {
+  return !sliced_experts && std::ranges::any_of(experts, [](const LayerPlacement& layer) {
     return std::ranges::any_of(layer, [](const auto& replicas) { return replicas.size() > 1; });
   });
 }
@@ -59,6 +59,21 @@ Placement place_evenly(const ModelConfig& config, int ranks) {
   for (int layer = 0; layer < config.num_hidden_layers + config.num_nextn_predict_layers; ++layer)
     placement.experts.push_back(config.is_moe_layer(layer) ? even : LayerPlacement{});
   return placement;
+}
+
+Placement place_slices(const ModelConfig& config, int ranks) {
+  Placement placement{.ranks = ranks, .sliced_experts = true, .experts = {}};
+  std::vector<Replica> everywhere;
+  for (int r = 0; r < ranks; ++r) everywhere.push_back({r, 1 / static_cast<float>(ranks)});
+  const LayerPlacement all(static_cast<std::size_t>(config.n_routed_experts), everywhere);
+  for (int layer = 0; layer < config.num_hidden_layers + config.num_nextn_predict_layers; ++layer)
+    placement.experts.push_back(config.is_moe_layer(layer) ? all : LayerPlacement{});
+  return placement;
+}
+
+Slice expert_slice(const ModelConfig& config, int ranks, int rank, std::int64_t block) {
+  const std::int64_t width = config.moe_intermediate_size;
+  return slice_of(width, ranks, rank, cut_unit(width, ranks, block));
 }
 
 }  // namespace shoal

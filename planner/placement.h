@@ -31,20 +31,30 @@ struct HeadSlice {
 HeadSlice head_slice(int num_attention_heads, int num_key_value_heads, int ranks, int rank);
 
 /// Which rank holds what. Models with experts: attention is data-parallel (a sequence lives on one rank, dense weights
-/// on all), routed experts are spread over all ranks. Dense models: every matrix is split over all ranks.
+/// on all), routed experts are spread over all ranks, or each of them is cut into slices that all ranks hold one of,
+/// which balances the ranks whatever the router does and lets all of them read weights for a single token. Dense
+/// models: every matrix is split over all ranks.
 struct Placement {
   int ranks = 1;
   bool tensor_parallel = false;
+  bool sliced_experts = false;          // then every expert is on every rank, with equal shares
   std::vector<LayerPlacement> experts;  // [layers], empty for layers without experts
 
   /// The experts of a layer that have a replica on `rank`, ascending.
   std::vector<std::int32_t> experts_on(int layer, int rank) const;
-  /// Whether any expert has more than one replica.
+  /// Whether any expert has more than one whole replica.
   bool has_replicas() const;
 };
 
 /// Experts in contiguous runs of equal length (one more on the first ranks where it does not divide), so that a routing
 /// group stays together.
 Placement place_evenly(const ModelConfig& config, int ranks);
+
+/// A slice of every expert on every rank.
+Placement place_slices(const ModelConfig& config, int ranks);
+
+/// The part of an expert's intermediate width that `rank` holds where experts are sliced: whole blocks (`block` columns
+/// of the down projection share a scale) where there are enough.
+Slice expert_slice(const ModelConfig& config, int ranks, int rank, std::int64_t block);
 
 }  // namespace shoal

@@ -33,8 +33,19 @@ void check(const PlanRequest& r) {
          "--speculative mtp needs a model with an MTP layer (num_nextn_predict_layers), and this one has none");
   refuse(r.redundant_experts < 0,
          fmt::format("--redundant-experts is {}, and must not be negative", r.redundant_experts));
+  const std::int64_t most = std::int64_t{r.config.n_routed_experts} * (ranks - 1);  // every expert on every rank
+  refuse(r.redundant_experts > most,
+         fmt::format("--redundant-experts is {}, and {} ranks have room for {} replicas beyond the first of {} experts",
+                     r.redundant_experts, ranks, most, r.config.n_routed_experts));
   refuse(r.tensor_parallel < 0 || (r.tensor_parallel > 0 && ranks % r.tensor_parallel != 0),
          fmt::format("--tensor-parallel is {}, which does not divide the {} ranks", r.tensor_parallel, ranks));
+  refuse(r.slice_experts && r.redundant_experts > 0,
+         "--slice-experts puts a slice of every expert on every rank, which leaves nothing to replicate: leave out "
+         "--redundant-experts");
+  refuse(r.slice_experts && r.cluster.groups.size() > 1, "--slice-experts cuts equal slices, for equal nodes");
+  refuse(r.slice_experts && (r.config.moe_intermediate_size + 15) / 16 < ranks,
+         fmt::format("--slice-experts: experts are {} wide, less than a panel of 16 for each of {} ranks",
+                     r.config.moe_intermediate_size, ranks));
   for (const auto& layer : r.loads)
     refuse(static_cast<int>(layer.size()) != r.config.n_routed_experts,
            fmt::format("the loads of a layer are {} numbers, and the model has {} experts", layer.size(),
@@ -105,6 +116,7 @@ std::vector<int> held_counts(const ModelConfig& config, const HeldWeights& weigh
   for (int layer = 0; layer < weights.layers(); ++layer)
     counts.push_back(!config.is_moe_layer(layer)        ? 0
                      : layer < config.num_hidden_layers ? slots
+                     : slots == config.n_routed_experts ? slots  // slices of all, or one rank
                                                         : (config.n_routed_experts + ranks - 1) / ranks);
   return counts;
 }
@@ -120,14 +132,16 @@ Chosen choose_layout(const PlanRequest& r, const HeldWeights& weights) {
   Chosen chosen;
   for (const int tp : degrees(r)) {
     chosen = {};
-    chosen.layout = {r.cluster.ranks(), tp, r.redundant_experts > 0};
+    chosen.layout = {r.cluster.ranks(), tp, r.redundant_experts > 0, r.slice_experts};
     if (r.config.n_routed_experts > 0) chosen.ranks = expert_ranks(r, weights, chosen.layout);
+    if (r.slice_experts) chosen.ranks.slots.assign(chosen.ranks.slots.size(), r.config.n_routed_experts);
     chosen.fits = true;
     std::map<std::tuple<const NodeGroup*, int, int, int>, RankMemory> known;  // ranks are of a few kinds
     for (int rank = 0; rank < chosen.layout.ranks; ++rank) {
       const int slots = r.config.n_routed_experts > 0 ? chosen.ranks.slots[static_cast<std::size_t>(rank)] : 0;
       const auto [kind, fresh] = known.try_emplace(
-          {&r.cluster.group_of(rank), rank % tp, sequences_on(r.workload, chosen.layout, rank), slots});
+          {&r.cluster.group_of(rank), rank % tp, sequences_on(r.workload, chosen.layout, rank),
+           r.slice_experts ? static_cast<int>(weights.slice_part(chosen.layout.ranks, rank) * 1e6) : slots});
       if (fresh) {
         kind->second = rank_memory(r.config, weights, r.workload, chosen.layout, r.cluster, rank,
                                    held_counts(r.config, weights, slots, chosen.layout.ranks));
@@ -166,12 +180,12 @@ std::vector<std::string> changes_that_fit(const PlanRequest& request, const Held
       changes.push_back(fmt::format("--nodes {} ({} ranks)", *n, *n * group.ranks_per_node));
     r.cluster = request.cluster;
   }
-  const double now = static_cast<double>(checkpoint_bytes(r.config, request.precision));
+  const double now = static_cast<double>(checkpoint_bytes(r.config, request.precision, false));
   for (const char* name :
        {"fp8", "int8", "Q6_K", "int4", "Q4_K_M", "Q3_K_M", "Q2_K", "UD-Q2_K_XL", "UD-IQ2_XXS", "UD-IQ1_S"}) {
     if (std::string_view(name).starts_with("UD-") && r.config.architecture != Architecture::deepseek_v3) continue;
     r.precision = Precision::from_name(name);
-    const auto bytes = static_cast<double>(checkpoint_bytes(r.config, r.precision));
+    const auto bytes = static_cast<double>(checkpoint_bytes(r.config, r.precision, false));
     if (bytes >= now || !fits(r, HeldWeights(r.config, r.precision, r.cluster.groups[0].device.kind, r.workload.mtp)))
       continue;
     changes.push_back(
@@ -205,7 +219,10 @@ void place(const PlanRequest& r, const ExpertRanks& ranks, Plan& plan) {
   for (int layer = 0; layer < r.config.num_hidden_layers; ++layer) {
     if (!r.config.is_moe_layer(layer)) continue;
     const auto& loads = r.loads.empty() ? alike : r.loads[moe_layer++];
-    if (!same || !r.loads.empty()) same = place_experts(loads, ranks, r.config.n_group);
+    if (r.slice_experts)
+      same = place_slices(r.config, ranks.size()).experts[static_cast<std::size_t>(layer)];
+    else if (!same || !r.loads.empty())
+      same = place_experts(loads, ranks, r.config.n_group);
     plan.experts[static_cast<std::size_t>(layer)] = *same;
     const auto sums = rank_loads(*same, loads, ranks);
     const double mean = std::accumulate(loads.begin(), loads.end(), 0.0) / speeds;
@@ -241,7 +258,7 @@ Plan make_plan(const PlanRequest& r) {
   if (r.config.n_routed_experts > 0) {
     place(r, chosen.ranks, plan);
     // Slots that no replica came to need no memory.
-    for (int rank = 0; rank < plan.layout.ranks; ++rank) {
+    for (int rank = 0; rank < plan.layout.ranks && !r.slice_experts; ++rank) {
       std::vector<int> held = held_counts(r.config, weights, 0, plan.layout.ranks);
       for (std::size_t layer = 0; layer < plan.experts.size(); ++layer)
         for (const auto& replicas : plan.experts[layer])

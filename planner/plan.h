@@ -20,6 +20,7 @@ struct PlanRequest {
   int prompt = 0;                          // tokens of it, for times; 0: half of the context
   int redundant_experts = 0;               // further replicas a layer
   int tensor_parallel = 0;                 // 0: the smallest that fits
+  bool slice_experts = false;              // a slice of every expert on every rank
   std::vector<std::vector<double>> loads;  // [MoE layers][n_routed_experts], any unit; empty: all alike
 };
 

@@ -106,7 +106,10 @@ Json Plan::to_json() const {
                  {"compute", workload.bf16_rows ? "bf16" : "f32"},
                  {"speculative", workload.mtp ? "mtp" : "none"},
                  {"max_batched_tokens", workload.max_batched_tokens}}},
-               {"layout", {{"ranks", layout.ranks}, {"tensor_parallel", layout.tensor_parallel}}},
+               {"layout",
+                {{"ranks", layout.ranks},
+                 {"tensor_parallel", layout.tensor_parallel},
+                 {"sliced_experts", layout.sliced_experts}}},
                {"fits", fits},
                {"changes", changes},
                {"memory", memory_json(*this)},
@@ -149,6 +152,7 @@ Plan Plan::from_json(const nlohmann::json& document, const std::string& place) {
   plan.workload.mtp = speculative == "mtp";
   plan.layout.ranks = layout.integer("ranks", 1, 1 << 24);
   plan.layout.tensor_parallel = layout.integer("tensor_parallel", 1, plan.layout.ranks);
+  plan.layout.sliced_experts = layout.boolean_or("sliced_experts", false);
   if (plan.layout.ranks != plan.cluster.ranks())
     json.reject("layout", fmt::format("has {} ranks, and the cluster {}", plan.layout.ranks, plan.cluster.ranks()));
   plan.fits = json.boolean_or("fits", false);

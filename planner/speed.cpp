@@ -13,6 +13,14 @@ double kv_bytes(const ModelConfig& c, KvType type) { return kv_bytes_per_token(c
 
 }  // namespace
 
+struct SpeedModel::Where {
+  const Device& device;
+  const SpeedConstants::OfDevice& k;
+  /// How many times as fast as with all ranks at work, where only this part of them is.
+  double memory(double part) const { return std::min(device.alone_memory, 1 / part); }
+  double products(double part) const { return std::min(device.alone_products, 1 / part); }
+};
+
 SpeedModel::SpeedModel(const ModelConfig& config, const Precision& precision, const Cluster& cluster,
                        const Layout& layout, KvType kv, int redundant_experts, const SpeedConstants& constants)
     : config_(config),
@@ -32,26 +40,66 @@ SpeedModel::SpeedModel(const ModelConfig& config, const Precision& precision, co
     if (t.part == Part::routed_experts) {
       expert_parameters_ += parameters / config.n_routed_experts / moe_layers_;
       expert_bytes_ += bytes / config.n_routed_experts / moe_layers_;
+      expert_[&type] += parameters / config.n_routed_experts / moe_layers_;
     } else {
       dense_bytes_ += bytes;
       (t.part == Part::head ? head_parameters_ : dense_parameters_) += parameters;
+      (t.part == Part::head ? head_ : dense_)[&type] += parameters;
     }
   }
   if (config.tie_word_embeddings) {
     head_parameters_ = static_cast<double>(config.vocab_size) * config.hidden_size;
     dense_bytes_ += head_parameters_ * 2;
+    head_[&weight_type("BF16")] += head_parameters_;
   }
 }
 
-double SpeedModel::dense_us(const Step& step, const Device& device, const SpeedConstants::OfDevice& k) const {
+SpeedModel::Products SpeedModel::products(const Device& device, const Weights& weights, const ProductRates& rates,
+                                          double read, double multiplied) const {
+  Products sum;
+  for (const auto& [type, count] : weights) {
+    ProductRate rate{device.memory_bytes_per_s * constants_.measured.memory / (type->held().bits() / 8),
+                     device.flops(type->bits() > 8.5     ? Arithmetic::bf16
+                                  : type->block_rows > 1 ? Arithmetic::fp8
+                                                         : Arithmetic::int8)};
+    if (const auto known = device.linear.find(type->name); known != device.linear.end()) rate = known->second;
+    if (const auto known = rates.find(type->name); known != rates.end()) rate = known->second;
+    sum.reading += count * read / rate.weights_per_s;
+    // The first token's share is in the reading.
+    sum.multiplying += 2 * count * std::max(0.0, multiplied - read) / (rate.flops * constants_.measured.products);
+  }
+  return sum;
+}
+
+/// The most loaded rank over the mean where the pairs of tokens and experts fall on ranks by chance, `pairs` on each:
+/// the largest of R numbers that scatter by their square root.
+double SpeedModel::chance(double pairs) const {
+  const double ranks = layout_.ranks;
+  return std::min(ranks, 1 + 0.8 * std::sqrt(2 * std::log(ranks) * (1 - 1 / ranks) / pairs));
+}
+
+double SpeedModel::dense_us(const Step& step, const Where& w) const {
   const double tp = layout_.tensor_parallel;
+  const Device& device = w.device;
+  const SpeedConstants::OfDevice& k = w.k;
+  if (device.measured && device.kind == Device::Kind::cpu) {
+    const double part = step.average() / step.tokens;
+    const Products dense = products(device, dense_, device.linear, 1, step.tokens),
+                   head = products(device, head_, device.linear, 1, step.prefill ? 1 : step.tokens);
+    return ((dense.reading + head.reading) / w.memory(part) +
+            (dense.multiplying + head.multiplying) / w.products(part)) /
+           tp * 1e6;
+  }
   const double flops = 2 * step.tokens * (dense_parameters_ + (step.prefill ? 0 : head_parameters_));
   const double streaming = dense_bytes_ / (device.memory_bytes_per_s * k.memory);
   const double computing = flops / (device.flops(precision_.arithmetic()) * k.products);
   return std::max(streaming, computing) / tp * 1e6;
 }
 
-double SpeedModel::attention_us(const Step& step, const Device& device, const SpeedConstants::OfDevice& k) const {
+double SpeedModel::attention_us(const Step& step, const Where& w) const {
+  const Device& device = w.device;
+  const SpeedConstants::OfDevice& k = w.k;
+  const double part = step.average() / step.tokens;
   const ModelConfig& c = config_;
   const double tp = layout_.tensor_parallel;
   double width = 2.0 * c.head_dim, cached = kv_bytes(c, kv_), shared_by = tp;
@@ -65,23 +113,41 @@ double SpeedModel::attention_us(const Step& step, const Device& device, const Sp
   // Tokens of one prompt read the same cache; a prompt's chunk streams it about once for 128 of them.
   const double streaming =
       pairs * cached / shared_by / (step.prefill ? 128 : 1) / (device.memory_bytes_per_s * k.memory);
-  return std::max(streaming, computing) * 1e6;
+  return std::max(streaming / w.memory(part), computing / w.products(part)) * 1e6;
 }
 
-double SpeedModel::experts_us(const Step& step, const Device& device, const SpeedConstants::OfDevice& k,
-                              double imbalance) const {
+double SpeedModel::experts_us(const Step& step, const Where& w, double imbalance) const {
   if (moe_layers_ == 0) return 0;
-  const double ranks = layout_.ranks, held = (config_.n_routed_experts + redundant_) / ranks;
-  // Tokens and experts that meet on this rank in one layer.
-  const double pairs =
-      step.tokens / layout_.tensor_parallel * config_.num_experts_per_tok * (ranks > 1 ? imbalance : 1);
-  const double read = distinct(std::max(1.0, held), pairs) * std::min(1.0, held);
-  const double streaming = read * expert_bytes_ / (device.memory_bytes_per_s * k.memory);
-  const double computing = 2 * pairs * expert_parameters_ / (device.flops(precision_.arithmetic()) * k.products);
-  return std::max(streaming, computing) * moe_layers_ * 1e6;
+  const Device& device = w.device;
+  const SpeedConstants::OfDevice& k = w.k;
+  const double ranks = layout_.ranks, slots = config_.n_routed_experts + redundant_;
+  const double picked =
+      std::min(1.0, config_.num_experts_per_tok / slots);                  // how likely a token picks what a slot holds
+  const double tokens = step.average() * ranks / layout_.tensor_parallel;  // of all
+  // Unequal ranks have experts and tokens in proportion to their bandwidth (plan.cpp, expert_ranks).
+  double bandwidth = 0;
+  for (const NodeGroup& g : cluster_.groups) bandwidth += g.nodes * g.ranks_per_node * g.device.memory_bytes_per_s;
+  const double part = device.memory_bytes_per_s / bandwidth;
+  // Tokens and experts that meet on such a rank in one layer, on average and on the most loaded of them.
+  const double pairs = tokens * config_.num_experts_per_tok * part;
+  const double most = ranks > 1 && !layout_.sliced_experts ? std::max(imbalance, chance(pairs)) : 1;
+  const auto time = [&](double load, double memory, double computing) {
+    const double read = slots * part * (1 - std::pow(1 - picked, tokens * load));
+    if (device.measured && device.kind == Device::Kind::cpu) {
+      const Products p = products(device, expert_, device.experts, read, pairs * load);
+      return p.reading / memory + p.multiplying / computing;
+    }
+    const double streaming = read * expert_bytes_ / (device.memory_bytes_per_s * k.memory);
+    return std::max(streaming,
+                    2 * pairs * load * expert_parameters_ / (device.flops(precision_.arithmetic()) * k.products));
+  };
+  // Where ranks share cores and bandwidth, the others' share falls to the most loaded one as they get ready.
+  return std::max(time(most, device.alone_memory, device.alone_products), time(1, 1, 1)) * moe_layers_ * 1e6;
 }
 
-double SpeedModel::activations_us(const Step& step, const Device& device, const SpeedConstants::OfDevice& k) const {
+double SpeedModel::activations_us(const Step& step, const Where& w) const {
+  const Device& device = w.device;
+  const SpeedConstants::OfDevice& k = w.k;
   const ModelConfig& c = config_;
   const double tp = layout_.tensor_parallel, layers = c.num_hidden_layers;
   const double attention = c.is_mla()
@@ -99,7 +165,8 @@ double SpeedModel::exchange_us(const Step& step) const {
   const Link& near = cluster_.groups[0].intra_node;
   const Link& far = cluster_.inter_node;
   const auto time = [&](const Link& link, double bytes) {
-    return link.bytes_per_s > 0 ? bytes / (link.bytes_per_s * constants_.link) * 1e6 : 0;
+    const double reached = cluster_.groups[0].device.measured ? 1 : constants_.link;
+    return link.bytes_per_s > 0 ? bytes / (link.bytes_per_s * reached) * 1e6 : 0;
   };
   double us = 0;
   if (const double tp = layout_.tensor_parallel; tp > 1) {
@@ -113,9 +180,10 @@ double SpeedModel::exchange_us(const Step& step) const {
 
   const double tokens = step.tokens / layout_.tensor_parallel, ranks = layout_.ranks, nodes = cluster_.nodes();
   const double k = c.num_experts_per_tok;
-  const bool narrow = precision_.arithmetic() != Arithmetic::bf16;
-  const double row = c.hidden_size * ((narrow ? 1 : 2) + 2.0);  // dispatch and combine
-  const double rank_count = distinct(ranks, k) * (ranks - 1) / ranks;
+  const bool cpu = cluster_.groups[0].device.kind == Device::Kind::cpu;  // there rows travel as they are computed with
+  const double sent = cpu ? (kv_ == KvType::f32 ? 4 : 2) : precision_.arithmetic() != Arithmetic::bf16 ? 1 : 2;
+  const double row = c.hidden_size * (sent + (cpu ? sent : 2.0));  // dispatch and combine
+  const double rank_count = layout_.sliced_experts ? ranks - 1 : distinct(ranks, k) * (ranks - 1) / ranks;
   // Prompts send a token once to a node, where it is passed on; decoding sends it to each rank, at the least latency.
   const double node_limit = c.n_group > 1 ? std::min<double>(c.topk_group, nodes) : nodes;
   const double node_count = std::min(distinct(nodes, k), node_limit) * (nodes - 1) / nodes;
@@ -132,14 +200,15 @@ StepTime SpeedModel::step(const Step& step, double imbalance) const {
   for (const NodeGroup& group : cluster_.groups) {
     const Device& device = group.device;
     const Device& main = device.companion ? *device.companion : device;
-    const auto constants_of = [&](const Device& d) {
+    const auto constants_of = [&](const Device& d) -> const SpeedConstants::OfDevice& {
       return d.measured ? constants_.measured : d.kind == Device::Kind::gpu ? constants_.gpu : constants_.cpu;
     };
+    const auto at = [&](const Device& d) { return Where{d, constants_of(d)}; };
     StepTime t;
-    t.dense = dense_us(step, main, constants_of(main));
-    t.attention = attention_us(step, main, constants_of(main));
-    t.experts = experts_us(step, device, constants_of(device), imbalance);
-    t.activations = activations_us(step, main, constants_of(main));
+    t.dense = dense_us(step, at(main));
+    t.attention = attention_us(step, at(main));
+    t.experts = experts_us(step, at(device), imbalance);
+    t.activations = activations_us(step, at(main));
     t.exchange = exchange_us(step);
     t.fixed = constants_of(main).step_us + config_.num_hidden_layers * constants_of(main).layer_us;
     if (device.companion) t.fixed += moe_layers_ * (constants_.cpu.layer_us + constants_.companion_us);
@@ -156,7 +225,10 @@ Prediction predict(const SpeedModel& model, const Workload& workload, const Layo
   Prediction p;
   const int groups = layout.ranks / layout.tensor_parallel;
   const double sequences = std::ceil(static_cast<double>(workload.concurrency) / groups);
-  p.decode = model.step({.tokens = sequences, .context = static_cast<double>(workload.context)}, imbalance);
+  p.decode = model.step({.tokens = sequences,
+                         .mean = static_cast<double>(workload.concurrency) / groups,
+                         .context = static_cast<double>(workload.context)},
+                        imbalance);
   p.tpot_ms = p.decode.total / 1e3;
   p.decode_tokens_per_s = workload.concurrency / p.decode.total * 1e6;
 
@@ -166,7 +238,8 @@ Prediction predict(const SpeedModel& model, const Workload& workload, const Layo
   p.prefill = model.step(busy, imbalance);
   p.prefill_tokens_per_s = chunk * groups / p.prefill.total * 1e6;
   const double alone = std::min<double>(chunk, prompt);
-  const StepTime first = model.step({.tokens = alone, .context = prompt / 2.0, .prefill = true}, imbalance);
+  const StepTime first =
+      model.step({.tokens = alone, .mean = alone / groups, .context = prompt / 2.0, .prefill = true}, imbalance);
   p.ttft_ms = first.total * std::ceil(prompt / alone) / 1e3;
   return p;
 }

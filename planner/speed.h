@@ -1,4 +1,6 @@
 #pragma once
+#include <map>
+
 #include "planner/cluster.h"
 #include "planner/memory.h"
 #include "planner/precision.h"
@@ -18,19 +20,22 @@ struct SpeedConstants {
   };
   OfDevice gpu{.memory = 0.80, .products = 0.68, .attention = 0.60, .passes = 5, .layer_us = 170, .step_us = 2000};
   OfDevice cpu{.memory = 0.53, .products = 0.30, .attention = 0.30, .passes = 4, .layer_us = 100, .step_us = 200};
-  /// Of what `plan --cluster auto` measured with the same kernels. Estimates: not yet held against runs.
-  OfDevice measured{.memory = 0.9, .products = 0.9, .attention = 0.5, .passes = 4, .layer_us = 60, .step_us = 200};
+  /// Of what `plan --cluster auto` measured with the same kernels: all of it. perf/plan_validation.py holds them
+  /// against runs.
+  OfDevice measured{.memory = 1, .products = 1, .attention = 0.5, .passes = 4, .layer_us = 60, .step_us = 200};
   double link = 0.80;        // fraction of a link's bandwidth in an exchange
-  double imbalance = 1.2;    // most loaded rank over the mean, where no loads are known
+  double imbalance = 1.2;    // most loaded rank over the mean, where no loads are known; or what chance alone makes
   double overlap = 0.4;      // of the shorter of computation and exchange that two micro-batches hide
   double companion_us = 60;  // there and back between a CPU and its GPU, a layer
 };
 
 /// What one rank does in a step.
 struct Step {
-  double tokens = 1;      // a tensor-parallel group computes
+  double tokens = 1;      // the tensor-parallel group with most of them computes
+  double mean = 0;        // the same on average over the groups; 0: as many
   double context = 4096;  // tokens of the cache that each attends to, on average
   bool prefill = false;   // whole prompts: attention over unpacked keys and values, no logits
+  double average() const { return mean > 0 ? mean : tokens; }
 };
 
 /// Times of a step in microseconds, the slowest rank's.
@@ -56,11 +61,20 @@ class SpeedModel {
   StepTime step(const Step& step, double imbalance = 0) const;
 
  private:
-  double dense_us(const Step& step, const Device& device, const SpeedConstants::OfDevice& k) const;
-  double attention_us(const Step& step, const Device& device, const SpeedConstants::OfDevice& k) const;
-  double experts_us(const Step& step, const Device& device, const SpeedConstants::OfDevice& k, double imbalance) const;
-  double activations_us(const Step& step, const Device& device, const SpeedConstants::OfDevice& k) const;
+  struct Where;  // a device, its constants, and how its ranks share it
+  double dense_us(const Step& step, const Where& w) const;
+  double attention_us(const Step& step, const Where& w) const;
+  double experts_us(const Step& step, const Where& w, double imbalance) const;
+  double activations_us(const Step& step, const Where& w) const;
   double exchange_us(const Step& step) const;
+  /// Products with weights of these types (numbers of them): `read` passes over them, `multiplied` tokens with each.
+  struct Products {
+    double reading = 0, multiplying = 0;  // seconds
+  };
+  using Weights = std::map<const WeightType*, double>;
+  Products products(const Device& device, const Weights& weights, const ProductRates& rates, double read,
+                    double multiplied) const;
+  double chance(double pairs) const;
 
   const ModelConfig config_;
   const Precision precision_;
@@ -71,6 +85,7 @@ class SpeedModel {
   const SpeedConstants constants_;
   double dense_bytes_ = 0, dense_parameters_ = 0, head_parameters_ = 0;
   double expert_bytes_ = 0, expert_parameters_ = 0;  // of one expert
+  Weights dense_, head_, expert_;                    // by type
   int moe_layers_ = 0;
 };
 

@@ -10,6 +10,7 @@ struct Operating {
   int nodes = 0;
   int tensor_parallel = 1;
   int redundant_experts = 0;
+  bool sliced_experts = false;
   std::string precision;
   int concurrency = 0;
   double tpot_ms = 0;
@@ -19,8 +20,8 @@ struct Operating {
 };
 
 /// All layouts that fit among: nodes 1, 2, 4 ... up to the cluster's, tensor parallelism 1, 2, 4 ... within a node, 0
-/// or an eighth of the experts redundant, the given precisions, 1, 2, 4 ... 1024 sequences a rank. Ascending by
-/// tpot_ms.
+/// or an eighth of the experts redundant, or each in slices over all ranks, the given precisions, 1, 2, 4 ... 1024
+/// sequences a rank. Ascending by tpot_ms.
 std::vector<Operating> sweep(const PlanRequest& request, const std::vector<std::string>& precisions);
 
 /// Those that no other beats both in time for a token and in tokens a second and node.

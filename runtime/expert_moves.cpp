@@ -154,6 +154,13 @@ ExpertMap expert_map(const LayerPlacement& placement) {
   return ExpertMap(std::move(replicas));
 }
 
+ExpertMap slice_map(int experts, int ranks) {
+  std::vector<std::vector<ExpertReplica>> replicas;
+  for (int e = 0; e < experts; ++e)
+    for (int r = 0; r < ranks; ++r) replicas.push_back({{r, e, 1}});
+  return ExpertMap(std::move(replicas));
+}
+
 void move_experts(MoeWeights& weights, const LayerPlacement& placement, Communicator& comm) {
   if (placement.size() != weights.map.replicas.size())
     fail("a layer of {} experts cannot be placed as one of {}", weights.map.replicas.size(), placement.size());

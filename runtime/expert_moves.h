@@ -9,6 +9,9 @@ namespace shoal {
 /// The same for the exchange: a rank's experts of a layer are numbered in ascending order of their global ids.
 ExpertMap expert_map(const LayerPlacement& placement);
 
+/// The same where every rank has a slice of every expert: slice r of expert e, on rank r, is number e * ranks + r.
+ExpertMap slice_map(int experts, int ranks);
+
 /// Puts the experts of a layer where `placement` says: ranks that do not hold an expert yet get its weights, as they
 /// lie in memory, from one that does, and those that are to hold it no longer drop it. All ranks call it at the same
 /// time with the same placement; one expert at a time goes from and to a rank, so what it takes besides is that much

@@ -294,7 +294,8 @@ class Lead {
     const auto counters = std::make_shared<StepCounters>(placement);
     engine.counters = counters;
     if (moves_experts(options_, placement))
-      engine.rebalancer = std::make_shared<Rebalancer>(placement, options_.rebalance_steps);
+      engine.rebalancer =
+          std::make_shared<Rebalancer>(placement, options_.rebalance_steps, rank_.launch.local_size, config.n_group);
     c.on_result = [counters, rebalancer = engine.rebalancer](const StepResult& result, int rank) {
       counters->add(result, rank);
       if (rebalancer) rebalancer->add(result);
@@ -426,7 +427,7 @@ Checkpoint job_checkpoint(const JobOptions& options) {
 int run_job(int* argc, char*** argv, const JobOptions& asked, const std::function<int(Engine&)>& front) {
   try {
     JobOptions options = asked;
-    apply_plan(options);
+    read_plan(options);
     return run_ranks(argc, argv, options, front);
   } catch (const Error& error) {
     std::fprintf(stderr, "shoal: %s\n", error.what());

@@ -19,11 +19,14 @@
 
 namespace shoal {
 
+struct Plan;
+
 /// What `run`, `serve` and `bench` have in common: a model, on the ranks of this job.
 struct JobOptions {
   std::filesystem::path model;
-  std::filesystem::path plan;  // of `shoal plan --json`; empty: experts evenly, memory as it comes
-  int max_model_len = 0;       // 0: what the model allows, less if memory is short
+  std::filesystem::path plan;           // of `shoal plan --json`; empty: experts evenly, memory as it comes
+  std::shared_ptr<const Plan> planned;  // what the file says, once read_plan has read it (planned_job.h)
+  int max_model_len = 0;                // 0: what the model allows, less if memory is short
   int max_num_seqs = 256;
   int max_batched_tokens = 512;
   int max_prefill_tokens = 256;

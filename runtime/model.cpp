@@ -82,6 +82,8 @@ struct Model::State {
       logit{backend}, picked{backend};
   HostRoom sent_room, returned_room, branch_room, logit_room;  // what the host reads or adds to
   std::vector<std::int32_t> expert;
+  std::vector<std::int32_t> slice;  // of the experts, where they are sliced
+  std::vector<float> slice_weight;
   std::vector<float> weight, host_cos, host_sin, gathered, local_logits;
   ExpertBatch expert_batch;
 
@@ -190,7 +192,20 @@ struct Model::State {
       ++counters.expert_tokens[static_cast<std::size_t>(moe_layer * router.n_experts + e)];
 
     const Rows<const float> sent = backend.to_host(h, sent_room);
-    exchange->dispatch(sent.data, sent.stride, tokens, expert.data(), weight.data(), static_cast<int>(top_k), w.map);
+    if (placement.sliced_experts) {
+      const int ranks = comm.size();
+      slice.clear();
+      slice_weight.clear();
+      for (std::size_t i = 0; i < expert.size(); ++i)
+        for (std::int32_t r = 0; r < ranks; ++r) {
+          slice.push_back(expert[i] * ranks + r);
+          slice_weight.push_back(weight[i]);
+        }
+      exchange->dispatch(sent.data, sent.stride, tokens, slice.data(), slice_weight.data(),
+                         static_cast<int>(top_k) * ranks, w.map);
+    } else {
+      exchange->dispatch(sent.data, sent.stride, tokens, expert.data(), weight.data(), static_cast<int>(top_k), w.map);
+    }
     feed_forward(w.shared, h, out);  // while the tokens travel
     const Stopwatch waiting;
     const DispatchedRows& arrived = exchange->dispatched();

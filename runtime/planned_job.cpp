@@ -9,18 +9,11 @@
 #include "runtime/model_source.h"
 
 namespace shoal {
-namespace {
-
-Plan read_plan(const JobOptions& options) {
-  return Plan::from_json(read_json_file(options.plan, std::uint64_t{256} << 20), options.plan.string());
-}
-
-}  // namespace
 
 Placement job_placement(const JobOptions& options, const ModelConfig& config, int ranks) {
   Placement placement = place_evenly(config, ranks);
-  if (options.plan.empty()) return placement;
-  const Plan plan = read_plan(options);
+  if (!options.planned) return placement;
+  const Plan& plan = *options.planned;
   const auto refuse = [&](const std::string& why) {
     throw Error(fmt::format("{}: {}", options.plan.string(), why), ExitCode::usage);
   };
@@ -33,6 +26,14 @@ Placement job_placement(const JobOptions& options, const ModelConfig& config, in
   if (plan.layout.tensor_parallel != tensor_parallel)
     refuse(fmt::format("cuts the dense parts over {} ranks; this model's are served over {}",
                        plan.layout.tensor_parallel, tensor_parallel));
+  if (plan.layout.sliced_experts) {
+    if (config.n_routed_experts == 0 || (config.moe_intermediate_size + 15) / 16 < ranks)
+      refuse(fmt::format("slices experts over {} ranks, and this model's are {} wide, less than a panel of 16 for each",
+                         ranks, config.moe_intermediate_size));
+    if (options.rebalance_steps > 0)
+      refuse("slices experts, which then have no place to move to: no --rebalance-steps");
+    return place_slices(config, ranks);
+  }
   for (int layer = 0; layer < config.num_hidden_layers; ++layer) {
     const auto& experts =
         config.n_routed_experts > 0 ? plan.experts[static_cast<std::size_t>(layer)] : LayerPlacement{};
@@ -44,9 +45,11 @@ Placement job_placement(const JobOptions& options, const ModelConfig& config, in
   return placement;
 }
 
-void apply_plan(JobOptions& options) {
+void read_plan(JobOptions& options) {
   if (options.plan.empty()) return;
-  const Plan plan = read_plan(options);
+  options.planned = std::make_shared<const Plan>(
+      Plan::from_json(read_json_file(options.plan, std::uint64_t{256} << 20), options.plan.string()));
+  const Plan& plan = *options.planned;
   options.max_model_len = plan.workload.context;
   options.max_batched_tokens = plan.workload.max_batched_tokens;
   options.compute = plan.workload.bf16_rows ? Compute::bf16 : Compute::f32;
@@ -109,6 +112,7 @@ class StartCheck {
       }
     } else if (memory().total() - options_.kv_cache_gb * 1e9 < share) {
       found.push_back(fmt::format("--kv-cache-gb {:.3f}", (share - memory().total()) / 1e9 + options_.kv_cache_gb));
+      found.push_back("no --kv-cache-gb, and the cache takes what is free");
     }
     if (options_.mtp) {
       const HeldWeights trunk(config_, precision_, Device::Kind::cpu);
@@ -116,26 +120,36 @@ class StartCheck {
       workload.mtp = false;
       if (memory(trunk, workload, placement_, rank_).total() <= share) found.push_back("--speculative none");
     }
-    if (!options_.random_weights.empty()) {
-      found.push_back("fewer --layers");
-      return found;
-    }
-    const double now = static_cast<double>(checkpoint_bytes(config_, precision_));
-    for (const char* name : {"fp8", "Q8_0", "Q6_K", "Q4_K_M", "Q3_K_M", "Q2_K"}) {
-      const Precision precision = Precision::from_name(name);
-      if (static_cast<double>(checkpoint_bytes(config_, precision)) >= now) continue;
-      const HeldWeights smaller(config_, precision, Device::Kind::cpu, options_.mtp);
-      if (memory(smaller, workload_, placement_, rank_).total() > share) continue;
-      found.push_back(fmt::format("a smaller checkpoint ('shoal quantize --type {}')", name));
-      break;
-    }
+    add_smaller_weights(share, found);
+    if (!options_.random_weights.empty()) found.push_back("fewer --layers");
     return found;
   }
 
  private:
+  /// The least coarse weights that fit; with a shorter context too, where nothing else was found.
+  void add_smaller_weights(double share, std::vector<std::string>& found) const {
+    const bool made_up = !options_.random_weights.empty();
+    const double now = static_cast<double>(checkpoint_bytes(config_, precision_));
+    for (const bool shorter : {false, true}) {
+      if (shorter && (!found.empty() || options_.kv_cache_gb > 0 || workload_.context <= 4096)) return;
+      for (const char* name : {"fp8", "Q8_0", "Q6_K", "Q4_K_M", "Q3_K_M", "Q2_K"}) {
+        const Precision precision = Precision::from_name(name);
+        if (static_cast<double>(checkpoint_bytes(config_, precision)) >= now) continue;
+        const HeldWeights smaller(config_, precision, Device::Kind::cpu, options_.mtp);
+        Workload workload = workload_;
+        if (shorter) workload.context = 4096;
+        if (memory(smaller, workload, placement_, rank_).total() > share) continue;
+        found.push_back((made_up ? fmt::format("--precision {}", name)
+                                 : fmt::format("a smaller checkpoint ('shoal quantize --type {}')", name)) +
+                        (shorter ? " with --max-model-len 4096" : ""));
+        break;
+      }
+    }
+  }
+
   RankMemory memory(const HeldWeights& weights, const Workload& workload, const Placement& placement, int rank) const {
     const Layout layout{placement.ranks, placement.tensor_parallel ? placement.ranks : 1,
-                        placement.has_replicas() || options_.rebalance_steps > 0};
+                        placement.has_replicas() || options_.rebalance_steps > 0, placement.sliced_experts};
     Cluster hosts;
     hosts.groups.push_back({.nodes = 1, .ranks_per_node = placement.ranks, .device = {.kind = Device::Kind::cpu}});
     std::vector<int> held;

@@ -17,7 +17,8 @@ double worthwhile(double tokens_a_rank) { return std::max(0.05, 4 / std::sqrt(to
 
 }  // namespace
 
-Rebalancer::Rebalancer(const Placement& placement, int every) : ranks_(placement.ranks), every_(every) {
+Rebalancer::Rebalancer(const Placement& placement, int every, int ranks_per_node, int n_group)
+    : every_(every), n_group_(n_group), ranks_(ExpertRanks::equal(placement.ranks, ranks_per_node, 0, 0)) {
   for (std::size_t i = 0; i < placement.experts.size(); ++i) {
     const LayerPlacement& experts = placement.experts[i];
     if (experts.empty()) continue;
@@ -56,11 +57,10 @@ std::optional<ExpertLayer> Rebalancer::next() {
 
 std::optional<ExpertLayer> Rebalancer::look_at(Layer& layer) {
   const double tokens = std::accumulate(layer.looked_at.begin(), layer.looked_at.end(), 0.0);
-  if (tokens < kEnough * ranks_) return std::nullopt;
-  const std::vector<double> alike(static_cast<std::size_t>(ranks_), 1.0);
-  Rebalanced found = rebalance(layer.placement, layer.looked_at, alike);
+  if (tokens < kEnough * ranks_.size()) return std::nullopt;
+  Rebalanced found = rebalance(layer.placement, layer.looked_at, ranks_, n_group_);
   worst_ = std::max(worst_, found.before);
-  if (found.after > found.before * (1 - worthwhile(tokens / ranks_))) return std::nullopt;
+  if (found.after > found.before * (1 - worthwhile(tokens / ranks_.size()))) return std::nullopt;
   layer.placement = std::move(found.placement);
   {
     const std::lock_guard lock(mutex_);

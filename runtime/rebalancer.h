@@ -27,8 +27,8 @@ class Rebalancer {
   };
 
   /// `placement` of the layers with experts that are loaded: without an MTP layer where none is.
-  /// `every`: steps between two looks.
-  Rebalancer(const Placement& placement, int every);
+  /// `every`: steps between two looks. Routing groups (`n_group`) that the placement keeps on nodes stay on nodes.
+  Rebalancer(const Placement& placement, int every, int ranks_per_node, int n_group);
 
   /// Called before each move, from the coordinator's thread. Set before the first step.
   void on_change(std::function<void(const Change&)> told) { told_ = std::move(told); }
@@ -48,7 +48,8 @@ class Rebalancer {
   };
   std::optional<ExpertLayer> look_at(Layer& layer);
 
-  const int ranks_, every_;
+  const int every_, n_group_;
+  ExpertRanks ranks_;
   std::vector<Layer> layers_;
   int steps_ = 0;
   std::size_t next_layer_;  // to be looked at; layers_.size(): none

@@ -43,7 +43,7 @@ class LayerLoader {
     if (config_.is_moe_layer(layer_))
       moe(to.moe);
     else
-      feed_forward(to.dense, prefix_ + "mlp.", config_.intermediate_size);
+      feed_forward(to.dense, prefix_ + "mlp.", config_.intermediate_size, placement_.tensor_parallel);
   }
 
  private:
@@ -98,8 +98,8 @@ class LayerLoader {
     return slice_of(intermediate, placement_.ranks, rank_, cut_unit(intermediate, placement_.ranks, block));
   }
 
-  void feed_forward(FeedForward& to, const std::string& p, std::int64_t intermediate) {
-    const Slice mine = placement_.tensor_parallel ? slice_of_ffn(p, intermediate) : Slice{0, intermediate};
+  void feed_forward(FeedForward& to, const std::string& p, std::int64_t intermediate, bool sliced) {
+    const Slice mine = sliced ? slice_of_ffn(p, intermediate) : Slice{0, intermediate};
     loader_.matrix(to.gate, p + "gate_proj.weight", intermediate, config_.hidden_size, mine);
     loader_.matrix(to.up, p + "up_proj.weight", intermediate, config_.hidden_size, mine);
     loader_.matrix(to.down, p + "down_proj.weight", config_.hidden_size, intermediate, {}, mine);
@@ -110,14 +110,17 @@ class LayerLoader {
     loader_.matrix_f32(to.router, p + "gate.weight", config_.n_routed_experts, config_.hidden_size);
     if (const std::string bias = p + "gate.e_score_correction_bias"; loader_.has(bias))
       loader_.vector(to.score_bias, bias, config_.n_routed_experts);
-    to.map = expert_map(placement_.experts[static_cast<std::size_t>(layer_)]);
+    to.map = placement_.sliced_experts ? slice_map(config_.n_routed_experts, placement_.ranks)
+                                       : expert_map(placement_.experts[static_cast<std::size_t>(layer_)]);
     const auto mine = placement_.experts_on(layer_, rank_);
     to.experts.resize(mine.size());
     for (std::size_t i = 0; i < mine.size(); ++i)
-      feed_forward(to.experts[i], fmt::format("{}experts.{}.", p, mine[i]), config_.moe_intermediate_size);
+      feed_forward(to.experts[i], fmt::format("{}experts.{}.", p, mine[i]), config_.moe_intermediate_size,
+                   placement_.sliced_experts);
     if (config_.n_shared_experts > 0)
       feed_forward(to.shared, p + "shared_experts.",
-                   static_cast<std::int64_t>(config_.moe_intermediate_size) * config_.n_shared_experts);
+                   static_cast<std::int64_t>(config_.moe_intermediate_size) * config_.n_shared_experts,
+                   placement_.tensor_parallel);
   }
 
   const ModelConfig& config_;

@@ -42,6 +42,18 @@ def test_answers_are_right_wherever_the_plan_puts_experts(tmp_path):
             assert largest_difference(server.score(p["ids"]), p["logprobs"]) <= 2e-3
 
 
+def test_answers_are_right_where_every_rank_has_a_slice_of_every_expert(tmp_path):
+    plan = plan_for(2, tmp_path, "--slice-experts")
+    assert plan["layout"]["sliced_experts"] and plan["placement"]["imbalance"] == 1
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    prompts = json.loads((MODEL / "golden.json").read_text())["prompts"]
+    with serve(MODEL, 2, "--plan", str(tmp_path / "plan.json")) as server:
+        for p in [p for p in prompts[1:] if len(p["ids"]) <= 512]:
+            assert largest_difference(server.score(p["ids"]), p["logprobs"]) <= 2e-3
+    run = start(2, "--plan", tmp_path / "plan.json", "--rebalance-steps", "10")
+    assert run.returncode == 2 and "--rebalance-steps" in run.stderr
+
+
 def test_plans_for_other_jobs_are_refused(tmp_path):
     file = tmp_path / "plan.json"
     file.write_text(json.dumps(plan_for(4, tmp_path)))

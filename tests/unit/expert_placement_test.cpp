@@ -96,10 +96,9 @@ TEST(ExpertPlacement, NeverWorseThanThePeerAndNearTheBound) {
         EXPECT_LE(ours, peer * (1 + 1e-5));
         const double bound = load_bound(loads, ranks, groups);
         EXPECT_LE(bound, ours * (1 + 1e-5)) << "a bound that is none";
-        // With one spare slot to four ranks, and little room on each, no placement comes near the bound.
-        if (s.redundant * 2 > s.ranks || s.redundant == 0) {
-          EXPECT_LE(ours, bound * 1.021);
-        }
+        // With one spare slot to four ranks, and little room on each, the bound is loose.
+        const bool crowded = s.redundant > 0 && s.redundant * 2 <= s.ranks;
+        EXPECT_LE(ours, bound * (crowded ? 1.06 : 1.021));
       }
 }
 

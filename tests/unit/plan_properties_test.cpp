@@ -70,7 +70,7 @@ TEST(PlanProperties, RebalancingIsSoundAndNeverWorse) {
     const LayerPlacement now = place_experts(p.loads, p.ranks, 1);
     p.loads = *rc::gen::container<Loads>(
         p.loads.size(), rc::gen::map(rc::gen::inRange(0, 1000), [](int n) { return static_cast<double>(n); }));
-    const Rebalanced found = rebalance(now, p.loads, p.ranks.speed);
+    const Rebalanced found = rebalance(now, p.loads, p.ranks);
     assert_sound(found.placement, p);
     RC_ASSERT(found.after <= found.before);
     RC_ASSERT(found.moves == moved_replicas(now, found.placement));

@@ -54,5 +54,72 @@ TEST(PlanSpeed, MoreWorkTakesLonger) {
   EXPECT_LT(model.step({.tokens = 128, .context = 2048}).total, 2 * base) << "larger batches use the weights better";
 }
 
+/// Half of the nodes twice as fast: they take two thirds of the experts, so both kinds are ready at the same time.
+TEST(PlanSpeed, UnequalNodesShareExpertsInProportion) {
+  const ModelConfig config = find_model("deepseek-r1");
+  const Precision precision = Precision::from_name("fp8");
+  const auto experts_us = [&](const Cluster& cluster) {
+    return SpeedModel(config, precision, cluster, {cluster.ranks(), 1}, KvType::bf16, 0)
+        .step({.tokens = 64, .context = 1024})
+        .experts;
+  };
+  Cluster slow = find_cluster("h100x8");
+  slow.groups[0].nodes = 4;
+  Cluster mixed = slow;
+  mixed.groups[0].nodes = 2;
+  mixed.groups.push_back(mixed.groups[0]);
+  Device& fast = mixed.groups[1].device;
+  fast.memory_bytes_per_s *= 2;
+  fast.bf16_flops *= 2;
+  fast.fp8_flops *= 2;
+  EXPECT_NEAR(experts_us(mixed), experts_us(slow) * 4 / 6, experts_us(slow) * 0.02);
+}
+
+Device measured_cpu() {
+  Device d{.kind = Device::Kind::cpu, .name = "measured"};
+  d.memory_bytes = 64e9;
+  d.memory_bytes_per_s = 20e9;
+  d.bf16_flops = 200e9;
+  d.int8_flops = 300e9;
+  d.measured = true;
+  return d;
+}
+
+/// Ranks that share a core: one alone has all of it, all together do no more than one.
+TEST(PlanSpeed, RanksThatShareACoreShareItsTime) {
+  const ModelConfig config = find_model("deepseek-v2-lite");
+  const Precision precision = Precision::from_name("bf16");
+  const auto step = [&](int ranks, double mean, double tokens) {
+    Cluster cluster;
+    cluster.groups.push_back({.nodes = 1, .ranks_per_node = ranks, .device = measured_cpu(), .intra_node = {1e10, 1}});
+    Device& d = cluster.groups[0].device;
+    d.memory_bytes_per_s /= ranks;
+    d.bf16_flops /= ranks;
+    d.alone_memory = d.alone_products = ranks;
+    return SpeedModel(config, precision, cluster, {ranks, 1}, KvType::bf16, 0)
+        .step({.tokens = tokens, .mean = mean, .context = 64}, 1);
+  };
+  const StepTime one = step(1, 1, 1), shared = step(4, 0.25, 1);
+  EXPECT_NEAR(shared.dense, one.dense, one.dense * 1e-6) << "the rank with the sequence has the core to itself";
+  EXPECT_NEAR(shared.experts, one.experts, one.experts * 1e-6) << "all together read the same experts";
+  const StepTime four = step(4, 1, 1);
+  EXPECT_NEAR(four.dense, 4 * one.dense, one.dense * 1e-6) << "each rank reads its own copy of the dense weights";
+}
+
+/// A weight is read and unpacked once a step, and multiplied once a token; by the rates of its type where these are
+/// known.
+TEST(PlanSpeed, MeasuredRatesOfATypeAreUsed) {
+  const ModelConfig config = find_model("deepseek-r1-distill-qwen-7b");
+  Cluster cluster;
+  cluster.groups.push_back({.nodes = 1, .ranks_per_node = 1, .device = measured_cpu(), .intra_node = {}});
+  cluster.groups[0].device.linear["BF16"] = {5e9, 100e9};
+  const SpeedModel model(config, Precision::from_name("bf16"), cluster, {1, 1}, KvType::bf16, 0);
+  const double weights = 7.07e9;  // without the embedding
+  EXPECT_NEAR(model.step({.tokens = 1, .context = 1}).dense, weights / 5e9 * 1e6, 0.02e6);
+  EXPECT_NEAR(model.step({.tokens = 11, .context = 1}).dense, (weights / 5e9 + 10 * 2 * weights / 100e9) * 1e6, 0.04e6);
+  const Cluster read = Cluster::from_json(nlohmann::json(cluster.to_json()), "again");
+  EXPECT_EQ(read.groups[0].device.linear.at("BF16").weights_per_s, 5e9);
+}
+
 }  // namespace
 }  // namespace shoal

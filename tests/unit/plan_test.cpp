@@ -90,6 +90,38 @@ TEST(Plan, R1OnFortyNodesInUnderASecondOfWorkAndBackFromItsJson) {
   }
 }
 
+/// Every rank has its part of every expert: as much altogether as without slices, the same on each, whatever the loads.
+TEST(Plan, SlicedExpertsAreEvenAndComeBackFromTheirJson) {
+  PlanRequest r = request("deepseek-v2-lite", "bf16", "h100x8", 1);
+  const Plan whole = make_plan(r);
+  r.slice_experts = true;
+  r.loads.assign(26, std::vector<double>(64, 1.0));
+  for (auto& layer : r.loads) layer[0] = 1000;
+  const Plan sliced = make_plan(r);
+  EXPECT_TRUE(sliced.layout.sliced_experts);
+  EXPECT_NEAR(sliced.imbalance, 1, 1e-6);
+  ASSERT_EQ(sliced.memory.size(), 8u);
+  for (std::size_t rank = 0; rank < 8; ++rank)
+    EXPECT_NEAR(sliced.memory[rank].weights, whole.memory[rank].weights, whole.memory[rank].weights * 1e-6);
+  for (const auto& replicas : sliced.experts[1]) EXPECT_EQ(replicas.size(), 8u);
+  const nlohmann::json written = sliced.to_json();
+  EXPECT_EQ(nlohmann::json(Plan::from_json(written, "plan.json").to_json()), written);
+  r.redundant_experts = 8;
+  EXPECT_NE(error_of([&] { make_plan(r); }).find("--slice-experts"), std::string::npos);
+  r.redundant_experts = 0;
+  r.cluster.groups[0].nodes = 32;
+  EXPECT_NE(error_of([&] { make_plan(r); }).find("--slice-experts"), std::string::npos) << "1408 wide, 256 ranks";
+}
+
+/// A single user's step is shorter where all ranks read for it.
+TEST(Plan, SlicesServeASingleUserSooner) {
+  PlanRequest r = request("deepseek-r1", "fp8", "h200x8", 1);
+  r.tensor_parallel = 1;
+  const double whole = make_plan(r).prediction.decode.experts;
+  r.slice_experts = true;
+  EXPECT_LT(make_plan(r).prediction.decode.experts, whole * 0.6);
+}
+
 TEST(Plan, BrokenPlansAreRefusedWithThePlace) {
   PlanRequest r = request("deepseek-v2-lite", "bf16", "h100x8", 1);
   const nlohmann::json good = make_plan(r).to_json();
