@@ -33,7 +33,7 @@ std::vector<int> largest(const std::vector<double>& value, int keep) {
 
 class ReferenceBackend final : public Backend {
  public:
-  explicit ReferenceBackend(Compute compute) : compute_(compute) {}
+  ReferenceBackend(Compute compute, int byte_columns) : compute_(compute), byte_columns_(byte_columns) {}
 
   std::string description() const override { return "reference loops"; }
 
@@ -199,8 +199,8 @@ class ReferenceBackend final : public Backend {
     return compute_ != Compute::f32 && rounds ? bf16_to_f32(f32_to_bf16(x)) : x;
   }
 
-  /// Quantized weights meet activations of 8 bits: 32 of them with one scale, the largest becoming 127.
-  static double dot_of_bytes(const float* x, const Matrix& w, std::int64_t row) {
+  /// Quantized weights meet activations of 8 bits: byte_columns_ of them with one scale, the largest becoming 127.
+  double dot_of_bytes(const float* x, const Matrix& w, std::int64_t row) const {
     std::vector<float> worth(static_cast<std::size_t>(w.cols()));
     w.unpack_row(row, worth.data());
     std::vector<float> ordered;
@@ -213,13 +213,14 @@ class ReferenceBackend final : public Backend {
       x = ordered.data();
     }
     double sum = 0;
-    for (std::int64_t first = 0; first < w.cols(); first += 32) {
+    for (std::int64_t first = 0; first < w.cols(); first += byte_columns_) {
+      const std::int64_t end = std::min<std::int64_t>(w.cols(), first + byte_columns_);
       float most = 0;
-      for (int i = 0; i < 32; ++i) most = std::max(most, std::abs(x[first + i]));
+      for (std::int64_t c = first; c < end; ++c) most = std::max(most, std::abs(x[c]));
       if (most == 0) continue;
       double of_bytes = 0;
-      for (int i = 0; i < 32; ++i) {
-        of_bytes += double(std::nearbyint(x[first + i] * (127.0f / most))) * double(worth[std::size_t(first + i)]);
+      for (std::int64_t c = first; c < end; ++c) {
+        of_bytes += double(std::nearbyint(x[c] * (127.0f / most))) * double(worth[std::size_t(c)]);
       }
       sum += of_bytes * double(most) / 127.0;
     }
@@ -281,10 +282,13 @@ class ReferenceBackend final : public Backend {
   }
 
   Compute compute_;
+  int byte_columns_;
 };
 
 }  // namespace
 
-std::unique_ptr<Backend> make_reference_backend(Compute compute) { return std::make_unique<ReferenceBackend>(compute); }
+std::unique_ptr<Backend> make_reference_backend(Compute compute, int byte_columns) {
+  return std::make_unique<ReferenceBackend>(compute, byte_columns);
+}
 
 }  // namespace shoal

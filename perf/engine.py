@@ -3,11 +3,12 @@
 
     python3 -m venv perf-venv
     CMAKE_ARGS="-DGGML_NATIVE=ON" perf-venv/bin/pip install --no-binary llama-cpp-python -r perf/requirements.txt
-    perf-venv/bin/python perf/engine.py --folder /tmp/models --types Q8_0 Q4_K_M BF16 --threads 2
+    perf-venv/bin/python perf/engine.py --folder /tmp/models --types Q8_0 Q4_K_M BF16 FP8 --threads 2
 
-The model is made here: R1's architecture with 1.6 billion parameters and random weights, quantized by llama.cpp's own
-quantizer. Nothing is downloaded. A cell is the best of --rounds rounds; the table gives tokens/s of all sequences
-together.
+With --ik FOLDER, ik_llama.cpp's llama-batched-bench from that folder takes part as well. The model is made here: R1's
+architecture with 1.6 billion parameters and random weights, quantized by llama.cpp's own quantizer. Nothing is
+downloaded. A cell is the best of --rounds rounds; the table gives tokens/s of all sequences together. FP8 is of random
+weights, and Shoal's alone.
 """
 
 import argparse
@@ -28,6 +29,7 @@ MODEL = dict(layers=8, hidden=2048, dense=6144, experts=64, expert_width=512, to
              heads=16, q_lora=768, kv_lora=512, nope=128, rope=64, value=128, vocab=32768, context=8192)
 FILE_TYPES = {"BF16": 32, "Q8_0": 7, "Q6_K": 18, "Q5_K_M": 17, "Q4_K_M": 15, "Q4_0": 2, "Q3_K_M": 12, "Q2_K": 10}
 PROMPT, STEPS = 256, 24
+IK_OPTIONS = ["-mla", "3", "-fa", "-rtr", "-fmoe"]  # what makes it fast with this architecture
 HAS_AMX = b"AMX_INT8 = 1" in llama_cpp.llama_print_system_info()
 
 
@@ -179,12 +181,43 @@ class LlamaCpp:
         return sequences * PROMPT / prefill, sequences / float(np.median(times))
 
 
-def shoal(path, threads, batches, compute):
-    command = [str(ROOT / "build/shoal"), "bench", "--model", str(path), "--threads", str(threads), "--quiet", "--json",
+def run_shoal(model, threads, batches, compute):
+    command = [str(ROOT / "build/shoal"), "bench", *model, "--threads", str(threads), "--quiet", "--json",
                "--concurrency", ",".join(map(str, batches)), "--prompt-tokens", str(PROMPT), "--output-tokens",
                str(STEPS), "--compute", compute]
     report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     return report["device"], {r["concurrency"]: r for r in report["results"]}
+
+
+def shoal_fp8(folder, threads, batches):
+    """Of weights made up by Shoal: neither peer reads FP8."""
+    m = MODEL
+    folder.mkdir(exist_ok=True)
+    config = dict(
+        architectures=["DeepseekV3ForCausalLM"], model_type="deepseek_v3", num_hidden_layers=m["layers"],
+        hidden_size=m["hidden"], intermediate_size=m["dense"], n_routed_experts=m["experts"],
+        moe_intermediate_size=m["expert_width"], num_experts_per_tok=m["top_k"], n_group=m["groups"],
+        topk_group=m["kept_groups"], n_shared_experts=m["shared"], num_attention_heads=m["heads"],
+        num_key_value_heads=m["heads"], q_lora_rank=m["q_lora"], kv_lora_rank=m["kv_lora"],
+        qk_nope_head_dim=m["nope"], qk_rope_head_dim=m["rope"], v_head_dim=m["value"], vocab_size=m["vocab"],
+        max_position_embeddings=m["context"], first_k_dense_replace=1, scoring_func="sigmoid",
+        topk_method="noaux_tc", norm_topk_prob=True, routed_scaling_factor=2.5, rms_norm_eps=1e-6, rope_theta=10000.0,
+        moe_layer_freq=1, num_nextn_predict_layers=0, hidden_act="silu", bos_token_id=0, eos_token_id=1)
+    (folder / "config.json").write_text(json.dumps(config))
+    return run_shoal(["--model", str(folder), "--weights", "random", "--precision", "fp8"], threads, batches, "bf16")
+
+
+def ik(binary, path, threads, batch):
+    """Tokens/s of a prefill of `batch` prompts and of decoding them all, by ik_llama.cpp's llama-batched-bench."""
+    context = batch * (PROMPT + STEPS + 8)
+    command = [str(binary), "-m", str(path), "-c", str(context), "-b", "512", "-ub", "512", "-npp", str(PROMPT), "-ntg",
+               str(STEPS), "-npl", str(batch), "-t", str(threads), *IK_OPTIONS]
+    out = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+    for line in out.splitlines():
+        cells = [c.strip() for c in line.strip("| \n").split("|")]
+        if len(cells) >= 8 and cells[0] == str(PROMPT):
+            return float(cells[5]), float(cells[7])
+    raise SystemExit(f"{binary}: no table in\n{out}")
 
 
 def limits(threads):
@@ -217,8 +250,10 @@ def cpu_name():
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True, help="where the models are made and kept (8 GB)")
-    parser.add_argument("--types", nargs="+", default=["Q8_0", "Q4_K_M", "BF16"], choices=sorted(FILE_TYPES))
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 16])
+    parser.add_argument("--types", nargs="+", default=["Q8_0", "Q4_K_M", "BF16", "FP8"],
+                        choices=sorted([*FILE_TYPES, "FP8"]))
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 16, 64])
+    parser.add_argument("--ik", type=Path, help="folder with ik_llama.cpp's llama-batched-bench")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only-make", action="store_true", help="make the models and measure nothing")
@@ -228,7 +263,7 @@ def main():
     llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
 
-    files = {kind: options.folder / f"moe-1.6b-{kind}.gguf" for kind in ["BF16", *options.types]}
+    files = {kind: options.folder / f"moe-1.6b-{kind}.gguf" for kind in ["BF16", *options.types] if kind != "FP8"}
     if not files["BF16"].exists():
         make_model(files["BF16"], MODEL)
     for kind, path in files.items():
@@ -243,31 +278,56 @@ def main():
     if HAS_AMX:
         print("llama.cpp without its AMX layout, with which it aborts on this model (0.3.36)")
     print("limits: " + ", ".join(f"{name} {value:.0f}" for name, value in machine.items()))
-    peak = max(value for name, value in machine.items() if name != "read") * 1e9
-    most_tokens = peak / operations_per_token(MODEL)
     for kind in options.types:
-        peer = LlamaCpp(files[kind], options.threads)
-        best = {}
-        for _ in range(options.rounds):  # alternately, so that both have the machine's good and bad moments
+        floats = kind in ("BF16", "FP8")
+        rates = [value for name, value in machine.items()
+                 if name != "read" and (not floats or "bytes" not in name)]
+        most_tokens = max(rates) * 1e9 / operations_per_token(MODEL)
+        engines = {}  # name: function of a batch giving (prefill, decode) and, of Shoal, the bytes of a step
+        if kind != "FP8":
+            peer = LlamaCpp(files[kind], options.threads)
+            engines["llama.cpp"] = lambda batch: (*peer.run(batch), 0)
+            if options.ik:
+                binary = options.ik / "llama-batched-bench"
+                engines["ik_llama.cpp"] = lambda batch: (*ik(binary, files[kind], options.threads, batch), 0)
+        device = ""
+
+        def ours(batch):
+            nonlocal device
+            if kind == "FP8":
+                device, results = shoal_fp8(options.folder / "moe-1.6b-fp8", options.threads, [batch])
+            else:
+                device, results = run_shoal(["--model", str(files[kind])], options.threads, [batch],
+                                            "bf16" if kind == "BF16" else "f32")
+            r = results[batch]
+            return r["prefill_tokens_per_s"], r["decode_tokens_per_s"], r["weight_bytes_per_step"]
+
+        engines["Shoal"] = ours
+        best, limit = {}, {}
+        for _ in range(options.rounds):  # alternately, so that all have the machine's good and bad moments
             for batch in options.batches:
-                prefill, decode = peer.run(batch)
-                device, results = shoal(files[kind], options.threads, [batch], "bf16" if kind == "BF16" else "f32")
-                r = results[batch]
-                rows = {"decode": (decode, r["decode_tokens_per_s"])}
-                if batch == 1:
-                    rows["prefill"] = (prefill, r["prefill_tokens_per_s"])
-                for what, pair in rows.items():
-                    old = best.get((what, batch), (0, 0, 0))
-                    limit = most_tokens if what == "prefill" else \
-                        machine["read"] * 1e9 / r["weight_bytes_per_step"] * batch
-                    best[what, batch] = (max(old[0], pair[0]), max(old[1], pair[1]), max(old[2], limit))
-        llama_cpp.llama_model_free(peer.model)
-        print(f"\n{kind} (Shoal: {device})\n{'':<12}{'llama.cpp':>10}{'Shoal':>10}{'ratio':>8}{'limit':>10}{'of it':>8}")
-        for what, batch in sorted(best, key=lambda key: (key[0] == "decode", key[1])):
-            theirs, ours, limit = best[what, batch]
-            name = f"prefill {PROMPT}" if what == "prefill" else f"decode x{batch}"
-            print(f"{name:<12}{theirs:>10.1f}{ours:>10.1f}{ours / theirs:>8.2f}{limit:>10.1f}{ours / limit:>8.0%}",
-                  flush=True)
+                for name, measure in engines.items():
+                    prefill, decode, step_bytes = measure(batch)
+                    rows = {("decode", batch): decode}
+                    if batch == 1:
+                        rows["prefill", batch] = prefill
+                        limit["prefill", batch] = most_tokens
+                    for row, value in rows.items():
+                        best[row, name] = max(best.get((row, name), 0), value)
+                    if step_bytes:
+                        by_reading = machine["read"] * 1e9 / step_bytes * batch
+                        limit["decode", batch] = max(limit.get(("decode", batch), 0), min(by_reading, most_tokens))
+        if kind != "FP8":
+            llama_cpp.llama_model_free(peer.model)
+        print(f"\n{kind} (Shoal: {device})\n{'':<12}" + "".join(f"{name:>14}" for name in engines) +
+              f"{'to the best':>14}{'limit':>10}{'of it':>8}")
+        for row in sorted(limit, key=lambda key: (key[0] == "decode", key[1])):
+            found = [best[row, name] for name in engines]
+            peers = max(found[:-1], default=0)
+            ratio = f"{found[-1] / peers:.2f}" if peers else ""
+            title = f"prefill {PROMPT}" if row[0] == "prefill" else f"decode x{row[1]}"
+            print(f"{title:<12}" + "".join(f"{value:>14.1f}" for value in found) +
+                  f"{ratio:>14}{limit[row]:>10.1f}{found[-1] / limit[row]:>8.0%}", flush=True)
 
 
 if __name__ == "__main__":

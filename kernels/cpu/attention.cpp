@@ -31,6 +31,13 @@ struct Attention::Call {
   std::span<const AttentionQuery> queries;
   const KvLayer& cache;
   Rows<float> out;
+  bool in_bf16;
+
+  /// Floats of scratch that an item takes.
+  std::int64_t scratch(const KernelTable& kernels, const Item& item) const {
+    if (in_bf16) return kernels.attention_scratch_bf16(item.queries, item.heads, shape.key_dim, shape.value_dim);
+    return kernels.attention_scratch(item.heads, shape.key_dim, shape.value_dim);
+  }
 
   /// Attention of an item over one stretch.
   void attend(const KernelTable& kernels, const Item& item, std::int64_t stretch, const State& state,
@@ -58,7 +65,7 @@ struct Attention::Call {
     a.sum = state.sum;
     a.values = state.values;
     a.scratch = scratch;
-    kernels.attend(a);
+    in_bf16 ? kernels.attend_bf16(a) : kernels.attend(a);
   }
 
   /// Folds a later stretch into `state` for the heads that see any of it.
@@ -91,7 +98,9 @@ void Attention::run(Team& team, Rows<const float> q, const HeadGroups& shape, fl
                     std::span<const AttentionQuery> queries, const KvLayer& cache, Rows<float> out) {
   if (queries.empty()) return;
   divide(team, shape, queries);
-  const Call call{q, shape, scale, queries, cache, out};
+  const bool in_bf16 = team.compute == Compute::bf16 && cache.type == KvType::bf16 && team.kernels.attend_bf16 &&
+                       shape.key_dim % 32 == 0 && shape.value_dim % 64 == 0;
+  const Call call{q, shape, scale, queries, cache, out, in_bf16};
   std::int64_t longest = 0;
   for (const Item& item : items_) longest = std::max(longest, item.longest);
   // Few queries with long pasts: their stretches are spread over the threads as well.
@@ -142,7 +151,7 @@ void Attention::run_whole(Team& team, const Call& call) {
       const Item& item = items_[i];
       const std::int64_t rows = std::int64_t{item.queries} * item.heads;
       const std::int64_t state_floats = State::floats(rows, shape.value_dim);
-      const std::int64_t scratch = team.kernels.attention_scratch(item.heads, shape.key_dim, shape.value_dim);
+      const std::int64_t scratch = call.scratch(team.kernels, item);
       float* base = team.scratch[static_cast<std::size_t>(thread)].floats(2 * state_floats + scratch);
       State state(base, rows), later(base + state_floats, rows);
       float* kernel_scratch = base + 2 * state_floats;
@@ -184,7 +193,7 @@ void Attention::run_split(Team& team, const Call& call) {
   team.pool.parallel_for(parts.size(), 1, [&](std::size_t begin, std::size_t end, int thread) {
     for (std::size_t i = begin; i < end; ++i) {
       const Item& item = items_[parts[i].item];
-      const std::int64_t scratch = team.kernels.attention_scratch(item.heads, shape.key_dim, shape.value_dim);
+      const std::int64_t scratch = call.scratch(team.kernels, item);
       call.attend(team.kernels, item, parts[i].stretch, state_of(parts[i]),
                   team.scratch[static_cast<std::size_t>(thread)].floats(scratch));
     }

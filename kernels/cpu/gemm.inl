@@ -1,6 +1,7 @@
 // Products over the packed layout, included after the simd header of an instruction set. The innermost loop holds P
 // panels times T tokens of sums in registers, and adds column after column; that order is the same for every P and T.
 #include <cstring>
+#include <type_traits>
 
 #include "kernels/cpu/kernel_table.h"
 
@@ -171,12 +172,13 @@ SHOAL_INLINE void clear_outputs(const PackedTile* tiles, int n_tiles, std::int64
 }
 
 /// F8 in regular blocks. One tile: codes are converted on their way to the multiplier. More: piece by piece into
-/// scratch, once for all tiles, where `Converted` reads them; values and order are the same.
+/// scratch, once for all tiles, where `Converted` reads them (unless converting is so cheap that `Direct` and
+/// `Converted` are the same); values and order are the same.
 template <class Direct, class Converted, class Convert>
 SHOAL_INLINE void run_blocks(const Weights& w, std::int64_t first, std::int64_t panels, const PackedTile* tiles,
                              int n_tiles, std::byte* scratch, const Convert& convert) {
   constexpr std::int64_t kScratchPanel = kPieceColumns / Converted::kStep * Converted::kStepBytes;
-  const bool direct = n_tiles == 1;
+  const bool direct = n_tiles == 1 || std::is_same_v<Direct, Converted>;
   clear_outputs(tiles, n_tiles, panels);
   for_each_group(panels, kMostPanels, [&](std::int64_t group, int n) {
     const std::byte* data = w.data + (first + group) * w.panel_bytes;

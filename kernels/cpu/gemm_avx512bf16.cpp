@@ -1,26 +1,7 @@
-#include "kernels/cpu/simd_avx512.h"
-// The products need the operations above.
-#include "kernels/cpu/gemm.inl"
+#include "kernels/cpu/bf16_dot.h"
 
-/// Products with BF16 activations on CPUs with AVX512_BF16: one instruction adds two columns' products to 16 outputs. A
-/// panel's layout is the one that instruction reads.
 namespace shoal::cpu {
 namespace {
-
-/// Activations as pairs of BF16, [cols / 2][width] in a tile.
-struct Bf16Dot {
-  using Element = std::uint32_t;
-  using Loaded = __m512i;
-  static constexpr int kColumns = 2, kStep = 2;
-  static constexpr std::int64_t kStepBytes = 64;
-  static constexpr float kUnit = 1.0f;
-  static SHOAL_INLINE Loaded load(const std::byte* p) { return _mm512_loadu_si512(p); }
-  template <int T>
-  static SHOAL_INLINE Lanes multiply(Lanes sum, const Loaded& w, const std::uint32_t* x, int t) {
-    const __m512i pair = _mm512_set1_epi32(static_cast<int>(x[t]));
-    return {_mm512_dpbf16_ps(sum.v, (__m512bh)w, (__m512bh)pair)};
-  }
-};
 
 /// Two columns of F8 as pairs of BF16, kUnit times too small, exact. Exponent and mantissa are moved into place and the
 /// exponent's bias made good but for a factor of 256, which then needs no addition; the seven subnormals come from a
@@ -52,23 +33,6 @@ void convert_f8_to_bf16(const std::byte* codes, std::int64_t columns, std::byte*
 void run_f8_dot(const Weights& w, std::int64_t first, std::int64_t panels, const PackedTile* tiles, int n_tiles,
                 std::byte* scratch) {
   run_blocks<F8Dot, Bf16Dot>(w, first, panels, tiles, n_tiles, scratch, convert_f8_to_bf16);
-}
-
-std::int64_t pair_tile_bytes(int width, std::int64_t cols) { return even(cols) * width * 2; }
-
-void pack_pairs(const float* const* rows, int tokens, int width, std::int64_t cols, std::byte* tile) {
-  auto* out = reinterpret_cast<std::uint32_t*>(tile);
-  constexpr std::int64_t kBlock = 64;
-  for (std::int64_t begin = 0; begin < cols; begin += kBlock) {
-    const std::int64_t end = begin + kBlock < cols ? begin + kBlock : cols;
-    for (int t = 0; t < width; ++t) {
-      for (std::int64_t c = begin; c < end; c += 2) {
-        const std::uint32_t first = t < tokens ? bf16_bits(rows[t][c]) : 0;
-        const std::uint32_t second = t < tokens && c + 1 < cols ? bf16_bits(rows[t][c + 1]) : 0;
-        out[c / 2 * width + t] = first | (second << 16);
-      }
-    }
-  }
 }
 
 }  // namespace

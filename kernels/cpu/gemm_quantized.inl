@@ -10,10 +10,11 @@
 //   look_up(codes, table) replaces the codes of a step by their table entries
 //   multiply<T, G>(...)   the inner loop: T tokens, G scales a step
 //
-// Activations become bytes, 32 at a time with one scale, so that a step's sum of products is an integer and exact. A
-// step adds to an output, with s the activations' scale:
-//     weight scale * s * sum(code * byte)  -  weight minimum * s * sum(byte)
-// 256 columns are expanded to plain bytes once for all tiles; in that form they stay in the first cache.
+// Activations become bytes, a block of 128 columns at a time with one scale s, so that a group's sum of products is an
+// integer and exact. A block adds to an output
+//     s * sum over groups of ( weight scale * (sum(code * byte) - offset * sum(byte))  -  weight minimum * sum(byte) )
+// where the offset, in most formats the middle of their codes, is taken off the integer.
+// A block is expanded to plain bytes once for all tiles; in that form it stays in the first cache.
 #include <cstring>
 
 #include "kernels/cpu/kernel_table.h"
@@ -21,25 +22,44 @@
 namespace shoal::cpu {
 namespace {
 
-constexpr int kStepColumns = 32, kQuadsOfStep = 8, kStepCodes = kStepColumns * 16, kMostSteps = 8;
+constexpr int kStepColumns = 32, kQuadsOfStep = 8, kStepCodes = kStepColumns * 16;
+/// Columns of activations with one scale: those that R1's own FP8 products take together.
+constexpr int kBlockSteps = 4, kBlockColumns = kBlockSteps * kStepColumns;
 
-/// A step of a tile of T tokens: bytes [8 quads][T][4] ([T][32] where T is Isa::kTokensOfTiles), then floats: scale
-/// [T], scale * sum of all bytes [T], of the first 16 [T], of the others [T].
-constexpr std::int64_t step_bytes_of(int width) { return std::int64_t{width} * (kStepColumns + 16); }
+/// A block of a tile of T tokens, n steps of it:
+///     for each step: bytes [8 quads][T][4]   ([T][32] where T is Isa::kTokensOfTiles)
+///     for each step: -128 * sum of its bytes [T], of the first 16 [T], of the others [T], as integers
+///     for each two steps: the sums of both steps' bytes as a pair of 16 bits [T]
+///     scale [T]
+/// Only a row's last block has fewer than kBlockSteps steps.
+constexpr std::int64_t kSumBytes = 3 * 4;
+constexpr std::int64_t block_bytes_of(int width, std::int64_t steps) {
+  return width * (steps * (kStepColumns + kSumBytes) + (steps + 1) / 2 * 4 + 4);
+}
 
-/// Some steps of a panel, of one record or several.
+inline int steps_of_block(std::int64_t cols, std::int64_t column) {
+  const std::int64_t left = (cols - column) / kStepColumns;
+  return left < kBlockSteps ? static_cast<int>(left) : kBlockSteps;
+}
+
+/// Minima are kept multiplied by this, so that minimum * (-128 * sum of bytes) is what they add.
+constexpr float kSumUnit = 1.0f / 128;
+
+/// A block of a panel.
 struct Expanded {
-  alignas(64) std::uint8_t code[kMostSteps * kStepCodes];  // [steps][quads][16 rows][4]
-  alignas(64) float scale[2 * kMostSteps][16];             // by group
-  alignas(64) float minimum[2 * kMostSteps][16];
+  alignas(64) std::uint8_t code[kBlockSteps * kStepCodes];  // [steps][quads][16 rows][4]
+  alignas(64) float scale[2 * kBlockSteps][16];             // by group
+  alignas(64) float minimum[2 * kBlockSteps][16];           // times kSumUnit
+  alignas(64) std::int16_t pairs[kBlockSteps / 2][16][2];   // where has_paired_minima()
+  alignas(64) float pair_unit[16];
 };
 
 // ---- Activations ----
 
-/// 32 floats as bytes times a scale; nearest, ties to even. Not finite ones give a scale that is not finite either.
-inline float quantize_step(const float* x, std::int8_t* q) {
+/// n floats as bytes times a scale; nearest, ties to even. Not finite ones give a scale that is not finite either.
+inline float quantize_block(const float* x, int n, std::int8_t* q) {
   std::uint32_t largest = 0;
-  for (int i = 0; i < kStepColumns; ++i) {
+  for (int i = 0; i < n; ++i) {
     const std::uint32_t magnitude = __builtin_bit_cast(std::uint32_t, x[i]) & 0x7fffffffu;
     largest = magnitude > largest ? magnitude : largest;
   }
@@ -47,38 +67,50 @@ inline float quantize_step(const float* x, std::int8_t* q) {
   const float inverse = largest != 0 ? 127.0f / most : 0.0f;
   // Adding 1.5 * 2^23 rounds to a whole number and leaves it in the lowest bits.
   constexpr float kRound = 12582912.0f;
-  for (int i = 0; i < kStepColumns; ++i) {
+  for (int i = 0; i < n; ++i) {
     q[i] = static_cast<std::int8_t>(__builtin_bit_cast(std::int32_t, x[i] * inverse + kRound));
   }
   return most / 127.0f;
 }
 
 inline std::int64_t quantized_tile_bytes(int width, std::int64_t cols) {
-  return cols / kStepColumns * step_bytes_of(width);
+  const std::int64_t whole = cols / kBlockColumns, left = cols % kBlockColumns / kStepColumns;
+  return whole * block_bytes_of(width, kBlockSteps) + (left > 0 ? block_bytes_of(width, left) : 0);
 }
 
 template <class Isa>
 void pack_bytes(const float* const* rows, int tokens, int width, std::int64_t cols, std::byte* tile) {
   const bool by_token = width == Isa::kTokensOfTiles;
   if (tokens < width) std::memset(tile, 0, static_cast<std::size_t>(quantized_tile_bytes(width, cols)));
-  for (std::int64_t c = 0; c < cols; c += kStepColumns, tile += step_bytes_of(width)) {
-    auto* scales = reinterpret_cast<float*>(tile + width * kStepColumns);
+  for (std::int64_t c = 0; c < cols; c += kBlockColumns) {
+    const int steps = steps_of_block(cols, c);
+    auto* sums = reinterpret_cast<std::int32_t*>(tile + steps * width * kStepColumns);
+    std::int32_t* pairs = sums + steps * width * 3;
+    auto* scales = reinterpret_cast<float*>(pairs + (steps + 1) / 2 * width);
     for (int t = 0; t < tokens; ++t) {
-      std::int8_t q[kStepColumns];
-      const float scale = quantize_step(rows[t] + c, q);
-      int low = 0, high = 0;
-      for (int i = 0; i < 16; ++i) low += q[i];
-      for (int i = 16; i < 32; ++i) high += q[i];
-      if (by_token) {
-        std::memcpy(tile + t * kStepColumns, q, kStepColumns);
-      } else {
-        for (int i = 0; i < kQuadsOfStep; ++i) std::memcpy(tile + (i * width + t) * 4, q + i * 4, 4);
+      std::int8_t q[kBlockColumns];
+      scales[t] = quantize_block(rows[t] + c, steps * kStepColumns, q);
+      std::int16_t both[kBlockSteps] = {};
+      for (int s = 0; s < steps; ++s) {
+        const std::int8_t* of_step = q + s * kStepColumns;
+        int low = 0, high = 0;
+        for (int i = 0; i < 16; ++i) low += of_step[i];
+        for (int i = 16; i < 32; ++i) high += of_step[i];
+        std::int32_t* to = sums + s * 3 * width + t;
+        to[0] = -128 * (low + high);
+        to[width] = -128 * low;
+        to[2 * width] = -128 * high;
+        both[s] = static_cast<std::int16_t>(low + high);
+        std::memcpy(pairs + s / 2 * width + t, both + s / 2 * 2, 4);
+        std::byte* bytes = tile + s * width * kStepColumns;
+        if (by_token) {
+          std::memcpy(bytes + t * kStepColumns, of_step, kStepColumns);
+        } else {
+          for (int i = 0; i < kQuadsOfStep; ++i) std::memcpy(bytes + (i * width + t) * 4, of_step + i * 4, 4);
+        }
       }
-      scales[t] = scale;
-      scales[width + t] = scale * static_cast<float>(low + high);
-      scales[2 * width + t] = scale * static_cast<float>(low);
-      scales[3 * width + t] = scale * static_cast<float>(high);
     }
+    tile += block_bytes_of(width, steps);
   }
 }
 
@@ -113,73 +145,121 @@ inline void take_codes(int bits, const std::uint8_t* from, std::uint8_t* codes) 
   }
 }
 
-/// Expands a record into the steps of `out` from `first` on.
+/// Whether the offset is the middle of the codes' range (128 of those in a table): it is then taken off the integer
+/// sums of products; any other offset becomes a minimum.
+inline bool is_centred(const QuantizedLayout& f) {
+  const int middle = f.table ? 128 : 1 << (f.bits - 1);
+  return !f.minima && !f.zeros && f.offset == static_cast<float>(middle);
+}
+
+/// Whether minima are whole numbers times one factor a record (the K formats with groups of 32): what a block takes off
+/// is then an integer as well, and that times the factor.
+inline bool has_paired_minima(const QuantizedLayout& f) { return f.minima && f.super && f.groups == 1; }
+
+/// What a record's rows have in common.
+struct RecordScales {
+  alignas(64) float d[16], dmin[16], zero[16];
+};
+
 template <class Isa>
-inline void expand(const QuantizedLayout& f, const std::byte* record, int first, Expanded& out) {
-  const int steps = f.record / kStepColumns;
-  const bool wide = Isa::kWideCodesAreSigned && (f.bits == 8 || f.table);
-  alignas(64) float d[16], dmin[16] = {}, offset[16];
-  for (int r = 0; r < 16; ++r) {
-    const float zero = f.zeros ? static_cast<float>(static_cast<std::uint8_t>(record[f.zero_at + r])) : f.offset;
-    offset[r] = wide ? zero - 128.0f : zero;
-  }
+inline void read_head(const QuantizedLayout& f, const std::byte* record, RecordScales& head) {
   if (f.single) {
-    std::memcpy(d, record, sizeof d);
+    std::memcpy(head.d, record, sizeof head.d);
   } else if (f.bfloat) {
     for (int r = 0; r < 16; ++r) {
       std::uint16_t bits;
       std::memcpy(&bits, record + 2 * r, 2);
-      d[r] = __builtin_bit_cast(float, static_cast<std::uint32_t>(bits) << 16);
+      head.d[r] = __builtin_bit_cast(float, static_cast<std::uint32_t>(bits) << 16);
     }
   } else {
-    Isa::halves(record, d);
+    Isa::halves(record, head.d);
   }
-  if (f.minima) Isa::halves(record + 32, dmin);
+  if (f.minima) Isa::halves(record + 32, head.dmin);
   for (int r = 0; r < 16; ++r) {
-    d[r] *= f.unit;
-    dmin[r] *= f.minimum_unit;
+    head.d[r] *= f.unit;
+    head.dmin[r] = f.minima ? head.dmin[r] * f.minimum_unit : 0.0f;
+    head.zero[r] = f.zeros ? static_cast<float>(static_cast<std::uint8_t>(record[f.zero_at + r])) : f.offset;
   }
+}
 
-  const std::byte* step = record + f.head_bytes;
-  for (int s = 0; s < steps; ++s, step += f.step_bytes) {
-    std::uint8_t* codes = out.code + (first + s) * kStepCodes;
+/// Expands `steps` steps from step `first` of the panel on.
+template <class Isa>
+inline void expand(const QuantizedLayout& f, const std::byte* panel, std::int64_t first, int steps, Expanded& out) {
+  const bool wide = Isa::kWideCodesAreSigned && (f.bits == 8 || f.table);
+  const int steps_of_record = f.record / kStepColumns;
+  RecordScales head;
+  for (int s = 0; s < steps; ++s) {
+    const std::int64_t at = first + s;
+    const std::byte* record = panel + at / steps_of_record * f.record_bytes;
+    if (s == 0 || at % steps_of_record == 0) {
+      read_head<Isa>(f, record, head);
+      if (wide)
+        for (float& zero : head.zero) zero -= 128.0f;
+    }
+    const std::byte* step = record + f.head_bytes + at % steps_of_record * f.step_bytes;
+    std::uint8_t* codes = out.code + s * kStepCodes;
     take_codes<Isa>(f.bits, reinterpret_cast<const std::uint8_t*>(step + f.scale_bytes), codes);
     if (f.table) Isa::look_up(codes, f.table);
     if (wide) {
       for (int i = 0; i < kStepCodes; ++i) codes[i] ^= 0x80;
     }
     for (int g = 0; g < f.groups; ++g) {
-      float* scale = out.scale[(first + s) * f.groups + g];
-      float* minimum = out.minimum[(first + s) * f.groups + g];
+      float* scale = out.scale[s * f.groups + g];
+      float* minimum = out.minimum[s * f.groups + g];
       if (f.super) {
-        Isa::multiply_signed(d, step + g * 16, scale);
+        Isa::multiply_signed(head.d, step + g * 16, scale);
       } else {
-        std::memcpy(scale, d, sizeof d);
+        std::memcpy(scale, head.d, sizeof head.d);
       }
       if (!f.minima) {
-        for (int r = 0; r < 16; ++r) minimum[r] = scale[r] * offset[r];
+        for (int r = 0; r < 16; ++r) minimum[r] = scale[r] * head.zero[r];
       } else if (f.super) {  // of unsigned codes: no format has minima and wide codes
-        Isa::multiply_unsigned(dmin, step + (f.groups + g) * 16, minimum);
+        Isa::multiply_unsigned(head.dmin, step + (f.groups + g) * 16, minimum);
       } else {
-        std::memcpy(minimum, dmin, sizeof dmin);
+        std::memcpy(minimum, head.dmin, sizeof head.dmin);
       }
+      for (int r = 0; r < 16; ++r) minimum[r] *= kSumUnit;
+    }
+    if (has_paired_minima(f)) {
+      const auto* m = reinterpret_cast<const std::uint8_t*>(step + 16);
+      for (int r = 0; r < 16; ++r) out.pairs[s / 2][r][s % 2] = m[r];
     }
   }
+  for (int r = 0; r < 16; ++r) out.pair_unit[r] = -head.dmin[r];
 }
 
 // ---- Products ----
 
-/// What the inner loop reads: expanded steps, and a tile from the first of them on.
-struct RecordProduct {
+/// What the inner loop reads: an expanded block, and a tile's.
+struct BlockProduct {
   const Expanded* weights;
   int steps;
-  bool wide;  // codes need all eight bits
+  bool wide;    // codes need all eight bits
+  bool minima;  // else the offset is in `start`
+  bool paired;  // minima are the pairs
+  int start;    // a sum of products starts with the tile's -128 * sum(byte) shifted right by so many bits; 32: with 0
   const std::byte* x;
   float* out;  // [T][16], added to
+
+  std::int32_t start_of(std::int32_t sum) const { return start < 32 ? sum >> start : 0; }
+  /// [T], of group g of G of a step.
+  template <int T, int G>
+  const std::int32_t* sums(int step, int g) const {
+    const auto* all = reinterpret_cast<const std::int32_t*>(x + steps * T * kStepColumns);
+    return all + (step * 3 + (G == 1 ? 0 : 1 + g)) * T;
+  }
+  template <int T>
+  const std::int32_t* pairs() const {
+    return reinterpret_cast<const std::int32_t*>(x + steps * T * (kStepColumns + kSumBytes));
+  }
+  template <int T>
+  const float* scales() const {
+    return reinterpret_cast<const float*>(pairs<T>() + (steps + 1) / 2 * T);
+  }
 };
 
 template <class Isa, int kGroups, int kIndex = 0>
-inline void multiply_width(const RecordProduct& p, int width) {
+inline void multiply_width(const BlockProduct& p, int width) {
   constexpr int kWidth = Isa::kWidths[kIndex];
   if constexpr (kIndex + 1 < int(sizeof Isa::kWidths / sizeof(int))) {
     if (width != kWidth) return multiply_width<Isa, kGroups, kIndex + 1>(p, width);
@@ -195,20 +275,24 @@ void run_quantized(const Weights& w, std::int64_t first, std::int64_t panels, co
   for (int i = 0; i < n_tiles; ++i) {
     std::memset(tiles[i].out, 0, static_cast<std::size_t>(panels * tiles[i].width * 16) * sizeof(float));
   }
+  const bool wide = f.bits == 8 || f.table != nullptr, centred = is_centred(f);
+  const int start = wide ? (Isa::kWideCodesAreSigned ? 32 : 0) : 8 - f.bits;
   Isa::begin(f.groups);
   for (std::int64_t p = 0; p < panels; ++p) {
-    const std::byte* record = w.data + (first + p) * w.panel_bytes;
-    for (std::int64_t c = 0; c < w.cols; c += kMostSteps * kStepColumns) {
-      int steps = 0;
-      for (; steps < kMostSteps && c + steps * kStepColumns < w.cols; steps += f.record / kStepColumns) {
-        expand<Isa>(f, record, steps, *expanded);
-        record += f.record_bytes;
-      }
+    const std::byte* panel = w.data + (first + p) * w.panel_bytes;
+    for (std::int64_t c = 0; c < w.cols; c += kBlockColumns) {
+      const int steps = steps_of_block(w.cols, c);
+      expand<Isa>(f, panel, c / kStepColumns, steps, *expanded);
       for (int i = 0; i < n_tiles; ++i) {
         const PackedTile& tile = tiles[i];
-        const RecordProduct product{expanded, steps, f.bits == 8 || f.table != nullptr,
-                                    tile.x + c / kStepColumns * step_bytes_of(tile.width),
-                                    tile.out + p * tile.width * 16};
+        const BlockProduct product{expanded,
+                                   steps,
+                                   wide,
+                                   !centred,
+                                   has_paired_minima(f),
+                                   centred ? start : 32,
+                                   tile.x + c / kBlockColumns * block_bytes_of(tile.width, kBlockSteps),
+                                   tile.out + p * tile.width * 16};
         if (f.groups == 1) multiply_width<Isa, 1>(product, tile.width);
         if (f.groups == 2) multiply_width<Isa, 2>(product, tile.width);
       }

@@ -6,17 +6,13 @@ namespace {
 
 /// Sixteen tokens are a tile, fewer are VNNI's. Both make the same sums of the same integers in the same order, so a
 /// token's result does not depend on which of them it meets.
-struct Amx : Vnni512 {
-  static constexpr int kWidths[] = {1, 2, 3, 4, 6, 8, 16};
+struct Amx : Convert512 {
+  static constexpr int kWidths[] = {16};
   static constexpr int kTokensOfTiles = 16;
 
   template <int T, int G>
-  static void multiply(const RecordProduct& p) {
-    if constexpr (T == kTokensOfTiles) {
-      multiply_tiles<G>(p);
-    } else {
-      Vnni512::multiply<T, G>(p);
-    }
+  static void multiply(const BlockProduct& p) {
+    multiply_tiles<G>(p);
   }
 
   /// Tiles 0 to 3 take the sums of one group of columns each in turn, 4 and 5 the tokens, 6 and 7 the weights.
@@ -41,12 +37,12 @@ struct Amx : Vnni512 {
   }
 
   template <int G>
-  static void multiply_tiles(const RecordProduct& p) {
+  static void multiply_tiles(const BlockProduct& p) {
     constexpr int kBuffers = 4, kAhead = 2;  // groups whose products are under way
     alignas(64) std::int32_t dots[kBuffers][256];
     const int groups = p.steps * G;
     const auto start = [&](int i) {
-      const std::byte* x = p.x + i / G * step_bytes_of(16) + i % G * (kStepColumns / G);
+      const std::byte* x = p.x + i / G * (16 * kStepColumns) + i % G * (kStepColumns / G);
       const std::uint8_t* code = p.weights->code + i * (kStepCodes / G);
       std::int32_t* to = dots[i % kBuffers];
       switch (i % kBuffers) {
@@ -63,27 +59,72 @@ struct Amx : Vnni512 {
     for (int i = 0; i < kAhead && i < groups; ++i) start(i);
     __m512 sum[16];
 #pragma GCC unroll 16
-    for (int t = 0; t < 16; ++t) sum[t] = _mm512_loadu_ps(p.out + t * 16);
+    for (int t = 0; t < 16; ++t) sum[t] = _mm512_setzero_ps();
     for (int i = 0; i < groups; ++i) {
       if (i + kAhead < groups) start(i + kAhead);
-      const auto* scales = reinterpret_cast<const float*>(p.x + i / G * step_bytes_of(16) + 16 * kStepColumns);
-      const float* sums = scales + (G == 1 ? 1 : 2 + i % G) * 16;
+      const std::int32_t* sums = p.sums<16, G>(i / G, i % G);
       const std::int32_t* dot = dots[i % kBuffers];
-      const __m512 scale = _mm512_load_ps(p.weights->scale[i]), minimum = _mm512_load_ps(p.weights->minimum[i]);
+      const __m512 scale = _mm512_load_ps(p.weights->scale[i]);
+      if (p.minima && !p.paired) {
+        const __m512 minimum = _mm512_load_ps(p.weights->minimum[i]);
+#pragma GCC unroll 16
+        for (int t = 0; t < 16; ++t) {
+          sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(dot + t * 16)), scale, sum[t]);
+          sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_set1_epi32(sums[t])), minimum, sum[t]);
+        }
+      } else {
+        const __m128i shift = _mm_cvtsi32_si128(p.start);
+        const __mmask16 taken_off = p.start < 32 ? __mmask16{0xffff} : __mmask16{0};
+#pragma GCC unroll 16
+        for (int t = 0; t < 16; ++t) {
+          const __m512i offset = _mm512_maskz_sra_epi32(taken_off, _mm512_set1_epi32(sums[t]), shift);
+          const __m512i centred = _mm512_add_epi32(_mm512_load_si512(dot + t * 16), offset);
+          sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(centred), scale, sum[t]);
+        }
+      }
+    }
+    if (p.paired) {
+      const __m512i first = _mm512_load_si512(p.weights->pairs[0]), second = _mm512_load_si512(p.weights->pairs[1]);
+      const __m512 unit = _mm512_load_ps(p.weights->pair_unit);
+      const std::int32_t* pairs = p.pairs<16>();
 #pragma GCC unroll 16
       for (int t = 0; t < 16; ++t) {
-        const __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(scales[t]));
-        sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(dot + t * 16)), both, sum[t]);
-        sum[t] = _mm512_fnmadd_ps(minimum, _mm512_set1_ps(sums[t]), sum[t]);
+        __m512i taken = _mm512_setzero_si512();
+        multiply_pair(taken, first, pairs[t]);
+        multiply_pair(taken, second, pairs[16 + t]);
+        sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(taken), unit, sum[t]);
       }
     }
 #pragma GCC unroll 16
-    for (int t = 0; t < 16; ++t) _mm512_storeu_ps(p.out + t * 16, sum[t]);
+    for (int t = 0; t < 16; ++t) {
+      float* to = p.out + t * 16;
+      _mm512_storeu_ps(to, _mm512_fmadd_ps(sum[t], _mm512_set1_ps(p.scales<16>()[t]), _mm512_loadu_ps(to)));
+    }
   }
 };
 
+/// Fewer tokens than half a tile are faster without it.
+int tile_width(std::int64_t remaining) { return remaining > 8 ? 16 : direct_tile_width(remaining); }
+
+void pack(const float* const* rows, int tokens, int width, std::int64_t cols, std::byte* tile) {
+  width == 16 ? pack_bytes<Amx>(rows, tokens, width, cols, tile) : pack_direct(rows, tokens, width, cols, tile);
+}
+
+std::int64_t scratch_bytes(const Weights&) { return static_cast<std::int64_t>(sizeof(Expanded)); }
+
+void run(const Weights& w, std::int64_t first, std::int64_t panels, const PackedTile* tiles, int n_tiles,
+         std::byte* scratch) {
+  int wide = 0;  // they come first
+  while (wide < n_tiles && tiles[wide].width == 16) ++wide;
+  if (wide > 0) run_quantized<Amx>(w, first, panels, tiles, wide, scratch);
+  if (wide < n_tiles) run_direct(w, first, panels, tiles + wide, n_tiles - wide, scratch);
+}
+
 }  // namespace
 
-void fill_quantized_amx(KernelTable& table) { fill_quantized<Amx>(table); }
+void fill_quantized_amx(KernelTable& table) {
+  table.gemm[int(WeightKind::quantized)] =
+      table.gemm_bf16[int(WeightKind::quantized)] = {tile_width, quantized_tile_bytes, pack, scratch_bytes, run};
+}
 
 }  // namespace shoal::cpu

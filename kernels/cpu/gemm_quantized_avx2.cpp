@@ -49,21 +49,20 @@ struct Avx2 {
 
   /// 8 of the 16 rows, from row `first` on.
   template <int T, int G, bool kWide>
-  static __attribute__((always_inline)) void multiply_half(const RecordProduct& p, int first) {
+  static __attribute__((always_inline)) void multiply_half(const BlockProduct& p, int first) {
     constexpr int kQuads = kQuadsOfStep / G;
     __m256 sum[T];
 #pragma GCC unroll 6
-    for (int t = 0; t < T; ++t) sum[t] = _mm256_loadu_ps(p.out + t * 16 + first);
-    const std::byte* x = p.x;
+    for (int t = 0; t < T; ++t) sum[t] = _mm256_setzero_ps();
     const std::uint8_t* code = p.weights->code + first * 4;
-    for (int s = 0; s < p.steps; ++s) {
-      const auto* bytes = reinterpret_cast<const int*>(x);
-      const auto* scales = reinterpret_cast<const float*>(x + T * kStepColumns);
+    for (int s = 0; s < p.steps; ++s, code += kStepCodes) {
+      const auto* bytes = reinterpret_cast<const int*>(p.x + s * T * kStepColumns);
 #pragma GCC unroll 2
       for (int g = 0; g < G; ++g) {
+        const std::int32_t* sums = p.sums<T, G>(s, g);
         __m256i dot[T];
 #pragma GCC unroll 6
-        for (int t = 0; t < T; ++t) dot[t] = _mm256_setzero_si256();
+        for (int t = 0; t < T; ++t) dot[t] = _mm256_set1_epi32(p.start_of(sums[t]));
 #pragma GCC unroll 8
         for (int q = g * kQuads; q < (g + 1) * kQuads; ++q) {
           const __m256i w = _mm256_load_si256(reinterpret_cast<const __m256i*>(code + q * 64));
@@ -75,25 +74,26 @@ struct Avx2 {
             dot[t] = _mm256_add_epi32(dot[t], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
           }
         }
-        const float* sums = scales + (G == 1 ? 1 : 2 + g) * T;
         const __m256 scale = _mm256_load_ps(p.weights->scale[s * G + g] + first);
+#pragma GCC unroll 6
+        for (int t = 0; t < T; ++t) sum[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[t]), scale, sum[t]);
+        if (!p.minima) continue;
         const __m256 minimum = _mm256_load_ps(p.weights->minimum[s * G + g] + first);
 #pragma GCC unroll 6
         for (int t = 0; t < T; ++t) {
-          const __m256 both = _mm256_mul_ps(scale, _mm256_set1_ps(scales[t]));
-          sum[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[t]), both, sum[t]);
-          sum[t] = _mm256_fnmadd_ps(minimum, _mm256_set1_ps(sums[t]), sum[t]);
+          sum[t] = _mm256_fmadd_ps(_mm256_set1_ps(static_cast<float>(sums[t])), minimum, sum[t]);
         }
       }
-      code += kStepCodes;
-      x += step_bytes_of(T);
     }
 #pragma GCC unroll 6
-    for (int t = 0; t < T; ++t) _mm256_storeu_ps(p.out + t * 16 + first, sum[t]);
+    for (int t = 0; t < T; ++t) {
+      float* out = p.out + t * 16 + first;
+      _mm256_storeu_ps(out, _mm256_fmadd_ps(sum[t], _mm256_set1_ps(p.scales<T>()[t]), _mm256_loadu_ps(out)));
+    }
   }
 
   template <int T, int G>
-  static void multiply(const RecordProduct& p) {
+  static void multiply(const BlockProduct& p) {
     for (const int first : {0, 8}) {
       p.wide ? multiply_half<T, G, true>(p, first) : multiply_half<T, G, false>(p, first);
     }

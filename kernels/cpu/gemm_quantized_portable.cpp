@@ -11,17 +11,16 @@ struct Portable : ConvertPortable {
   static void end() {}
 
   template <int T, int G>
-  static void multiply(const RecordProduct& p) {
+  static void multiply(const BlockProduct& p) {
     constexpr int kQuads = kQuadsOfStep / G;
-    const std::byte* x = p.x;
-    for (int s = 0; s < p.steps; ++s, x += step_bytes_of(T)) {
-      const auto* bytes = reinterpret_cast<const std::int8_t*>(x);
-      const auto* scales = reinterpret_cast<const float*>(x + T * kStepColumns);
-      for (int g = 0; g < G; ++g) {
-        const float* scale = p.weights->scale[s * G + g];
-        const float* minimum = p.weights->minimum[s * G + g];
-        for (int t = 0; t < T; ++t) {
-          std::int32_t dot[16] = {};
+    for (int t = 0; t < T; ++t) {
+      float sum[16] = {};
+      for (int s = 0; s < p.steps; ++s) {
+        const auto* bytes = reinterpret_cast<const std::int8_t*>(p.x + s * T * kStepColumns);
+        for (int g = 0; g < G; ++g) {
+          const std::int32_t sum_of_bytes = p.sums<T, G>(s, g)[t];
+          std::int32_t dot[16];
+          for (std::int32_t& d : dot) d = p.start_of(sum_of_bytes);
           for (int q = g * kQuads; q < (g + 1) * kQuads; ++q) {
             const std::uint8_t* code = p.weights->code + s * kStepCodes + q * 64;
             const std::int8_t* four = bytes + (q * T + t) * 4;
@@ -29,12 +28,15 @@ struct Portable : ConvertPortable {
               for (int i = 0; i < 4; ++i) dot[r] += code[r * 4 + i] * four[i];
             }
           }
-          const float sum = scales[(G == 1 ? 1 : 2 + g) * T + t];
+          const float* scale = p.weights->scale[s * G + g];
+          const float* minimum = p.weights->minimum[s * G + g];
           for (int r = 0; r < 16; ++r) {
-            p.out[t * 16 + r] += static_cast<float>(dot[r]) * (scale[r] * scales[t]) - minimum[r] * sum;
+            sum[r] += static_cast<float>(dot[r]) * scale[r];
+            if (p.minima) sum[r] += minimum[r] * static_cast<float>(sum_of_bytes);
           }
         }
       }
+      for (int r = 0; r < 16; ++r) p.out[t * 16 + r] += sum[r] * p.scales<T>()[t];
     }
   }
 };

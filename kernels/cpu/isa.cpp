@@ -67,6 +67,8 @@ bool has_avx512_vnni() { return has_avx512() && bit(cpuid(7).ecx, 11); }
 
 bool has_avx512_bf16() { return has_avx512() && cpuid(7).eax >= 1 && bit(cpuid(7, 1).eax, 5); }
 
+bool has_avx512_vbmi() { return has_avx512() && bit(cpuid(7).ecx, 1); }
+
 bool supports(Isa isa) {
   switch (isa) {
     case Isa::portable:

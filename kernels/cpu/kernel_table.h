@@ -105,6 +105,10 @@ struct KernelTable {
 
   std::int64_t (*attention_scratch)(int heads, int key_dim, int value_dim);
   void (*attend)(const AttentionStretch& stretch);
+  /// The same over a BF16 cache, with queries and weights rounded to BF16, for keys of a multiple of 32 and values of a
+  /// multiple of 64 columns; null where there is nothing faster than the above.
+  std::int64_t (*attention_scratch_bf16)(int tokens, int heads, int key_dim, int value_dim);
+  void (*attend_bf16)(const AttentionStretch& stretch);
   /// Folds a later stretch's (largest, sum, values) of one head into that of the earlier ones.
   void (*attention_merge)(float& largest, float& sum, float* values, float other_largest, float other_sum,
                           const float* other_values, int value_dim);
@@ -120,6 +124,8 @@ void fill_gemm_portable(KernelTable& table);
 void fill_gemm_avx2(KernelTable& table);
 void fill_gemm_avx512(KernelTable& table);
 void fill_gemm_avx512bf16(KernelTable& table);
+void fill_gemm_avx512vbmi(KernelTable& table);
+void fill_attention_avx512bf16(KernelTable& table);
 void fill_gemm_amx(KernelTable& table);
 void fill_quantized_portable(KernelTable& table);
 void fill_quantized_avx2(KernelTable& table);

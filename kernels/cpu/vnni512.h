@@ -1,59 +1,354 @@
 #pragma once
+#include <cstring>
+
 #include "kernels/cpu/convert_avx512.h"
+#include "kernels/cpu/interleave_avx512.h"
 // The products need the operations above.
 #include "kernels/cpu/gemm_quantized.inl"
 
+/// Quantized products with AVX-512 VNNI. Codes go from their planes to the multiplier through registers: taking them
+/// out costs operations other units do meanwhile, and no memory.
 namespace shoal::cpu {
 namespace {
 
-/// Quantized products with AVX-512 VNNI.
-struct Vnni512 : Convert512 {
-  static constexpr int kWidths[] = {1, 2, 3, 4, 6, 8, 12};
-  static constexpr int kTokensOfTiles = 0;
-  static void begin(int) {}
-  static void end() {}
+#define SHOAL_INLINE __attribute__((always_inline)) inline
 
-  template <int T, int G>
-  static void multiply(const RecordProduct& p) {
-    constexpr int kQuads = kQuadsOfStep / G;  // of a scale
-    __m512 sum[T];
-#pragma GCC unroll 12
-    for (int t = 0; t < T; ++t) sum[t] = _mm512_loadu_ps(p.out + t * 16);
-    const std::byte* x = p.x;
-    const std::uint8_t* code = p.weights->code;
-    for (int s = 0; s < p.steps; ++s) {
-      const auto* bytes = reinterpret_cast<const int*>(x);
-      const auto* scales = reinterpret_cast<const float*>(x + T * kStepColumns);
-#pragma GCC unroll 2
-      for (int g = 0; g < G; ++g) {
-        __m512i dot[T];
-#pragma GCC unroll 12
-        for (int t = 0; t < T; ++t) dot[t] = _mm512_setzero_si512();
-#pragma GCC unroll 8
-        for (int q = 0; q < kQuads; ++q) {
-          const __m512i w = _mm512_load_si512(code + (g * kQuads + q) * 64);
-#pragma GCC unroll 12
-          for (int t = 0; t < T; ++t) {
-            dot[t] = _mm512_dpbusd_epi32(dot[t], w, _mm512_set1_epi32(bytes[(g * kQuads + q) * T + t]));
-          }
-        }
-        const __m512 scale = _mm512_load_ps(p.weights->scale[s * G + g]);
-        const __m512 minimum = _mm512_load_ps(p.weights->minimum[s * G + g]);
-        const float* sums = scales + (G == 1 ? 1 : 2 + g) * T;
-#pragma GCC unroll 12
-        for (int t = 0; t < T; ++t) {
-          const __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(scales[t]));
-          sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[t]), both, sum[t]);
-          sum[t] = _mm512_fnmadd_ps(minimum, _mm512_set1_ps(sums[t]), sum[t]);
-        }
-      }
-      code += kStepCodes;
-      x += step_bytes_of(T);
+/// Codes of so many bits (kTable: their table entries), shifted left until the middle of their range is 128, so that
+/// all formats start their sums of products alike. The scale makes the shift good, exactly.
+template <int kBits, bool kTable>
+struct Codes {
+  static constexpr int kWidth = kBits == 3 ? 2 : kBits == 5 || kBits == 6 ? 4 : kBits;  // of the first plane
+  static constexpr int kRest = kBits - kWidth;                                          // of the second
+  static constexpr int kShift = kTable ? 0 : 8 - kBits;
+  __m512i entries;
+
+  /// Bits of a plane of kPlane bits at their place in a byte, with others around them.
+  template <int kPlane, int kPlace>
+  static SHOAL_INLINE __m512i plane(const std::uint8_t* from, int q) {
+    const __m512i part = _mm512_loadu_si512(from + q % kPlane * 64);
+    const int at = q / kPlane * kPlane;
+    if (at > kPlace) return _mm512_srli_epi64(part, static_cast<unsigned>(at - kPlace));
+    if (at < kPlace) return _mm512_slli_epi64(part, static_cast<unsigned>(kPlace - at));
+    return part;
+  }
+  static constexpr char mask(int width, int place) { return static_cast<char>(((1 << width) - 1) << place); }
+
+  /// Quad q of a step's planes.
+  SHOAL_INLINE __m512i quad(const std::uint8_t* planes, int q) const {
+    if constexpr (kBits == 8) return _mm512_loadu_si512(planes + q * 64);
+    __m512i code = _mm512_and_si512(plane<kWidth, kShift>(planes, q), _mm512_set1_epi8(mask(kWidth, kShift)));
+    if constexpr (kRest > 0) {
+      constexpr int kOrAnd = 0xf8;  // a | (b & c)
+      code = _mm512_ternarylogic_epi64(code, plane<kRest, kShift + kWidth>(planes + kWidth * 64, q),
+                                       _mm512_set1_epi8(mask(kRest, kShift + kWidth)), kOrAnd);
     }
-#pragma GCC unroll 12
-    for (int t = 0; t < T; ++t) _mm512_storeu_ps(p.out + t * 16, sum[t]);
+    return kTable ? _mm512_shuffle_epi8(entries, code) : code;
   }
 };
+
+/// How what a code stands above zero is taken off: is_centred(), has_paired_minima(), any other way.
+enum class Offsets { centred, paired, other };
+
+/// The scales of a record's rows.
+struct Head {
+  __m512 d, dmin, zero;
+
+  /// d takes in what codes are shifted by, dmin and zero what sums count in.
+  template <Offsets kOffsets>
+  static SHOAL_INLINE Head read(const QuantizedLayout& f, const std::byte* record, float code_unit) {
+    Head head{};
+    if (f.single) {
+      head.d = _mm512_loadu_ps(record);
+    } else {
+      const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(record));
+      head.d =
+          f.bfloat ? _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)) : _mm512_cvtph_ps(bits);
+    }
+    head.d = _mm512_mul_ps(head.d, _mm512_set1_ps(f.unit * code_unit));
+    if constexpr (kOffsets == Offsets::paired) {
+      head.dmin = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(record + 32)));
+      head.dmin = _mm512_mul_ps(head.dmin, _mm512_set1_ps(-f.minimum_unit));
+    }
+    if constexpr (kOffsets == Offsets::other) {
+      if (f.minima) {
+        head.dmin = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(record + 32)));
+        head.dmin = _mm512_mul_ps(head.dmin, _mm512_set1_ps(f.minimum_unit * kSumUnit));
+      } else {
+        head.zero = _mm512_set1_ps(f.offset);
+        if (f.zeros) {
+          const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(record + f.zero_at));
+          head.zero = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
+        }
+        head.zero = _mm512_mul_ps(head.zero, _mm512_set1_ps(kSumUnit / code_unit));
+      }
+    }
+    return head;
+  }
+};
+
+/// sum += code times four bytes of a token, which the instruction itself spreads over all rows: compilers would spend
+/// another on that.
+SHOAL_INLINE void multiply_quad(__m512i& sum, __m512i code, const int& bytes) {
+  asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(code), "m"(bytes));
+}
+
+/// sum += pairs of 16 bits times a pair of a token's.
+SHOAL_INLINE void multiply_pair(__m512i& sum, __m512i pairs, const int& pair) {
+  asm("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(pairs), "m"(pair));
+}
+
+/// The minima of two steps, as pairs.
+SHOAL_INLINE __m512i paired_minima(const std::byte* first, const std::byte* second) {
+  const auto wide = [](const std::byte* bytes) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
+  };
+  return _mm512_or_si512(wide(first), _mm512_slli_epi32(wide(second), 16));
+}
+
+/// One panel times one tile of T tokens.
+template <int kBits, int kGroups, bool kTable, Offsets kOffsets, int T>
+void multiply_direct(const QuantizedLayout& f, std::int64_t cols, const std::byte* panel, const std::byte* x,
+                     float* out) {
+  using Code = Codes<kBits, kTable>;
+  constexpr bool kCentred = kOffsets == Offsets::centred;
+  constexpr int kQuads = kQuadsOfStep / kGroups;        // of a scale
+  constexpr int kChains = T == 1 ? 4 : T <= 3 ? 2 : 1;  // a multiplication waits four cycles for the one before
+  constexpr std::int64_t kAhead = 2048;                 // bytes; the memory's own prefetching stops at every page
+  Code codes{};
+  if constexpr (kTable) {
+    codes.entries = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(f.table)));
+  }
+  Head head;
+  const std::byte* step = panel;
+  int left_of_record = 0;
+  __m512 result[T];
+#pragma GCC unroll 8
+  for (int t = 0; t < T; ++t) result[t] = _mm512_setzero_ps();
+
+  for (std::int64_t c = 0; c < cols; c += kBlockColumns) {
+    const int steps = steps_of_block(cols, c);
+    const auto* sums = reinterpret_cast<const std::int32_t*>(x + steps * T * kStepColumns);
+    __m512 sum[T];
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) sum[t] = _mm512_setzero_ps();
+    for (int s = 0; s < steps; ++s) {
+      if (left_of_record == 0) {
+        head = Head::read<kOffsets>(f, step, 1.0f / (1 << Code::kShift));
+        step += f.head_bytes;
+        left_of_record = f.record;
+      }
+      const auto* planes = reinterpret_cast<const std::uint8_t*>(step + f.scale_bytes);
+      const auto* bytes = reinterpret_cast<const int*>(x + s * T * kStepColumns);
+#pragma GCC unroll 8
+      for (int line = 0; line < kBits; ++line) {
+        _mm_prefetch(reinterpret_cast<const char*>(planes) + kAhead + line * 64, _MM_HINT_T0);
+      }
+#pragma GCC unroll 2
+      for (int g = 0; g < kGroups; ++g) {
+        const std::int32_t* of_bytes = sums + (s * 3 + (kGroups == 1 ? 0 : 1 + g)) * T;
+        __m512i dot[kChains][T];
+#pragma GCC unroll 8
+        for (int t = 0; t < T; ++t) dot[0][t] = kCentred ? _mm512_set1_epi32(of_bytes[t]) : _mm512_setzero_si512();
+#pragma GCC unroll 4
+        for (int i = 1; i < kChains; ++i) {
+#pragma GCC unroll 3
+          for (int t = 0; t < T; ++t) dot[i][t] = _mm512_setzero_si512();
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < kQuads; ++i) {
+          const int q = g * kQuads + i;
+          const __m512i w = codes.quad(planes, q);
+#pragma GCC unroll 8
+          for (int t = 0; t < T; ++t) {
+            multiply_quad(dot[i % kChains][t], w, bytes[q * T + t]);
+          }
+        }
+        __m512 scale = head.d;
+        if (f.super) {
+          const __m128i of_group = _mm_loadu_si128(reinterpret_cast<const __m128i*>(step + g * 16));
+          scale = _mm512_mul_ps(scale, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(of_group)));
+        }
+#pragma GCC unroll 8
+        for (int t = 0; t < T; ++t) {
+#pragma GCC unroll 4
+          for (int i = 1; i < kChains; ++i) dot[0][t] = _mm512_add_epi32(dot[0][t], dot[i][t]);
+          sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[0][t]), scale, sum[t]);
+        }
+        if constexpr (kOffsets == Offsets::other) {
+          __m512 minimum = head.dmin;
+          if (!f.minima) {
+            minimum = _mm512_mul_ps(scale, head.zero);
+          } else if (f.super) {
+            const __m128i m = _mm_loadu_si128(reinterpret_cast<const __m128i*>(step + (kGroups + g) * 16));
+            minimum = _mm512_mul_ps(minimum, _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(m)));
+          }
+#pragma GCC unroll 8
+          for (int t = 0; t < T; ++t) {
+            sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_set1_epi32(of_bytes[t])), minimum, sum[t]);
+          }
+        }
+      }
+      step += f.step_bytes;
+      left_of_record -= kStepColumns;
+    }
+    const auto* pairs = sums + steps * 3 * T;
+    if constexpr (kOffsets == Offsets::paired) {  // of whole blocks: a record has 256 columns
+      static_assert(kBlockSteps == 4);
+      const std::byte* minima = step - 4 * f.step_bytes + 16;
+      const __m512i first = paired_minima(minima, minima + f.step_bytes);
+      const __m512i second = paired_minima(minima + 2 * f.step_bytes, minima + 3 * f.step_bytes);
+#pragma GCC unroll 8
+      for (int t = 0; t < T; ++t) {
+        __m512i taken = _mm512_setzero_si512();
+        multiply_pair(taken, first, pairs[t]);
+        multiply_pair(taken, second, pairs[T + t]);
+        sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(taken), head.dmin, sum[t]);
+      }
+    }
+    const auto* scales = reinterpret_cast<const float*>(pairs + (steps + 1) / 2 * T);
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) result[t] = _mm512_fmadd_ps(sum[t], _mm512_set1_ps(scales[t]), result[t]);
+    x += block_bytes_of(T, steps);
+  }
+#pragma GCC unroll 8
+  for (int t = 0; t < T; ++t) _mm512_storeu_ps(out + t * 16, result[t]);
+}
+
+constexpr int kDirectWidths[] = {1, 2, 3, 4, 5, 6, 7, 8};
+
+using DirectProduct = void (*)(const QuantizedLayout& f, std::int64_t cols, const std::byte* panel, const std::byte* x,
+                               float* out);
+
+template <int kBits, int kGroups, bool kTable, Offsets kOffsets, int kIndex = 0>
+inline DirectProduct product_of_width(int width) {
+  constexpr int kWidth = kDirectWidths[kIndex];
+  if constexpr (kIndex + 1 < int(sizeof kDirectWidths / sizeof(int))) {
+    if (width != kWidth) return product_of_width<kBits, kGroups, kTable, kOffsets, kIndex + 1>(width);
+  }
+  return multiply_direct<kBits, kGroups, kTable, kOffsets, kWidth>;
+}
+
+template <int kBits, bool kTable>
+inline DirectProduct product_of_offsets(const QuantizedLayout& f, int width) {
+  // Six bits only come in groups of 16 columns and only centred; four, five and eight only in groups of 32.
+  if constexpr (kBits == 6) return product_of_width<kBits, 2, false, Offsets::centred>(width);
+  if constexpr (kBits == 2 || kBits == 3) {
+    constexpr Offsets kOffsets = kTable || kBits == 3 ? Offsets::centred : Offsets::other;
+    if (f.groups == 2) return product_of_width<kBits, 2, kTable, kOffsets>(width);
+  }
+  if constexpr (kTable) return product_of_width<kBits, 1, true, Offsets::centred>(width);
+  if (is_centred(f)) return product_of_width<kBits, 1, false, Offsets::centred>(width);
+  if (has_paired_minima(f)) return product_of_width<kBits, 1, false, Offsets::paired>(width);
+  return product_of_width<kBits, 1, false, Offsets::other>(width);
+}
+
+inline DirectProduct direct_product(const QuantizedLayout& f, int width) {
+  switch (f.bits) {
+    case 2:
+      return product_of_offsets<2, false>(f, width);
+    case 3:
+      return f.table ? product_of_offsets<3, true>(f, width) : product_of_offsets<3, false>(f, width);
+    case 4:
+      return f.table ? product_of_offsets<4, true>(f, width) : product_of_offsets<4, false>(f, width);
+    case 5:
+      return product_of_offsets<5, false>(f, width);
+    case 6:
+      return product_of_offsets<6, false>(f, width);
+    default:
+      return product_of_offsets<8, false>(f, width);
+  }
+}
+
+inline void run_direct(const Weights& w, std::int64_t first, std::int64_t panels, const PackedTile* tiles, int n_tiles,
+                       std::byte*) {
+  for (std::int64_t p = 0; p < panels; ++p) {
+    const std::byte* panel = w.data + (first + p) * w.panel_bytes;
+    for (int i = 0; i < n_tiles; ++i) {
+      const PackedTile& tile = tiles[i];
+      direct_product(w.quantized, tile.width)(w.quantized, w.cols, panel, tile.x, tile.out + p * tile.width * 16);
+    }
+  }
+}
+
+/// Tiles of about the same width: 17 tokens are 6, 6 and 5, not 8, 8 and 1.
+inline int direct_tile_width(std::int64_t remaining) {
+  constexpr int kWidest = 8;  // whose sums fill the registers
+  const std::int64_t tiles = (remaining + kWidest - 1) / kWidest;
+  return static_cast<int>((remaining + tiles - 1) / tiles);
+}
+
+/// quantize_block() to the bit, for whole steps.
+inline float quantize_to(const float* x, int n, std::int8_t* q) {
+  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+  __m512i largest = _mm512_setzero_si512();
+  for (int i = 0; i < n; i += 16) {
+    largest = _mm512_max_epu32(largest, _mm512_and_si512(_mm512_loadu_si512(x + i), magnitude));
+  }
+  const std::uint32_t bits = _mm512_reduce_max_epu32(largest);
+  const float most = __builtin_bit_cast(float, bits);
+  const __m512 inverse = _mm512_set1_ps(bits != 0 ? 127.0f / most : 0.0f);
+  for (int i = 0; i < n; i += 16) {
+    const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + i), inverse));
+    _mm_store_si128(reinterpret_cast<__m128i*>(q + i), _mm512_cvtepi32_epi8(whole));
+  }
+  return most / 127.0f;
+}
+
+/// pack_bytes() for tiles whose quads lie token by token, four tokens at a time.
+inline void pack_direct(const float* const* rows, int tokens, int width, std::int64_t cols, std::byte* tile) {
+  for (std::int64_t c = 0; c < cols; c += kBlockColumns) {
+    const int steps = steps_of_block(cols, c);
+    auto* sums = reinterpret_cast<std::int32_t*>(tile + steps * width * kStepColumns);
+    std::int32_t* pairs = sums + steps * width * 3;
+    auto* scales = reinterpret_cast<float*>(pairs + (steps + 1) / 2 * width);
+    for (int first = 0; first < width; first += 4) {
+      const int count = width - first < 4 ? width - first : 4;
+      alignas(64) std::int8_t q[4][kBlockColumns] = {};
+      for (int t = 0; t < count; ++t) {
+        const bool real = first + t < tokens;
+        scales[first + t] = real ? quantize_to(rows[first + t] + c, steps * kStepColumns, q[t]) : 0.0f;
+      }
+      for (int s = 0; s < steps; s += 2) {  // 64 columns; half of them may lie beyond the last step
+        __m512i quads[4], of_quads[4], fours[4];
+#pragma GCC unroll 4
+        for (int t = 0; t < 4; ++t) {
+          quads[t] = _mm512_load_si512(q[t] + s * kStepColumns);
+          of_quads[t] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), quads[t]);
+        }
+        transpose_fours(of_quads, fours);
+        // Lanes: the first and the last 16 columns of this step, of the next.
+        __m512i total = _mm512_add_epi32(_mm512_add_epi32(fours[0], fours[1]), _mm512_add_epi32(fours[2], fours[3]));
+        __m512i both = _mm512_add_epi32(total, _mm512_shuffle_i32x4(total, total, 0xb1));
+        const __m512i upper = _mm512_slli_epi32(_mm512_shuffle_i32x4(both, both, 0x4e), 16);
+        const __m512i pair = _mm512_mask_blend_epi16(0xaaaaaaaau, both, upper);
+        total = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(total, 7));
+        both = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(both, 7));
+        const auto mask = static_cast<__mmask8>((1u << count) - 1u);
+        std::int32_t* to = sums + s * 3 * width + first;
+        std::int32_t* bytes = reinterpret_cast<std::int32_t*>(tile + s * width * kStepColumns) + first;
+        _mm_mask_storeu_epi32(pairs + s / 2 * width + first, mask, _mm512_castsi512_si128(pair));
+        _mm_mask_storeu_epi32(to, mask, _mm512_castsi512_si128(both));
+        _mm_mask_storeu_epi32(to + width, mask, _mm512_castsi512_si128(total));
+        _mm_mask_storeu_epi32(to + 2 * width, mask, _mm512_extracti32x4_epi32(total, 1));
+        if (s + 1 < steps) {
+          _mm_mask_storeu_epi32(to + 3 * width, mask, _mm512_extracti32x4_epi32(both, 2));
+          _mm_mask_storeu_epi32(to + 4 * width, mask, _mm512_extracti32x4_epi32(total, 2));
+          _mm_mask_storeu_epi32(to + 5 * width, mask, _mm512_extracti32x4_epi32(total, 3));
+          interleave(quads, count, bytes, width);
+        } else {  // one step alone: its eight quads are the first two lanes
+          transpose_fours(quads, fours);
+          for (int j = 0; j < 4; ++j) {
+            _mm_mask_storeu_epi32(bytes + j * width, mask, _mm512_castsi512_si128(fours[j]));
+            _mm_mask_storeu_epi32(bytes + (4 + j) * width, mask, _mm512_extracti32x4_epi32(fours[j], 1));
+          }
+        }
+      }
+    }
+    tile += block_bytes_of(width, steps);
+  }
+}
+
+#undef SHOAL_INLINE
 
 }  // namespace
 }  // namespace shoal::cpu

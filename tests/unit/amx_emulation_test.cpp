@@ -23,9 +23,9 @@ const cpu::KernelTable& emulated_kernels() {
 
 /// Rows times w, by pieces as the back end cuts them (emulated registers are shared: one thread).
 std::vector<float> multiply(Compute compute, const Matrix& w, const std::vector<float>& x, std::int64_t tokens,
-                            int pretended_threads) {
+                            int pretended_threads, const cpu::KernelTable& kernels = emulated_kernels()) {
   ThreadPool pool(1);
-  cpu::Team team{emulated_kernels(), compute, pool, {}};
+  cpu::Team team{kernels, compute, pool, {}};
   cpu::Layout layout;
   cpu::PackedRows rows;
   for (std::int64_t t = 0; t < tokens; ++t) rows.rows.push_back(x.data() + t * w.cols());
@@ -124,6 +124,24 @@ TEST(AmxEmulation, ProductsMatchReference) {
           expect_near(multiply(compute, w, x, tokens, 2), expected, 4e-6, std::string(name_of(type)));
         }
       }
+    }
+  }
+}
+
+/// What AVX-512 CPUs older than this machine run: BF16 dot products without look-ups of bytes.
+TEST(WithoutVbmi, F8ProductsMatchReference) {
+  if (!cpu::has_avx512_bf16()) GTEST_SKIP() << "this machine has no AVX512_BF16";
+  cpu::KernelTable kernels = cpu::kernels_for(Isa::avx512);
+  cpu::fill_gemm_avx512bf16(kernels);
+  Random random(4);
+  const auto reference = make_reference_backend(Compute::bf16);
+  for (const Shape& s : kShapes) {
+    const Matrix w = random_matrix(random, DType::f8_e4m3, s.rows, s.cols, s.block_rows, s.block_cols);
+    for (const std::int64_t tokens : {1, 3, 16, 33}) {
+      const auto x = random.floats(tokens * s.cols);
+      std::vector<float> expected(static_cast<std::size_t>(tokens * s.rows));
+      reference->linear({x.data(), tokens, s.cols}, w, {}, {expected.data(), tokens, s.rows});
+      expect_near(multiply(Compute::bf16, w, x, tokens, 2, kernels), expected, 4e-6, "F8");
     }
   }
 }

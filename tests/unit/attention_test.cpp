@@ -90,6 +90,33 @@ TEST_P(AttentionTest, GqaMatchesReference) {
   }
 }
 
+/// Where a CPU has them, BF16 dot products round queries (these need none) and weights as the cache's rows are.
+TEST_P(AttentionTest, InBf16MatchesReference) {
+  Random random(4);
+  const auto tested = backend(2, Compute::bf16), reference = make_reference_backend(Compute::bf16);
+  for (const MlaShape& shape : {MlaShape{16, 512, 64}, MlaShape{5, 64, 32}, MlaShape{1, 128, 64}}) {
+    const int width = shape.kv_lora_rank + shape.qk_rope_head_dim;
+    const PagedCache cache(random, *tested, KvType::bf16, 16, width, {90, 1, 1033});
+    std::vector<AttentionQuery> queries{cache.query(1, 1), cache.query(2, 32), cache.query(2, 1033)};
+    for (int length = 60; length <= 90; ++length) queries.push_back(cache.query(0, length));
+    const auto n = std::ssize(queries);
+    auto q = random.floats(n * shape.heads * width);
+    for (float& f : q) f = bf16_to_f32(f32_to_bf16(f));
+    const float scale = 1.0f / std::sqrt(float(width));
+    const std::int64_t q_cols = std::int64_t{shape.heads} * width,
+                       cols = std::int64_t{shape.heads} * shape.kv_lora_rank;
+    std::vector<float> actual(std::size_t(n * cols)), expected(actual.size()), alone(static_cast<std::size_t>(cols));
+    tested->mla_attention({q.data(), n, q_cols}, shape, scale, queries, cache.layer, {actual.data(), n, cols});
+    reference->mla_attention({q.data(), n, q_cols}, shape, scale, queries, cache.layer, {expected.data(), n, cols});
+    expect_near(actual, expected, 1e-2, "MLA in BF16 with " + std::to_string(shape.heads) + " heads");
+    for (std::int64_t t = 0; t < n; t += 3) {
+      tested->mla_attention({q.data() + t * q_cols, 1, q_cols}, shape, scale, {&queries[std::size_t(t)], 1},
+                            cache.layer, {alone.data(), 1, cols});
+      EXPECT_TRUE(same_bits(alone.data(), actual.data() + t * cols, cols));
+    }
+  }
+}
+
 /// Contexts on both sides of the stretches that are merged, in calls that split them over threads and calls that do
 /// not.
 TEST_P(AttentionTest, AQueryDoesNotDependOnItsNeighboursNorThreadsNorPages) {

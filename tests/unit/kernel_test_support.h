@@ -145,6 +145,10 @@ class EveryIsa : public testing::TestWithParam<Subject> {
 #endif
     return backend_of(GetParam(), threads, compute);
   }
+  /// The reference that the subject's products with quantized weights follow.
+  std::unique_ptr<Backend> reference_backend(Compute compute = Compute::f32) {
+    return make_reference_backend(compute, GetParam().kind == Subject::Kind::cpu ? 128 : 32);
+  }
   /// How often a test with random sizes is worth repeating: emulation is slow.
   static int rounds(int n) { return GetParam().kind == Subject::Kind::emulated_gpu ? (n + 5) / 6 : n; }
 };
