@@ -4,13 +4,7 @@
 namespace shoal::kernel_test {
 namespace {
 
-class FusedOps : public EveryIsa {
- protected:
-  std::vector<Compute> computes() const {
-    if (GetParam().kind == Subject::Kind::cpu) return {Compute::f32, Compute::bf16};
-    return {Compute::f32, Compute::bf16, Compute::fp8};
-  }
-};
+class FusedOps : public EveryIsa {};
 
 TEST_P(FusedOps, NormLinearsAreItsParts) {
   for (const Compute compute : computes()) {
