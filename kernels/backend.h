@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -14,6 +15,9 @@
 /// The operations a model's layers are made of, as one table that a device fills. Activations are FP32 rows
 /// [tokens, width]. Every operation computes each token by itself and in a fixed order, so a token's result does not
 /// depend, to the bit, on which other tokens share the call.
+///
+/// Some operations are others in a row (norm_linears, rope_heads, write_latent): a back end that can do them in one go,
+/// as GPUs do, does; for others they are made of what they name.
 namespace shoal {
 
 /// How activations enter a product: FP32 as they are; rounded to BF16 (twice as fast on cores with BF16 dot products);
@@ -75,6 +79,21 @@ struct FeedForward {
   bool empty() const { return gate.empty(); }
 };
 
+/// One of several products of the same rows: out [tokens, w->rows] = x w^T (+ bias [w->rows] if not empty).
+struct Projection {
+  const Matrix* w;
+  std::span<const float> bias;
+  Rows<float> out;
+};
+
+/// How a token is drawn from a row of logits; runtime/sampler.h says what comes of it.
+struct Draw {
+  float scale = 0;  // 1 / temperature; 0: the largest logit
+  int top_k = 0;    // 0: all
+  float top_p = 1, min_p = 0;
+  double share = 0;  // uniform in [0, 1)
+};
+
 /// Rows of work for the experts of one rank. Row r goes through experts expert[first[r] .. first[r+1]) (indices into
 /// the rank's own expert list, ascending), each weighted by the weight of the same index.
 struct ExpertBatch {
@@ -110,7 +129,10 @@ class Backend {
 
   /// Moves a matrix to the device, once; from any thread. Operations take placed matrices only.
   virtual void place(Matrix&) {}
-  /// The same for a vector of weights, which must stay where it is, unchanged, as long as the back end lives.
+  /// A matrix with its elements in host memory once more, as they were before place(). From any thread.
+  virtual Matrix fetch(const Matrix& placed);
+  /// The same as place() for a vector of weights, which must stay where it is, unchanged, as long as the back end
+  /// lives.
   virtual void place(std::span<const float>) {}
 
   /// x where the host can read and write it: x itself, or a copy in `room`. Waits for what computes x.
@@ -121,11 +143,13 @@ class Backend {
   /// get the same lists again, which stay as they are until then.
   virtual void begin_step(std::span<const std::int64_t>, std::span<const AttentionQuery>, int /*page_tokens*/) {}
 
+  /// Runs `work`: operations of a step, of which the host reads nothing before all are asked for. Under the same `key`
+  /// it must always be the same operations on the same memory, but for what begin_step() told, the contents of rows and
+  /// how many rows there are (`tokens`); then a device may repeat what it recorded instead of calling it.
+  virtual void repeat(std::int64_t /*key*/, std::int64_t /*tokens*/, const std::function<void()>& work) { work(); }
+
   /// out = 0.
   virtual void fill_zero(Rows<float> out);
-  /// out[t][h * out_step + i] = x[t][h * x_step + i] for i < width, h < heads.
-  virtual void copy_heads(Rows<const float> x, std::int64_t x_step, int heads, std::int64_t width, Rows<float> out,
-                          std::int64_t out_step);
   /// out[i] = x[rows[i]].
   virtual void gather_rows(Rows<const float> x, std::span<const std::int64_t> rows, Rows<float> out);
 
@@ -141,6 +165,14 @@ class Backend {
   /// out [tokens, w.rows] = x [tokens, w.cols] w^T (+ bias [w.rows] if not empty).
   virtual void linear(Rows<const float> x, const Matrix& w, std::span<const float> bias, Rows<float> out) = 0;
 
+  /// linear() of the same rows with several matrices.
+  virtual void linears(Rows<const float> x, std::span<const Projection> projections);
+
+  /// How each half of a layer begins: stream += branch (if it has columns), h = rms_norm(stream), linears(h). h may be
+  /// stream.
+  virtual void norm_linears(Rows<const float> branch, Rows<float> stream, std::span<const float> weight, float eps,
+                            Rows<float> h, std::span<const Projection> projections);
+
   /// One product for each head h: out[:, h * out_step .. + w[h].rows] = x[:, h * x_step .. + w[h].cols] w[h]^T.
   virtual void linear_per_head(Rows<const float> x, std::int64_t x_step, std::span<const Matrix> w, Rows<float> out,
                                std::int64_t out_step) = 0;
@@ -154,8 +186,17 @@ class Backend {
   virtual void rope(Rows<float> x, int heads, std::int64_t head_step, const RopeAngles& angles,
                     RopePairing pairing) = 0;
 
+  /// The same on the way to another spacing: head h of out, at h * out_step, is the rotated head h of x, at h * x_step.
+  virtual void rope_heads(Rows<const float> x, std::int64_t x_step, int heads, const RopeAngles& angles,
+                          RopePairing pairing, Rows<float> out, std::int64_t out_step);
+
   /// Stores row t of x at cache row slots[t], from column `column` on, rounding to the cache's type.
   virtual void write_kv(Rows<const float> x, std::span<const std::int64_t> slots, int column, const KvLayer& cache) = 0;
+
+  /// MLA's cache rows: rms_norm() of the first weight.size() columns, rope() of those behind, then write_kv() of all.
+  /// What is in `latent` afterwards is not defined.
+  virtual void write_latent(Rows<float> latent, std::span<const float> weight, float eps, const RopeAngles& angles,
+                            RopePairing pairing, std::span<const std::int64_t> slots, const KvLayer& cache);
 
   /// MLA in the absorbed form (DeepSeek-V2, arXiv 2405.04434, section 2.1.2 and appendix B).
   /// q [tokens, heads * (kv_lora_rank + qk_rope_head_dim)]: per head, the query in latent space, then its rotated part.
@@ -172,6 +213,12 @@ class Backend {
   /// DeepSeek-V3, arXiv 2412.19437, section 2.1.2. Ties go to the lower id.
   virtual void route(Rows<const float> logits, std::span<const float> bias, const RouterShape& shape,
                      Rows<std::int32_t> expert, Rows<float> weight) = 0;
+
+  /// Whether sample() is there, for a vocabulary of this size; else the host draws.
+  virtual bool can_sample(std::int64_t /*vocab*/) const { return false; }
+  /// Draws a token from each row of logits [tokens, vocab], the very one that the host would draw, into host memory; -1
+  /// where no logit is a finite number.
+  virtual void sample(Rows<const float> logits, std::span<const Draw> draws, std::span<std::int32_t> tokens);
 
   /// Runs a batch through this rank's experts. Contributions to a row are added in ascending expert order.
   virtual void experts(const ExpertBatch& batch, std::span<const FeedForward> experts) = 0;

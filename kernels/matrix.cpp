@@ -265,6 +265,7 @@ Matrix Matrix::clone() const {
   Matrix copy = format_ ? Matrix(*format_, rows_, cols_) : Matrix(dtype_, rows_, cols_);
   std::memcpy(copy.data_.get(), data_.get(), static_cast<std::size_t>(panels() * panel_bytes()));
   copy.scales_ = scales_;
+  copy.order_ = order_;
   copy.has_nan_codes_ = has_nan_codes_;
   return copy;
 }

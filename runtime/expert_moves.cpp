@@ -161,7 +161,7 @@ ExpertMap slice_map(int experts, int ranks) {
   return ExpertMap(std::move(replicas));
 }
 
-void move_experts(MoeWeights& weights, const LayerPlacement& placement, Communicator& comm) {
+void move_experts(MoeWeights& weights, const LayerPlacement& placement, Communicator& comm, Backend& backend) {
   if (placement.size() != weights.map.replicas.size())
     fail("a layer of {} experts cannot be placed as one of {}", weights.map.replicas.size(), placement.size());
   const std::int32_t me = comm.rank();
@@ -181,9 +181,13 @@ void move_experts(MoeWeights& weights, const LayerPlacement& placement, Communic
       for (const Move& move : round) {
         if (move.from != me) continue;
         const FeedForward& expert = mine.at(move.expert);
-        const std::size_t n = wire_bytes(expert.gate) + wire_bytes(expert.up) + wire_bytes(expert.down);
+        FeedForward fetched;
+        if (expert.gate.placed())
+          fetched = {backend.fetch(expert.gate), backend.fetch(expert.up), backend.fetch(expert.down)};
+        const FeedForward& here = expert.gate.placed() ? fetched : expert;
+        const std::size_t n = wire_bytes(here.gate) + wire_bytes(here.up) + wire_bytes(here.down);
         std::byte* to = exchange->outgoing(move.to, n).data();
-        for (const Matrix* m : {&expert.gate, &expert.up, &expert.down}) to = write(*m, to);
+        for (const Matrix* m : {&here.gate, &here.up, &here.down}) to = write(*m, to);
         bytes[static_cast<std::size_t>(move.to)] = n;
       }
       exchange->post(bytes);
@@ -192,7 +196,10 @@ void move_experts(MoeWeights& weights, const LayerPlacement& placement, Communic
         if (move.to != me) continue;
         std::span<const std::byte> from = exchange->incoming(move.from);
         FeedForward& expert = mine[move.expert];
-        for (Matrix* m : {&expert.gate, &expert.up, &expert.down}) *m = read(from);
+        for (Matrix* m : {&expert.gate, &expert.up, &expert.down}) {
+          *m = read(from);
+          backend.place(*m);
+        }
       }
       std::erase_if(mine, [&](const auto& held) {  // sent for the last time
         return !places(placement, held.first, me) &&

@@ -1,6 +1,7 @@
 #pragma once
 #include "collectives/communicator.h"
 #include "collectives/expert_exchange.h"
+#include "kernels/backend.h"
 #include "planner/expert_placement.h"
 #include "runtime/weights.h"
 
@@ -15,7 +16,7 @@ ExpertMap slice_map(int experts, int ranks);
 /// Puts the experts of a layer where `placement` says: ranks that do not hold an expert yet get its weights, as they
 /// lie in memory, from one that does, and those that are to hold it no longer drop it. All ranks call it at the same
 /// time with the same placement; one expert at a time goes from and to a rank, so what it takes besides is that much
-/// memory twice.
-void move_experts(MoeWeights& weights, const LayerPlacement& placement, Communicator& comm);
+/// memory twice. `backend` has placed the matrices, if it does, and places those that arrive.
+void move_experts(MoeWeights& weights, const LayerPlacement& placement, Communicator& comm, Backend& backend);
 
 }  // namespace shoal

@@ -164,9 +164,6 @@ LoadedModel load_model(const ModelConfig& config, const Checkpoint& checkpoint, 
                        const Rank& rank) {
   LoadedModel loaded;
   loaded.backend = make_backend(options, rank.launch);
-  if (loaded.backend->free_bytes() && options.rebalance_steps > 0)
-    throw Error("--rebalance-steps moves experts between CPUs only; leave it out, or use --device cpu",
-                ExitCode::usage);
   if (loaded.backend->free_bytes() && options.on_importance)
     throw Error("importance is measured on CPUs only; use --device cpu", ExitCode::usage);
   if (options.on_importance) {

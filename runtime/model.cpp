@@ -121,35 +121,40 @@ struct Model::State {
     angles = {on_device_cos, on_device_sin};
   }
 
-  /// out [tokens, hidden] = attention of normed h, its latents written to the cache first.
-  void mla(const MlaWeights& w, Rows<const float> h, const TokenBatch& batch, const KvLayer& layer, Rows<float> out) {
-    const std::int64_t tokens = h.rows, heads = config.num_attention_heads;
+  /// A layer's half begins: what the half before computed joins the stream, h is its norm, then products of h.
+  struct Begin {
+    Rows<const float> branch;
+    Rows<float> stream;
+    std::span<const float> norm;
+    Rows<float> h;
+  };
+  void begin(const Begin& b, std::initializer_list<Projection> projections) {
+    backend.norm_linears(b.branch, b.stream, b.norm, config.rms_norm_eps, b.h,
+                         {projections.begin(), projections.size()});
+  }
+
+  /// out [tokens, hidden] = attention of the normed stream, its latents written to the cache first.
+  void mla(const MlaWeights& w, const Begin& half, const TokenBatch& batch, const KvLayer& layer, Rows<float> out) {
+    const std::int64_t tokens = out.rows, heads = config.num_attention_heads;
     const std::int64_t rank = config.kv_lora_rank, rope = config.qk_rope_head_dim, nope = config.qk_nope_head_dim;
     const std::int64_t head_dim = config.qk_head_dim(), latent_dim = rank + rope;
 
-    const Rows<float> query = q.rows(tokens, heads * head_dim);
+    const Rows<float> query = q.rows(tokens, heads * head_dim), latent = kv.rows(tokens, latent_dim);
     if (config.q_lora_rank > 0) {
       const Rows<float> compressed = q_a.rows(tokens, config.q_lora_rank);
-      backend.linear(h, w.q_a_proj, w.q_a_bias, compressed);
-      backend.rms_norm(compressed, w.q_a_norm, kLatentNormEps, compressed);
-      backend.linear(compressed, w.q_b_proj, {}, query);
+      begin(half, {{&w.q_a_proj, w.q_a_bias, compressed}, {&w.kv_a_proj, w.kv_a_bias, latent}});
+      const Projection up{&w.q_b_proj, {}, query};
+      backend.norm_linears({}, compressed, w.q_a_norm, kLatentNormEps, compressed, {&up, 1});
     } else {
-      backend.linear(h, w.q_proj, {}, query);
+      begin(half, {{&w.q_proj, {}, query}, {&w.kv_a_proj, w.kv_a_bias, latent}});
     }
-    const Rows<float> latent = kv.rows(tokens, latent_dim);
-    backend.linear(h, w.kv_a_proj, w.kv_a_bias, latent);
-    backend.rms_norm(latent.columns(0, rank), w.kv_a_norm, kLatentNormEps, latent.columns(0, rank));
-
-    backend.rope(latent.columns(rank, rope), 1, rope, angles, pairing);
-    backend.write_kv(latent, batch.slots, 0, layer);
+    backend.write_latent(latent, w.kv_a_norm, kLatentNormEps, angles, pairing, batch.slots, layer);
 
     // The query moves into latent space (absorption), its rotated part behind it.
     const Rows<float> absorbed = q_latent.rows(tokens, heads * latent_dim);
     backend.linear_per_head(query, head_dim, w.k_up, absorbed, latent_dim);
-    backend.copy_heads(query.columns(nope, query.cols - nope), head_dim, static_cast<int>(heads), rope,
+    backend.rope_heads(query.columns(nope, query.cols - nope), head_dim, static_cast<int>(heads), angles, pairing,
                        absorbed.columns(rank, absorbed.cols - rank), latent_dim);
-    backend.rope(absorbed.columns(rank, heads * latent_dim - rank), static_cast<int>(heads), latent_dim, angles,
-                 pairing);
 
     const Rows<float> attended = o.rows(tokens, heads * rank);
     backend.mla_attention(absorbed, {static_cast<int>(heads), static_cast<int>(rank), static_cast<int>(rope)}, scale,
@@ -159,15 +164,16 @@ struct Model::State {
     backend.linear(values, w.o_proj, w.o_bias, out);
   }
 
-  void gqa(const GqaWeights& w, Rows<const float> h, const TokenBatch& batch, const KvLayer& layer, Rows<float> out) {
-    const std::int64_t tokens = h.rows, dim = config.head_dim;
+  void gqa(const GqaWeights& w, const Begin& half, const TokenBatch& batch, const KvLayer& layer, Rows<float> out) {
+    const std::int64_t tokens = out.rows, dim = config.head_dim;
     const std::int64_t heads = gqa_shape.heads, kv_heads = gqa_shape.kv_heads;
-    if (heads == 0) return backend.fill_zero(out);  // more ranks than heads: this one only helps with the dense blocks
+    if (heads == 0) {  // more ranks than heads: this one only helps with the dense blocks
+      begin(half, {});
+      return backend.fill_zero(out);
+    }
     const Rows<float> query = q.rows(tokens, heads * dim), key = k.rows(tokens, kv_heads * dim),
                       value = v.rows(tokens, kv_heads * dim), attended = o.rows(tokens, heads * dim);
-    backend.linear(h, w.q_proj, w.q_bias, query);
-    backend.linear(h, w.k_proj, w.k_bias, key);
-    backend.linear(h, w.v_proj, w.v_bias, value);
+    begin(half, {{&w.q_proj, w.q_bias, query}, {&w.k_proj, w.k_bias, key}, {&w.v_proj, w.v_bias, value}});
     backend.rope(query, gqa_shape.heads, dim, angles, pairing);
     backend.rope(key, gqa_shape.kv_heads, dim, angles, pairing);
     backend.write_kv(key, batch.slots, 0, layer);
@@ -181,13 +187,14 @@ struct Model::State {
     backend.feed_forward(h, ffn, out);
   }
 
+  Rows<float> scores(std::int64_t tokens) { return logit.rows(tokens, router.n_experts); }
+
+  /// Of rows h, whose scores() the router's product has computed.
   void moe(MoeWeights& w, int moe_layer, Rows<float> h, Rows<float> out) {
     const std::int64_t tokens = h.rows, top_k = router.top_k;
-    const Rows<float> scores = logit.rows(tokens, router.n_experts);
-    backend.linear(h, w.router, {}, scores);
     expert.resize(static_cast<std::size_t>(tokens * top_k));
     weight.resize(expert.size());
-    backend.route(scores, w.score_bias, router, {expert.data(), tokens, top_k}, {weight.data(), tokens, top_k});
+    backend.route(scores(tokens), w.score_bias, router, {expert.data(), tokens, top_k}, {weight.data(), tokens, top_k});
     for (const std::int32_t e : expert)
       ++counters.expert_tokens[static_cast<std::size_t>(moe_layer * router.n_experts + e)];
 
@@ -231,34 +238,66 @@ struct Model::State {
     backend.experts(expert_batch, experts);
   }
 
-  /// Adds a block's output to the residual stream; under tensor parallelism the ranks' parts are summed first.
-  void add_branch(Rows<float> out, Rows<float> stream) {
-    if (placement.tensor_parallel && out.rows > 0) {
-      const Rows<float> mine = backend.to_host(out, branch_room);
-      const Stopwatch waiting;
-      comm.all_reduce_sum({mine.data, static_cast<std::size_t>(mine.rows * mine.cols)});
-      counters.exchange_us += waiting.us();
-      backend.from_host(mine, out);
-    }
-    backend.add(out, stream);
+  /// Under tensor parallelism a block's output is the sum of the ranks' parts.
+  void sum_over_ranks(Rows<float> out) {
+    if (!placement.tensor_parallel || out.rows == 0) return;
+    const Rows<float> mine = backend.to_host(out, branch_room);
+    const Stopwatch waiting;
+    comm.all_reduce_sum({mine.data, static_cast<std::size_t>(mine.rows * mine.cols)});
+    counters.exchange_us += waiting.us();
+    backend.from_host(mine, out);
   }
 
-  /// A layer, in place on the residual stream [tokens, hidden].
-  void run_layer(LayerWeights& layer, int index, int moe_layer, const TokenBatch& batch, Rows<float> stream) {
+  /// A layer: what of it has not joined the residual stream [tokens, hidden] yet, to be passed on to the next one or to
+  /// finish(); `before` comes from the one before.
+  Rows<const float> run_layer(LayerWeights& layer, int index, int moe_layer, const TokenBatch& batch,
+                              Rows<const float> before, Rows<float> stream) {
     const Rows<float> h = normed.rows(stream.rows, stream.cols), out = branch.rows(stream.rows, stream.cols);
-    backend.rms_norm(stream, layer.attention_norm, config.rms_norm_eps, h);
-    if (config.is_mla())
-      mla(layer.mla, h, batch, cache.layer(index), out);
-    else
-      gqa(layer.gqa, h, batch, cache.layer(index), out);
-    add_branch(out, stream);
-
-    backend.rms_norm(stream, layer.ffn_norm, config.rms_norm_eps, h);
-    if (config.is_moe_layer(index))
-      moe(layer.moe, moe_layer, h, out);
-    else
+    const Begin attention{before, stream, layer.attention_norm, h}, ffn{out, stream, layer.ffn_norm, h};
+    const bool moe_layer_here = config.is_moe_layer(index);
+    const auto attend = [&] {
+      if (config.is_mla())
+        mla(layer.mla, attention, batch, cache.layer(index), out);
+      else
+        gqa(layer.gqa, attention, batch, cache.layer(index), out);
+    };
+    const auto begin_ffn = [&] {
+      if (moe_layer_here) return begin(ffn, {{&layer.moe.router, {}, scores(stream.rows)}});
+      begin(ffn, {});
       feed_forward(layer.dense, h, out);
-    add_branch(out, stream);
+    };
+    if (placement.tensor_parallel) {  // the host is in between
+      backend.repeat(2 * index, stream.rows, attend);
+      sum_over_ranks(out);
+      backend.repeat(2 * index + 1, stream.rows, begin_ffn);
+    } else {
+      backend.repeat(2 * index, stream.rows, [&] {
+        attend();
+        begin_ffn();
+      });
+    }
+    if (moe_layer_here) moe(layer.moe, moe_layer, h, out);
+    sum_over_ranks(out);
+    return out;
+  }
+  void finish(Rows<const float> branch_left, Rows<float> stream) { backend.add(branch_left, stream); }
+
+  /// Rows of a residual stream, normed for the LM head.
+  Rows<const float> head_input(Rows<const float> stream, std::span<const float> norm,
+                               std::span<const std::int64_t> rows) {
+    const Rows<float> hidden = picked.rows(static_cast<std::int64_t>(rows.size()), config.hidden_size);
+    backend.gather_rows(stream, rows, hidden);
+    backend.rms_norm(hidden, norm, config.rms_norm_eps, hidden);
+    return hidden;
+  }
+  bool sample(Rows<const float> stream, std::span<const float> norm, std::span<const std::int64_t> rows,
+              std::span<const Draw> draws, std::span<std::int32_t> tokens) {
+    if (placement.tensor_parallel || !backend.can_sample(config.vocab_size)) return false;
+    const Rows<const float> hidden = head_input(stream, norm, rows);
+    const Rows<float> out = logit.rows(hidden.rows, config.vocab_size);
+    backend.linear(hidden, weights.head(), {}, out);
+    backend.sample(out, draws, tokens);
+    return true;
   }
 
   /// Logits [rows.size(), vocab] of rows of a residual stream.
@@ -277,7 +316,7 @@ void Model::place_experts(int layer, const LayerPlacement& experts) {
   const bool guessing = layer == s.config.num_hidden_layers && s.weights.mtp;
   if ((!trunk && !guessing) || !s.config.is_moe_layer(layer)) fail("layer {} has no experts that could move", layer);
   LayerWeights& of = trunk ? s.weights.layers[static_cast<std::size_t>(layer)] : s.weights.mtp->layer;
-  move_experts(of.moe, experts, s.comm);
+  move_experts(of.moe, experts, s.comm, s.backend);
 }
 
 Rows<const float> Model::forward(const TokenBatch& batch) {
@@ -294,10 +333,12 @@ Rows<const float> Model::forward(const TokenBatch& batch) {
   s.backend.begin_step(batch.slots, batch.queries, s.cache.page_tokens());
   s.backend.embed(batch.ids, s.weights.embedding, s.x);
   int moe_layer = 0;
+  Rows<const float> left;
   for (int i = 0; i < s.config.num_hidden_layers; ++i) {
-    s.run_layer(s.weights.layers[static_cast<std::size_t>(i)], i, moe_layer, batch, s.x);
+    left = s.run_layer(s.weights.layers[static_cast<std::size_t>(i)], i, moe_layer, batch, left, s.x);
     moe_layer += s.config.is_moe_layer(i);
   }
+  s.finish(left, s.x);
   return s.x;
 }
 
@@ -321,7 +362,7 @@ void Model::forward_mtp(const TokenBatch& batch, std::span<const std::int64_t> r
   s.backend.begin_step(batch.slots, batch.queries, s.cache.page_tokens());
   const int index = s.config.num_hidden_layers;
   const auto last = s.counters.expert_tokens.size() / static_cast<std::size_t>(std::max(1, s.config.n_routed_experts));
-  s.run_layer(w.layer, index, static_cast<int>(last) - 1, batch, s.guessed);
+  s.finish(s.run_layer(w.layer, index, static_cast<int>(last) - 1, batch, {}, s.guessed), s.guessed);
 }
 
 Rows<const float> Model::logits(std::span<const std::int64_t> rows) {
@@ -332,12 +373,19 @@ Rows<const float> Model::mtp_logits(std::span<const std::int64_t> rows) {
   return state_->logits(state_->guessed, state_->weights.mtp.value().head_norm, rows);
 }
 
+bool Model::sample(std::span<const std::int64_t> rows, std::span<const Draw> draws, std::span<std::int32_t> tokens) {
+  return state_->sample(state_->x, state_->weights.final_norm, rows, draws, tokens);
+}
+
+bool Model::mtp_sample(std::span<const std::int64_t> rows, std::span<const Draw> draws,
+                       std::span<std::int32_t> tokens) {
+  return state_->sample(state_->guessed, state_->weights.mtp.value().head_norm, rows, draws, tokens);
+}
+
 Rows<const float> Model::State::logits(Rows<const float> stream, std::span<const float> norm,
                                        std::span<const std::int64_t> rows) {
   const auto n = static_cast<std::int64_t>(rows.size());
-  const Rows<float> hidden = picked.rows(n, config.hidden_size);
-  backend.gather_rows(stream, rows, hidden);
-  backend.rms_norm(hidden, norm, config.rms_norm_eps, hidden);
+  const Rows<const float> hidden = head_input(stream, norm, rows);
   if (!placement.tensor_parallel) {
     const Rows<float> out = logit.rows(n, config.vocab_size);
     backend.linear(hidden, weights.head(), {}, out);
@@ -362,6 +410,7 @@ Rows<const float> Model::State::logits(Rows<const float> stream, std::span<const
   return out;
 }
 
+std::int64_t Model::vocab_size() const { return state_->config.vocab_size; }
 const Model::Counters& Model::counters() const { return state_->counters; }
 std::uint64_t Model::weight_bytes() const { return state_->weights.bytes; }
 const ModelWeights& Model::weights() const { return state_->weights; }

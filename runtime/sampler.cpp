@@ -51,7 +51,7 @@ struct Row {
       block_max[b] = max_of(block(b));
       max = std::max(max, block_max[b]);
     }
-    if (max == -infinity) fail("none of {} logits is a finite number: the model has overflowed", logits.size());
+    if (max == -infinity) fail_without_logits(logits.size());
   }
 
   std::span<const float> block(std::size_t b) const {
@@ -232,14 +232,25 @@ double uniform_draw(std::uint64_t seed, std::int64_t position) {
   return static_cast<double>((std::uint64_t{bits[1]} << 32 | bits[0]) >> 11) * 0x1p-53;
 }
 
-std::int32_t sample(std::span<const float> logits, const SamplingParams& params, std::int64_t position) {
-  const Row row(logits);
-  if (!(params.temperature > 0) || params.top_k == 1) return row.argmax();
-  if (row.max == infinity) return sample(without_infinity(logits), params, position);
+void fail_without_logits(std::size_t vocab) {
+  fail("none of {} logits is a finite number: the model has overflowed", vocab);
+}
 
+Draw draw_of(const SamplingParams& params, std::int64_t position) {
+  if (!(params.temperature > 0) || params.top_k == 1) return {};
   // A temperature so small that its inverse overflows is greedy in all but name.
   const float scale = std::min(1.0f / params.temperature, std::numeric_limits<float>::max());
-  const double share = uniform_draw(params.seed, position);
+  return {scale, params.top_k, params.top_p, params.min_p, uniform_draw(params.seed, position)};
+}
+
+std::int32_t sample(std::span<const float> logits, const SamplingParams& params, std::int64_t position) {
+  const Row row(logits);
+  const Draw draw = draw_of(params, position);
+  const float scale = draw.scale;
+  const double share = draw.share;
+  if (scale == 0) return row.argmax();
+  if (row.max == infinity) return sample(without_infinity(logits), params, position);
+
   const bool top_k = params.top_k > 0 && static_cast<std::size_t>(params.top_k) < logits.size();
   const bool top_p = params.top_p < 1;
   const double top_p_share = std::max(params.top_p, 0.0f);

@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <span>
 
+#include "kernels/backend.h"
 #include "runtime/step.h"
 
 namespace shoal {
@@ -17,6 +18,11 @@ namespace shoal {
 /// as the likeliest. Among tokens equally likely the lower ids stay. The draw depends on seed and position alone
 /// (counter-based generator), so a request's answer does not depend on who shares its batch, nor on a restart midway.
 std::int32_t sample(std::span<const float> logits, const SamplingParams& params, std::int64_t position);
+
+/// The same draw for a device's sampler (Backend::sample).
+Draw draw_of(const SamplingParams& params, std::int64_t position);
+/// What sample() throws, for a device's sampler too.
+[[noreturn]] void fail_without_logits(std::size_t vocab);
 
 /// Log-probability of `token` under softmax(logits), and the `n_top` most likely tokens, most likely first (lower id
 /// first of equals; fewer where fewer are possible at all). Exact to about 1e-6. Error when `token` is outside the

@@ -72,13 +72,34 @@ std::int32_t Worker::next_token(Sequence& sequence, std::span<const float> logit
   return token;
 }
 
+bool Worker::is_next(const LogitRow& row, const SequenceOutput& output) {
+  if (row.sample < 0 || !std::cmp_equal(output.tokens.size(), row.sample)) return false;
+  return row.sample == 0 || output.tokens.back() == row.guess;
+}
+
+bool Worker::draw_on_device(std::span<const LogitRow> wanted, std::span<const std::int64_t> rows, StepResult& result) {
+  std::vector<Draw> draws;
+  for (const LogitRow& row : wanted) {
+    const Sequence& sequence = sequences_.at(result.outputs[row.output].sequence);
+    if (row.scored >= 0 || sequence.steering || sequence.logprobs >= 0) return false;
+    draws.push_back(draw_of(sequence.sampling, row.position));
+  }
+  std::vector<std::int32_t> tokens(wanted.size());
+  if (!model_.sample(rows, draws, tokens)) return false;
+  for (std::size_t i = 0; i < wanted.size(); ++i) {
+    SequenceOutput& output = result.outputs[wanted[i].output];
+    if (!is_next(wanted[i], output)) continue;
+    if (tokens[i] < 0) fail_without_logits(static_cast<std::size_t>(model_.vocab_size()));
+    output.tokens.push_back(tokens[i]);
+  }
+  return true;
+}
+
 void Worker::read_logits(const LogitRow& row, std::span<const float> logits, SequenceOutput& output) {
   Sequence& sequence = sequences_.at(output.sequence);
   const int top = std::max(0, sequence.logprobs);
   if (row.scored >= 0) output.scored.push_back(log_probability(logits, row.scored, top));
-  if (row.sample < 0) return;
-  const bool reached = std::cmp_equal(output.tokens.size(), row.sample);
-  if (!reached || (row.sample > 0 && output.tokens.back() != row.guess)) return;
+  if (!is_next(row, output)) return;
   const std::int32_t token = next_token(sequence, logits, row.position);
   output.tokens.push_back(token);
   if (sequence.logprobs >= 0) output.sampled.push_back(log_probability(logits, token, top));
@@ -117,10 +138,23 @@ void Worker::draft(const StepPlan& plan, const TokenBatch& batch, StepResult& re
   model_.forward_mtp(ahead, rows);
   for (std::size_t first = 0; first < last_rows.size(); first += static_cast<std::size_t>(max_logit_rows_)) {
     const std::size_t count = std::min(last_rows.size() - first, static_cast<std::size_t>(max_logit_rows_));
-    const Rows<const float> logits = model_.mtp_logits(std::span(last_rows).subspan(first, count));
+    const auto some = std::span<const std::int64_t>(last_rows).subspan(first, count);
+    const auto position_of = [&](std::size_t i) { return ahead.positions[static_cast<std::size_t>(some[i])] + 1; };
+    std::vector<Draw> draws;
+    std::vector<std::int32_t> tokens(count);
+    for (std::size_t i = 0; i < count; ++i)
+      draws.push_back(draw_of(sequences_.at(outputs[first + i]->sequence).sampling, position_of(i)));
+    if (model_.mtp_sample(some, draws, tokens)) {
+      for (std::size_t i = 0; i < count; ++i) {
+        if (tokens[i] < 0) fail_without_logits(static_cast<std::size_t>(model_.vocab_size()));
+        outputs[first + i]->drafts.push_back(tokens[i]);
+      }
+      continue;
+    }
+    const Rows<const float> logits = model_.mtp_logits(some);
     for (std::size_t i = 0; i < count; ++i) {
       SequenceOutput& to = *outputs[first + i];
-      const std::int32_t position = ahead.positions[static_cast<std::size_t>(last_rows[first + i])] + 1;
+      const std::int32_t position = position_of(i);
       to.drafts.push_back(sample({logits[static_cast<std::int64_t>(i)], static_cast<std::size_t>(logits.cols)},
                                  sequences_.at(to.sequence).sampling, position));
     }
@@ -149,6 +183,7 @@ StepResult Worker::run(const StepPlan& plan) {
     const std::size_t count = std::min(wanted.size() - first, static_cast<std::size_t>(max_logit_rows_));
     rows.clear();
     for (std::size_t i = 0; i < count; ++i) rows.push_back(wanted[first + i].row);
+    if (outputs_ && draw_on_device(std::span(wanted).subspan(first, count), rows, result)) continue;
     const Rows<const float> logits = model_.logits(rows);
     if (!outputs_) continue;
     for (std::size_t i = 0; i < count; ++i) {

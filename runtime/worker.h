@@ -46,6 +46,11 @@ class Worker {
   Sequence& sequence_of(const SequenceChunk& chunk, const StepPlan& plan);
   TokenBatch make_batch(const StepPlan& plan, std::vector<LogitRow>& wanted, StepResult& result) const;
   void start(const SequenceStart& start);
+  /// Draws for these rows of the model's last forward() where the logits are. False, with nothing done, where the host
+  /// must see logits.
+  bool draw_on_device(std::span<const LogitRow> wanted, std::span<const std::int64_t> rows, StepResult& result);
+  /// Whether a row's token is the next of its sequence: those before it were as they were guessed.
+  static bool is_next(const LogitRow& row, const SequenceOutput& output);
   void read_logits(const LogitRow& row, std::span<const float> logits, SequenceOutput& output);
   std::int32_t next_token(Sequence& sequence, std::span<const float> logits, std::int32_t position);
   /// Guesses what comes behind the new tokens.

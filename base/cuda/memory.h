@@ -1,8 +1,11 @@
 #pragma once
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <span>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -20,6 +23,7 @@ class Block {
       static_cast<void>(cudaGetLastError());
       fail("no GPU memory left: {:.1f} MB were asked for", 1e-6 * static_cast<double>(bytes));
     }
+    ++allocated_;
   }
   Block(Block&& other) noexcept
       : memory_(std::exchange(other.memory_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
@@ -33,8 +37,11 @@ class Block {
   }
   std::byte* data() const { return static_cast<std::byte*>(memory_); }
   std::size_t bytes() const { return bytes_; }
+  /// How many blocks of this kind the process has made. While it stays, so does where things lie.
+  static std::uint64_t allocated() { return allocated_; }
 
  private:
+  static inline std::atomic<std::uint64_t> allocated_{0};
   void* memory_ = nullptr;
   std::size_t bytes_ = 0;
 };
@@ -72,31 +79,46 @@ class Uploads {
 
   template <class T>
   const T* put(std::span<const T> data) {
-    const std::size_t bytes = data.size_bytes();
+    return std::get<0>(put_all(data));
+  }
+  /// Several at once: one copy.
+  template <class... T>
+  std::tuple<const T*...> put_all(std::span<const T>... data) {
+    const std::size_t bytes = (padded(data.size_bytes()) + ...);
     if (bytes > kBytes / 2) fail("{:.1f} MB are too much for one upload", 1e-6 * static_cast<double>(bytes));
     if (at_ + bytes > kBytes) {
       check(cudaStreamSynchronize(stream_), "waiting for the GPU");  // all that was put has been used
       at_ = 0;
     }
-    std::byte *from = pinned_.data() + at_, *to = device_.data() + at_;
-    at_ += (bytes + 255) / 256 * 256;
-    if (bytes > 0) {
-      std::memcpy(from, data.data(), bytes);
-      check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_), "copying to the GPU");
-    }
-    return reinterpret_cast<const T*>(to);
+    ++count_;
+    std::byte *const from = pinned_.data() + at_, *const to = device_.data() + at_;
+    std::size_t used = 0;
+    const auto place = [&]<class Value>(std::span<const Value> one) {
+      if (!one.empty()) std::memcpy(from + used, one.data(), one.size_bytes());
+      const auto* there = reinterpret_cast<const Value*>(to + used);
+      used += padded(one.size_bytes());
+      return there;
+    };
+    std::tuple<const T*...> result{place(data)...};  // in order
+    if (bytes > 0) check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_), "copying to the GPU");
+    at_ += bytes;
+    return result;
   }
   template <class T>
   const T* put(const std::vector<T>& data) {
     return put(std::span<const T>(data));
   }
+  /// How often something was put.
+  std::uint64_t count() const { return count_; }
 
  private:
+  static constexpr std::size_t padded(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
   static constexpr std::size_t kBytes = std::size_t{8} << 20;
   cudaStream_t stream_;
   PinnedBlock pinned_;
   DeviceBlock device_;
   std::size_t at_ = 0;
+  std::uint64_t count_ = 0;
 };
 
 }  // namespace shoal::cuda

@@ -23,9 +23,10 @@ struct Shape {
 
 /// Part of one query's attention for up to 8 heads that share keys: o = sum of exp(s - m) v, m = max s, l = sum of
 /// exp(s - m) over the part's positions.
-///   shape      q [tokens, heads * key_dim] FP32, cache rows in any KvType -> parts [tokens, heads, parts, value_dim +
-///   2] precision  FP32 throughout; E4M3 and INT8 elements times their group's scale grid       (tokens, KV groups *
-///   tiles of 8 heads, parts of 512 positions); a warp holds a head's query and output
+///   shape      q [tokens, heads * key_dim] FP32, cache rows in any KvType ->
+///              parts [tokens, heads, parts, value_dim + 2]
+///   precision  FP32 throughout; E4M3 and INT8 elements times their group's scale
+///   grid       (tokens, KV groups * tiles of 8 heads, parts of 512 positions); a warp holds a head's query and output
 ///              in registers, each lane every 32nd of their columns; 16 positions at a time are widened into shared
 ///              memory for all eight heads
 ///   traffic    a cache row once for 8 heads: for R1 16 reads of each row, from L2 after the first
@@ -130,32 +131,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-/// Merges a query's parts in ascending order.
-///   shape      parts [tokens, heads, parts, value_dim + 2] -> out [tokens, heads * value_dim] FP32
-///   grid       a block of 128 threads for each token and head
-///   traffic    a part once: 2 KB for R1's 512 columns
-///   limit      memory: 128 queries of 4,096 positions 270 MB, 56 us on H200
-constexpr int kMergeThreads = 128;
-__global__ void __launch_bounds__(kMergeThreads)
-    merge_parts_kernel(const float* parts, int most_parts, const std::int32_t* length, int value_dim, float* out,
-                       std::int64_t out_stride) {
-  const std::int64_t token = blockIdx.x, head = blockIdx.y, heads = gridDim.y;
-  const float* from = parts + (token * heads + head) * most_parts * (value_dim + 2);
-  const int count = (length[token] + kPart - 1) / kPart;
-  float most = kMinusInfinity;
-  for (int p = 0; p < count; ++p) most = fmaxf(most, from[p * (value_dim + 2) + value_dim]);
-  for (int d = static_cast<int>(threadIdx.x); d < value_dim; d += kMergeThreads) {
-    float value = 0, sum = 0;
-    for (int p = 0; p < count; ++p) {
-      const float* part = from + p * (value_dim + 2);
-      const float share = expf(part[value_dim] - most);
-      value = fmaf(share, part[d], value);
-      sum = fmaf(share, part[value_dim + 1], sum);
-    }
-    out[token * out_stride + head * value_dim + d] = value / sum;
-  }
-}
-
 template <int kSteps>
 constexpr auto kernel_for(bool values_in_keys) {
   return values_in_keys ? attention_kernel<kSteps, true> : attention_kernel<kSteps, false>;
@@ -193,9 +168,7 @@ void attention(Rows<const float> q, const HeadGroups& heads, float scale, const 
   } else {  // attention_takes() has seen to it that these are MLA's
     run(attention_kernel<kMaxKeyDim / kWarp, true>);
   }
-  launch("merge_parts", merge_parts_kernel,
-         dim3(static_cast<unsigned>(q.rows), static_cast<unsigned>(heads.groups * heads.heads)), kMergeThreads, stream,
-         parts, shape.parts, queries.length, heads.value_dim, out.data, out.stride);
+  merge_parts(parts, kPart, shape.parts, queries.length, heads.value_dim, out, stream);
 }
 
 }  // namespace shoal::cuda

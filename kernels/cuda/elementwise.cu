@@ -1,5 +1,6 @@
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/operations.h"
+#include "kernels/cuda/rounding.h"
 
 // What touches each element once. All are bound by memory: 8 to 12 bytes an element. A block is 256 columns of a row.
 namespace shoal::cuda {
@@ -7,9 +8,8 @@ namespace {
 
 constexpr int kThreads = 256;
 
-dim3 grid_over(std::int64_t rows, std::int64_t cols, std::int64_t heads = 1) {
-  return {static_cast<unsigned>(rows), static_cast<unsigned>(ceil_div<std::int64_t>(cols, kThreads)),
-          static_cast<unsigned>(heads)};
+dim3 grid_over(std::int64_t rows, std::int64_t cols) {
+  return {static_cast<unsigned>(rows), static_cast<unsigned>(ceil_div<std::int64_t>(cols, kThreads))};
 }
 __device__ __forceinline__ std::int64_t column() { return std::int64_t{blockIdx.y} * kThreads + threadIdx.x; }
 
@@ -25,14 +25,6 @@ __global__ void __launch_bounds__(kThreads) fill_zero_kernel(float* out, std::in
   if (c < width) out[blockIdx.x * stride + c] = 0.0f;
 }
 
-/// Columns of each head to another spacing: the rotary part of R1's queries, 128 heads of 64 floats, 64 KB a token.
-__global__ void __launch_bounds__(kThreads)
-    copy_heads_kernel(const float* x, std::int64_t x_stride, std::int64_t x_step, std::int64_t width, float* out,
-                      std::int64_t out_stride, std::int64_t out_step) {
-  const std::int64_t c = column(), head = blockIdx.z;
-  if (c < width) out[blockIdx.x * out_stride + head * out_step + c] = x[blockIdx.x * x_stride + head * x_step + c];
-}
-
 /// Rows picked by number: the tokens whose logits are wanted.
 __global__ void __launch_bounds__(kThreads)
     gather_rows_kernel(const float* x, std::int64_t x_stride, const std::int64_t* rows, float* out,
@@ -46,8 +38,8 @@ __global__ void __launch_bounds__(kThreads)
     swiglu_kernel(float* gate, std::int64_t gate_stride, const float* up, std::int64_t up_stride, std::int64_t width) {
   const std::int64_t c = column();
   if (c >= width) return;
-  const float g = gate[blockIdx.x * gate_stride + c];
-  gate[blockIdx.x * gate_stride + c] = g / (1.0f + expf(-g)) * up[blockIdx.x * up_stride + c];
+  float& g = gate[blockIdx.x * gate_stride + c];
+  g = silu_times(g, up[blockIdx.x * up_stride + c]);
 }
 
 }  // namespace
@@ -60,12 +52,6 @@ void add(Rows<const float> x, Rows<float> acc, cudaStream_t stream) {
 void fill_zero(Rows<float> out, cudaStream_t stream) {
   launch("fill_zero", fill_zero_kernel, grid_over(out.rows, out.cols), kThreads, stream, out.data, out.stride,
          out.cols);
-}
-
-void copy_heads(Rows<const float> x, std::int64_t x_step, int heads, std::int64_t width, Rows<float> out,
-                std::int64_t out_step, cudaStream_t stream) {
-  launch("copy_heads", copy_heads_kernel, grid_over(x.rows, width, heads), kThreads, stream, x.data, x.stride, x_step,
-         width, out.data, out.stride, out_step);
 }
 
 void gather_rows(Rows<const float> x, const std::int64_t* rows, Rows<float> out, cudaStream_t stream) {

@@ -1,4 +1,5 @@
 #include "kernels/cuda/mma.h"
+#include "kernels/cuda/rounding.h"
 #include "kernels/cuda/tile.h"
 #include "kernels/cuda/weight_row.h"
 
@@ -37,9 +38,10 @@ __device__ __forceinline__ unsigned weight_pair(const std::byte* row, int col) {
 ///              matrix, one for each head, or one for each expert
 ///   precision  BF16 products, FP32 sums; E4M3 sums are scaled every 64 columns, so block scales of whole 64s are exact
 ///   grid       (tiles of 16 or 64 rows, 64 outputs); four warps; columns in steps of 64, two or four under way
-///   (cp.async) order      ascending columns in one sum, whatever the tile: a row's result does not depend on its
-///   neighbours traffic    weights once for 16 or 64 rows, activations once for 64 outputs limit      16 rows: memory,
-///   R1's experts of a layer on one of 8 GPUs (E4M3, 1.41 GB) 294 us on H200; 64: the
+///              (cp.async)
+///   order      ascending columns in one sum, whatever the tile: a row's result does not depend on its neighbours
+///   traffic    weights once for 16 or 64 rows, activations once for 64 outputs
+///   limit      16 rows: memory, R1's experts of a layer on one of 8 GPUs (E4M3, 1.41 GB) 294 us on H200; 64: the
 ///              conversion of E4M3 in registers, then the L2 traffic of small tiles, well short of the tensor cores
 template <WeightForm kForm, int kRows>
 __global__ void __launch_bounds__(kThreads) linear_mma_kernel(LinearCall call, HalfRows x) {
@@ -147,14 +149,17 @@ __global__ void __launch_bounds__(kThreads) linear_mma_kernel(LinearCall call, H
       }
 }
 
-/// FP32 rows to BF16 ones, zeros up to the stride. A thread rounds one column; 6 bytes an element.
+/// FP32 rows (or silu(x) * up) to BF16 ones, zeros up to the stride. A thread rounds one column; 6 bytes an element, 10
+/// with up.
 constexpr int kRoundThreads = 256;
 __global__ void __launch_bounds__(kRoundThreads)
-    round_rows_kernel(const float* x, std::int64_t x_stride, std::int64_t cols, HalfRows out) {
+    round_rows_kernel(const float* x, std::int64_t x_stride, const float* up, std::int64_t up_stride, std::int64_t cols,
+                      HalfRows out) {
   const std::int64_t c = std::int64_t{blockIdx.y} * kRoundThreads + threadIdx.x;
   if (c >= out.stride) return;
-  out.value[blockIdx.x * out.stride + c] =
-      static_cast<std::uint16_t>(c < cols ? narrow_bf16(x[blockIdx.x * x_stride + c]) : 0u);
+  float value = c < cols ? x[blockIdx.x * x_stride + c] : 0.0f;
+  if (up != nullptr && c < cols) value = silu_times(value, up[blockIdx.x * up_stride + c]);
+  out.value[blockIdx.x * out.stride + c] = static_cast<std::uint16_t>(narrow_bf16(value));
 }
 
 template <WeightForm kForm>
@@ -170,10 +175,11 @@ void launch_form(const LinearCall& call, const HalfRows& x, cudaStream_t stream)
 
 }  // namespace
 
-void round_rows(Rows<const float> x, const HalfRows& out, cudaStream_t stream) {
+void round_rows(Rows<const float> x, Rows<const float> up, const HalfRows& out, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(x.rows),
                   static_cast<unsigned>(ceil_div<std::int64_t>(out.stride, kRoundThreads)));
-  launch("round_rows", round_rows_kernel, grid, kRoundThreads, stream, x.data, x.stride, x.cols, out);
+  launch("round_rows", round_rows_kernel, grid, kRoundThreads, stream, x.data, x.stride,
+         up.cols > 0 ? up.data : nullptr, up.stride, x.cols, out);
 }
 
 bool linear_mma_takes(const Weights& w) {

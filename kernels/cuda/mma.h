@@ -1,5 +1,8 @@
 #pragma once
 #include "kernels/cuda/convert.h"
+#ifdef SHOAL_CUDA_EMULATION
+#include "base/error.h"
+#endif
 
 // Tensor-core products of a warp, and copies that bring their operands. Each is one instruction, or its emulation after
 // the fragment layouts that the PTX ISA documents ("Matrix Fragments for mma.m16n8k16 with floating point type").
@@ -34,6 +37,61 @@ __device__ __forceinline__ void mma_bf16(float (&c)[4], const unsigned (&a)[4], 
       "{%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+
+/// Two floats as BF16, the first in the low half; nearest even.
+__device__ __forceinline__ unsigned bf16_pair(float low, float high) {
+#ifdef SHOAL_CUDA_EMULATION
+  return narrow_bf16(low) | narrow_bf16(high) << 16;
+#else
+  unsigned pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+#endif
+}
+
+#ifdef SHOAL_CUDA_EMULATION
+/// Four matrices of 8 x 8 16-bit values; lanes 8 i .. 8 i + 7 bring the rows of matrix i.
+template <bool kTransposed>
+void load_matrices_emulated(unsigned (&d)[4], const void* row, emulation::Where where) {
+  if (reinterpret_cast<std::uintptr_t>(row) % 16 != 0) fail("ldmatrix: a row at {} is not aligned to 16", row);
+  struct Row {
+    std::uint16_t value[8];
+  };
+  const std::byte* all = emulation::meet_warp(kAllLanes, row, sizeof(Row), where);
+  const unsigned lane = emulation::lane(), g = lane / 4, t = lane % 4;
+  for (unsigned i = 0; i < 4; ++i) {
+    const auto element = [&](unsigned r, unsigned c) -> unsigned {
+      return reinterpret_cast<const Row*>(all + (8 * i + r) * emulation::kLaneBytes)->value[c];
+    };
+    d[i] =
+        kTransposed ? element(2 * t, g) | element(2 * t + 1, g) << 16 : element(g, 2 * t) | element(g, 2 * t + 1) << 16;
+  }
+}
+#endif
+
+/// Four matrices of 8 x 8 16-bit values from shared memory (ldmatrix): lane l gives the address of row l % 8 of matrix
+/// l / 8 (16 bytes, aligned) and receives, of matrix i, d[i]: row l / 4, columns 2 (l % 4) and the next.
+__device__ __forceinline__ void load_matrices(unsigned (&d)[4], const void* row) {
+#ifdef SHOAL_CUDA_EMULATION
+  load_matrices_emulated<false>(d, row, emulation::Where::current());
+#else
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+               : "r"(static_cast<unsigned>(__cvta_generic_to_shared(row)))
+               : "memory");
+#endif
+}
+/// The same, each matrix transposed: d[i] is column l / 4, rows 2 (l % 4) and the next.
+__device__ __forceinline__ void load_matrices_transposed(unsigned (&d)[4], const void* row) {
+#ifdef SHOAL_CUDA_EMULATION
+  load_matrices_emulated<true>(d, row, emulation::Where::current());
+#else
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+               : "r"(static_cast<unsigned>(__cvta_generic_to_shared(row)))
+               : "memory");
 #endif
 }
 

@@ -13,26 +13,52 @@ namespace shoal::cuda {
 /// embed.cu: out[t] = row ids[t] of `table`.
 void embed(const std::int32_t* ids, const Weights& table, Rows<float> out, cudaStream_t stream);
 
-/// norm.cu
+/// Activations in BF16 [rows, stride], zeros behind the last column.
+struct HalfRows {
+  std::uint16_t* value = nullptr;
+  std::int64_t stride = 0;  // a multiple of 8
+};
+/// Activations in E4M3, as the tiles of one product and their steps of 128 columns lie behind each other.
+struct F8Rows {
+  std::byte* value = nullptr;  // [tiles, steps, tile_rows, 128], swizzled
+  float* scale = nullptr;      // [tiles, steps, tile_rows]
+  int steps = 0;               // of the widest matrix
+};
+/// Activations in bytes: 32 of them share a scale, the largest becomes 127. [rows, cols] and [rows, cols / 32].
+struct ByteRows {
+  std::int8_t* value = nullptr;
+  float* scale = nullptr;
+};
+/// Rows in the forms that the products of one list of matrices take; null: not in this one.
+struct Rounded {
+  HalfRows halves;
+  ByteRows bytes;
+  F8Rows f8;
+  int f8_tile_rows = 0;
+};
+
+/// norm.cu. Where `branch` has columns, sum = x + branch first. Rounded: what the norm's result is stored as, besides.
 void rms_norm(Rows<const float> x, const float* weight, float eps, Rows<float> out, cudaStream_t stream);
+void add_rms_norm(Rows<const float> x, Rows<const float> branch, Rows<float> sum, const float* weight, float eps,
+                  Rows<float> out, const Rounded& rounded, cudaStream_t stream);
 
 /// elementwise.cu
 void add(Rows<const float> x, Rows<float> acc, cudaStream_t stream);
 void fill_zero(Rows<float> out, cudaStream_t stream);
-/// out[t][h * out_step + i] = x[t][h * x_step + i] for `heads` heads of `width` floats.
-void copy_heads(Rows<const float> x, std::int64_t x_step, int heads, std::int64_t width, Rows<float> out,
-                std::int64_t out_step, cudaStream_t stream);
 /// out[i] = x[rows[i]].
 void gather_rows(Rows<const float> x, const std::int64_t* rows, Rows<float> out, cudaStream_t stream);
 /// gate = silu(gate) * up.
 void swiglu(Rows<float> gate, Rows<const float> up, cudaStream_t stream);
 
-/// rope.cu
-void rope(Rows<float> x, int heads, std::int64_t head_step, const RopeAngles& angles, RopePairing pairing,
-          cudaStream_t stream);
+/// rope.cu: out may be x, with the same step.
+void rope(Rows<const float> x, std::int64_t x_step, int heads, const RopeAngles& angles, RopePairing pairing,
+          Rows<float> out, std::int64_t out_step, cudaStream_t stream);
 
 /// kv_write.cu
 void write_kv(Rows<const float> x, const std::int64_t* slots, int column, const KvLayer& cache, cudaStream_t stream);
+/// MLA's rows: the first columns, as many as `weight` has, normed, the rest rotated.
+void write_latent(Rows<const float> x, int rank, const float* weight, float eps, const RopeAngles& angles,
+                  RopePairing pairing, const std::int64_t* slots, const KvLayer& cache, cudaStream_t stream);
 
 /// Query tokens and their page tables: query t sees `length[t]` tokens, whose pages are pages[first_page[t] ..].
 struct QueryTable {
@@ -57,15 +83,46 @@ std::int64_t attention_parts(const HeadGroups& heads, std::int64_t tokens, std::
 /// Whether the heads are of a size that attention() has kernels for: 576 columns of MLA, 256 of GQA.
 bool attention_takes(const HeadGroups& heads);
 
+/// Rows first .. first + count of a list, all with matrix (or of sequence) `group`.
+struct Tile {
+  std::int32_t group, first, count;
+};
+
+/// attention_mma.cu: on tensor cores, queries and cached rows as BF16 (caches of FP32 are not for it). Tiles: queries
+/// of one sequence, at most attention_mma_queries() of them. `parts`: room for attention_mma_parts() floats, for the
+/// queries from `first_query` on.
+struct AttentionTiles {
+  const Tile* tile = nullptr;
+  int count = 0, queries = 0;  // tiles; queries in each, at most
+  std::int32_t first_query = 0;
+};
+void attention_mma(Rows<const float> q, const HeadGroups& heads, float scale, const QueryTable& queries,
+                   std::int32_t longest, const AttentionTiles& tiles, const KvLayer& cache, float* parts,
+                   std::size_t shared_limit, Rows<float> out, cudaStream_t stream);
+/// No parts are needed where no query sees more than kMmaPart positions.
+constexpr int kMmaPart = 1024;
+std::int64_t attention_mma_parts(const HeadGroups& heads, std::int64_t tokens, std::int32_t longest);
+/// How many queries a tile takes, where up to `run` neighbours are of one sequence. `shared_limit`: bytes of shared
+/// memory that a block can have.
+int attention_mma_queries(const HeadGroups& heads, int run, std::size_t shared_limit);
+bool attention_mma_takes(const HeadGroups& heads, const KvLayer& cache, std::size_t shared_limit);
+
+/// sm90/mla_wgmma.cu (GPUs of sm_90 alone): the same for MLA of R1's size, where attention_mma() takes it, in parts of
+/// the same length.
+void mla_wgmma(Rows<const float> q, const HeadGroups& heads, float scale, const QueryTable& queries,
+               std::int32_t longest, const AttentionTiles& tiles, const KvLayer& cache, float* parts, Rows<float> out,
+               cudaStream_t stream);
+int mla_wgmma_queries(const HeadGroups& heads);
+bool mla_wgmma_takes(const HeadGroups& heads);
+
+/// merge_parts.cu: out [tokens, heads * value_dim] of parts [tokens, heads, most_parts, value_dim + 2].
+void merge_parts(const float* parts, int part_length, int most_parts, const std::int32_t* length, int value_dim,
+                 Rows<float> out, cudaStream_t stream);
+
 /// router.cu. `bias` may be null. Up to kMaxExperts experts.
 void route(Rows<const float> logits, const float* bias, const RouterShape& shape, std::int32_t* expert, float* weight,
            cudaStream_t stream);
 constexpr int kMaxExperts = 512;
-
-/// Rows first .. first + count of a product's list, all with matrix `group`.
-struct Tile {
-  std::int32_t group, first, count;
-};
 
 /// Products of many rows with matrices of the same form, `weights` [groups]:
 ///   out[i][group * out_step + r] = sum over c of x[row[i]][group * x_step + c] * weights[group][r][c] (+ bias[r])
@@ -84,6 +141,8 @@ struct LinearCall {
   const float* bias = nullptr;
   float* out = nullptr;
   std::int64_t out_stride = 0, out_step = 0;
+  const float* up = nullptr;  // quantize_f8: activations are silu(x) * up
+  std::int64_t up_stride = 0;
 };
 
 /// linear.cu: F32, F16, BF16 and F8 weights of any shape; activations as they are or rounded to BF16. Tiles of
@@ -91,43 +150,38 @@ struct LinearCall {
 void linear(const LinearCall& call, WeightForm form, bool bf16_activations, cudaStream_t stream);
 constexpr int kTileRows = 8;
 
-/// Activations in BF16 [rows, stride], zeros behind the last column.
-struct HalfRows {
-  std::uint16_t* value = nullptr;
-  std::int64_t stride = 0;  // a multiple of 8
-};
 /// linear_mma.cu: BF16 and F8 weights; call.x is not read, but x, which has its rows and columns. Tiles of 16 or of 64
 /// rows. call.x_step must be a multiple of 8.
-void round_rows(Rows<const float> x, const HalfRows& out, cudaStream_t stream);
+/// `up`: of as many columns, or none; with them silu(x) * up is rounded.
+void round_rows(Rows<const float> x, Rows<const float> up, const HalfRows& out, cudaStream_t stream);
 void linear_mma(const LinearCall& call, WeightForm form, const HalfRows& x, cudaStream_t stream);
 /// Whether it has a kernel for this matrix: block scales must span whole multiples of kMmaScaleColumns columns.
 bool linear_mma_takes(const Weights& w);
 constexpr int kMmaScaleColumns = 64;
 constexpr int kMmaFewRows = 16, kMmaManyRows = 64;
 
-/// Activations in E4M3, as the tiles of one product and their steps of 128 columns lie behind each other.
-struct F8Rows {
-  std::byte* value = nullptr;  // [tiles, steps, tile_rows, 128], swizzled
-  float* scale = nullptr;      // [tiles, steps, tile_rows]
-  int steps = 0;               // of the widest matrix
-};
 /// quantize_f8.cu: the rows of a call's tiles. sm90/linear_f8.cu (GPUs of sm_90 alone): their products with F8 weights
 /// whose scales are for blocks of 128 x 128, or that have none. Tiles of 16 or of 64 rows.
 void quantize_f8(const LinearCall& call, const F8Rows& out, cudaStream_t stream);
 void linear_f8(const LinearCall& call, const F8Rows& x, cudaStream_t stream);
 bool linear_f8_takes(const Weights& w);
+/// silu(gate) * up of a call's tiles, in tiles again: call.weights are the gates [groups], `ups` lie beside them.
+void gated_f8(const LinearCall& call, const Weights* ups, const F8Rows& x, const F8Rows& out, cudaStream_t stream);
 
-/// Activations in bytes: 32 of them share a scale, the largest becomes 127. [rows, cols] and [rows, cols / 32].
-struct ByteRows {
-  std::int8_t* value = nullptr;
-  float* scale = nullptr;
-};
-/// quantize.cu: cols a multiple of 32.
-void quantize_rows(Rows<const float> x, const ByteRows& out, cudaStream_t stream);
+/// quantize.cu: cols a multiple of 32. `up` as for round_rows().
+void quantize_rows(Rows<const float> x, Rows<const float> up, const ByteRows& out, cudaStream_t stream);
+/// For matrices that have their columns in an order of their own: row i of the product's list becomes row i of `out`.
+void quantize_in_order(const LinearCall& call, std::int64_t cols, const ByteRows& out, cudaStream_t stream);
 
 /// linear_packed.cu: packed weights and activations in bytes, which have the rows and columns of call.x. Tiles of
 /// kTileRows.
 void linear_packed(const LinearCall& call, const ByteRows& x, std::int64_t x_cols, cudaStream_t stream);
+
+/// sample.cu: a token from each row; -1 where no logit is a finite number. Vocabularies up to kMostVocabulary. `room`:
+/// sample_room_bytes() for each row.
+void sample(Rows<const float> logits, const Draw* draws, std::int32_t* tokens, std::byte* room, cudaStream_t stream);
+constexpr int kMostVocabulary = 1 << 18;
+std::size_t sample_room_bytes(int vocab);
 
 /// combine.cu: out[r] = sum over e in [first[r], first[r + 1]) of weight[e] * results[place[e]], in this order.
 void combine(Rows<const float> results, const std::int32_t* first, const std::int32_t* place, const float* weight,

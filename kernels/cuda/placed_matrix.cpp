@@ -60,6 +60,15 @@ void MatrixPlacer::copy(const void* from, std::byte* to, std::size_t bytes) {
   }
 }
 
+void MatrixPlacer::copy_back(const std::byte* from, std::byte* to, std::size_t bytes) {
+  for (std::size_t at = 0; at < bytes; at += kStagingBytes) {
+    const std::size_t n = std::min(kStagingBytes, bytes - at);
+    check(cudaMemcpyAsync(staging_.data(), from + at, n, cudaMemcpyDeviceToHost, stream_), "copying from the GPU");
+    check(cudaStreamSynchronize(stream_), "copying from the GPU");
+    std::memcpy(to + at, staging_.data(), n);
+  }
+}
+
 void MatrixPlacer::copy_rows(const Matrix& m, const Weights& view, std::byte* to) {
   const auto row_bytes = static_cast<std::size_t>(view.stride) * size_of(m.dtype());
   const auto at_a_time = std::max<std::int64_t>(1, static_cast<std::int64_t>(kStagingBytes / row_bytes));
@@ -93,8 +102,6 @@ std::shared_ptr<const PlacedMatrix> MatrixPlacer::place(const Matrix& m) {
   view.form = form_of(m);
   view.rows = m.rows();
   view.cols = m.cols();
-  if (!m.order().empty())
-    throw Error("GPTQ weights in act-order are not known to --device cuda yet; use --device cpu", ExitCode::usage);
   if (view.form == WeightForm::packed) {
     view.packed = layout_of(*m.format());
     const auto bytes = static_cast<std::size_t>(m.panels() * m.panel_bytes());
@@ -119,9 +126,43 @@ std::shared_ptr<const PlacedMatrix> MatrixPlacer::place(const Matrix& m) {
     copy(s.values.data(), placed->scales.data(), placed->scales.bytes());
     view.scales = reinterpret_cast<const float*>(placed->scales.data());
   }
+  if (!m.order().empty()) {
+    placed->order = DeviceBlock(m.order().size() * sizeof(std::int32_t));
+    copy(m.order().data(), placed->order.data(), placed->order.bytes());
+    view.order = reinterpret_cast<const std::int32_t*>(placed->order.data());
+  }
   placed->view_on_device = DeviceBlock(sizeof view);
   copy(&view, placed->view_on_device.data(), sizeof view);
   return placed;
+}
+
+Matrix MatrixPlacer::fetch(const Matrix& m, const PlacedMatrix& placed) {
+  const Weights& view = placed.view;
+  Matrix host = m.format() ? Matrix(*m.format(), m.rows(), m.cols()) : Matrix(m.dtype(), m.rows(), m.cols());
+  if (m.format()) {
+    std::vector<std::byte> panels(placed.data.bytes());
+    copy_back(placed.data.data(), panels.data(), panels.size());
+    host.set_packed(panels);
+  } else {
+    // As many rows at a time as lie together in tiles, which are whole panels.
+    const bool tiles = view.form == WeightForm::f8;
+    const std::size_t size = size_of(m.dtype()), row_bytes = static_cast<std::size_t>(view.stride) * size;
+    std::vector<std::byte> there(kF8Tile * row_bytes), row(there.size());
+    for (std::int64_t first = 0; first < m.rows(); first += kF8Tile) {
+      const std::int64_t n = std::min<std::int64_t>(kF8Tile, m.rows() - first);
+      const std::size_t bytes = tiles ? there.size() : static_cast<std::size_t>(n) * row_bytes;
+      copy_back(view.data + static_cast<std::size_t>(first) * row_bytes, there.data(), bytes);
+      if (tiles)
+        for (std::int64_t r = 0; r < n; ++r)
+          for (std::int64_t c = 0; c < m.cols(); ++c)
+            row[static_cast<std::size_t>(r * view.stride + c)] =
+                there[static_cast<std::size_t>(f8_offset(r, c, view.stride / kF8Tile))];
+      host.pack_rows(first, n, (tiles ? row : there).data(), static_cast<std::int64_t>(row_bytes));
+    }
+  }
+  host.set_scales(m.scales());
+  host.set_order(m.order());
+  return host;
 }
 
 }  // namespace shoal::cuda

@@ -1,5 +1,6 @@
 #include "kernels/cuda/self_check.h"
 
+#include <algorithm>
 #include <cmath>
 #include <random>
 #include <span>
@@ -7,6 +8,7 @@
 
 #include "base/cuda/memory.h"
 #include "kernels/cuda/operations.h"
+#include "kernels/kv_row.h"
 
 namespace shoal::cuda {
 namespace {
@@ -117,11 +119,99 @@ std::string check_linear_mma(cudaStream_t stream) {
       const DeviceBlock halves(static_cast<std::size_t>(c.rows * kCols) * 2);
       const HalfRows x{at<std::uint16_t>(halves), kCols};
       c.call.out = at<float>(c.out);
-      round_rows({c.call.x, c.rows, kCols}, x, stream);
+      round_rows({c.call.x, c.rows, kCols}, {}, x, stream);
       linear_mma(c.call, form, x, stream);
       const auto tested = download<float>(c.out, expected.size(), stream);
       if (std::string wrong = compare("linear_mma", tile_rows, tested, expected, 1e-5); !wrong.empty()) return wrong;
     }
+  return "";
+}
+
+namespace {
+
+/// Three queries of one sequence at its end, and the last of another; pages in disorder.
+std::string check_heads(const HeadGroups& heads, KvType type, int length, std::size_t shared_limit, bool wgmma,
+                        cudaStream_t stream) {
+  constexpr int kPageTokens = 16;
+  const int width =
+      std::max(heads.first_key + heads.groups * heads.key_step, heads.first_value + heads.groups * heads.value_step) +
+      (heads.key_step == 0 ? heads.key_dim : 0);
+  const std::int64_t n = 4, all = std::int64_t{heads.groups} * heads.heads;
+  const int pages = (length + kPageTokens - 1) / kPageTokens;
+  std::mt19937 random(11);
+  std::normal_distribution<float> normal;
+  std::vector<float> q(static_cast<std::size_t>(n * all * heads.key_dim));
+  // Both kernels get queries that BF16 holds.
+  for (float& f : q) f = bf16_to_f32(f32_to_bf16(normal(random)));
+  const std::int64_t row_bytes = kv_row_bytes(type, width);
+  std::vector<std::byte> rows(static_cast<std::size_t>(pages * kPageTokens * row_bytes));
+  std::vector<float> values(static_cast<std::size_t>(width));
+  for (int r = 0; r < pages * kPageTokens; ++r) {
+    for (float& f : values) f = normal(random);
+    encode_kv(type, values.data(), width, 0, width, rows.data() + r * row_bytes);
+  }
+  std::vector<std::int32_t> table{length - 2, length - 1, length, 7, 0, 0, 0, 0};
+  for (int p = 0; p < pages; ++p) table.push_back((p * 7 + 3) % pages);
+  if (pages % 7 == 0) return "";  // no order of the pages
+  const DeviceBlock q_there = upload(std::span<const float>(q), stream);
+  const DeviceBlock cache = upload(std::span<const std::byte>(rows), stream);
+  const DeviceBlock tables = upload(std::span<const std::int32_t>(table), stream);
+  const std::vector<Tile> tiles = [&] {
+    const int most = wgmma ? mla_wgmma_queries(heads) : attention_mma_queries(heads, 3, shared_limit);
+    std::vector<Tile> list;
+    for (int first = 0; first < 3; first += most) list.push_back({0, first, std::min(most, 3 - first)});
+    list.push_back({1, 3, 1});
+    return list;
+  }();
+  const DeviceBlock tiles_there = upload(std::span<const Tile>(tiles), stream);
+  const std::size_t results = static_cast<std::size_t>(n * all * heads.value_dim);
+  const DeviceBlock out(results * sizeof(float));
+  const DeviceBlock parts(
+      static_cast<std::size_t>(std::max(attention_parts(heads, n, length), attention_mma_parts(heads, n, length))) *
+      sizeof(float));
+  const QueryTable queries{at<std::int32_t>(tables), at<std::int32_t>(tables) + n, at<std::int32_t>(tables) + 2 * n};
+  const KvLayer layer{cache.data(), type, kPageTokens, width};
+  const Rows<const float> q_rows(at<float>(q_there), n, all * heads.key_dim);
+  const Rows<float> out_rows(at<float>(out), n, all * heads.value_dim);
+  const float scale = 1.0f / std::sqrt(static_cast<float>(heads.key_dim));
+  attention(q_rows, heads, scale, queries, length, layer, at<float>(parts), out_rows, stream);
+  const auto expected = download<float>(out, results, stream);
+  AttentionTiles part{at<Tile>(tiles_there), static_cast<int>(tiles.size()), 0, 0};
+  for (const Tile& t : tiles) part.queries = std::max(part.queries, t.count);
+  if (wgmma)
+    mla_wgmma(q_rows, heads, scale, queries, length, part, layer, at<float>(parts), out_rows, stream);
+  else
+    attention_mma(q_rows, heads, scale, queries, length, part, layer, at<float>(parts), shared_limit, out_rows, stream);
+  if (length > kMmaPart)
+    merge_parts(at<float>(parts), kMmaPart, (length + kMmaPart - 1) / kMmaPart, queries.length, heads.value_dim,
+                out_rows, stream);
+  // BF16 rounds what positions count for, and 8-bit rows again.
+  return compare(wgmma ? "mla_wgmma" : "attention_mma", heads.heads, download<float>(out, results, stream), expected,
+                 1e-2);
+}
+
+}  // namespace
+
+std::string check_attention_mma(std::size_t shared_limit, cudaStream_t stream) {
+  const struct {
+    HeadGroups heads;
+    int length;
+  } cases[] = {{{1, 20, 576, 512, 0, 0, 0, 0}, 70},              // MLA
+               {{2, 6, 128, 128, 0, 128, 256, 128}, 130},        // GQA, many rows in a tile
+               {{1, 3, 64, 64, 0, 64, 64, 64}, kMmaPart + 40}};  // GQA, few rows; two parts
+  for (const auto& [heads, length] : cases)
+    for (const KvType type : {KvType::bf16, KvType::fp8}) {
+      if (!attention_mma_takes(heads, {nullptr, type, 16, 576}, shared_limit)) continue;
+      if (std::string wrong = check_heads(heads, type, length, shared_limit, false, stream); !wrong.empty())
+        return wrong;
+    }
+  return "";
+}
+
+std::string check_mla_wgmma(cudaStream_t stream) {
+  for (const KvType type : {KvType::bf16, KvType::fp8})
+    if (std::string wrong = check_heads({1, 20, 576, 512, 0, 0, 0, 0}, type, 150, 0, true, stream); !wrong.empty())
+      return wrong;
   return "";
 }
 
@@ -157,6 +247,32 @@ std::string check_linear_f8(cudaStream_t stream) {
     c.set_rows(worth);
     const std::vector<float> expected = c.simple(WeightForm::f8, false);
     if (std::string wrong = compare("linear_f8", tile_rows, tested, expected, 2e-3); !wrong.empty()) return wrong;
+
+    // Gate and up in one, the same matrix here, are what the products by themselves and then SwiGLU give: to the bit.
+    const std::int64_t out_steps = (kOutputs + kF8Tile - 1) / kF8Tile;
+    const std::size_t hidden_places = static_cast<std::size_t>(2 * out_steps * tile_rows);
+    const DeviceBlock hidden(hidden_places * kF8Tile), hidden_scales(hidden_places * 4), gate(c.out.bytes());
+    const F8Rows rounded{hidden.data(), at<float>(hidden_scales), static_cast<int>(out_steps)};
+    const auto codes_of = [&] {
+      auto bytes = download<std::uint8_t>(hidden, hidden_places * kF8Tile, stream);
+      const auto scale_bytes = download<std::uint8_t>(hidden_scales, hidden_places * 4, stream);
+      bytes.insert(bytes.end(), scale_bytes.begin(), scale_bytes.end());
+      return bytes;
+    };
+    c.call.x = at<float>(c.x);
+    quantize_f8(c.call, x, stream);
+    gated_f8(c.call, c.call.weights, x, rounded, stream);
+    const std::vector<std::uint8_t> fused = codes_of();
+    c.call.out = at<float>(gate);
+    linear_f8(c.call, x, stream);
+    Weights narrow{nullptr, nullptr, 0, kOutputs, out_steps * kF8Tile};
+    const DeviceBlock narrow_view = upload(std::span<const Weights>(&narrow, 1), stream);
+    LinearCall again = c.call;
+    again.x = again.up = at<float>(gate);
+    again.x_stride = again.up_stride = kOutputs;
+    again.weights = at<Weights>(narrow_view);
+    quantize_f8(again, rounded, stream);
+    if (codes_of() != fused) return "gated_f8 gives other numbers than linear_f8 and SwiGLU";
   }
   return "";
 }

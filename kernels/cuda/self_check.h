@@ -1,14 +1,17 @@
 #pragma once
+#include <cstddef>
 #include <string>
 
 #include "base/cuda/runtime_api.h"
 
 namespace shoal::cuda {
 
-/// Fast kernels against the simple one (linear.cu), on random tiles, in well under a second: at start-up, so that one
-/// that a GPU computes otherwise than its tests did is not used. What is wrong, or nothing.
+/// Fast kernels against the simple ones (linear.cu, attention.cu), on random data, in well under a second: at start-up,
+/// so that one that a GPU computes otherwise than its tests did is not used. What is wrong, or nothing.
 std::string check_linear_mma(cudaStream_t stream);
+std::string check_attention_mma(std::size_t shared_limit, cudaStream_t stream);
 /// On GPUs of sm_90 only.
+std::string check_mla_wgmma(cudaStream_t stream);
 std::string check_linear_f8(cudaStream_t stream);
 
 }  // namespace shoal::cuda

@@ -25,6 +25,7 @@ struct PackedLayout {
   int record_bytes = 0, zero_at = 0, head_bytes = 0, step_bytes = 0, scale_bytes = 0;
   float offset = 0, unit = 1, minimum_unit = 1;
   std::uint8_t table[16] = {};
+  bool operator==(const PackedLayout&) const = default;
 };
 
 /// F8 matrices lie in tiles of 128 rows by 128 columns, 16 KB in one piece and in the very order in which the tensor
@@ -49,6 +50,8 @@ struct Weights {
   int block_rows = 1, block_cols = 1, scale_cols = 0;
   WeightForm form = WeightForm::f32;
   PackedLayout packed;
+  const std::int32_t* order = nullptr;  // packed: column c meets activation order[c] (GPTQ's act-order); null: c
+  bool operator==(const Weights&) const = default;
 };
 
 }  // namespace shoal::cuda

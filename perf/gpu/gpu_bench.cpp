@@ -62,6 +62,7 @@ class Bench {
     check(cudaDeviceGetAttribute(&clock_khz, cudaDevAttrClockRate, 0), "cudaDeviceGetAttribute");
     check(cudaDriverGetVersion(&driver), "cudaDriverGetVersion");
     hopper = p.major == 9;
+    shared_bytes = p.sharedMemPerBlockOptin;
     const double per_clock = p.major == 8 ? 2048 : p.major == 9 ? 4096 : 8192;  // FLOP of an SM, dense BF16
     limits.flops_per_us = per_clock * p.multiProcessorCount * clock_khz * 1e-3;
     limits.l2_bytes = static_cast<std::size_t>(p.l2CacheSize);
@@ -95,6 +96,7 @@ class Bench {
   Limits limits{};
   nlohmann::json report;
   bool hopper = false;
+  std::size_t shared_bytes = 0;  // that a block can have
 
  private:
   /// call(i) with i counting up.
@@ -227,7 +229,7 @@ void bench_linear(Bench& b, const std::string& name, WeightForm form, std::int64
       if (family == "fp32") {
         linear(now, form, false, b.stream);
       } else if (family == "mma bf16") {
-        round_rows({call.x, all, cols}, halves, b.stream);
+        round_rows({call.x, all, cols}, {}, halves, b.stream);
         linear_mma(now, form, halves, b.stream);
       } else {
         quantize_f8(now, f8, b.stream);
@@ -237,36 +239,124 @@ void bench_linear(Bench& b, const std::string& name, WeightForm form, std::int64
   if (form == WeightForm::f8 && b.hopper && groups == 1 && tokens >= 4) bench_peer(b, name + at, w, tokens, rows, cols);
 }
 
+/// `groups` SwiGLU blocks of FP8, `tokens` rows of its own for each, from FP32 rows to FP32 results: three launches.
+void bench_experts(Bench& b, const std::string& name, std::int64_t tokens, int groups) {
+  const std::string at = name + " T=" + std::to_string(tokens) + ", fused fp8";
+  if (!b.hopper || !b.wanted(at)) return;
+  const Matrices gates(b.limits, WeightForm::f8, groups, kExpert, kHidden),
+      ups(b.limits, WeightForm::f8, groups, kExpert, kHidden),
+      downs(b.limits, WeightForm::f8, groups, kHidden, kExpert);
+  const std::int64_t all = tokens * groups;
+  LinearCall call;
+  call.tile_rows = tokens <= kMmaFewRows ? kMmaFewRows : kMmaManyRows;
+  std::vector<Tile> tiles;
+  for (int g = 0; g < groups; ++g)
+    for (std::int64_t t = 0; t < tokens; t += call.tile_rows)
+      tiles.push_back({g, static_cast<std::int32_t>(g * tokens + t),
+                       static_cast<std::int32_t>(std::min<std::int64_t>(call.tile_rows, tokens - t))});
+  const DeviceBlock tiles_there = on_device(tiles), x = random_block(static_cast<std::size_t>(all * kHidden) * 4);
+  const DeviceBlock out(static_cast<std::size_t>(all * kHidden) * 4);
+  const auto places = [&](std::int64_t cols) {
+    return tiles.size() * static_cast<std::size_t>(cols / kF8Tile * call.tile_rows);
+  };
+  const DeviceBlock in(places(kHidden) * kF8Tile), in_scales(places(kHidden) * 4), hidden(places(kExpert) * kF8Tile),
+      hidden_scales(places(kExpert) * 4);
+  const F8Rows rows{in.data(), reinterpret_cast<float*>(in_scales.data()), static_cast<int>(kHidden / kF8Tile)};
+  const F8Rows between{hidden.data(), reinterpret_cast<float*>(hidden_scales.data()),
+                       static_cast<int>(kExpert / kF8Tile)};
+  call.x = reinterpret_cast<const float*>(x.data());
+  call.x_stride = call.out_stride = kHidden;
+  call.groups = groups;
+  call.rows = tokens;
+  call.out = reinterpret_cast<float*>(out.data());
+  call.tiles = reinterpret_cast<const Tile*>(tiles_there.data());
+  call.n_tiles = static_cast<int>(tiles.size());
+  // FP8's rate is twice that of BF16, in which limits are counted.
+  b.row(at, gates.bytes + ups.bytes + downs.bytes + static_cast<double>(all * kHidden) * 8,
+        static_cast<double>(all) * 3 * kHidden * kExpert, [&](int i) {
+          LinearCall now = call;
+          now.weights = gates.at(i);
+          now.most_outputs = kExpert;
+          quantize_f8(now, rows, b.stream);
+          gated_f8(now, ups.at(i), rows, between, b.stream);
+          now.weights = downs.at(i);
+          now.most_outputs = kHidden;
+          linear_f8(now, between, b.stream);
+        });
+}
+
+/// `batch` sequences of `context` cached tokens, the last `run` of each asking.
+void bench_attention(Bench& b, const std::string& name, const HeadGroups& heads, KvType type, std::int64_t batch,
+                     int context, int run) {
+  const int width = std::max({heads.key_dim, heads.first_value + heads.groups * heads.value_step});
+  const std::int64_t n = batch * run, all_heads = std::int64_t{heads.groups} * heads.heads;
+  const int pages_each = (context + kPageTokens - 1) / kPageTokens;
+  const DeviceBlock cache = random_block(static_cast<std::size_t>(batch) * std::size_t(pages_each) * kPageTokens *
+                                         static_cast<std::size_t>(kv_row_bytes(type, width)));
+  std::vector<std::int32_t> length, first, pages;
+  const int most = attention_mma_queries(heads, run, b.shared_bytes);
+  std::vector<Tile> tiles;
+  for (std::int32_t s = 0; s < batch; ++s) {
+    for (int p = 0; p < pages_each; ++p) pages.push_back(s * pages_each + p);
+    for (int t = 0; t < run; ++t) {
+      length.push_back(context - run + 1 + t);
+      first.push_back(s * pages_each);
+      if (t % most == 0) tiles.push_back({s, s * run + t, std::min(most, run - t)});
+    }
+  }
+  const DeviceBlock lengths = on_device(length), firsts = on_device(first), tables = on_device(pages),
+                    tiles_there = on_device(tiles);
+  const DeviceBlock q = random_block(static_cast<std::size_t>(n * all_heads * heads.key_dim) * 4);
+  const DeviceBlock out(static_cast<std::size_t>(n * all_heads * heads.value_dim) * 4);
+  const DeviceBlock parts(static_cast<std::size_t>(std::max(run == 1 ? attention_parts(heads, n, context) : 0,
+                                                            attention_mma_parts(heads, n, context))) *
+                          4);
+  auto* parts_there = reinterpret_cast<float*>(parts.data());
+  const QueryTable table{reinterpret_cast<const std::int32_t*>(lengths.data()),
+                         reinterpret_cast<const std::int32_t*>(firsts.data()),
+                         reinterpret_cast<const std::int32_t*>(tables.data())};
+  const KvLayer layer{cache.data(), type, kPageTokens, width};
+  const double seen = static_cast<double>(n) * (context - (run - 1) / 2.0);
+  const double bytes = static_cast<double>(batch) * context * static_cast<double>(kv_row_bytes(type, width));
+  const double flops = seen * 2.0 * static_cast<double>(all_heads) * (heads.key_dim + heads.value_dim);
+  const Rows<const float> queries(reinterpret_cast<const float*>(q.data()), n, all_heads * heads.key_dim);
+  const Rows<float> results(reinterpret_cast<float*>(out.data()), n, all_heads * heads.value_dim);
+  const AttentionTiles in_tiles{reinterpret_cast<const Tile*>(tiles_there.data()), static_cast<int>(tiles.size()),
+                                std::min(most, run), 0};
+  if (run == 1)
+    b.row(name + ", fp32", bytes, flops,
+          [&](int) { attention(queries, heads, 0.1f, table, context, layer, parts_there, results, b.stream); });
+  const auto merge = [&] {
+    if (context > kMmaPart)
+      merge_parts(parts_there, kMmaPart, (context + kMmaPart - 1) / kMmaPart, table.length, heads.value_dim, results,
+                  b.stream);
+  };
+  if (b.hopper && mla_wgmma_takes(heads))
+    b.row(name + ", wgmma bf16", bytes, flops, [&](int) {
+      mla_wgmma(queries, heads, 0.1f, table, context, in_tiles, layer, parts_there, results, b.stream);
+      merge();
+    });
+  b.row(name + ", mma bf16", bytes, flops, [&](int) {
+    attention_mma(queries, heads, 0.1f, table, context, in_tiles, layer, parts_there, b.shared_bytes, results,
+                  b.stream);
+    merge();
+  });
+}
+
 void bench_mla(Bench& b, KvType type, std::int64_t batch, int context) {
   const std::string name =
       "mla_decode " + std::string(name_of(type)) + " " + std::to_string(batch) + "x" + std::to_string(context);
   if (!b.wanted(name)) return;
   const HeadGroups heads{
       1, static_cast<int>(kHeads), static_cast<int>(kLatent + kRope), static_cast<int>(kLatent), 0, 0, 0, 0};
-  const int width = static_cast<int>(kLatent + kRope);
-  const int pages_each = (context + kPageTokens - 1) / kPageTokens;
-  const DeviceBlock cache = random_block(static_cast<std::size_t>(batch) * std::size_t(pages_each) * kPageTokens *
-                                         static_cast<std::size_t>(kv_row_bytes(type, width)));
-  std::vector<std::int32_t> length(static_cast<std::size_t>(batch), context), first, pages;
-  for (std::int32_t s = 0; s < batch; ++s) {
-    first.push_back(s * pages_each);
-    for (int p = 0; p < pages_each; ++p) pages.push_back(s * pages_each + p);
-  }
-  const DeviceBlock lengths = on_device(length), firsts = on_device(first), tables = on_device(pages);
-  const DeviceBlock q = random_block(static_cast<std::size_t>(batch * kHeads * width) * 4);
-  const DeviceBlock out(static_cast<std::size_t>(batch * kHeads * kLatent) * 4);
-  const DeviceBlock parts(static_cast<std::size_t>(attention_parts(heads, batch, context)) * 4);
-  const QueryTable table{reinterpret_cast<const std::int32_t*>(lengths.data()),
-                         reinterpret_cast<const std::int32_t*>(firsts.data()),
-                         reinterpret_cast<const std::int32_t*>(tables.data())};
-  const KvLayer layer{cache.data(), type, kPageTokens, width};
-  const double seen = static_cast<double>(batch) * context;
-  b.row(name, seen * static_cast<double>(kv_row_bytes(type, width)), seen * 2.0 * kHeads * (2 * kLatent + kRope),
-        [&](int) {
-          attention({reinterpret_cast<const float*>(q.data()), batch, kHeads * width}, heads, 0.1f, table, context,
-                    layer, reinterpret_cast<float*>(parts.data()),
-                    {reinterpret_cast<float*>(out.data()), batch, kHeads * kLatent}, b.stream);
-        });
+  bench_attention(b, name, heads, type, batch, context, 1);
+}
+
+void bench_gqa(Bench& b, std::int64_t batch, int context, int run) {
+  const std::string name =
+      (run == 1 ? "gqa_decode " : "gqa_prompt ") + std::to_string(batch) + "x" + std::to_string(context);
+  if (!b.wanted(name)) return;
+  bench_attention(b, name, {4, 7, 128, 128, 0, 128, 512, 128}, KvType::bf16, batch, context, run);  // Qwen2.5-7B
 }
 
 void bench_small(Bench& b, std::int64_t tokens) {
@@ -279,8 +369,18 @@ void bench_small(Bench& b, std::int64_t tokens) {
   b.row("rms_norm" + at, static_cast<double>(tokens * kHidden) * 8, 0, [&](int) {
     rms_norm(in, reinterpret_cast<const float*>(weight.data()), 1e-6f, {floats, tokens, kHidden}, b.stream);
   });
-  b.row("add" + at, static_cast<double>(tokens * kHidden) * 12, 0, [&](int) {
-    add(in, {floats, tokens, kHidden}, b.stream);
+  const std::int64_t steps = kHidden / kF8Tile, tile_rows = tokens <= kMmaFewRows ? kMmaFewRows : kMmaManyRows;
+  const std::int64_t places = (tokens + tile_rows - 1) / tile_rows * tile_rows * steps;
+  const DeviceBlock branch = random_block(static_cast<std::size_t>(tokens * kHidden) * 4),
+                    codes(static_cast<std::size_t>(places) * kF8Tile), scales(static_cast<std::size_t>(places) * 4),
+                    sum(static_cast<std::size_t>(tokens * kHidden) * 4);
+  Rounded rounded;
+  rounded.f8 = {codes.data(), reinterpret_cast<float*>(scales.data()), static_cast<int>(steps)};
+  rounded.f8_tile_rows = static_cast<int>(tile_rows);
+  b.row("add+rms_norm+f8" + at, static_cast<double>(tokens * kHidden) * 17, 0, [&](int) {
+    add_rms_norm(in, {reinterpret_cast<const float*>(branch.data()), tokens, kHidden},
+                 {reinterpret_cast<float*>(sum.data()), tokens, kHidden}, reinterpret_cast<const float*>(weight.data()),
+                 1e-6f, {floats, tokens, kHidden}, rounded, b.stream);
   });
   const RouterShape shape{256, 8, 8, 4, Scoring::sigmoid, GroupScore::best_two_sum, true, 2.5f};
   const DeviceBlock picked(static_cast<std::size_t>(tokens) * 64), shares(static_cast<std::size_t>(tokens) * 64);
@@ -288,6 +388,26 @@ void bench_small(Bench& b, std::int64_t tokens) {
     route({in.data, tokens, 256}, nullptr, shape, reinterpret_cast<std::int32_t*>(picked.data()),
           reinterpret_cast<float*>(shares.data()), b.stream);
   });
+}
+
+void bench_sample(Bench& b, std::int64_t rows) {
+  constexpr std::int64_t kVocabulary = 129280;
+  const std::string at = " T=" + std::to_string(rows);
+  const DeviceBlock logits = random_block(static_cast<std::size_t>(rows * kVocabulary) * 4);
+  const DeviceBlock room(static_cast<std::size_t>(rows) * sample_room_bytes(kVocabulary)),
+      tokens(std::size_t(rows) * 4);
+  const struct {
+    const char* name;
+    Draw draw;
+  } cases[] = {{"sample greedy", {}}, {"sample top_p 0.95", {1 / 0.6f, 0, 0.95f, 0, 0.5}}};
+  for (const auto& [name, draw] : cases) {
+    const DeviceBlock draws = on_device(std::vector<Draw>(static_cast<std::size_t>(rows), draw));
+    b.row(name + at, static_cast<double>(rows * kVocabulary) * 4, 0, [&](int) {
+      sample({reinterpret_cast<const float*>(logits.data()), rows, kVocabulary},
+             reinterpret_cast<const Draw*>(draws.data()), reinterpret_cast<std::int32_t*>(tokens.data()), room.data(),
+             b.stream);
+    });
+  }
 }
 
 int run(int argc, char** argv) {
@@ -304,6 +424,7 @@ int run(int argc, char** argv) {
   }
   Bench b(filter, seconds);
   for (const std::int64_t t : {32, 128, 4096}) bench_small(b, t);
+  for (const std::int64_t t : {1, 32}) bench_sample(b, t);
   for (const std::int64_t t : {1, 16, 128, 4096}) {
     bench_linear(b, "q_a+kv_a f8", WeightForm::f8, 2112, kHidden, t);
     bench_linear(b, "q_b f8", WeightForm::f8, 24576, 1536, t);
@@ -318,11 +439,14 @@ int run(int argc, char** argv) {
       const std::string ep = " EP" + std::to_string(ranks);
       bench_linear(b, "experts gate+up f8" + ep, WeightForm::f8, 2 * kExpert, kHidden, rows, slots);
       bench_linear(b, "experts down f8" + ep, WeightForm::f8, kHidden, kExpert, rows, slots);
+      bench_experts(b, "experts" + ep, rows, slots);
     }
   for (const KvType type : {KvType::bf16, KvType::fp8}) {
     bench_mla(b, type, 32, 4096);
     bench_mla(b, type, 128, 4096);
   }
+  bench_gqa(b, 128, 4096, 1);
+  bench_gqa(b, 2, 4096, 2048);
   if (!json.empty()) std::ofstream(json) << b.report.dump(1) << "\n";
   return 0;
 }

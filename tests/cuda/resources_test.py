@@ -86,11 +86,13 @@ def test_no_kernel_takes_more_than_the_table_says(built):
 
 
 # What must be in a kernel's machine code, by the start of its name: at least so many of each instruction, or (negative) at
-# most. HMMA: BF16 on tensor cores; QGMMA: FP8 of a warp group; UBLKCP: bulk copies; LDGSTS: cp.async. One wgmma that waits
+# most. HMMA: BF16 on tensor cores; LDSM: ldmatrix; QGMMA, HGMMA: FP8, BF16 of a warp group; UBLKCP: bulk copies; LDGSTS: cp.async. One wgmma that waits
 # for the one before it would add WARPGROUP instructions.
 INSTRUCTIONS = {
+    "attention_mma_kernel": {"HMMA": 16, "LDSM": 8, "LDGSTS": 2},
     "linear_mma_kernel": {"HMMA": 8, "LDGSTS": 4},
     "linear_f8_kernel": {"QGMMA": 4, "UBLKCP": 3, "WARPGROUP": -6},
+    "mla_wgmma_kernel": {"HGMMA": 40, "LDGSTS": 4, "WARPGROUP": -8},
     "linear_packed_kernel": {"IDP": 8},
 }
 

@@ -168,6 +168,31 @@ TEST_F(Emulation, NothingHappensBeforeSomeoneWaits) {
   EXPECT_EQ(read(ints, 2), (std::vector<int>{2, 1}));
 }
 
+TEST_F(Emulation, CapturedWorkIsDoneAtEachLaunch) {
+  PinnedBlock pinned(4);
+  auto* result = reinterpret_cast<int*>(pinned.data());
+  check(cudaMemsetAsync(ints, 0, 4, stream), "clear");
+  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "begin");
+  launch("count", add_one, 1, 5, stream, ints);
+  check(cudaMemcpyAsync(result, ints, 4, cudaMemcpyDeviceToHost, stream), "copy");
+  EXPECT_THROW(static_cast<void>(cudaStreamSynchronize(stream)), Error);
+  EXPECT_THROW(DeviceBlock(16), Error);
+  const int pageable = 1;
+  EXPECT_THROW(static_cast<void>(cudaMemcpyAsync(ints, &pageable, 4, cudaMemcpyHostToDevice, stream)), Error);
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t executable = nullptr;
+  check(cudaStreamEndCapture(stream, &graph), "end");
+  check(cudaGraphInstantiate(&executable, graph, 0), "instantiate");
+  check(cudaGraphDestroy(graph), "destroy");
+  EXPECT_EQ(read(ints, 1), std::vector<int>{0});  // nothing was done
+  for (const int expected : {5, 10}) {
+    check(cudaGraphLaunch(executable, stream), "launch");
+    check(cudaStreamSynchronize(stream), "wait");
+    EXPECT_EQ(*result, expected);
+  }
+  check(cudaGraphExecDestroy(executable), "destroy");
+}
+
 __global__ void read_unset(float* out) {
   const Ints& s = shared<Ints>();
   out[threadIdx.x] = __uint_as_float(static_cast<unsigned>(s.value[threadIdx.x]));

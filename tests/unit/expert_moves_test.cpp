@@ -9,6 +9,9 @@
 #include <numeric>
 #include <random>
 
+#ifdef SHOAL_HAS_CUDA_EMULATION
+#include "kernels/cuda/emulated_backend.h"
+#endif
 #include "launch/quantize.h"
 #include "tests/unit/scratch_folder.h"
 #include "tests/unit/station.h"
@@ -208,7 +211,8 @@ TEST(ExpertMoves, IntegersArriveWithTheirOrderOfColumns) {
     MoeWeights weights;
     weights.map = expert_map({{{0, 1}}, {{1, 1}}});
     weights.experts.push_back(expert(me));
-    move_experts(weights, {{{1, 1}}, {{0, 1}}}, comm);
+    const auto backend = make_cpu_backend({.threads = 1});
+    move_experts(weights, {{{1, 1}}, {{0, 1}}}, comm, *backend);
     ASSERT_EQ(weights.experts.size(), 1u);
     const FeedForward wanted = expert(1 - me);
     for (const auto matrix : {&FeedForward::gate, &FeedForward::up, &FeedForward::down})
@@ -217,6 +221,41 @@ TEST(ExpertMoves, IntegersArriveWithTheirOrderOfColumns) {
           ASSERT_EQ((weights.experts[0].*matrix).at(row, col), (wanted.*matrix).at(row, col));
   });
 }
+
+#ifdef SHOAL_HAS_CUDA_EMULATION
+/// Experts that a GPU has placed leave its memory, travel, and are placed where they arrive.
+TEST(ExpertMoves, PlacedExpertsMoveToo) {
+  const auto expert = [](int id) {
+    Random random(static_cast<std::uint64_t>(id));
+    std::vector<std::byte> raw(150 * 200 * 4);
+    for (auto& byte : raw) byte = static_cast<std::byte>(random() % 100);
+    Matrix f8(DType::f8_e4m3, 150, 200), bf16(DType::bf16, 150, 200);
+    f8.pack_rows(0, 150, raw.data(), 200);
+    f8.set_scales({std::vector<float>(4, 0.5f + static_cast<float>(id)), 128, 128});
+    bf16.pack_rows(0, 150, raw.data(), 400);
+    return FeedForward{std::move(f8), std::move(bf16), integers(random, 8)};
+  };
+  run_in_process(2, [&](Communicator& comm) {
+    const int me = comm.rank();
+    const auto gpu = make_emulated_cuda_backend();
+    MoeWeights weights;
+    weights.map = expert_map({{{0, 1}}, {{1, 1}}});
+    weights.experts.push_back(expert(me));
+    for (Matrix* m : {&weights.experts[0].gate, &weights.experts[0].up, &weights.experts[0].down}) gpu->place(*m);
+    move_experts(weights, {{{1, 1}}, {{0, 1}}}, comm, *gpu);
+    ASSERT_EQ(weights.experts.size(), 1u);
+    const FeedForward wanted = expert(1 - me);
+    for (const auto matrix : {&FeedForward::gate, &FeedForward::up, &FeedForward::down}) {
+      ASSERT_TRUE((weights.experts[0].*matrix).placed());
+      const Matrix here = gpu->fetch(weights.experts[0].*matrix), &there = wanted.*matrix;
+      ASSERT_EQ(here.packed().size(), there.packed().size());
+      EXPECT_EQ(std::memcmp(here.packed().data(), there.packed().data(), here.packed().size()), 0);
+      EXPECT_EQ(here.scales().values, there.scales().values);
+      EXPECT_EQ(here.order(), there.order());
+    }
+  });
+}
+#endif
 
 }  // namespace
 }  // namespace shoal

@@ -94,10 +94,36 @@ class HostSideBackend final : public Backend {
     device_->experts(batch, there);
   }
   void fill_zero(Rows<float> out) override { device_->fill_zero(Out(*this, out).rows); }
-  void copy_heads(Rows<const float> x, std::int64_t x_step, int heads, std::int64_t width, Rows<float> out,
-                  std::int64_t out_step) override {
+  void norm_linears(Rows<const float> branch, Rows<float> stream, std::span<const float> weight, float eps,
+                    Rows<float> h, std::span<const Projection> projections) override {
+    std::vector<Matrix> matrices;  // which go when the results have been fetched
+    matrices.reserve(projections.size());
+    Out x(*this, stream);
+    const In more(*this, branch);
+    std::vector<std::unique_ptr<Out>> outs;
+    if (h.data != stream.data) outs.push_back(std::make_unique<Out>(*this, h));
+    const Rows<float> normed = outs.empty() ? x.rows : outs.back()->rows;
+    std::vector<Projection> there;
+    for (const Projection& p : projections) {
+      outs.push_back(std::make_unique<Out>(*this, p.out));
+      matrices.push_back(placed_copy(*p.w));
+      there.push_back({&matrices.back(), p.bias, outs.back()->rows});
+    }
+    device_->norm_linears(more.rows, x.rows, weight, eps, normed, there);
+  }
+  void rope_heads(Rows<const float> x, std::int64_t x_step, int heads, const RopeAngles& angles, RopePairing pairing,
+                  Rows<float> out, std::int64_t out_step) override {
     Out o(*this, out);
-    device_->copy_heads(In(*this, x).rows, x_step, heads, width, o.rows, out_step);
+    const In in(*this, x), cos(*this, angles.cos), sin(*this, angles.sin);
+    device_->rope_heads(in.rows, x_step, heads, {cos.rows, sin.rows}, pairing, o.rows, out_step);
+    o.fetch();
+  }
+  void write_latent(Rows<float> latent, std::span<const float> weight, float eps, const RopeAngles& angles,
+                    RopePairing pairing, std::span<const std::int64_t> slots, const KvLayer& cache) override {
+    CacheOnDevice there(*this, cache);
+    const In x(*this, latent), cos(*this, angles.cos), sin(*this, angles.sin);
+    device_->write_latent(x.rows, weight, eps, {cos.rows, sin.rows}, pairing, slots, there.layer);
+    there.fetch();
   }
   void gather_rows(Rows<const float> x, std::span<const std::int64_t> rows, Rows<float> out) override {
     Out o(*this, out);

@@ -149,6 +149,19 @@ class EveryIsa : public testing::TestWithParam<Subject> {
   std::unique_ptr<Backend> reference_backend(Compute compute = Compute::f32) {
     return make_reference_backend(compute, GetParam().kind == Subject::Kind::cpu ? 128 : 32);
   }
+  /// What activations may be rounded to here: FP8 on GPUs of sm_90 alone.
+  static std::vector<Compute> computes() {
+    if (GetParam().kind == Subject::Kind::cpu) return {Compute::f32, Compute::bf16};
+    if (GetParam().kind == Subject::Kind::gpu) {
+      try {
+        make_cuda_backend({.compute = Compute::fp8, .self_check = false});
+      } catch (const Error&) {
+        return {Compute::f32, Compute::bf16};
+      }
+    }
+    return {Compute::f32, Compute::bf16, Compute::fp8};
+  }
+  static bool has_fp8() { return computes().back() == Compute::fp8; }
   /// How often a test with random sizes is worth repeating: emulation is slow.
   static int rounds(int n) { return GetParam().kind == Subject::Kind::emulated_gpu ? (n + 5) / 6 : n; }
 };

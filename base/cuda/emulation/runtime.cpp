@@ -14,9 +14,14 @@
 
 #include "base/error.h"
 
+struct CUgraph_st {
+  std::vector<std::function<bool()>> work;
+};
+struct CUgraphExec_st : CUgraph_st {};
 /// Work in order, none of it done before someone waits.
 struct CUstream_st {
   std::deque<std::function<bool()>> work;
+  std::unique_ptr<CUgraph_st> captured;  // where work goes meanwhile
 };
 /// Where in a stream it stands, and whether the stream has come there.
 struct CUevent_st {
@@ -136,6 +141,12 @@ PinnedMemory& pinned() {
 
 /// Streams of this OS thread that have work to do.
 thread_local std::vector<cudaStream_t> waiting;
+thread_local std::uint64_t graphs_launched = 0;
+thread_local int captures = 0;  // streams of this OS thread that are captured
+
+void forbid_in_capture(const char* what) {
+  if (captures > 0) fail("{}: not while a stream is captured", what);
+}
 
 void check_side(const char* what, const void* p, bool device) {
   if (heap().holds(p) != device) fail("{}: {} is {} memory", what, p, device ? "not device" : "device");
@@ -144,6 +155,7 @@ void check_side(const char* what, const void* p, bool device) {
 }  // namespace
 
 bool is_device_memory(const void* memory) { return heap().holds(memory); }
+std::uint64_t graph_launches() { return graphs_launched; }
 void enqueue(cudaStream_t stream, std::function<void()> work) {
   enqueue_until(stream, [work = std::move(work)] {
     work();
@@ -152,6 +164,7 @@ void enqueue(cudaStream_t stream, std::function<void()> work) {
 }
 void enqueue_until(cudaStream_t stream, std::function<bool()> work) {
   if (!stream) fail("emulation: the default stream is not used; it would wait for all others");
+  if (stream->captured) return stream->captured->work.push_back(std::move(work));
   if (stream->work.empty()) waiting.push_back(stream);
   stream->work.push_back(std::move(work));
 }
@@ -180,10 +193,12 @@ cudaError_t cudaDriverGetVersion(int* version) {
   return cudaSuccess;
 }
 cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
+  forbid_in_capture("cudaMalloc");
   *memory = heap().allocate(bytes);
   return *memory ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 cudaError_t cudaFree(void* memory) {
+  forbid_in_capture("cudaFree");
   // CUDA waits here for all work, too.
   for (const auto streams = waiting; cudaStream_t stream : streams) cudaStreamSynchronize(stream);
   if (memory) heap().free(memory);
@@ -230,6 +245,7 @@ static bool advance(cudaStream_t stream) {
   return true;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  if (stream->captured) fail("cudaStreamSynchronize: not while the stream is captured");
   while (!advance(stream)) std::this_thread::yield();
   return cudaSuccess;
 }
@@ -261,6 +277,7 @@ cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from, 
   check_side("copy's source", from, kind != cudaMemcpyHostToDevice);
   auto copied = std::make_shared<std::vector<std::byte>>();
   if (kind == cudaMemcpyHostToDevice && !pinned().holds(from)) {
+    forbid_in_capture("a copy from memory that is not pinned");
     for (std::size_t r = 0; r < height; ++r) {
       const auto* row = static_cast<const std::byte*>(from) + r * from_pitch;
       copied->insert(copied->end(), row, row + width_bytes);
@@ -281,6 +298,35 @@ cudaError_t cudaMemsetAsync(void* memory, int value, std::size_t bytes, cudaStre
   if (bytes == 0) return cudaSuccess;
   check_side("cudaMemsetAsync", memory, true);
   enqueue(stream, [=] { std::memset(memory, value, bytes); });
+  return cudaSuccess;
+}
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+  if (stream->captured) fail("cudaStreamBeginCapture: the stream is captured already");
+  stream->captured = std::make_unique<CUgraph_st>();
+  ++captures;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  if (!stream->captured) fail("cudaStreamEndCapture: the stream is not captured");
+  *graph = stream->captured.release();
+  --captures;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph, unsigned long long) {
+  *executable = new CUgraphExec_st{*graph};
+  return cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
+  ++graphs_launched;
+  for (const auto& work : executable->work) enqueue_until(stream, work);
+  return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  delete graph;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
+  delete executable;
   return cudaSuccess;
 }
 cudaError_t cudaGetLastError() { return cudaSuccess; }

@@ -62,6 +62,16 @@ __device__ __forceinline__ void barrier_wait(MemoryBarrier* barrier, unsigned pa
 #endif
 }
 
+/// Until kThreads threads of the block, whole warps, have come here; kId: 1 to 15, 0 is __syncthreads().
+template <int kId, int kThreads>
+__device__ __forceinline__ void named_barrier() {
+#ifdef SHOAL_CUDA_EMULATION
+  emulation::barrier(kId, kThreads, emulation::Where::current());
+#else
+  asm volatile("bar.sync %0, %1;" ::"n"(kId), "n"(kThreads) : "memory");
+#endif
+}
+
 /// Bytes (a multiple of 16, all addresses too) into shared memory; the barrier counts them.
 __device__ __forceinline__ void copy_bulk(void* to, const void* from, unsigned bytes, MemoryBarrier* barrier) {
 #ifdef SHOAL_CUDA_EMULATION
@@ -97,6 +107,22 @@ __device__ __forceinline__ std::uint64_t swizzled_operand(const void* p) {
          kSwizzle128 << 62;
 }
 
+/// The second operand where its rows lie the other way: columns of 64 BF16 values (128 bytes) side by side in panels
+/// `panel_bytes` apart, a row of the product's depth every 128 bytes, with 128-byte swizzle. Bits 16-29 are the stride
+/// between panels / 16.
+__device__ __forceinline__ std::uint64_t swizzled_columns(const void* p, unsigned panel_bytes) {
+  constexpr std::uint64_t kEightRows = 1024 / 16, kSwizzle128 = 1;
+  return static_cast<std::uint64_t>((shared_address(p) & 0x3ffffu) >> 4) | std::uint64_t{panel_bytes / 16} << 16 |
+         kEightRows << 32 | kSwizzle128 << 62;
+}
+
+/// What threads have written to shared memory is there for wgmma, after a barrier.
+__device__ __forceinline__ void fence_shared_for_wgmma() {
+#ifndef SHOAL_CUDA_EMULATION
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
 #ifdef SHOAL_CUDA_EMULATION
 /// Byte `k` of row `row` of an operand.
 inline unsigned operand_byte(std::uint64_t operand, unsigned row, unsigned k) {
@@ -104,6 +130,18 @@ inline unsigned operand_byte(std::uint64_t operand, unsigned row, unsigned k) {
   const auto stride = static_cast<unsigned>(operand >> 32 & 0x3fffu) << 4;
   const unsigned at = start + row / 8 * stride + row % 8 * 128 + k;
   return dynamic_shared()[at ^ ((at >> 7 & 7u) << 4)];
+}
+inline float operand_bf16(std::uint64_t operand, unsigned row, unsigned k) {
+  return widen_bf16(operand_byte(operand, row, 2 * k) | operand_byte(operand, row, 2 * k + 1) << 8);
+}
+/// Of swizzled_columns(): column `n`, depth `k`.
+inline float column_bf16(std::uint64_t operand, unsigned n, unsigned k) {
+  const auto start = static_cast<unsigned>(operand & 0x3fffu) << 4;
+  const auto panel = static_cast<unsigned>(operand >> 16 & 0x3fffu) << 4;
+  const auto eight = static_cast<unsigned>(operand >> 32 & 0x3fffu) << 4;
+  const unsigned at = start + n / 64 * panel + k / 8 * eight + k % 8 * 128 + n % 64 * 2;
+  const unsigned char* from = dynamic_shared() + (at ^ ((at >> 7 & 7u) << 4));
+  return widen_bf16(from[0] | static_cast<unsigned>(from[1]) << 8);
 }
 #endif
 
@@ -168,6 +206,60 @@ __device__ __forceinline__ void wgmma_f8(float (&d)[kColumns / 2], std::uint64_t
         : SHOAL_EIGHT(d, 0), SHOAL_EIGHT(d, 8), SHOAL_EIGHT(d, 16), SHOAL_EIGHT(d, 24)
         : "l"(a), "l"(b), "r"(static_cast<int>(add)));
   }
+#endif
+}
+
+#ifdef SHOAL_CUDA_EMULATION
+template <unsigned kRegisters, class Column>
+void wgmma_bf16_emulated(float* to, std::uint64_t a, bool add, const Column& column) {
+  const unsigned t = threadIdx.x % 128;
+  emulation::defer([=] {
+    float left[2][16];
+    for (unsigned r = 0; r < 2; ++r)
+      for (unsigned k = 0; k < 16; ++k) left[r][k] = operand_bf16(a, 16 * (t / 32) + t % 32 / 4 + 8 * r, k);
+    for (unsigned v = 0; v < kRegisters; ++v) {
+      float sum = add ? to[v] : 0.0f;
+      for (unsigned k = 0; k < 16; ++k) sum += left[v / 2 % 2][k] * column(2 * (t % 4) + v % 2 + 8 * (v / 4), k);
+      to[v] = sum;
+    }
+  });
+}
+#endif
+
+/// d = a b^T (+ d where `add`), a [64, 16] and b [32, 16] BF16, both swizzled_operand(); d as of wgmma_f8.
+__device__ __forceinline__ void wgmma_bf16_32(float (&d)[16], std::uint64_t a, std::uint64_t b, bool add) {
+#ifdef SHOAL_CUDA_EMULATION
+  wgmma_bf16_emulated<16>(d, a, add, [=](unsigned n, unsigned k) { return operand_bf16(b, n, k); });
+#else
+  asm volatile(
+      "{\n.reg .pred sums;\nsetp.ne.b32 sums, %18, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, "
+      "%13, %14, %15}, %16, %17, sums, 1, 1, 0, 0;\n}\n"
+      : SHOAL_EIGHT(d, 0), SHOAL_EIGHT(d, 8)
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+#endif
+}
+
+/// d += a b, a [64, 16] BF16 swizzled_operand(), b [16, 256] swizzled_columns().
+__device__ __forceinline__ void wgmma_bf16_columns_256(float (&d)[128], std::uint64_t a, std::uint64_t b) {
+#ifdef SHOAL_CUDA_EMULATION
+  wgmma_bf16_emulated<128>(d, a, true, [=](unsigned n, unsigned k) { return column_bf16(b, n, k); });
+#else
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "
+      "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, "
+      "%42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, "
+      "%62, %63, %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, "
+      "%82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, "
+      "%101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, "
+      "%117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127 "
+      "}, %128, %129, 1, 1, 1, 0, 1;\n"
+      : SHOAL_EIGHT(d, 0), SHOAL_EIGHT(d, 8), SHOAL_EIGHT(d, 16), SHOAL_EIGHT(d, 24), SHOAL_EIGHT(d, 32),
+        SHOAL_EIGHT(d, 40), SHOAL_EIGHT(d, 48), SHOAL_EIGHT(d, 56), SHOAL_EIGHT(d, 64), SHOAL_EIGHT(d, 72),
+        SHOAL_EIGHT(d, 80), SHOAL_EIGHT(d, 88), SHOAL_EIGHT(d, 96), SHOAL_EIGHT(d, 104), SHOAL_EIGHT(d, 112),
+        SHOAL_EIGHT(d, 120)
+      : "l"(a), "l"(b));
 #endif
 }
 

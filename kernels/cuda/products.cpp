@@ -1,0 +1,303 @@
+#include "kernels/cuda/products.h"
+
+#include "kernels/cuda/expert_plan.h"
+
+namespace shoal::cuda {
+namespace {
+
+constexpr int kGroupColumns = 32;  // of activations in bytes that share a scale
+constexpr int kCopyColumns = 8;    // BF16 values that kernels copy at a time
+
+std::int64_t steps_of(std::int64_t columns) { return (columns + kF8Tile - 1) / kF8Tile; }
+
+/// The ranges whose matrices fit; without ranges, all rows of each that does.
+template <class Fits>
+std::vector<Tile> select(std::span<const Tile> ranges, const Operands& w, std::int64_t rows, const Fits& fits) {
+  std::vector<Tile> selected;
+  for (const Tile& range : ranges)
+    if (fits(w.weights[static_cast<std::size_t>(range.group)])) selected.push_back(range);
+  if (!ranges.empty()) return selected;
+  for (std::size_t g = 0; g < w.weights.size(); ++g)
+    if (fits(w.weights[g])) selected.push_back({static_cast<std::int32_t>(g), 0, static_cast<std::int32_t>(rows)});
+  return selected;
+}
+
+}  // namespace
+
+const Weights* MatrixLists::on_device() {
+  List& list = lists_[views_.front().data];
+  if (list.views != views_) {
+    check(cudaStreamSynchronize(stream_), "waiting for the GPU");  // work under way may use the old one
+    list = {views_, DeviceBlock(views_.size() * sizeof(Weights))};
+    check(cudaMemcpyAsync(list.memory.data(), views_.data(), list.memory.bytes(), cudaMemcpyHostToDevice, stream_),
+          "copying to the GPU");
+    check(cudaStreamSynchronize(stream_), "copying to the GPU");  // views_ changes
+    ++brought_;
+  }
+  return reinterpret_cast<const Weights*>(list.memory.data());
+}
+
+Products::Products(Compute compute, cudaStream_t stream, Uploads& uploads, WeightVectors& vectors)
+    : compute_(compute),
+      stream_(stream),
+      uploads_(uploads),
+      vectors_(vectors),
+      lists_(stream),
+      gate_(stream),
+      up_(stream),
+      results_(stream),
+      byte_values_(stream),
+      byte_scales_(stream),
+      halves_(stream),
+      f8_values_(stream),
+      f8_scales_(stream),
+      hidden_values_(stream),
+      hidden_scales_(stream) {}
+
+void Products::linears(Rows<const float> x, std::span<const Projection> projections) {
+  Activations rounded;
+  multiply(x, projections, rounded);
+}
+
+void Products::norm_linears(Rows<const float> branch, Rows<float> stream, std::span<const float> weight, float eps,
+                            Rows<float> h, std::span<const Projection> projections) {
+  if (stream.rows == 0) return;
+  // In each form that one of the products takes, as if it were rounded afterwards.
+  Activations rounded;
+  for (const Projection& p : projections) {
+    const Weights& w = placed(*p.w).view;
+    LinearCall call;
+    call.rows = stream.rows;
+    call.groups = 1;
+    const Family family = family_of(w, call);
+    set_tiles(call, {}, family);
+    if (family == Family::f8 && !rounded.f8.value) make_room_f8(rounded, call, steps_of(w.stride));
+    if (family == Family::mma && !rounded.halves.value) make_room_halves(rounded, stream.rows, stream.cols);
+    if (family == Family::packed && w.order == nullptr && !rounded.bytes.value)
+      make_room_bytes(rounded, stream.rows, stream.cols);
+  }
+  add_rms_norm(stream, branch, stream, vectors_.on_device(weight), eps, h, rounded, stream_);
+  multiply(h, projections, rounded);
+}
+
+void Products::linear_per_head(Rows<const float> x, std::int64_t x_step, std::span<const Matrix> w, Rows<float> out,
+                               std::int64_t out_step) {
+  if (x.rows == 0 || w.empty()) return;
+  const Operands heads = lists_.of(w, [](const Matrix& m) -> const Matrix& { return m; });
+  // Activations in bytes are made of whole rows, so heads must begin where groups of 32 do; else, and where each has an
+  // order of its own, each head by itself.
+  if (heads.has(WeightForm::packed) &&
+      (heads.has_order() || x_step % kGroupColumns != 0 || x.cols % kGroupColumns != 0)) {
+    for (std::size_t h = 0; h < w.size(); ++h) {
+      const auto i = static_cast<std::int64_t>(h);
+      const Projection one{&w[h], {}, out.columns(i * out_step, w[h].rows())};
+      linears(x.columns(i * x_step, w[h].cols()), {&one, 1});
+    }
+    return;
+  }
+  LinearCall call;
+  call.x_step = x_step;
+  call.out_step = out_step;
+  Activations rounded;
+  product(x, call, heads, {}, rounded, out);
+}
+
+void Products::feed_forward(Rows<const float> x, const FeedForward& ffn, Rows<float> out) {
+  if (x.rows == 0) return;
+  if (const Operands gates = lists_.of(ffn.gate), ups = lists_.of(ffn.up), downs = lists_.of(ffn.down);
+      are_f8(gates, ups, downs))
+    return f8_blocks(x, {}, gates, ups, downs, {}, out);
+  const Rows<float> gate = rows(gate_, x.rows, ffn.gate.rows()), up = rows(up_, x.rows, ffn.up.rows());
+  const Projection both[] = {{&ffn.gate, {}, gate}, {&ffn.up, {}, up}};
+  linears(x, both);
+  gated_product(gate, up, lists_.of(ffn.down), {}, out);
+}
+
+Products::Family Products::family_of(const Weights& w, const LinearCall& call) const {
+  if (w.form == WeightForm::packed) return Family::packed;
+  if (compute_ == Compute::fp8 && f8_ && linear_f8_takes(w)) return Family::f8;
+  const bool aligned = call.x_step % kCopyColumns == 0;
+  return compute_ != Compute::f32 && mma_ && aligned && linear_mma_takes(w) ? Family::mma : Family::cuda_cores;
+}
+
+void Products::make_room_f8(Rounded& to, const LinearCall& call, std::int64_t steps) {
+  const std::int64_t places = call.n_tiles * steps * call.tile_rows;
+  to.f8 = {f8_values_.room<std::byte>(places * kF8Tile), f8_scales_.room<float>(places), static_cast<int>(steps)};
+  to.f8_tile_rows = call.tile_rows;
+}
+void Products::make_room_halves(Rounded& to, std::int64_t n, std::int64_t cols) {
+  const std::int64_t stride = (cols + kCopyColumns - 1) / kCopyColumns * kCopyColumns;
+  to.halves = {halves_.room<std::uint16_t>(n * stride), stride};
+}
+void Products::make_room_bytes(Rounded& to, std::int64_t n, std::int64_t cols) {
+  to.bytes = {byte_values_.room<std::int8_t>(n * cols), byte_scales_.room<float>(n * cols / kGroupColumns)};
+}
+
+void Products::multiply(Rows<const float> x, std::span<const Projection> projections, Activations& rounded) {
+  for (const Projection& p : projections) {
+    LinearCall call;
+    call.bias = vectors_.on_device(p.bias);
+    product(x, call, lists_.of(*p.w), {}, rounded, p.out);
+  }
+}
+
+void Products::gated_product(Rows<float> gate, Rows<const float> up, const Operands& w, std::span<const Tile> ranges,
+                             Rows<float> out) {
+  Activations rounded;
+  const auto as_it_is = [&](const Weights* v) { return family_of(*v, {}) == Family::cuda_cores; };
+  if (std::any_of(w.weights.begin(), w.weights.end(), as_it_is))
+    swiglu(gate, up, stream_);
+  else
+    rounded.up = up;  // when it is rounded
+  product(gate, {}, w, ranges, rounded, out);
+}
+
+bool Products::are_f8(const Operands& gates, const Operands& ups, const Operands& downs) const {
+  if (compute_ != Compute::fp8 || !f8_) return false;
+  for (std::size_t i = 0; i < gates.weights.size(); ++i) {
+    const Weights &gate = *gates.weights[i], &up = *ups.weights[i], &down = *downs.weights[i];
+    if (!linear_f8_takes(gate) || !linear_f8_takes(up) || !linear_f8_takes(down)) return false;
+    if (gate.rows != up.rows || gate.cols != up.cols || gate.rows != down.cols) return false;
+  }
+  return true;
+}
+void Products::f8_blocks(Rows<const float> x, LinearCall call, const Operands& gates, const Operands& ups,
+                         const Operands& downs, std::span<const Tile> ranges, Rows<float> out) {
+  if (out.rows == 0) return;  // no ranges would mean all rows
+  call.x = x.data;
+  call.x_stride = x.stride;
+  call.weights = gates.on_device;
+  call.most_outputs = gates.most_outputs;
+  call.rows = x.rows;
+  set_tiles(call, ranges, Family::f8);
+  Rounded rows_in;
+  make_room_f8(rows_in, call, steps_of(gates.widest()));
+  quantize_f8(call, rows_in.f8, stream_);
+  const std::int64_t steps = steps_of(gates.most_outputs), places = call.n_tiles * steps * call.tile_rows;
+  const F8Rows hidden{hidden_values_.room<std::byte>(places * kF8Tile), hidden_scales_.room<float>(places),
+                      static_cast<int>(steps)};
+  gated_f8(call, ups.on_device, rows_in.f8, hidden, stream_);
+  call.weights = downs.on_device;
+  call.most_outputs = downs.most_outputs;
+  call.out = out.data;
+  call.out_stride = out.stride;
+  linear_f8(call, hidden, stream_);
+}
+
+void Products::product(Rows<const float> x, LinearCall call, const Operands& w, std::span<const Tile> ranges,
+                       Activations& rounded, Rows<float> out) {
+  if (out.rows == 0) return;
+  call.x = x.data;
+  call.x_stride = x.stride;
+  call.weights = w.on_device;
+  call.groups = static_cast<int>(w.weights.size());
+  call.most_outputs = w.most_outputs;
+  call.rows = x.rows;
+  call.out = out.data;
+  call.out_stride = out.stride;
+  call.up = rounded.up.cols > 0 ? rounded.up.data : nullptr;
+  call.up_stride = rounded.up.stride;
+  rounded.listed = x.rows;
+  for (const Tile& range : ranges) rounded.listed = std::max<std::int64_t>(rounded.listed, range.first + range.count);
+  for (int f = 0; f < kWeightForms; ++f)
+    for (const Family family : {Family::cuda_cores, Family::mma, Family::f8, Family::packed}) {
+      const auto form = static_cast<WeightForm>(f);
+      const auto fits = [&](const Weights* v) { return v->form == form && family_of(*v, call) == family; };
+      const auto n = std::count_if(w.weights.begin(), w.weights.end(), fits);
+      if (n == 0) continue;
+      LinearCall part = call;
+      std::vector<Tile> selected;
+      if (!ranges.empty() || n < std::ssize(w.weights)) {
+        selected = select(ranges, w, x.rows, fits);
+        if (selected.empty()) continue;
+      }
+      set_tiles(part, selected, family);
+      launch_product(part, form, family, x, w, rounded);
+    }
+}
+
+void Products::set_tiles(LinearCall& call, std::span<const Tile> ranges, Family family) {
+  const bool tensor_cores = family == Family::mma || family == Family::f8;
+  auto most = static_cast<std::int32_t>(call.rows);
+  if (!ranges.empty()) {
+    most = 0;
+    for (const Tile& range : ranges) most = std::max(most, range.count);
+  }
+  call.tile_rows = !tensor_cores ? kTileRows : most <= kMmaFewRows ? kMmaFewRows : kMmaManyRows;
+  call.most_in_tile = std::min(most, call.tile_rows);
+  if (ranges.empty()) {
+    call.n_tiles = static_cast<int>((call.rows + call.tile_rows - 1) / call.tile_rows) * call.groups;
+    return;
+  }
+  const std::vector<Tile> tiles = cut_into_tiles(ranges, call.tile_rows);
+  call.tiles = uploads_.put(tiles);
+  call.n_tiles = static_cast<int>(tiles.size());
+}
+
+void Products::launch_product(const LinearCall& call, WeightForm form, Family family, Rows<const float> x,
+                              const Operands& w, Activations& made) {
+  if (family == Family::f8) {
+    const std::int64_t steps = steps_of(w.widest());
+    // Tiles of all rows in order serve every matrix; those of a list only this one.
+    const bool plain = call.tiles == nullptr && call.groups == 1;
+    if (!plain || made.f8.value == nullptr || made.f8_tile_rows != call.tile_rows || made.f8.steps != steps) {
+      make_room_f8(made, call, steps);
+      quantize_f8(call, made.f8, stream_);
+    }
+    const F8Rows tiles = made.f8;
+    if (!plain) made.f8 = {};
+    return linear_f8(call, tiles, stream_);
+  }
+  if (family == Family::packed && w.has_order()) {
+    make_room_bytes(made, made.listed, x.cols);
+    quantize_in_order(call, x.cols, made.bytes, stream_);
+    LinearCall listed = call;
+    listed.row = nullptr;
+    linear_packed(listed, made.bytes, x.cols, stream_);
+    made.bytes = {};
+    return;
+  }
+  if (family == Family::packed) {
+    if (made.bytes.value == nullptr) {
+      make_room_bytes(made, x.rows, x.cols);
+      quantize_rows(x, made.up, made.bytes, stream_);
+    }
+    return linear_packed(call, made.bytes, x.cols, stream_);
+  }
+  if (family == Family::cuda_cores) return cuda::linear(call, form, compute_ != Compute::f32, stream_);
+  if (made.halves.value == nullptr) {
+    make_room_halves(made, x.rows, x.cols);
+    round_rows(x, made.up, made.halves, stream_);
+  }
+  linear_mma(call, form, made.halves, stream_);
+}
+
+void Products::experts(const ExpertBatch& batch, std::span<const FeedForward> experts, Rows<const float> x,
+                       Rows<float> out) {
+  const std::int64_t pairs = std::ssize(batch.expert);
+  const ExpertPlan plan = plan_experts(batch.first, batch.expert, static_cast<int>(experts.size()));
+  const Operands gates = lists_.of(experts, [](const FeedForward& f) -> const Matrix& { return f.gate; });
+  const Operands ups = lists_.of(experts, [](const FeedForward& f) -> const Matrix& { return f.up; });
+  const Operands downs = lists_.of(experts, [](const FeedForward& f) -> const Matrix& { return f.down; });
+  // Whole groups of 32, where activations become bytes.
+  const std::int64_t width = (gates.most_outputs + kGroupColumns - 1) / kGroupColumns * kGroupColumns;
+  const Rows<float> results = rows(results_, pairs, out.cols);
+
+  LinearCall gathered;
+  const auto [row, first, place, weight] =
+      uploads_.put_all(std::span<const std::int32_t>(plan.row), std::span<const std::int32_t>(batch.first),
+                       std::span<const std::int32_t>(plan.place), std::span<const float>(batch.weight));
+  gathered.row = row;
+  if (are_f8(gates, ups, downs)) {
+    f8_blocks(x, gathered, gates, ups, downs, plan.ranges, results);
+  } else {
+    const Rows<float> gate = rows(gate_, pairs, width), up = rows(up_, pairs, width);
+    Activations rounded;
+    product(x, gathered, gates, plan.ranges, rounded, gate);
+    product(x, gathered, ups, plan.ranges, rounded, up);
+    gated_product(gate, up, downs, plan.ranges, results);
+  }
+  combine(results, first, place, weight, out, stream_);
+}
+
+}  // namespace shoal::cuda

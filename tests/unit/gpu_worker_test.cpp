@@ -1,0 +1,90 @@
+// Whole models on the GPU's fast paths: tokens drawn on the device, launches repeated as graphs, attention on tensor
+// cores. The model's answer must not depend on any of it but the last, and on that only by rounding.
+#include "tests/unit/gpu_subjects.h"
+#include "tests/unit/station.h"
+
+namespace shoal::kernel_test {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Answer {
+  std::vector<std::int32_t> tokens;
+  std::vector<float> logprobs;
+};
+
+class GpuWorker : public EveryIsa {
+ protected:
+  /// An answer of `steps` tokens to a prompt; with log-probabilities the host sees the logits and draws.
+  Answer answer(const std::string& model, Compute compute, bool on_gpu, bool logprobs, int steps) {
+    const fs::path dir = fs::path(SHOAL_SOURCE_DIR) / "tests" / "fixtures" / "models" / model;
+    Answer result;
+    run_in_process(1, [&](Communicator& comm) {
+      test::StationOptions options{.compute = compute};
+      if (on_gpu)
+        options.make_backend = [&](Compute c) -> std::unique_ptr<Backend> {
+          if (GetParam().kind == Subject::Kind::gpu) return make_cuda_backend({.compute = c});
+#ifdef SHOAL_HAS_CUDA_EMULATION
+          return make_emulated_cuda_backend({.compute = c, .self_check = false});
+#else
+          return nullptr;
+#endif
+        };
+      test::Station station(dir, comm, options);
+      SamplingParams sampling{.temperature = 0.8f, .top_p = 0.9f, .seed = 5, .rules = {}};
+      std::vector<std::int32_t> next{5, 17, 9, 40, 3};
+      std::int32_t position = 0;
+      for (int step = 1; step <= steps; ++step) {
+        StepPlan plan{.step = static_cast<std::uint64_t>(step)};
+        if (step == 1)
+          plan.start.push_back({.sequence = 1, .sampling = sampling, .logprobs = logprobs ? 0 : -1, .answer = {}});
+        SequenceChunk chunk{.sequence = 1, .position = position};
+        chunk.tokens = next;
+        chunk.sample = true;
+        if (step == 1) chunk.pages = {2, 0};
+        plan.chunks.push_back(chunk);
+        const StepResult of_step = station.worker->run(plan);
+        position += static_cast<std::int32_t>(next.size());
+        next = of_step.outputs.at(0).tokens;
+        result.tokens.insert(result.tokens.end(), next.begin(), next.end());
+        for (const TokenLogprob& p : of_step.outputs.at(0).sampled) result.logprobs.push_back(p.logprob);
+      }
+    });
+    return result;
+  }
+};
+
+TEST_P(GpuWorker, DrawsOnTheDeviceWhatTheHostWouldDraw) {
+  for (const char* model : {"deepseek-v2-lite", "qwen2"}) {
+    const Answer drawn = answer(model, Compute::bf16, true, false, 7),
+                 seen = answer(model, Compute::bf16, true, true, 7);
+    EXPECT_EQ(drawn.tokens.size(), 7u);
+    EXPECT_EQ(drawn.tokens, seen.tokens) << model;
+    EXPECT_TRUE(drawn.logprobs.empty());
+    EXPECT_EQ(seen.logprobs.size(), 7u);
+  }
+}
+
+/// In FP32 the same tokens as on a CPU: steps that are recorded, and then repeated, follow what changes between them.
+TEST_P(GpuWorker, AnswersAsACpuDoes) {
+  const Answer gpu = answer("deepseek-v2-lite", Compute::f32, true, true, 7),
+               cpu = answer("deepseek-v2-lite", Compute::f32, false, true, 7);
+  EXPECT_EQ(gpu.tokens, cpu.tokens);
+  for (std::size_t i = 0; i < cpu.logprobs.size(); ++i) EXPECT_NEAR(gpu.logprobs[i], cpu.logprobs[i], 1e-3);
+}
+
+TEST_P(GpuWorker, Fp8StaysCloseToACpu) {
+  if (!has_fp8()) GTEST_SKIP() << "this GPU has no FP8 kernels";
+  const Answer gpu = answer("deepseek-v3-fp8", Compute::fp8, true, true, 1),
+               cpu = answer("deepseek-v3-fp8", Compute::bf16, false, true, 1);
+  ASSERT_EQ(gpu.tokens.size(), 1u);
+  if (gpu.tokens == cpu.tokens) {
+    EXPECT_NEAR(gpu.logprobs[0], cpu.logprobs[0], 0.5);
+  }
+  EXPECT_TRUE(std::isfinite(gpu.logprobs[0]));
+}
+
+INSTANTIATE_TEST_SUITE_P(Gpu, GpuWorker, gpus(), isa_name);
+
+}  // namespace
+}  // namespace shoal::kernel_test
