@@ -17,6 +17,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -181,10 +182,11 @@ class LlamaCpp:
         return sequences * PROMPT / prefill, sequences / float(np.median(times))
 
 
-def run_shoal(model, threads, batches, compute):
+def run_shoal(model, threads, batches):
+    """With --compute bf16: as with llama.cpp, the KV cache has 16 bits."""
     command = [str(ROOT / "build/shoal"), "bench", *model, "--threads", str(threads), "--quiet", "--json",
                "--concurrency", ",".join(map(str, batches)), "--prompt-tokens", str(PROMPT), "--output-tokens",
-               str(STEPS), "--compute", compute]
+               str(STEPS), "--compute", "bf16", "--kv-cache-gb", "1"]
     report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     return report["device"], {r["concurrency"]: r for r in report["results"]}
 
@@ -204,7 +206,7 @@ def shoal_fp8(folder, threads, batches):
         topk_method="noaux_tc", norm_topk_prob=True, routed_scaling_factor=2.5, rms_norm_eps=1e-6, rope_theta=10000.0,
         moe_layer_freq=1, num_nextn_predict_layers=0, hidden_act="silu", bos_token_id=0, eos_token_id=1)
     (folder / "config.json").write_text(json.dumps(config))
-    return run_shoal(["--model", str(folder), "--weights", "random", "--precision", "fp8"], threads, batches, "bf16")
+    return run_shoal(["--model", str(folder), "--weights", "random", "--precision", "fp8"], threads, batches)
 
 
 def ik(binary, path, threads, batch):
@@ -297,8 +299,7 @@ def main():
             if kind == "FP8":
                 device, results = shoal_fp8(options.folder / "moe-1.6b-fp8", options.threads, [batch])
             else:
-                device, results = run_shoal(["--model", str(files[kind])], options.threads, [batch],
-                                            "bf16" if kind == "BF16" else "f32")
+                device, results = run_shoal(["--model", str(files[kind])], options.threads, [batch])
             r = results[batch]
             return r["prefill_tokens_per_s"], r["decode_tokens_per_s"], r["weight_bytes_per_step"]
 
@@ -308,6 +309,8 @@ def main():
             for batch in options.batches:
                 for name, measure in engines.items():
                     prefill, decode, step_bytes = measure(batch)
+                    print(f"{kind}, {batch} sequences, {name}: prefill {prefill:.1f}, decode {decode:.1f}",
+                          file=sys.stderr, flush=True)
                     rows = {("decode", batch): decode}
                     if batch == 1:
                         rows["prefill", batch] = prefill
