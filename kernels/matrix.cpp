@@ -1,7 +1,5 @@
 #include "kernels/matrix.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
@@ -9,11 +7,11 @@
 #include <utility>
 
 #include "base/error.h"
+#include "kernels/weight_memory.h"
 
 namespace shoal {
 namespace {
 
-constexpr std::size_t kHugePage = std::size_t{2} << 20;
 constexpr int kPanel = Matrix::kPanel;
 
 // 16-byte vectors of the compiler's: SSE2 on x86-64, NEON on ARM. Packing is bound by memory, more width gains nothing.
@@ -98,17 +96,15 @@ bool any_nan_code(const std::byte* p, std::int64_t bytes) {
 
 }  // namespace
 
-void Matrix::Free::operator()(std::byte* p) const { std::free(p); }
+void Matrix::Free::operator()(std::byte* p) const { free_weights(p); }
 
 void Matrix::allocate() {
   if (rows_ <= 0 || cols_ <= 0) fail("a matrix of {} x {} has no elements", rows_, cols_);
   const auto bytes = static_cast<std::size_t>(panels() * panel_bytes());
-  const std::size_t alignment = bytes >= 2 * kHugePage ? kHugePage : 64;
-  data_.reset(static_cast<std::byte*>(std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment)));
+  data_.reset(allocate_weights(bytes));
   if (!data_)
     fail("no memory for a {} matrix of {} x {} ({:.1f} MB)", format_ ? format_->name : name_of(dtype_), rows_, cols_,
          1e-6 * double(bytes));
-  if (alignment == kHugePage) madvise(data_.get(), bytes, MADV_HUGEPAGE);
 }
 
 Matrix::Matrix(const PackedFormat& format, std::int64_t rows, std::int64_t cols)

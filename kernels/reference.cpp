@@ -213,8 +213,9 @@ class ReferenceBackend final : public Backend {
       x = ordered.data();
     }
     double sum = 0;
-    for (std::int64_t first = 0; first < w.cols(); first += byte_columns_) {
-      const std::int64_t end = std::min<std::int64_t>(w.cols(), first + byte_columns_);
+    const int columns = w.format()->bits == 8 ? 32 : byte_columns_;
+    for (std::int64_t first = 0; first < w.cols(); first += columns) {
+      const std::int64_t end = std::min<std::int64_t>(w.cols(), first + columns);
       float most = 0;
       for (std::int64_t c = first; c < end; ++c) most = std::max(most, std::abs(x[c]));
       if (most == 0) continue;

@@ -5,10 +5,9 @@
     CMAKE_ARGS="-DGGML_NATIVE=ON" perf-venv/bin/pip install --no-binary llama-cpp-python -r perf/requirements.txt
     perf-venv/bin/python perf/engine.py --folder /tmp/models --types Q8_0 Q4_K_M BF16 FP8 --threads 2
 
-With --ik FOLDER, ik_llama.cpp's llama-batched-bench from that folder takes part as well. The model is made here: R1's
-architecture with 1.6 billion parameters and random weights, quantized by llama.cpp's own quantizer. Nothing is
-downloaded. A cell is the best of --rounds rounds; the table gives tokens/s of all sequences together. FP8 is of random
-weights, and Shoal's alone.
+The model is made here: R1's architecture with 1.6 billion parameters and random weights, quantized by llama.cpp's own
+quantizer. Nothing is downloaded. A cell is the best of --rounds rounds; the table gives tokens/s of all sequences
+together. FP8 is of random weights, and Shoal's alone.
 """
 
 import argparse
@@ -17,6 +16,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -29,7 +29,6 @@ MODEL = dict(layers=8, hidden=2048, dense=6144, experts=64, expert_width=512, to
              heads=16, q_lora=768, kv_lora=512, nope=128, rope=64, value=128, vocab=32768, context=8192)
 FILE_TYPES = {"BF16": 32, "Q8_0": 7, "Q6_K": 18, "Q5_K_M": 17, "Q4_K_M": 15, "Q4_0": 2, "Q3_K_M": 12, "Q2_K": 10}
 PROMPT, STEPS = 256, 24
-IK_OPTIONS = ["-mla", "3", "-fa", "-rtr", "-fmoe"]  # what makes it fast with this architecture
 HAS_AMX = b"AMX_INT8 = 1" in llama_cpp.llama_print_system_info()
 
 
@@ -181,16 +180,17 @@ class LlamaCpp:
         return sequences * PROMPT / prefill, sequences / float(np.median(times))
 
 
-def run_shoal(model, threads, batches, compute):
+def run_shoal(model, threads, batches):
+    """With --compute bf16: as with llama.cpp, the KV cache has 16 bits."""
     command = [str(ROOT / "build/shoal"), "bench", *model, "--threads", str(threads), "--quiet", "--json",
                "--concurrency", ",".join(map(str, batches)), "--prompt-tokens", str(PROMPT), "--output-tokens",
-               str(STEPS), "--compute", compute]
+               str(STEPS), "--compute", "bf16", "--kv-cache-gb", "1"]
     report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     return report["device"], {r["concurrency"]: r for r in report["results"]}
 
 
 def shoal_fp8(folder, threads, batches):
-    """Of weights made up by Shoal: neither peer reads FP8."""
+    """Of weights made up by Shoal: llama.cpp has no FP8."""
     m = MODEL
     folder.mkdir(exist_ok=True)
     config = dict(
@@ -204,20 +204,7 @@ def shoal_fp8(folder, threads, batches):
         topk_method="noaux_tc", norm_topk_prob=True, routed_scaling_factor=2.5, rms_norm_eps=1e-6, rope_theta=10000.0,
         moe_layer_freq=1, num_nextn_predict_layers=0, hidden_act="silu", bos_token_id=0, eos_token_id=1)
     (folder / "config.json").write_text(json.dumps(config))
-    return run_shoal(["--model", str(folder), "--weights", "random", "--precision", "fp8"], threads, batches, "bf16")
-
-
-def ik(binary, path, threads, batch):
-    """Tokens/s of a prefill of `batch` prompts and of decoding them all, by ik_llama.cpp's llama-batched-bench."""
-    context = batch * (PROMPT + STEPS + 8)
-    command = [str(binary), "-m", str(path), "-c", str(context), "-b", "512", "-ub", "512", "-npp", str(PROMPT), "-ntg",
-               str(STEPS), "-npl", str(batch), "-t", str(threads), *IK_OPTIONS]
-    out = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
-    for line in out.splitlines():
-        cells = [c.strip() for c in line.strip("| \n").split("|")]
-        if len(cells) >= 8 and cells[0] == str(PROMPT):
-            return float(cells[5]), float(cells[7])
-    raise SystemExit(f"{binary}: no table in\n{out}")
+    return run_shoal(["--model", str(folder), "--weights", "random", "--precision", "fp8"], threads, batches)
 
 
 def limits(threads):
@@ -253,7 +240,6 @@ def main():
     parser.add_argument("--types", nargs="+", default=["Q8_0", "Q4_K_M", "BF16", "FP8"],
                         choices=sorted([*FILE_TYPES, "FP8"]))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 16, 64])
-    parser.add_argument("--ik", type=Path, help="folder with ik_llama.cpp's llama-batched-bench")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only-make", action="store_true", help="make the models and measure nothing")
@@ -287,9 +273,6 @@ def main():
         if kind != "FP8":
             peer = LlamaCpp(files[kind], options.threads)
             engines["llama.cpp"] = lambda batch: (*peer.run(batch), 0)
-            if options.ik:
-                binary = options.ik / "llama-batched-bench"
-                engines["ik_llama.cpp"] = lambda batch: (*ik(binary, files[kind], options.threads, batch), 0)
         device = ""
 
         def ours(batch):
@@ -297,8 +280,7 @@ def main():
             if kind == "FP8":
                 device, results = shoal_fp8(options.folder / "moe-1.6b-fp8", options.threads, [batch])
             else:
-                device, results = run_shoal(["--model", str(files[kind])], options.threads, [batch],
-                                            "bf16" if kind == "BF16" else "f32")
+                device, results = run_shoal(["--model", str(files[kind])], options.threads, [batch])
             r = results[batch]
             return r["prefill_tokens_per_s"], r["decode_tokens_per_s"], r["weight_bytes_per_step"]
 
@@ -308,6 +290,8 @@ def main():
             for batch in options.batches:
                 for name, measure in engines.items():
                     prefill, decode, step_bytes = measure(batch)
+                    print(f"{kind}, {batch} sequences, {name}: prefill {prefill:.1f}, decode {decode:.1f}",
+                          file=sys.stderr, flush=True)
                     rows = {("decode", batch): decode}
                     if batch == 1:
                         rows["prefill", batch] = prefill

@@ -10,8 +10,8 @@
 //   look_up(codes, table) replaces the codes of a step by their table entries
 //   multiply<T, G>(...)   the inner loop: T tokens, G scales a step
 //
-// Activations become bytes, a block of 128 columns at a time with one scale s, so that a group's sum of products is an
-// integer and exact. A block adds to an output
+// Activations become bytes, a block of 128 columns (of 32 for codes of 8 bits) at a time with one scale s, so that a
+// group's sum of products is an integer and exact. A block adds to an output
 //     s * sum over groups of ( weight scale * (sum(code * byte) - offset * sum(byte))  -  weight minimum * sum(byte) )
 // where the offset, in most formats the middle of their codes, is taken off the integer.
 // A block is expanded to plain bytes once for all tiles; in that form it stays in the first cache.
@@ -23,23 +23,25 @@ namespace shoal::cpu {
 namespace {
 
 constexpr int kStepColumns = 32, kQuadsOfStep = 8, kStepCodes = kStepColumns * 16;
-/// Columns of activations with one scale: those that R1's own FP8 products take together.
-constexpr int kBlockSteps = 4, kBlockColumns = kBlockSteps * kStepColumns;
+/// Steps of a block of activations with one scale: the 128 columns that R1's own FP8 products take together; codes of 8
+/// bits, which lose so little themselves that one would see it, have a scale for every 32.
+constexpr int kBlockSteps = 4, kFineSteps = 1;
+constexpr int block_steps_of(int bits) { return bits == 8 ? kFineSteps : kBlockSteps; }
 
 /// A block of a tile of T tokens, n steps of it:
 ///     for each step: bytes [8 quads][T][4]   ([T][32] where T is Isa::kTokensOfTiles)
 ///     for each step: -128 * sum of its bytes [T], of the first 16 [T], of the others [T], as integers
 ///     for each two steps: the sums of both steps' bytes as a pair of 16 bits [T]
 ///     scale [T]
-/// Only a row's last block has fewer than kBlockSteps steps.
+/// Only a row's last block may have fewer steps than the others.
 constexpr std::int64_t kSumBytes = 3 * 4;
 constexpr std::int64_t block_bytes_of(int width, std::int64_t steps) {
   return width * (steps * (kStepColumns + kSumBytes) + (steps + 1) / 2 * 4 + 4);
 }
 
-inline int steps_of_block(std::int64_t cols, std::int64_t column) {
+inline int steps_of_block(int most, std::int64_t cols, std::int64_t column) {
   const std::int64_t left = (cols - column) / kStepColumns;
-  return left < kBlockSteps ? static_cast<int>(left) : kBlockSteps;
+  return left < most ? static_cast<int>(left) : most;
 }
 
 /// Minima are kept multiplied by this, so that minimum * (-128 * sum of bytes) is what they add.
@@ -73,24 +75,25 @@ inline float quantize_block(const float* x, int n, std::int8_t* q) {
   return most / 127.0f;
 }
 
+template <int kSteps>
 inline std::int64_t quantized_tile_bytes(int width, std::int64_t cols) {
-  const std::int64_t whole = cols / kBlockColumns, left = cols % kBlockColumns / kStepColumns;
-  return whole * block_bytes_of(width, kBlockSteps) + (left > 0 ? block_bytes_of(width, left) : 0);
+  const std::int64_t whole = cols / kStepColumns / kSteps, left = cols / kStepColumns % kSteps;
+  return whole * block_bytes_of(width, kSteps) + (left > 0 ? block_bytes_of(width, left) : 0);
 }
 
-template <class Isa>
+template <class Isa, int kSteps>
 void pack_bytes(const float* const* rows, int tokens, int width, std::int64_t cols, std::byte* tile) {
   const bool by_token = width == Isa::kTokensOfTiles;
-  if (tokens < width) std::memset(tile, 0, static_cast<std::size_t>(quantized_tile_bytes(width, cols)));
-  for (std::int64_t c = 0; c < cols; c += kBlockColumns) {
-    const int steps = steps_of_block(cols, c);
+  if (tokens < width) std::memset(tile, 0, static_cast<std::size_t>(quantized_tile_bytes<kSteps>(width, cols)));
+  for (std::int64_t c = 0; c < cols; c += kSteps * kStepColumns) {
+    const int steps = steps_of_block(kSteps, cols, c);
     auto* sums = reinterpret_cast<std::int32_t*>(tile + steps * width * kStepColumns);
     std::int32_t* pairs = sums + steps * width * 3;
     auto* scales = reinterpret_cast<float*>(pairs + (steps + 1) / 2 * width);
     for (int t = 0; t < tokens; ++t) {
-      std::int8_t q[kBlockColumns];
+      std::int8_t q[kSteps * kStepColumns];
       scales[t] = quantize_block(rows[t] + c, steps * kStepColumns, q);
-      std::int16_t both[kBlockSteps] = {};
+      std::int16_t both[(kSteps + 1) / 2 * 2] = {};
       for (int s = 0; s < steps; ++s) {
         const std::int8_t* of_step = q + s * kStepColumns;
         int low = 0, high = 0;
@@ -277,11 +280,12 @@ void run_quantized(const Weights& w, std::int64_t first, std::int64_t panels, co
   }
   const bool wide = f.bits == 8 || f.table != nullptr, centred = is_centred(f);
   const int start = wide ? (Isa::kWideCodesAreSigned ? 32 : 0) : 8 - f.bits;
+  const int block_steps = block_steps_of(f.bits);
   Isa::begin(f.groups);
   for (std::int64_t p = 0; p < panels; ++p) {
     const std::byte* panel = w.data + (first + p) * w.panel_bytes;
-    for (std::int64_t c = 0; c < w.cols; c += kBlockColumns) {
-      const int steps = steps_of_block(w.cols, c);
+    for (std::int64_t c = 0; c < w.cols; c += block_steps * kStepColumns) {
+      const int steps = steps_of_block(block_steps, w.cols, c);
       expand<Isa>(f, panel, c / kStepColumns, steps, *expanded);
       for (int i = 0; i < n_tiles; ++i) {
         const PackedTile& tile = tiles[i];
@@ -291,7 +295,7 @@ void run_quantized(const Weights& w, std::int64_t first, std::int64_t panels, co
                                    !centred,
                                    has_paired_minima(f),
                                    centred ? start : 32,
-                                   tile.x + c / kBlockColumns * block_bytes_of(tile.width, kBlockSteps),
+                                   tile.x + c / kStepColumns / block_steps * block_bytes_of(tile.width, block_steps),
                                    tile.out + p * tile.width * 16};
         if (f.groups == 1) multiply_width<Isa, 1>(product, tile.width);
         if (f.groups == 2) multiply_width<Isa, 2>(product, tile.width);
@@ -315,8 +319,13 @@ inline std::int64_t quantized_scratch(const Weights&) { return static_cast<std::
 
 template <class Isa>
 inline void fill_quantized(KernelTable& table) {
-  table.gemm[int(WeightKind::quantized)] = table.gemm_bf16[int(WeightKind::quantized)] = {
-      quantized_tile_width<Isa>, quantized_tile_bytes, pack_bytes<Isa>, quantized_scratch, run_quantized<Isa>};
+  const auto product = [](auto bytes, auto pack) {
+    return Gemm{quantized_tile_width<Isa>, bytes, pack, quantized_scratch, run_quantized<Isa>};
+  };
+  table.gemm[int(WeightKind::quantized)] = table.gemm_bf16[int(WeightKind::quantized)] =
+      product(quantized_tile_bytes<kBlockSteps>, pack_bytes<Isa, kBlockSteps>);
+  table.gemm[int(WeightKind::quantized_8)] = table.gemm_bf16[int(WeightKind::quantized_8)] =
+      product(quantized_tile_bytes<kFineSteps>, pack_bytes<Isa, kFineSteps>);
 }
 
 }  // namespace

@@ -106,8 +106,10 @@ struct Amx : Convert512 {
 /// Fewer tokens than half a tile are faster without it.
 int tile_width(std::int64_t remaining) { return remaining > 8 ? 16 : direct_tile_width(remaining); }
 
+template <int kSteps>
 void pack(const float* const* rows, int tokens, int width, std::int64_t cols, std::byte* tile) {
-  width == 16 ? pack_bytes<Amx>(rows, tokens, width, cols, tile) : pack_direct(rows, tokens, width, cols, tile);
+  width == 16 ? pack_bytes<Amx, kSteps>(rows, tokens, width, cols, tile)
+              : pack_direct<kSteps>(rows, tokens, width, cols, tile);
 }
 
 std::int64_t scratch_bytes(const Weights&) { return static_cast<std::int64_t>(sizeof(Expanded)); }
@@ -123,8 +125,11 @@ void run(const Weights& w, std::int64_t first, std::int64_t panels, const Packed
 }  // namespace
 
 void fill_quantized_amx(KernelTable& table) {
-  table.gemm[int(WeightKind::quantized)] =
-      table.gemm_bf16[int(WeightKind::quantized)] = {tile_width, quantized_tile_bytes, pack, scratch_bytes, run};
+  const auto product = [](auto bytes, auto pack_of) { return Gemm{tile_width, bytes, pack_of, scratch_bytes, run}; };
+  table.gemm[int(WeightKind::quantized)] = table.gemm_bf16[int(WeightKind::quantized)] =
+      product(quantized_tile_bytes<kBlockSteps>, pack<kBlockSteps>);
+  table.gemm[int(WeightKind::quantized_8)] = table.gemm_bf16[int(WeightKind::quantized_8)] =
+      product(quantized_tile_bytes<kFineSteps>, pack<kFineSteps>);
 }
 
 }  // namespace shoal::cpu

@@ -53,10 +53,10 @@ struct Gemm {
 };
 
 /// Kinds of weights with a product of their own. f8: in blocks of rows a multiple of 16 and columns of
-/// KernelTable::f8_block_columns, without NaN codes; f8_any: every other F8 matrix, slower; quantized: all packed
-/// formats, multiplied with activations of 8 bits.
-enum class WeightKind { f32, f16, bf16, f8, f8_any, quantized };
-constexpr int kWeightKinds = 6;
+/// KernelTable::f8_block_columns, without NaN codes; f8_any: every other F8 matrix, slower; quantized: packed
+/// formats, multiplied with activations of 8 bits; quantized_8: those of them whose codes have 8 bits.
+enum class WeightKind { f32, f16, bf16, f8, f8_any, quantized, quantized_8 };
+constexpr int kWeightKinds = 7;
 
 /// Attention of some tokens of one sequence, some heads each, over one stretch of positions [begin, end) of its cache.
 /// For each (token, head): the largest score, the sum of exp(score - largest), and the values weighted by those.

@@ -48,7 +48,7 @@ Weights weights_of(const Matrix& m) {
 }
 
 WeightKind kind_of(const KernelTable& kernels, const Matrix& m) {
-  if (m.format()) return WeightKind::quantized;
+  if (m.format()) return m.format()->bits == 8 ? WeightKind::quantized_8 : WeightKind::quantized;
   switch (m.dtype()) {
     case DType::f32:
       return WeightKind::f32;

@@ -1,4 +1,6 @@
 #pragma once
+#include <sys/mman.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -9,16 +11,19 @@
 namespace shoal::cpu {
 
 /// Memory that is reused from call to call and grows when a call needs more; what it held is then lost. 64-byte
-/// aligned.
+/// aligned; in huge pages where it is large.
 class Scratch {
  public:
   std::byte* bytes(std::int64_t n) {
     if (n > size_) {
       // Half as much again, so that a slowly growing batch does not allocate at every step.
-      size_ = (n + n / 2 + 63) / 64 * 64;
+      const std::int64_t alignment = n >= kHugePage ? kHugePage : 64;
+      size_ = (n + n / 2 + alignment - 1) / alignment * alignment;
       data_.reset();
-      data_.reset(static_cast<std::byte*>(std::aligned_alloc(64, static_cast<std::size_t>(size_))));
+      const auto bytes = static_cast<std::size_t>(size_);
+      data_.reset(static_cast<std::byte*>(std::aligned_alloc(static_cast<std::size_t>(alignment), bytes)));
       if (!data_) throw std::bad_alloc();
+      if (alignment == kHugePage) madvise(data_.get(), bytes, MADV_HUGEPAGE);
     }
     return data_.get();
   }
@@ -28,6 +33,8 @@ class Scratch {
   struct Free {
     void operator()(std::byte* p) const { std::free(p); }
   };
+  static constexpr std::int64_t kHugePage = std::int64_t{2} << 20;
+
   std::unique_ptr<std::byte[], Free> data_;
   std::int64_t size_ = 0;
 };

@@ -105,15 +105,20 @@ SHOAL_INLINE __m512i paired_minima(const std::byte* first, const std::byte* seco
   return _mm512_or_si512(wide(first), _mm512_slli_epi32(wide(second), 16));
 }
 
+/// What a product fetches of the memory behind the weights it reads: from `from` on, so many lines in each step.
+struct Ahead {
+  const std::byte* from;
+  int lines;
+};
+
 /// One panel times one tile of T tokens.
 template <int kBits, int kGroups, bool kTable, Offsets kOffsets, int T>
 void multiply_direct(const QuantizedLayout& f, std::int64_t cols, const std::byte* panel, const std::byte* x,
-                     float* out) {
+                     Ahead ahead, float* out) {
   using Code = Codes<kBits, kTable>;
   constexpr bool kCentred = kOffsets == Offsets::centred;
   constexpr int kQuads = kQuadsOfStep / kGroups;        // of a scale
   constexpr int kChains = T == 1 ? 4 : T <= 3 ? 2 : 1;  // a multiplication waits four cycles for the one before
-  constexpr std::int64_t kAhead = 2048;                 // bytes; the memory's own prefetching stops at every page
   Code codes{};
   if constexpr (kTable) {
     codes.entries = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(f.table)));
@@ -125,8 +130,9 @@ void multiply_direct(const QuantizedLayout& f, std::int64_t cols, const std::byt
 #pragma GCC unroll 8
   for (int t = 0; t < T; ++t) result[t] = _mm512_setzero_ps();
 
-  for (std::int64_t c = 0; c < cols; c += kBlockColumns) {
-    const int steps = steps_of_block(cols, c);
+  constexpr int kSteps = block_steps_of(kBits);
+  for (std::int64_t c = 0; c < cols; c += kSteps * kStepColumns) {
+    const int steps = steps_of_block(kSteps, cols, c);
     const auto* sums = reinterpret_cast<const std::int32_t*>(x + steps * T * kStepColumns);
     __m512 sum[T];
 #pragma GCC unroll 8
@@ -139,9 +145,8 @@ void multiply_direct(const QuantizedLayout& f, std::int64_t cols, const std::byt
       }
       const auto* planes = reinterpret_cast<const std::uint8_t*>(step + f.scale_bytes);
       const auto* bytes = reinterpret_cast<const int*>(x + s * T * kStepColumns);
-#pragma GCC unroll 8
-      for (int line = 0; line < kBits; ++line) {
-        _mm_prefetch(reinterpret_cast<const char*>(planes) + kAhead + line * 64, _MM_HINT_T0);
+      for (int line = 0; line < ahead.lines; ++line, ahead.from += 64) {
+        _mm_prefetch(reinterpret_cast<const char*>(ahead.from), _MM_HINT_T1);
       }
 #pragma GCC unroll 2
       for (int g = 0; g < kGroups; ++g) {
@@ -193,7 +198,7 @@ void multiply_direct(const QuantizedLayout& f, std::int64_t cols, const std::byt
     }
     const auto* pairs = sums + steps * 3 * T;
     if constexpr (kOffsets == Offsets::paired) {  // of whole blocks: a record has 256 columns
-      static_assert(kBlockSteps == 4);
+      static_assert(kSteps == 4);
       const std::byte* minima = step - 4 * f.step_bytes + 16;
       const __m512i first = paired_minima(minima, minima + f.step_bytes);
       const __m512i second = paired_minima(minima + 2 * f.step_bytes, minima + 3 * f.step_bytes);
@@ -217,7 +222,7 @@ void multiply_direct(const QuantizedLayout& f, std::int64_t cols, const std::byt
 constexpr int kDirectWidths[] = {1, 2, 3, 4, 5, 6, 7, 8};
 
 using DirectProduct = void (*)(const QuantizedLayout& f, std::int64_t cols, const std::byte* panel, const std::byte* x,
-                               float* out);
+                               Ahead ahead, float* out);
 
 template <int kBits, int kGroups, bool kTable, Offsets kOffsets, int kIndex = 0>
 inline DirectProduct product_of_width(int width) {
@@ -238,7 +243,9 @@ inline DirectProduct product_of_offsets(const QuantizedLayout& f, int width) {
   }
   if constexpr (kTable) return product_of_width<kBits, 1, true, Offsets::centred>(width);
   if (is_centred(f)) return product_of_width<kBits, 1, false, Offsets::centred>(width);
-  if (has_paired_minima(f)) return product_of_width<kBits, 1, false, Offsets::paired>(width);
+  if constexpr (kBits != 8) {
+    if (has_paired_minima(f)) return product_of_width<kBits, 1, false, Offsets::paired>(width);
+  }
   return product_of_width<kBits, 1, false, Offsets::other>(width);
 }
 
@@ -259,13 +266,23 @@ inline DirectProduct direct_product(const QuantizedLayout& f, int width) {
   }
 }
 
+/// While the tiles pass one panel, the next comes from memory, a part with each tile: all that reading takes is then
+/// hidden behind the products. A single tile fetches but a few pages ahead.
 inline void run_direct(const Weights& w, std::int64_t first, std::int64_t panels, const PackedTile* tiles, int n_tiles,
                        std::byte*) {
+  constexpr std::int64_t kLine = 64, kPages = 8192;
+  const std::int64_t steps = w.cols / kStepColumns, lines_of_panel = (w.panel_bytes + kLine - 1) / kLine;
+  const std::int64_t lines = (lines_of_panel + steps * n_tiles - 1) / (steps * n_tiles);
   for (std::int64_t p = 0; p < panels; ++p) {
     const std::byte* panel = w.data + (first + p) * w.panel_bytes;
     for (int i = 0; i < n_tiles; ++i) {
       const PackedTile& tile = tiles[i];
-      direct_product(w.quantized, tile.width)(w.quantized, w.cols, panel, tile.x, tile.out + p * tile.width * 16);
+      const std::int64_t at = i * steps * lines;  // of the next panel's lines
+      const Ahead ahead =
+          n_tiles == 1 ? Ahead{panel + kPages, static_cast<int>(lines)}
+                       : Ahead{panel + w.panel_bytes + at * kLine, at < lines_of_panel ? static_cast<int>(lines) : 0};
+      direct_product(w.quantized, tile.width)(w.quantized, w.cols, panel, tile.x, ahead,
+                                              tile.out + p * tile.width * 16);
     }
   }
 }
@@ -295,15 +312,16 @@ inline float quantize_to(const float* x, int n, std::int8_t* q) {
 }
 
 /// pack_bytes() for tiles whose quads lie token by token, four tokens at a time.
-inline void pack_direct(const float* const* rows, int tokens, int width, std::int64_t cols, std::byte* tile) {
-  for (std::int64_t c = 0; c < cols; c += kBlockColumns) {
-    const int steps = steps_of_block(cols, c);
+template <int kSteps>
+void pack_direct(const float* const* rows, int tokens, int width, std::int64_t cols, std::byte* tile) {
+  for (std::int64_t c = 0; c < cols; c += kSteps * kStepColumns) {
+    const int steps = steps_of_block(kSteps, cols, c);
     auto* sums = reinterpret_cast<std::int32_t*>(tile + steps * width * kStepColumns);
     std::int32_t* pairs = sums + steps * width * 3;
     auto* scales = reinterpret_cast<float*>(pairs + (steps + 1) / 2 * width);
     for (int first = 0; first < width; first += 4) {
       const int count = width - first < 4 ? width - first : 4;
-      alignas(64) std::int8_t q[4][kBlockColumns] = {};
+      alignas(64) std::int8_t q[4][(kSteps + 1) / 2 * 64] = {};
       for (int t = 0; t < count; ++t) {
         const bool real = first + t < tokens;
         scales[first + t] = real ? quantize_to(rows[first + t] + c, steps * kStepColumns, q[t]) : 0.0f;
