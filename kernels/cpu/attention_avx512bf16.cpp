@@ -112,9 +112,13 @@ void add_values(const PairedBlock& block, int positions, const std::int32_t* wei
       }
     }
     for (int pair = 0; 2 * pair < positions; ++pair) {
+      // A later position's values may be infinite: they are left out, as a weight of zero would not do.
+      const __mmask32 seen = 2 * pair + 1 < positions ? 0xffffffff : 0x55555555;
       __m512i x[kRegisters];
 #pragma GCC unroll 4
-      for (int v = 0; v < kRegisters; ++v) x[v] = load_bf16(block.values + 2 * (pair * value_dim + c) + v * 32);
+      for (int v = 0; v < kRegisters; ++v) {
+        x[v] = _mm512_maskz_loadu_epi16(seen, block.values + 2 * (pair * value_dim + c) + v * 32);
+      }
 #pragma GCC unroll 4
       for (int h = 0; h < kHeads; ++h) {
         const __m512i w = _mm512_set1_epi32(weights[h * kPairs + pair]);

@@ -128,7 +128,7 @@ TEST(AmxEmulation, ProductsMatchReference) {
   }
 }
 
-/// What AVX-512 CPUs older than this machine run: BF16 dot products without look-ups of bytes.
+/// What AVX-512 CPUs with BF16 but without VBMI run: BF16 dot products without look-ups of bytes.
 TEST(WithoutVbmi, F8ProductsMatchReference) {
   if (!cpu::has_avx512_bf16()) GTEST_SKIP() << "this machine has no AVX512_BF16";
   cpu::KernelTable kernels = cpu::kernels_for(Isa::avx512);

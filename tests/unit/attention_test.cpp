@@ -182,6 +182,28 @@ TEST_P(AttentionTest, NotANumberStaysInItsToken) {
   tested->mla_attention({q.data(), 0, 160}, shape, 0.1f, {}, cache.layer, {out.data(), 0, 128});
 }
 
+/// Blocks of positions are read whole, also for a query that sees an odd number of them.
+TEST_P(AttentionTest, InfinityStaysBehindThoseWhoDoNotSeeIt) {
+  if (GetParam().kind != Subject::Kind::cpu) GTEST_SKIP() << "GPUs weigh it with zero";
+  Random random(7);
+  const MlaShape shape{4, 64, 32};
+  for (const Compute compute : {Compute::f32, Compute::bf16}) {
+    const auto tested = backend(1, compute);
+    const PagedCache cache(random, *tested, KvType::bf16, 64, 96, {50});
+    const std::vector<float> infinite(96, INFINITY);
+    const std::int64_t slot = std::int64_t{cache.tables[0][0]} * 64 + 49;
+    tested->write_kv({infinite.data(), 1, 96}, {&slot, 1}, 0, cache.layer);
+    const std::vector<AttentionQuery> queries{cache.query(0, 49), cache.query(0, 50)};
+    const auto q = random.floats(2 * 4 * 96);
+    std::vector<float> together(2 * 4 * 64), alone(4 * 64);
+    tested->mla_attention({q.data(), 2, 4 * 96}, shape, 0.1f, queries, cache.layer, {together.data(), 2, 4 * 64});
+    tested->mla_attention({q.data(), 1, 4 * 96}, shape, 0.1f, {queries.data(), 1}, cache.layer,
+                          {alone.data(), 1, 4 * 64});
+    EXPECT_TRUE(std::isfinite(alone[0]));
+    EXPECT_TRUE(same_bits(together.data(), alone.data(), 4 * 64));
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Cpu, AttentionTest, all_isas(), isa_name);
 
 }  // namespace
