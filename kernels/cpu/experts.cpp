@@ -82,7 +82,9 @@ void Experts::gate_and_up(Team& team, const ExpertBatch& batch) {
       const std::int64_t gate_room = rooms.add(scratch_bytes(gate, piece));
       const std::int64_t up_room = rooms.add(scratch_bytes(up, piece));
       std::byte* scratch = team.scratch[static_cast<std::size_t>(thread)].bytes(rooms.size());
+      prefetch(up, piece.first_panel);
       float* g = multiply(gate, piece, storage, scratch + gate_room);
+      if (i + 1 < pieces_.size()) prefetch(gates_[pieces_[i + 1].product], pieces_[i + 1].first_panel);
       const float* u = multiply(up, piece, storage, scratch + up_room);
       const std::int64_t row = piece.first_panel * Matrix::kPanel, width = gate.w->rows();
       const std::int64_t n_rows = std::min(piece.panels * Matrix::kPanel, width - row);
@@ -119,7 +121,7 @@ void Experts::down(Team& team, const ExpertBatch& batch, const Matrix& any) {
 
   // A piece is some outputs of all experts, so that a row's sum is made by one thread, expert after expert.
   const std::int64_t width = any.rows(), panels = any.panels();
-  const std::int64_t step = panels_per_piece(team.pool.size(), panels);
+  const std::int64_t step = panels_per_piece(team.pool.size(), panels, downs_);
   const auto count = static_cast<std::size_t>((panels + step - 1) / step);
   team.run(count, 1, operations_of(downs_), [&](std::size_t begin, std::size_t end, int thread) {
     for (std::size_t i = begin; i < end; ++i) {
@@ -129,6 +131,7 @@ void Experts::down(Team& team, const ExpertBatch& batch, const Matrix& any) {
       for (float* out : batch.out) std::fill_n(out + row, n_rows, 0.0f);
       for (std::size_t e = 0; e < n; ++e) {
         const Product& product = downs_[e];
+        if (e + 1 < n) prefetch(downs_[e + 1], first);
         const std::size_t tiles = product.x->tiles.size();
         for (std::size_t tile = 0; tile < tiles; tile += kTilesAtOnce) {
           const Piece piece{e, first, std::min(step, panels - first), tile, std::min(kTilesAtOnce, tiles - tile)};

@@ -10,8 +10,11 @@ constexpr int kWidestTile = 32;
 /// Tokens of a piece at most: their results stay in the second cache.
 constexpr std::int64_t kPieceTokens = 192;
 constexpr std::int64_t kPieceResults = 256 * 1024 / 64;  // panels times tokens
-/// Pieces for each thread: what a late thread has left is this part of its work.
-constexpr int kPiecesPerThread = 6;
+/// Pieces for each thread: what a late thread has left is this part of its work. With few tokens all time goes into
+/// reading weights, and every piece begins slowly, its first lines not being on their way: then fewer.
+constexpr int pieces_per_thread(double tokens) { return tokens <= 8 ? 2 : 6; }
+/// Bytes at the beginning of a piece that prefetch() asks for.
+constexpr std::int64_t kBeginning = 8192;
 /// Reading a weight costs about as much time as multiplying it so many times.
 constexpr double kReadCost = 4;
 
@@ -145,9 +148,12 @@ void pack(Team& team, std::span<const PackedRows> sets, std::byte* storage) {
 
 void cut(int threads, std::span<const Product> products, std::vector<Piece>& pieces) {
   pieces.clear();
-  double total = 0;
-  for (const Product& p : products) total += cost_of_panel(p) * static_cast<double>(p.w->panels());
-  const double wanted = total / (threads * kPiecesPerThread);
+  double total = 0, most_tokens_of_any = 0;
+  for (const Product& p : products) {
+    total += cost_of_panel(p) * static_cast<double>(p.w->panels());
+    most_tokens_of_any = std::max(most_tokens_of_any, static_cast<double>(p.x->rows.size()));
+  }
+  const double wanted = total / (threads * pieces_per_thread(most_tokens_of_any));
 
   for (std::size_t i = 0; i < products.size(); ++i) {
     const Product& p = products[i];
@@ -173,9 +179,18 @@ void cut(int threads, std::span<const Product> products, std::vector<Piece>& pie
   }
 }
 
-std::int64_t panels_per_piece(int threads, std::int64_t panels) {
-  const double wanted = static_cast<double>(panels) / (threads * kPiecesPerThread);
-  return std::min<std::int64_t>(panels_of_cost(wanted, 1.0), 16);
+std::int64_t panels_per_piece(int threads, std::int64_t panels, std::span<const Product> products) {
+  double tokens = 0;
+  for (const Product& p : products) tokens += static_cast<double>(p.x->rows.size());
+  tokens /= static_cast<double>(std::max<std::size_t>(1, products.size()));
+  const int pieces = threads * pieces_per_thread(tokens);
+  return std::min<std::int64_t>(panels_of_cost(static_cast<double>(panels) / pieces, 1.0), tokens <= 8 ? 64 : 16);
+}
+
+void prefetch(const Product& product, std::int64_t panel) {
+  const std::byte* weights = product.w->panel(panel);
+  const std::int64_t bytes = std::min(kBeginning, (product.w->panels() - panel) * product.w->panel_bytes());
+  for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(weights + i, 0, 2);
 }
 
 double operations_of(std::span<const Product> products) {

@@ -75,8 +75,11 @@ struct Piece {
 /// shreds.
 void cut(int threads, std::span<const Product> products, std::vector<Piece>& pieces);
 
-/// Panels of a piece when pieces are alike and all of them have as many rows to do.
-std::int64_t panels_per_piece(int threads, std::int64_t panels);
+/// Panels of a piece that is so many outputs of all products.
+std::int64_t panels_per_piece(int threads, std::int64_t panels, std::span<const Product> products);
+
+/// Asks the memory for the first weights from a panel on, while others are multiplied.
+void prefetch(const Product& product, std::int64_t panel);
 
 /// A rough count of the multiplications of all products, for Team::run.
 double operations_of(std::span<const Product> products);
