@@ -39,8 +39,9 @@ struct Codes {
     __m512i code = _mm512_and_si512(plane<kWidth, kShift>(planes, q), _mm512_set1_epi8(mask(kWidth, kShift)));
     if constexpr (kRest > 0) {
       constexpr int kOrAnd = 0xf8;  // a | (b & c)
-      code = _mm512_ternarylogic_epi64(code, plane<kRest, kShift + kWidth>(planes + kWidth * 64, q),
-                                       _mm512_set1_epi8(mask(kRest, kShift + kWidth)), kOrAnd);
+      const __m512i rest = plane<kRest, kShift + kWidth>(planes + kWidth * 64, q);
+      const __m512i mask_of_rest = _mm512_set1_epi8(mask(kRest, kShift + kWidth));
+      code = _mm512_ternarylogic_epi64(code, rest, mask_of_rest, kOrAnd);
     }
     return kTable ? _mm512_shuffle_epi8(entries, code) : code;
   }
