@@ -6,8 +6,8 @@
 
 #include "kernels/cpu/amx_shape.h"
 
-/// The tile instructions of amx_tile.h as plain loops with the semantics of Intel's manual (SDM volume 2, TDPBF16PS),
-/// so that the kernels over them are tested on machines without AMX.
+/// The tile instructions of amx_tile.h as plain loops with the semantics of Intel's manual (SDM volume 2, TDPBF16PS,
+/// TDPBSUD), so that the kernels over them are tested on machines without AMX.
 namespace shoal::cpu {
 namespace {
 
@@ -63,6 +63,21 @@ struct EmulatedTiles {
         }
         std::memcpy(&sum, data[kSum][m] + 4 * n, 4);
         sum = flush(flush(sum) + flush(even + odd));
+        std::memcpy(data[kSum][m] + 4 * n, &sum, 4);
+      }
+    }
+  }
+
+  /// Signed bytes of kA times unsigned ones of kB.
+  template <int kSum, int kA, int kB>
+  static void multiply_bytes() {
+    for (int m = 0; m < shape_of[kSum].rows; ++m) {
+      for (int n = 0; n < shape_of[kSum].row_bytes / 4; ++n) {
+        std::int32_t sum;
+        std::memcpy(&sum, data[kSum][m] + 4 * n, 4);
+        for (int k = 0; k < shape_of[kA].row_bytes / 4; ++k)
+          for (int i = 0; i < 4; ++i)
+            sum += static_cast<std::int8_t>(data[kA][m][4 * k + i]) * std::int32_t{data[kB][k][4 * n + i]};
         std::memcpy(data[kSum][m] + 4 * n, &sum, 4);
       }
     }

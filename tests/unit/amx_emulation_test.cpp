@@ -7,6 +7,9 @@
 #include "tests/unit/kernel_test_support.h"
 
 namespace shoal::kernel_test {
+
+void fill_quantized_emulated(cpu::KernelTable& table);  // emulated_amx_bytes.cpp
+
 namespace {
 
 using cpu::EmulatedTiles;
@@ -142,6 +145,31 @@ TEST(WithoutVbmi, F8ProductsMatchReference) {
       std::vector<float> expected(static_cast<std::size_t>(tokens * s.rows));
       reference->linear({x.data(), tokens, s.cols}, w, {}, {expected.data(), tokens, s.rows});
       expect_near(multiply(Compute::bf16, w, x, tokens, 2, kernels), expected, 4e-6, "F8");
+    }
+  }
+}
+
+/// Tiles and VNNI share the tokens of a call, so they must agree to the bit.
+TEST(AmxEmulation, ProductsOfBytesAreThoseOfVnni) {
+  if (!cpu::has_avx512_vnni()) GTEST_SKIP() << "this machine has no AVX512_VNNI";
+  cpu::KernelTable vnni = cpu::kernels_for(Isa::avx512);
+  cpu::fill_quantized_avx512vnni(vnni);
+  cpu::KernelTable tiles = vnni;
+  fill_quantized_emulated(tiles);
+  Random random(5);
+  const auto same = [&](const Matrix& w, const std::string& what) {
+    for (const std::int64_t tokens : {3, 16, 29}) {
+      const auto x = random.floats(tokens * w.cols());
+      const auto expected = multiply(Compute::f32, w, x, tokens, 2, vnni);
+      const auto actual = multiply(Compute::f32, w, x, tokens, 2, tiles);
+      EXPECT_TRUE(same_bits(actual.data(), expected.data(), tokens * w.rows())) << what << ", " << tokens << " tokens";
+    }
+  };
+  for (const QuantFormat& format : quant_formats()) {
+    if (packed_format(format) == nullptr) continue;
+    for (const auto& [rows, cols] : {std::pair{37, 768}, {20, 288}}) {
+      if (cols % format.block_elements == 0)
+        same(random_quantized(random, format, rows, cols).matrix, std::string(format.name));
     }
   }
 }

@@ -1,0 +1,139 @@
+// Products of quantized weights with AMX tiles of bytes, included after amx_tile.h or, in tests, amx_emulation.h.
+#include "kernels/cpu/vnni512.h"
+
+namespace shoal::cpu {
+namespace {
+
+/// Sixteen tokens are a tile, fewer are VNNI's. Both make the same sums of the same integers in the same order, so a
+/// token's result does not depend on which of them it meets.
+template <class Tiles>
+struct Amx : Convert512 {
+  static constexpr int kWidths[] = {16};
+  static constexpr int kTokensOfTiles = 16;
+
+  template <int T, int G>
+  static void multiply(const BlockProduct& p) {
+    multiply_tiles<G>(p);
+  }
+
+  /// Tiles 0 to 3 take the sums of one group of columns each in turn, 4 and 5 the tokens, 6 and 7 the weights.
+  static void begin(int groups) {
+    const auto columns = static_cast<std::uint16_t>(kStepColumns / groups);
+    const TileShape sums{16, 64}, tokens{16, columns}, weights{static_cast<std::uint8_t>(columns / 4), 64};
+    const TileShape shape[8] = {sums, sums, sums, sums, tokens, tokens, weights, weights};
+    Tiles::configure(shape);
+  }
+  static void end() { Tiles::release(); }
+
+ private:
+  /// The products of a group's columns, to memory.
+  template <int kSum>
+  static void multiply_group(const std::byte* x, const std::uint8_t* code, std::int32_t* dots) {
+    constexpr int kX = 4 + kSum % 2, kCode = 6 + kSum % 2;
+    Tiles::template zero<kSum>();
+    Tiles::template load<kX>(x, kStepColumns);
+    Tiles::template load<kCode>(code, 64);
+    Tiles::template multiply_bytes<kSum, kX, kCode>();
+    Tiles::template store<kSum>(dots, 64);
+  }
+
+  template <int G>
+  static void multiply_tiles(const BlockProduct& p) {
+    constexpr int kBuffers = 4, kAhead = 2;  // groups whose products are under way
+    alignas(64) std::int32_t dots[kBuffers][256];
+    const int groups = p.steps * G;
+    const auto start = [&](int i) {
+      const std::byte* x = p.x + i / G * (16 * kStepColumns) + i % G * (kStepColumns / G);
+      const std::uint8_t* code = p.weights->code + i * (kStepCodes / G);
+      std::int32_t* to = dots[i % kBuffers];
+      switch (i % kBuffers) {
+        case 0:
+          return multiply_group<0>(x, code, to);
+        case 1:
+          return multiply_group<1>(x, code, to);
+        case 2:
+          return multiply_group<2>(x, code, to);
+        default:
+          return multiply_group<3>(x, code, to);
+      }
+    };
+    for (int i = 0; i < kAhead && i < groups; ++i) start(i);
+    __m512 sum[16];
+#pragma GCC unroll 16
+    for (int t = 0; t < 16; ++t) sum[t] = _mm512_setzero_ps();
+    for (int i = 0; i < groups; ++i) {
+      if (i + kAhead < groups) start(i + kAhead);
+      const std::int32_t* sums = p.sums<16, G>(i / G, i % G);
+      const std::int32_t* dot = dots[i % kBuffers];
+      const __m512 scale = _mm512_load_ps(p.weights->scale[i]);
+      if (p.minima && !p.paired) {
+        const __m512 minimum = _mm512_load_ps(p.weights->minimum[i]);
+#pragma GCC unroll 16
+        for (int t = 0; t < 16; ++t) {
+          sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(dot + t * 16)), scale, sum[t]);
+          sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_set1_epi32(sums[t])), minimum, sum[t]);
+        }
+      } else {
+        const __m128i shift = _mm_cvtsi32_si128(p.start);
+        const __mmask16 taken_off = p.start < 32 ? __mmask16{0xffff} : __mmask16{0};
+#pragma GCC unroll 16
+        for (int t = 0; t < 16; ++t) {
+          const __m512i offset = _mm512_maskz_sra_epi32(taken_off, _mm512_set1_epi32(sums[t]), shift);
+          const __m512i centred = _mm512_add_epi32(_mm512_load_si512(dot + t * 16), offset);
+          sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(centred), scale, sum[t]);
+        }
+      }
+    }
+    if (p.paired) {
+      const __m512i first = _mm512_load_si512(p.weights->pairs[0]), second = _mm512_load_si512(p.weights->pairs[1]);
+      const __m512 unit = _mm512_load_ps(p.weights->pair_unit);
+      const std::int32_t* pairs = p.pairs<16>();
+#pragma GCC unroll 16
+      for (int t = 0; t < 16; ++t) {
+        __m512i taken = _mm512_setzero_si512();
+        multiply_pair(taken, first, pairs[t]);
+        multiply_pair(taken, second, pairs[16 + t]);
+        sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(taken), unit, sum[t]);
+      }
+    }
+#pragma GCC unroll 16
+    for (int t = 0; t < 16; ++t) {
+      float* to = p.out + t * 16;
+      _mm512_storeu_ps(to, _mm512_fmadd_ps(sum[t], _mm512_set1_ps(p.scales<16>()[t]), _mm512_loadu_ps(to)));
+    }
+  }
+};
+
+/// Fewer tokens than half a tile are faster without it.
+int tile_width(std::int64_t remaining) { return remaining > 8 ? 16 : direct_tile_width(remaining); }
+
+template <class Tiles, int kSteps>
+void pack_for_tiles(const float* const* rows, int tokens, int width, std::int64_t cols, std::byte* tile) {
+  width == 16 ? pack_bytes<Amx<Tiles>, kSteps>(rows, tokens, width, cols, tile)
+              : pack_direct<kSteps>(rows, tokens, width, cols, tile);
+}
+
+std::int64_t expanded_bytes(const Weights&) { return static_cast<std::int64_t>(sizeof(Expanded)); }
+
+template <class Tiles>
+void run_tiles(const Weights& w, std::int64_t first, std::int64_t panels, const PackedTile* tiles, int n_tiles,
+               std::byte* scratch) {
+  int wide = 0;  // they come first
+  while (wide < n_tiles && tiles[wide].width == 16) ++wide;
+  if (wide > 0) run_quantized<Amx<Tiles>>(w, first, panels, tiles, wide, scratch);
+  if (wide < n_tiles) run_direct(w, first, panels, tiles + wide, n_tiles - wide, scratch);
+}
+
+template <class Tiles>
+void fill_quantized_tiles(KernelTable& table) {
+  const auto product = [](auto bytes, auto pack) {
+    return Gemm{tile_width, bytes, pack, expanded_bytes, run_tiles<Tiles>};
+  };
+  table.gemm[int(WeightKind::quantized)] = table.gemm_bf16[int(WeightKind::quantized)] =
+      product(quantized_tile_bytes<kBlockSteps>, pack_for_tiles<Tiles, kBlockSteps>);
+  table.gemm[int(WeightKind::quantized_8)] = table.gemm_bf16[int(WeightKind::quantized_8)] =
+      product(quantized_tile_bytes<kFineSteps>, pack_for_tiles<Tiles, kFineSteps>);
+}
+
+}  // namespace
+}  // namespace shoal::cpu
