@@ -86,7 +86,7 @@ Pool make_pool(const PlanRequest& request, const PlanOptions& o, int nodes) {
   const Layout layout = make_plan(r).layout;
   const bool gpu = r.cluster.groups[0].device.kind == Device::Kind::gpu;
   return {layout,
-          SpeedModel(r.config, r.precision, r.cluster, layout, r.workload.kv, r.redundant_experts),
+          SpeedModel(r.config, r.precision, r.cluster, layout, r.workload, r.redundant_experts),
           {.max_num_seqs = 256,
            .max_batched_tokens = gpu ? std::max(o.max_batched_tokens, 4096) : o.max_batched_tokens,
            .kv_tokens = room,

@@ -91,7 +91,8 @@ std::string ServerStatus::metrics() const {
   per_rank("rank_exchange_seconds_total", "Time a rank waited for tokens of other ranks.",
            [](const Rank& rank) { return rank.exchange_s; });
   if (!totals.expert_tokens.empty()) {
-    per_rank("rank_expert_tokens_total", "Rows that the experts of a rank computed.",
+    per_rank("rank_expert_tokens_total",
+             "Rows that the experts of a rank computed; of sliced experts (serve --plan), slices of rows.",
              [](const Rank& rank) { return rank.expert_tokens; });
   }
   if (engine_.rebalancer) {

@@ -39,8 +39,9 @@ struct Axis {
 /// 12000 as 12,000; no more digits than it has.
 std::string number(double value) {
   std::string text = fmt::format("{:.6g}", value);
-  if (value < 1000 || value >= 1e6) return text;
-  return text.insert(text.size() - 3, ",");
+  const std::size_t digits = std::min(text.size(), text.find('.'));  // before the point
+  if (value < 1000 || text.find('e') != std::string::npos || digits <= 3) return text;
+  return text.insert(digits - 3, ",");
 }
 
 std::string escaped(const std::string& text) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdio>
 #include <functional>
 #include <random>
 
@@ -13,6 +14,7 @@ namespace {
 
 constexpr int kRepeats = 9;            // of a measurement, at least
 constexpr double kLeastSeconds = 0.1;  // that its runs take together
+constexpr std::chrono::seconds kPatience{3};
 
 enum class Who { all, first };  // ranks at work, while the others wait
 
@@ -104,10 +106,19 @@ struct Bench {
   Backend& backend;
   const ModelConfig& config;
   double bytes;  // of weights on this rank
+  double most;   // where products need several matrices at once
+  std::chrono::steady_clock::time_point start = std::chrono::steady_clock::now();
+
+  /// On the terminal, once it is clear that the user has to wait.
+  void say(const std::string& what) const {
+    if (comm.rank() == 0 && std::chrono::steady_clock::now() - start > kPatience)
+      std::fprintf(stderr, "measuring this machine: %s\n", what.c_str());
+  }
 };
 
 /// Square matrices of the model's width: about the mean of a layer's, so that what a call costs besides is in the rate.
 ProductRate measure_linear(const Bench& b, const std::string& type, Device* alone = nullptr) {
+  b.say("products with " + type + " weights");
   Communicator& comm = b.comm;
   Backend& backend = b.backend;
   const std::int64_t rows = b.config.hidden_size, cols = (b.config.hidden_size + 255) / 256 * 256;
@@ -136,8 +147,10 @@ ProductRate measure_linear(const Bench& b, const std::string& type, Device* alon
   return probe.rate(comm);
 }
 
-/// Experts of the model's shape: one token to each of some, and many to each.
+/// Experts of the model's shape: one token to each of as many as it is sent to, or as there is memory for, and many to
+/// each.
 ProductRate measure_experts(const Bench& b, const std::string& type) {
+  b.say("experts with " + type + " weights");
   Backend& backend = b.backend;
   const ModelConfig& config = b.config;
   const std::int64_t hidden = config.hidden_size, width = config.moe_intermediate_size;
@@ -146,7 +159,7 @@ ProductRate measure_experts(const Bench& b, const std::string& type) {
                 random_matrix(type, hidden, width)};
   if (experts[0].gate.empty() || experts[0].down.empty()) return {};
   const auto bytes = static_cast<double>(experts[0].gate.bytes() + experts[0].up.bytes() + experts[0].down.bytes());
-  const int at_once = config.num_experts_per_tok;
+  const int at_once = std::clamp(static_cast<int>(b.most / bytes), 1, config.num_experts_per_tok);
   while (bytes * static_cast<double>(experts.size()) < b.bytes || std::ssize(experts) % at_once != 0)
     experts.push_back({experts[0].gate.clone(), experts[0].up.clone(), experts[0].down.clone()});
 
@@ -240,7 +253,8 @@ Cluster measure_cluster(Communicator& comm, const LaunchEnvironment& launch, Com
   Device device{.kind = Device::Kind::cpu, .name = backend->description()};
   device.memory_bytes = lowest(comm, static_cast<double>(available_memory_bytes()) / local);
   device.measured = true;
-  const Bench bench{comm, *backend, config, std::min(kNotCached / local, device.memory_bytes / 4)};
+  const Bench bench{comm, *backend, config, std::min(kNotCached / local, device.memory_bytes / 4),
+                    device.memory_bytes / 4};
   device.linear["BF16"] = measure_linear(bench, "BF16", comm.size() > 1 ? &device : nullptr);
   for (const char* type : {"FP8", "Q8_0"}) device.linear[type] = measure_linear(bench, type);
   device.memory_bytes_per_s = device.linear["BF16"].weights_per_s * 2;
@@ -256,6 +270,7 @@ Cluster measure_cluster(Communicator& comm, const LaunchEnvironment& launch, Com
   Cluster cluster;
   cluster.name = "auto";
   cluster.groups.push_back({.nodes = comm.size() / local, .ranks_per_node = local, .device = device, .intra_node = {}});
+  if (comm.size() > 1) bench.say("the exchange between ranks");
   if (local > 1) cluster.groups[0].intra_node = measure_link(comm, launch, true);
   if (comm.size() > local) cluster.inter_node = measure_link(comm, launch, false);
   return cluster;

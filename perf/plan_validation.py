@@ -7,8 +7,8 @@
 The model is one of R1's shape with 1.6 billion random parameters. For each number of ranks and precision the machine is
 measured by `plan --cluster auto`, then the model by `bench`; one set of constants (SpeedConstants of planner/speed.h)
 serves all rows. The machine is measured before the model and after it, and the geometric mean of both taken, because what
-else it does changes from minute to minute. Random routers pick experts evenly, which `--loads` tells the planner. Needs 8 GB of memory and a machine
-that does nothing else."""
+else it does changes from minute to minute. Random routers pick experts evenly, which `--loads` tells the planner. Needs
+8 GB of memory and a machine that does nothing else."""
 
 import argparse
 import json
@@ -29,10 +29,10 @@ CONFIG = dict(
     num_nextn_predict_layers=0, tie_word_embeddings=False, torch_dtype="bfloat16", attention_bias=False, eos_token_id=1)
 
 
-
-
 def run(command):
-    environment = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    environment = dict(os.environ)
+    if os.geteuid() == 0:  # mpirun asks those twice whether they mean it
+        environment |= dict(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(map(str, command))}\n{done.stderr}")

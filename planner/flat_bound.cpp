@@ -81,7 +81,9 @@ class Neighbours {
     missing[0] = 0;
     for (std::size_t i = loads_.size(); i-- > 0 && loads_[i] > beside * (1 + 1e-12);) {
       next.assign(spare_ + 1, never);
-      const auto most = static_cast<std::size_t>(std::ceil(loads_[i] / beside));
+      // More replicas than the spare slots and its own there are not, and `beside` may be next to nothing.
+      const auto most =
+          static_cast<std::size_t>(std::min(std::ceil(loads_[i] / beside), static_cast<double>(spare_ + 1)));
       for (std::size_t q = 0; q <= most; ++q) {
         const double rest = std::max(0.0, loads_[i] - beside * static_cast<double>(q));
         const auto fewest = static_cast<std::size_t>(std::ceil(rest / level * (1 - 1e-9)));

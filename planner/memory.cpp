@@ -23,9 +23,10 @@ std::int64_t round_up(std::int64_t n, std::int64_t unit) { return (n + unit - 1)
 
 /// Working memory of a step of `tokens` on a CPU rank: the FP32 buffers of runtime/model.cpp, and those of kernels/cpu:
 /// what linear layers pack of their inputs, and feed-forward blocks, routed experts' among them, of theirs and of gate
-/// * up. A packed element has `packed_bytes`.
-double cpu_activations(const ModelConfig& c, double tokens, int tensor_parallel, double packed_bytes, double peak,
-                       bool mtp) {
+/// * up. A packed element has `packed_bytes`. `routed`: tokens that experts here are asked for, for each of this rank's
+/// own, counted once for each expert; `expert_width`: intermediate width of an expert that is here.
+double cpu_activations(const ModelConfig& c, double tokens, int tensor_parallel, double packed_bytes, double routed,
+                       double expert_width, bool mtp) {
   const double hidden = c.hidden_size, heads = std::ceil(static_cast<double>(c.num_attention_heads) / tensor_parallel);
   double width = 3 * hidden;     // residual stream, normed, branch
   if (mtp) width += 3 * hidden;  // its own stream, and embedding and hidden state joined
@@ -40,18 +41,17 @@ double cpu_activations(const ModelConfig& c, double tokens, int tensor_parallel,
   }
   const double logits = std::max(tokens * c.n_routed_experts, static_cast<double>(logit_rows) * c.vocab_size);
   const double ffn = std::ceil(static_cast<double>(c.intermediate_size) / tensor_parallel);
-  const double routed = peak * c.num_experts_per_tok;
-  const double inputs = std::max(1.0, routed) * hidden, gated = std::max(ffn, routed * c.moe_intermediate_size);
+  const double inputs = std::max(1.0, routed) * hidden, gated = std::max(ffn, routed * expert_width);
   return 4 * (tokens * width + logits) + tokens * (packed_bytes * (widest_input + inputs + gated) + 4 * gated);
 }
 
-double gpu_activations(const ModelConfig& c, double tokens, int tensor_parallel, double arriving) {
+double gpu_activations(const ModelConfig& c, double tokens, int tensor_parallel, double pairs, double expert_width) {
   const double heads = std::ceil(static_cast<double>(c.num_attention_heads) / tensor_parallel);
   const double attention =
       c.is_mla() ? heads * (c.qk_head_dim() + c.kv_width() + c.kv_lora_rank) : 3 * heads * c.head_dim;
   const double ffn = 2.0 * c.intermediate_size / tensor_parallel;
-  return 2 * tokens * (4.0 * c.hidden_size + attention + ffn) +
-         2 * arriving * (c.hidden_size + 2.0 * c.moe_intermediate_size) + 4.0 * logit_rows * c.vocab_size;
+  return 2 * tokens * (4.0 * c.hidden_size + attention + ffn) + 2 * pairs * (c.hidden_size + 2 * expert_width) +
+         4.0 * logit_rows * c.vocab_size;
 }
 
 }  // namespace
@@ -201,14 +201,18 @@ RankMemory rank_memory(const ModelConfig& config, const HeldWeights& weights, co
   } else if (tp > 1) {
     m.exchange = tokens * config.hidden_size * 4.0;
   }
-  m.activations = gpu ? gpu_activations(config, tokens, tp, arriving)
+  // A slice is asked for every token with all of its experts.
+  const bool sliced = layout.sliced_experts;
+  const double routed = config.num_experts_per_tok * (sliced ? layout.ranks : peak);
+  const double expert_width = config.moe_intermediate_size * part;
+  m.activations = gpu ? gpu_activations(config, tokens, tp, sliced ? tokens * routed : arriving, expert_width)
                       : cpu_activations(config, tokens, tp,
                                         weights.quantized() ? packed_int8
                                         : bf16_rows         ? packed_bf16
                                                             : packed_f32,
-                                        peak, workload.mtp);
+                                        routed, expert_width, workload.mtp);
   m.reserve = gpu ? gpu_reserve : cpu_reserve;
-  if (device.companion) m.companion = dense + m.kv + gpu_activations(config, tokens, tp, 0) + gpu_reserve;
+  if (device.companion) m.companion = dense + m.kv + gpu_activations(config, tokens, tp, 0, 0) + gpu_reserve;
   return m;
 }
 

@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "base/error.h"
+#include "planner/expert_slices.h"
 
 namespace shoal {
 namespace {
@@ -43,9 +44,8 @@ void check(const PlanRequest& r) {
          "--slice-experts puts a slice of every expert on every rank, which leaves nothing to replicate: leave out "
          "--redundant-experts");
   refuse(r.slice_experts && r.cluster.groups.size() > 1, "--slice-experts cuts equal slices, for equal nodes");
-  refuse(r.slice_experts && (r.config.moe_intermediate_size + 15) / 16 < ranks,
-         fmt::format("--slice-experts: experts are {} wide, less than a panel of 16 for each of {} ranks",
-                     r.config.moe_intermediate_size, ranks));
+  const std::string no_slices = r.slice_experts ? why_not_sliced(r.config, r.precision, ranks) : "";
+  refuse(!no_slices.empty(), "--slice-experts: " + no_slices);
   for (const auto& layer : r.loads)
     refuse(static_cast<int>(layer.size()) != r.config.n_routed_experts,
            fmt::format("the loads of a layer are {} numbers, and the model has {} experts", layer.size(),
@@ -57,6 +57,15 @@ void check(const PlanRequest& r) {
   };
   refuse(!r.loads.empty() && static_cast<int>(r.loads.size()) != moe_layers(),
          fmt::format("there are loads of {} layers, and the model has {} with experts", r.loads.size(), moe_layers()));
+}
+
+bool makes_sense(const PlanRequest& r) {
+  try {
+    check(r);
+  } catch (const Error&) {
+    return false;
+  }
+  return true;
 }
 
 /// Tensor-parallel degrees in the order they are tried.
@@ -168,15 +177,18 @@ std::vector<std::string> changes_that_fit(const PlanRequest& request, const Held
   std::vector<std::string> changes;
   PlanRequest r = request;
   r.tensor_parallel = 0;
+  const auto would_do = [&](const HeldWeights& held) { return fits(r, held) && makes_sense(r); };
   if (r.cluster.groups.size() == 1 && (r.cluster.inter_node.bytes_per_s > 0 || r.cluster.nodes() > 1)) {
     NodeGroup& group = r.cluster.groups[0];
-    int high = group.nodes;
+    int high = group.nodes, most = longest_search_nodes;
+    if (r.slice_experts) most = std::min(most, most_slices(r.config, r.precision) / group.ranks_per_node);
     const auto with_nodes = [&](int n) {
       group.nodes = n;
-      return fits(r, weights);
+      return would_do(weights);
     };
-    while (high < longest_search_nodes && !with_nodes(high)) high *= 2;
-    if (const auto n = first(request.cluster.groups[0].nodes + 1, std::min(high, longest_search_nodes), with_nodes))
+    while (high < most && !with_nodes(high)) high = std::min(2 * high, most);
+    const int now = request.cluster.groups[0].nodes;
+    if (const auto n = high > now ? first(now + 1, high, with_nodes) : std::nullopt)
       changes.push_back(fmt::format("--nodes {} ({} ranks)", *n, *n * group.ranks_per_node));
     r.cluster = request.cluster;
   }
@@ -186,7 +198,7 @@ std::vector<std::string> changes_that_fit(const PlanRequest& request, const Held
     if (std::string_view(name).starts_with("UD-") && r.config.architecture != Architecture::deepseek_v3) continue;
     r.precision = Precision::from_name(name);
     const auto bytes = static_cast<double>(checkpoint_bytes(r.config, r.precision, false));
-    if (bytes >= now || !fits(r, HeldWeights(r.config, r.precision, r.cluster.groups[0].device.kind, r.workload.mtp)))
+    if (bytes >= now || !would_do(HeldWeights(r.config, r.precision, r.cluster.groups[0].device.kind, r.workload.mtp)))
       continue;
     changes.push_back(
         fmt::format("--precision {} ({:.0f} GB of weights instead of {:.0f})", name, bytes / 1e9, now / 1e9));
@@ -195,22 +207,27 @@ std::vector<std::string> changes_that_fit(const PlanRequest& request, const Held
   r.precision = request.precision;
   for (int context = request.workload.context / 2; context >= 256; context /= 2) {
     r.workload.context = context;
-    if (!fits(r, weights)) continue;
+    if (!would_do(weights)) continue;
     changes.push_back(fmt::format("--context {}", context));
     break;
   }
   r.workload = request.workload;
   for (int n = request.workload.concurrency / 2; n >= 1; n /= 2) {
     r.workload.concurrency = n;
-    if (!fits(r, weights)) continue;
+    if (!would_do(weights)) continue;
     changes.push_back(fmt::format("--concurrency {}", n));
     break;
   }
   return changes;
 }
 
-void place(const PlanRequest& r, const ExpertRanks& ranks, Plan& plan) {
+void place(const PlanRequest& r, const HeldWeights& weights, const ExpertRanks& ranks, Plan& plan) {
+  if (r.slice_experts) {
+    plan.experts = place_slices(r.config, ranks.size()).experts;
+    plan.imbalance = weights.slice_part(ranks.size(), 0) * ranks.size();  // the first slice is the largest
+  }
   plan.experts.resize(static_cast<std::size_t>(r.config.num_hidden_layers));
+  if (r.slice_experts) return;
   plan.imbalance = 1;
   const std::vector<double> alike(static_cast<std::size_t>(r.config.n_routed_experts), 1.0);
   const double speeds = std::accumulate(ranks.speed.begin(), ranks.speed.end(), 0.0);
@@ -219,10 +236,7 @@ void place(const PlanRequest& r, const ExpertRanks& ranks, Plan& plan) {
   for (int layer = 0; layer < r.config.num_hidden_layers; ++layer) {
     if (!r.config.is_moe_layer(layer)) continue;
     const auto& loads = r.loads.empty() ? alike : r.loads[moe_layer++];
-    if (r.slice_experts)
-      same = place_slices(r.config, ranks.size()).experts[static_cast<std::size_t>(layer)];
-    else if (!same || !r.loads.empty())
-      same = place_experts(loads, ranks, r.config.n_group);
+    if (!same || !r.loads.empty()) same = place_experts(loads, ranks, r.config.n_group);
     plan.experts[static_cast<std::size_t>(layer)] = *same;
     const auto sums = rank_loads(*same, loads, ranks);
     const double mean = std::accumulate(loads.begin(), loads.end(), 0.0) / speeds;
@@ -256,7 +270,7 @@ Plan make_plan(const PlanRequest& r) {
   plan.fits = chosen.fits;
   if (!plan.fits) plan.changes = changes_that_fit(r, weights);
   if (r.config.n_routed_experts > 0) {
-    place(r, chosen.ranks, plan);
+    place(r, weights, chosen.ranks, plan);
     // Slots that no replica came to need no memory.
     for (int rank = 0; rank < plan.layout.ranks && !r.slice_experts; ++rank) {
       std::vector<int> held = held_counts(r.config, weights, 0, plan.layout.ranks);
@@ -267,7 +281,7 @@ Plan make_plan(const PlanRequest& r) {
           rank_memory(r.config, weights, r.workload, plan.layout, r.cluster, rank, held);
     }
   }
-  const SpeedModel speed(r.config, r.precision, r.cluster, plan.layout, r.workload.kv, r.redundant_experts);
+  const SpeedModel speed(r.config, r.precision, r.cluster, plan.layout, r.workload, r.redundant_experts);
   const bool gpu = r.cluster.groups[0].device.kind == Device::Kind::gpu || r.cluster.groups[0].device.companion;
   const int prompt = r.prompt > 0 ? r.prompt : std::max(1, r.workload.context / 2);
   plan.prediction = predict(speed, r.workload, plan.layout, prompt, gpu, r.loads.empty() ? 0 : plan.imbalance);

@@ -124,14 +124,16 @@ LayerPlacement renamed(const LayerPlacement& placement, const LayerPlacement& no
   return result;
 }
 
+using Allowed = std::function<bool(const LayerPlacement&)>;
+
 /// Takes back exchanges of `best` that are not needed for a largest load of `good`.
 LayerPlacement without_needless(const LayerPlacement& now, LayerPlacement best, std::span<const double> loads,
-                                const ExpertRanks& ranks, double good) {
+                                const ExpertRanks& ranks, double good, const Allowed& allowed = {}) {
   int trials = most_trials;
   int moved = moved_replicas(now, best);
   while (undo_one(now, best, trials, [&](LayerPlacement& undone) {
     const int still = moved_replicas(now, undone);
-    if (still >= moved) return false;
+    if (still >= moved || (allowed && !allowed(undone))) return false;
     Balance trial(loads, ranks.slots, ranks.speed);
     trial.start_with(undone);
     if (trial.largest() > good) return false;
@@ -216,10 +218,13 @@ LayerPlacement rebalance_nodes(const LayerPlacement& now, std::span<const double
       for (Replica& r : best[node.experts[i]]) r.rank += node.first;
     }
   }
+  const double aim = load_bound(loads, ranks, n_group) * slack;  // wherever the groups are
+  if (largest(best, loads, ranks) <= aim) return best;
   const LayerPlacement fresh = place_experts(loads, ranks, n_group);
-  const bool whole = !nodes_of_groups(fresh, ranks, n_group).empty();
-  if (!whole || largest(fresh, loads, ranks) * stuck >= largest(best, loads, ranks)) return best;
-  return renamed(fresh, now, ranks, true);
+  const auto whole = [&](const LayerPlacement& p) { return !nodes_of_groups(p, ranks, n_group).empty(); };
+  if (!whole(fresh) || largest(fresh, loads, ranks) * stuck >= largest(best, loads, ranks)) return best;
+  const double good = std::max(aim, largest(fresh, loads, ranks)) * (1 + 1e-6);  // shares are floats
+  return without_needless(now, renamed(fresh, now, ranks, true), loads, ranks, good, whole);
 }
 
 }  // namespace

@@ -22,15 +22,17 @@ struct SpeedModel::Where {
 };
 
 SpeedModel::SpeedModel(const ModelConfig& config, const Precision& precision, const Cluster& cluster,
-                       const Layout& layout, KvType kv, int redundant_experts, const SpeedConstants& constants)
+                       const Layout& layout, const Workload& workload, int redundant_experts,
+                       const SpeedConstants& constants)
     : config_(config),
       precision_(precision),
       cluster_(cluster),
       layout_(layout),
-      kv_(kv),
+      workload_(workload),
       redundant_(redundant_experts),
       constants_(constants) {
   for (int i = 0; i < config.num_hidden_layers; ++i) moe_layers_ += config.is_moe_layer(i);
+  int expert_block = 1;
   for (const ExpectedTensor& t : expected_tensors(config)) {
     if (!t.required() || t.part == Part::mtp || t.part == Part::embedding || t.shape.size() < 2) continue;
     const auto parameters = static_cast<double>(t.shape[0] * t.shape[1]);
@@ -41,12 +43,16 @@ SpeedModel::SpeedModel(const ModelConfig& config, const Precision& precision, co
       expert_parameters_ += parameters / config.n_routed_experts / moe_layers_;
       expert_bytes_ += bytes / config.n_routed_experts / moe_layers_;
       expert_[&type] += parameters / config.n_routed_experts / moe_layers_;
+      if (t.name.ends_with("down_proj.weight")) expert_block = std::max(expert_block, type.block_cols);
     } else {
       dense_bytes_ += bytes;
       (t.part == Part::head ? head_parameters_ : dense_parameters_) += parameters;
       (t.part == Part::head ? head_ : dense_)[&type] += parameters;
     }
   }
+  if (layout.sliced_experts && config.n_routed_experts > 0)
+    largest_slice_ = static_cast<double>(expert_slice(config, layout.ranks, 0, expert_block).count) * layout.ranks /
+                     config.moe_intermediate_size;
   if (config.tie_word_embeddings) {
     head_parameters_ = static_cast<double>(config.vocab_size) * config.hidden_size;
     dense_bytes_ += head_parameters_ * 2;
@@ -102,7 +108,7 @@ double SpeedModel::attention_us(const Step& step, const Where& w) const {
   const double part = step.average() / step.tokens;
   const ModelConfig& c = config_;
   const double tp = layout_.tensor_parallel;
-  double width = 2.0 * c.head_dim, cached = kv_bytes(c, kv_), shared_by = tp;
+  double width = 2.0 * c.head_dim, cached = kv_bytes(c, workload_.kv), shared_by = tp;
   if (c.is_mla()) {
     const bool unpacked = step.prefill && device.kind == Device::Kind::gpu;
     width = unpacked ? c.qk_head_dim() + c.v_head_dim : c.kv_width() + c.kv_lora_rank;
@@ -130,9 +136,11 @@ double SpeedModel::experts_us(const Step& step, const Where& w, double imbalance
   const double part = device.memory_bytes_per_s / bandwidth;
   // Tokens and experts that meet on such a rank in one layer, on average and on the most loaded of them.
   const double pairs = tokens * config_.num_experts_per_tok * part;
-  const double most = ranks > 1 && !layout_.sliced_experts ? std::max(imbalance, chance(pairs)) : 1;
+  const double most = layout_.sliced_experts ? largest_slice_ : ranks > 1 ? std::max(imbalance, chance(pairs)) : 1;
   const auto time = [&](double load, double memory, double computing) {
-    const double read = slots * part * (1 - std::pow(1 - picked, tokens * load));
+    // A larger slice is more of an expert, not more tokens for it.
+    const double read = layout_.sliced_experts ? slots * part * load * (1 - std::pow(1 - picked, tokens))
+                                               : slots * part * (1 - std::pow(1 - picked, tokens * load));
     if (device.measured && device.kind == Device::Kind::cpu) {
       const Products p = products(device, expert_, device.experts, read, pairs * load);
       return p.reading / memory + p.multiplying / computing;
@@ -181,7 +189,7 @@ double SpeedModel::exchange_us(const Step& step) const {
   const double tokens = step.tokens / layout_.tensor_parallel, ranks = layout_.ranks, nodes = cluster_.nodes();
   const double k = c.num_experts_per_tok;
   const bool cpu = cluster_.groups[0].device.kind == Device::Kind::cpu;  // there rows travel as they are computed with
-  const double sent = cpu ? (kv_ == KvType::f32 ? 4 : 2) : precision_.arithmetic() != Arithmetic::bf16 ? 1 : 2;
+  const double sent = cpu ? (workload_.bf16_rows ? 2 : 4) : precision_.arithmetic() != Arithmetic::bf16 ? 1 : 2;
   const double row = c.hidden_size * (sent + (cpu ? sent : 2.0));  // dispatch and combine
   const double rank_count = layout_.sliced_experts ? ranks - 1 : distinct(ranks, k) * (ranks - 1) / ranks;
   // Prompts send a token once to a node, where it is passed on; decoding sends it to each rank, at the least latency.

@@ -55,7 +55,7 @@ struct StepTime {
 class SpeedModel {
  public:
   SpeedModel(const ModelConfig& config, const Precision& precision, const Cluster& cluster, const Layout& layout,
-             KvType kv, int redundant_experts, const SpeedConstants& constants = {});
+             const Workload& workload, int redundant_experts, const SpeedConstants& constants = {});
 
   /// `imbalance`: load of the most loaded rank over the mean; 0: the constant.
   StepTime step(const Step& step, double imbalance = 0) const;
@@ -80,13 +80,14 @@ class SpeedModel {
   const Precision precision_;
   const Cluster cluster_;
   const Layout layout_;
-  const KvType kv_;
+  const Workload workload_;
   const int redundant_;
   const SpeedConstants constants_;
   double dense_bytes_ = 0, dense_parameters_ = 0, head_parameters_ = 0;
   double expert_bytes_ = 0, expert_parameters_ = 0;  // of one expert
   Weights dense_, head_, expert_;                    // by type
   int moe_layers_ = 0;
+  double largest_slice_ = 1;  // over the mean, where experts are sliced
 };
 
 /// What `shoal plan` prints.

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "planner/expert_slices.h"
+
 namespace shoal {
 
 std::vector<Operating> sweep(const PlanRequest& request, const std::vector<std::string>& precisions) {
@@ -14,6 +16,7 @@ std::vector<Operating> sweep(const PlanRequest& request, const std::vector<std::
   for (const std::string& precision : precisions) {
     PlanRequest r = request;
     r.precision = Precision::from_name(precision);
+    const int slices = most_slices(r.config, r.precision);
     const HeldWeights weights(r.config, r.precision, device.kind, r.workload.mtp);
     for (int nodes = 1;; nodes = std::min(nodes * 2, most_nodes)) {
       r.cluster.groups[0].nodes = nodes;
@@ -27,11 +30,11 @@ std::vector<Operating> sweep(const PlanRequest& request, const std::vector<std::
         };
         for (const auto& [redundant, sliced] :
              {Experts{0, false}, Experts{r.config.n_routed_experts / 8, false}, Experts{0, true}}) {
-          if (sliced && (r.config.moe_intermediate_size + 15) / 16 < ranks) continue;
+          if (sliced && slices < ranks) continue;
           r.redundant_experts = redundant;
           r.slice_experts = sliced;
           const Layout layout{ranks, tp, redundant > 0, sliced};
-          const SpeedModel speed(r.config, r.precision, r.cluster, layout, r.workload.kv, redundant);
+          const SpeedModel speed(r.config, r.precision, r.cluster, layout, r.workload, redundant);
           for (int each = 1; each <= 1024; each *= 2) {
             r.workload.concurrency = each * ranks;
             if (!fits(r, weights)) break;  // more sequences take more memory

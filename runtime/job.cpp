@@ -14,6 +14,7 @@
 #include "collectives/nccl/nccl.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "planner/placement.h"
+#include "planner/plan.h"
 #include "runtime/checkpoint.h"
 #include "runtime/control_plane.h"
 #include "runtime/host_memory.h"
@@ -232,6 +233,8 @@ std::string summarize(const ModelConfig& config, const JobOptions& options, cons
   text += fmt::format("memory    weights {:.3f} GB, KV cache {:.3f} GB on the largest rank\n",
                       static_cast<double>(weights) / 1e9, static_cast<double>(kv) / 1e9);
   text += fmt::format("context   {} tokens a request, {} tokens of KV cache in all\n", max_model_len, tokens);
+  if (options.planned && options.planned->layout.sliced_experts)
+    text += "experts   a slice of every expert on every rank\n";
   if (options.rebalance_steps > 0)
     text += fmt::format("experts   moved to even out loads, looked at every {} steps\n", options.rebalance_steps);
   if (options.mtp) text += "guesses   one token ahead, by the model's MTP layer\n";

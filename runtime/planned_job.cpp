@@ -5,10 +5,19 @@
 #include <algorithm>
 
 #include "base/units.h"
+#include "planner/expert_slices.h"
 #include "planner/plan.h"
 #include "runtime/model_source.h"
 
 namespace shoal {
+namespace {
+
+Precision precision_of(const JobOptions& options, const ModelConfig& config) {
+  return options.random_weights.empty() ? stored_precision(options.model, config)
+                                        : Precision::from_name(options.random_weights);
+}
+
+}  // namespace
 
 Placement job_placement(const JobOptions& options, const ModelConfig& config, int ranks) {
   Placement placement = place_evenly(config, ranks);
@@ -27,9 +36,8 @@ Placement job_placement(const JobOptions& options, const ModelConfig& config, in
     refuse(fmt::format("cuts the dense parts over {} ranks; this model's are served over {}",
                        plan.layout.tensor_parallel, tensor_parallel));
   if (plan.layout.sliced_experts) {
-    if (config.n_routed_experts == 0 || (config.moe_intermediate_size + 15) / 16 < ranks)
-      refuse(fmt::format("slices experts over {} ranks, and this model's are {} wide, less than a panel of 16 for each",
-                         ranks, config.moe_intermediate_size));
+    if (const std::string why = why_not_sliced(config, precision_of(options, config), ranks); !why.empty())
+      refuse("slices experts: " + why);
     if (options.rebalance_steps > 0)
       refuse("slices experts, which then have no place to move to: no --rebalance-steps");
     return place_slices(config, ranks);
@@ -70,8 +78,7 @@ class StartCheck {
         options_(options),
         placement_(placement),
         rank_(rank),
-        precision_(options.random_weights.empty() ? stored_precision(options.model, config)
-                                                  : Precision::from_name(options.random_weights)),
+        precision_(precision_of(options, config)),
         weights_(config, precision_, Device::Kind::cpu, options.mtp) {
     workload_.context = std::max(1, options.max_model_len);
     workload_.concurrency = placement.tensor_parallel ? 1 : placement.ranks;
@@ -89,11 +96,15 @@ class StartCheck {
     const auto fits = [&](const Workload& workload) {
       return memory(weights_, workload, placement_, rank_).total() <= share;
     };
-    for (int ranks = placement_.ranks + 1; ranks <= 4096; ranks += std::max(1, ranks / 16)) {
+    const bool sliced = placement_.sliced_experts;
+    const int most_ranks = sliced ? most_slices(config_, precision_) : 4096;
+    for (int ranks = placement_.ranks + 1; ranks <= most_ranks; ranks += std::max(1, ranks / 16)) {
       Workload workload = workload_;
       if (!placement_.tensor_parallel) workload.concurrency = ranks;
-      if (memory(weights_, workload, place_evenly(config_, ranks), 0).total() > share) continue;
-      found.push_back(fmt::format("{} ranks with as much memory each (mpirun --hostfile)", ranks));
+      const Placement more = sliced ? place_slices(config_, ranks) : place_evenly(config_, ranks);
+      if (memory(weights_, workload, more, 0).total() > share) continue;
+      found.push_back(fmt::format("{}{} ranks with as much memory each (mpirun --hostfile)",
+                                  options_.planned ? "a plan for " : "", ranks));
       break;
     }
     if (options_.kv_cache_gb <= 0) {

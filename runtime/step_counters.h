@@ -16,7 +16,7 @@ class StepCounters {
   void add(const StepResult& result, int rank);
 
   struct Rank {
-    std::uint64_t expert_tokens = 0;  // rows that its experts computed, from all ranks
+    std::uint64_t expert_tokens = 0;  // rows that its experts, or its slices of all, computed, from all ranks
     double compute_s = 0, exchange_s = 0;
   };
   struct Totals {

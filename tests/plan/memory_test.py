@@ -153,7 +153,8 @@ def model_of(name, folder):
 CASES = [("deepseek_v3", 1, "f32"), ("deepseek_v3", 2, "bf16"), ("llama", 2, "f32"),
          ("demo-model", 1, "f32"), ("demo-model", 4, "bf16"), ("demo-model-fp8", 2, "f32"),
          ("many experts", 3, "bf16"), ("many experts", 1, "int8"), ("qwen2", 1, "bf16"), ("qwen2", 3, "f32"),
-         ("many experts, Q4_K_M", 2, "fp8"), ("demo-model", 2, "f32", "--speculative", "mtp")]
+         ("many experts, Q4_K_M", 2, "fp8"), ("demo-model", 2, "f32", "--speculative", "mtp"),
+         ("many experts", 3, "bf16", "--slice-experts")]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)).replace(" ", "_").replace(",", ""))

@@ -109,6 +109,7 @@ def test_configurations(path, value, words, tmp_path):
     ("--nodes 1000000", "--nodes"),
     ("--redundant-experts -1", "--redundant-experts is -1"),
     ("--redundant-experts 1000000000", "--redundant-experts is 1000000000"),
+    ("--slice-experts --precision Q4_0 --nodes 8", "--slice-experts: experts are 1408 wide, in blocks of 32"),
     ("--tensor-parallel 3", "--tensor-parallel is 3"),
     ("--tensor-parallel -1", "--tensor-parallel is -1"),
     ("--prompt 5000", "--prompt is 5000"),

@@ -44,7 +44,8 @@ def test_answers_are_right_wherever_the_plan_puts_experts(tmp_path):
 
 def test_answers_are_right_where_every_rank_has_a_slice_of_every_expert(tmp_path):
     plan = plan_for(2, tmp_path, "--slice-experts")
-    assert plan["layout"]["sliced_experts"] and plan["placement"]["imbalance"] == 1
+    assert plan["layout"]["sliced_experts"]
+    assert round(plan["placement"]["imbalance"], 3) == 1.333  # 24 columns in panels of 16: 16 and 8
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     prompts = json.loads((MODEL / "golden.json").read_text())["prompts"]
     with serve(MODEL, 2, "--plan", str(tmp_path / "plan.json")) as server:

@@ -55,6 +55,16 @@ Loads zipf(std::mt19937& random, int experts, double exponent) {
 const std::vector<Loads> example = {{90, 132, 40, 61, 104, 165, 39, 4, 73, 56, 183, 86},
                                     {20, 107, 104, 64, 19, 197, 187, 157, 172, 86, 16, 27}};
 
+/// Sums of 0.1 are not exact, and what a rank has left beside whole experts is next to nothing.
+TEST(ExpertPlacement, EqualLoadsHaveABoundAtOnce) {
+  const Loads loads(256, 0.1);
+  for (const int redundant : {32, 64}) {
+    const ExpertRanks ranks = ExpertRanks::equal(32, 8, 256, redundant);
+    EXPECT_NEAR(load_bound(loads, ranks, 1), 0.8, 1e-3);
+    EXPECT_NEAR(largest(place_experts(loads, ranks, 1), loads, ranks), 0.8, 1e-3);
+  }
+}
+
 TEST(ExpertPlacement, ThePeerPlacesItsExampleAsPublished) {
   EXPECT_EQ(Eplb::place(example[0], 16, 4, 2, 8), (std::vector{5, 6, 5, 7, 8, 4, 3, 4, 10, 9, 10, 2, 0, 1, 11, 1}));
   EXPECT_EQ(Eplb::place(example[1], 16, 4, 2, 8), (std::vector{7, 10, 6, 8, 6, 11, 8, 9, 2, 4, 5, 1, 5, 0, 3, 1}));

@@ -3,6 +3,7 @@
 #include <chrono>
 
 #include "base/error.h"
+#include "launch/sweep_plot.h"
 #include "planner/cards.h"
 #include "planner/simulation.h"
 #include "planner/sweep.h"
@@ -21,7 +22,7 @@ Machine machine(const char* card, int nodes) {
   cluster.groups[0].nodes = nodes;
   const Layout layout{cluster.ranks(), 1};
   return {cluster, layout,
-          SpeedModel(find_model("deepseek-r1"), Precision::from_name("fp8"), cluster, layout, KvType::bf16, 0)};
+          SpeedModel(find_model("deepseek-r1"), Precision::from_name("fp8"), cluster, layout, Workload{}, 0)};
 }
 
 /// A request alone takes exactly its steps.
@@ -93,6 +94,14 @@ TEST(PlanSweep, TheFrontIsNotBeaten) {
       EXPECT_FALSE(o.tpot_ms < f.tpot_ms && o.decode_tokens_per_s_per_node >= f.decode_tokens_per_s_per_node);
   // Fewer users answer faster; more of them get more out of the machines.
   EXPECT_LT(front.front().concurrency, front.back().concurrency);
+}
+
+TEST(Sweep, ThePlotsNumbersHaveTheirCommasBeforeThePoint) {
+  const std::vector<Operating> all = {{.tpot_ms = 1000, .decode_tokens_per_s_per_node = 1},
+                                      {.tpot_ms = 2000, .decode_tokens_per_s_per_node = 20000}};
+  const std::string svg = sweep_plot(all, all, "a title", 1500.5);
+  EXPECT_NE(svg.find("target: 1,500.5 ms"), std::string::npos);
+  EXPECT_NE(svg.find(">20,000<"), std::string::npos);
 }
 
 }  // namespace

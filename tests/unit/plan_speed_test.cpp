@@ -19,7 +19,7 @@ TEST(PlanSpeed, WithinAQuarterOfEveryPublishedThroughput) {
     Cluster cluster = find_cluster(row.at("cluster"));
     cluster.groups[0].nodes = row.at("nodes");
     const Layout layout{.ranks = cluster.ranks(), .tensor_parallel = row.value("tensor_parallel", 1)};
-    const SpeedModel model(config, Precision::from_name(row.at("precision")), cluster, layout, KvType::bf16,
+    const SpeedModel model(config, Precision::from_name(row.at("precision")), cluster, layout, Workload{},
                            row.value("redundant_experts", 0));
     const double tokens = row.at("tokens_per_rank");
     const StepTime time = model.step(
@@ -44,7 +44,7 @@ TEST(PlanSpeed, WithinAQuarterOfEveryPublishedThroughput) {
 TEST(PlanSpeed, MoreWorkTakesLonger) {
   Cluster cluster = find_cluster("h100x8");
   cluster.groups[0].nodes = 4;
-  const SpeedModel model(find_model("deepseek-r1"), Precision::from_name("fp8"), cluster, {32, 1}, KvType::bf16, 0);
+  const SpeedModel model(find_model("deepseek-r1"), Precision::from_name("fp8"), cluster, {32, 1}, Workload{}, 0);
   const double base = model.step({.tokens = 64, .context = 2048}).total;
   EXPECT_LT(base, model.step({.tokens = 128, .context = 2048}).total);
   EXPECT_LT(base, model.step({.tokens = 64, .context = 8192}).total);
@@ -59,7 +59,7 @@ TEST(PlanSpeed, UnequalNodesShareExpertsInProportion) {
   const ModelConfig config = find_model("deepseek-r1");
   const Precision precision = Precision::from_name("fp8");
   const auto experts_us = [&](const Cluster& cluster) {
-    return SpeedModel(config, precision, cluster, {cluster.ranks(), 1}, KvType::bf16, 0)
+    return SpeedModel(config, precision, cluster, {cluster.ranks(), 1}, Workload{}, 0)
         .step({.tokens = 64, .context = 1024})
         .experts;
   };
@@ -96,7 +96,7 @@ TEST(PlanSpeed, RanksThatShareACoreShareItsTime) {
     d.memory_bytes_per_s /= ranks;
     d.bf16_flops /= ranks;
     d.alone_memory = d.alone_products = ranks;
-    return SpeedModel(config, precision, cluster, {ranks, 1}, KvType::bf16, 0)
+    return SpeedModel(config, precision, cluster, {ranks, 1}, Workload{}, 0)
         .step({.tokens = tokens, .mean = mean, .context = 64}, 1);
   };
   const StepTime one = step(1, 1, 1), shared = step(4, 0.25, 1);
@@ -113,12 +113,27 @@ TEST(PlanSpeed, MeasuredRatesOfATypeAreUsed) {
   Cluster cluster;
   cluster.groups.push_back({.nodes = 1, .ranks_per_node = 1, .device = measured_cpu(), .intra_node = {}});
   cluster.groups[0].device.linear["BF16"] = {5e9, 100e9};
-  const SpeedModel model(config, Precision::from_name("bf16"), cluster, {1, 1}, KvType::bf16, 0);
+  const SpeedModel model(config, Precision::from_name("bf16"), cluster, {1, 1}, Workload{}, 0);
   const double weights = 7.07e9;  // without the embedding
   EXPECT_NEAR(model.step({.tokens = 1, .context = 1}).dense, weights / 5e9 * 1e6, 0.02e6);
   EXPECT_NEAR(model.step({.tokens = 11, .context = 1}).dense, (weights / 5e9 + 10 * 2 * weights / 100e9) * 1e6, 0.04e6);
   const Cluster read = Cluster::from_json(nlohmann::json(cluster.to_json()), "again");
   EXPECT_EQ(read.groups[0].device.linear.at("BF16").weights_per_s, 5e9);
+}
+
+/// On a CPU rows travel in the type that is computed with, whatever the cache's.
+TEST(PlanSpeed, RowsOfFp32TakeTwiceAsLong) {
+  Cluster cluster = find_cluster("epyc-9135");
+  cluster.groups[0].nodes = 4;
+  cluster.inter_node = {1e9, 0};
+  cluster.groups[0].intra_node = {1e9, 0};
+  const auto exchange = [&](bool bf16_rows, KvType kv) {
+    return SpeedModel(find_model("deepseek-r1"), Precision::from_name("fp8"), cluster, {cluster.ranks(), 1},
+                      Workload{.kv = kv, .bf16_rows = bf16_rows}, 0)
+        .step({.tokens = 64})
+        .exchange;
+  };
+  EXPECT_NEAR(exchange(false, KvType::bf16), 2 * exchange(true, KvType::f32), 1e-6 * exchange(true, KvType::f32));
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <functional>
@@ -50,12 +51,8 @@ TEST(Plan, KvCacheOfATokenIsWhatThePapersSay) {
   EXPECT_EQ(kv_bytes_per_token(find_model("deepseek-r1-distill-llama-70b"), KvType::bf16), 327680);
 }
 
-TEST(Plan, EveryChangeThatIsOfferedFits) {
-  PlanRequest r = request("deepseek-r1", "fp8", "h800x8", 1);
-  r.workload = {.context = 65536, .concurrency = 64};
-  const Plan plan = make_plan(r);
-  ASSERT_FALSE(plan.fits);
-  ASSERT_GE(plan.changes.size(), 2u);
+/// Each of the changes that a plan proposes, applied to its request, fits.
+void expect_changes_fit(const PlanRequest& r, const Plan& plan) {
   for (const std::string& change : plan.changes) {
     PlanRequest changed = r;
     const std::string value = change.substr(change.find(' ') + 1);
@@ -65,6 +62,15 @@ TEST(Plan, EveryChangeThatIsOfferedFits) {
     if (change.starts_with("--precision")) changed.precision = Precision::from_name(value.substr(0, value.find(' ')));
     EXPECT_TRUE(make_plan(changed).fits) << change;
   }
+}
+
+TEST(Plan, EveryChangeThatIsOfferedFits) {
+  PlanRequest r = request("deepseek-r1", "fp8", "h800x8", 1);
+  r.workload = {.context = 65536, .concurrency = 64};
+  const Plan plan = make_plan(r);
+  ASSERT_FALSE(plan.fits);
+  ASSERT_GE(plan.changes.size(), 2u);
+  expect_changes_fit(r, plan);
 }
 
 TEST(Plan, R1OnFortyNodesInUnderASecondOfWorkAndBackFromItsJson) {
@@ -111,6 +117,63 @@ TEST(Plan, SlicedExpertsAreEvenAndComeBackFromTheirJson) {
   r.redundant_experts = 0;
   r.cluster.groups[0].nodes = 32;
   EXPECT_NE(error_of([&] { make_plan(r); }).find("--slice-experts"), std::string::npos) << "1408 wide, 256 ranks";
+}
+
+/// What is cut within a block would be loaded as FP32.
+TEST(Plan, SlicesEndBetweenBlocks) {
+  const auto said = [](const char* model, const char* precision, int ranks) {
+    PlanRequest r = request(model, precision, "h200x8", 1);
+    r.cluster.groups[0].ranks_per_node = ranks;
+    r.slice_experts = true;
+    return error_of([&] { make_plan(r); });
+  };
+  EXPECT_EQ(said("deepseek-r1", "Q4_K_M", 8), "");
+  EXPECT_NE(said("deepseek-r1", "Q4_K_M", 16).find("up to 8 ranks"), std::string::npos) << "2048 wide, blocks of 256";
+  EXPECT_EQ(said("deepseek-r1", "int4", 16), "");
+  EXPECT_NE(said("deepseek-r1", "int4", 32).find("up to 16 ranks"), std::string::npos) << "groups of 128";
+  EXPECT_EQ(said("deepseek-r1", "bf16", 128), "");
+  EXPECT_EQ(said("deepseek-r1", "fp8", 128), "") << "gets finer scales";
+  EXPECT_NE(said("deepseek-r1-distill-qwen-7b", "bf16", 2).find("no experts"), std::string::npos);
+}
+
+/// More machines than experts have slices for are not proposed.
+TEST(Plan, ChangesOfSlicedPlansFit) {
+  for (const int concurrency : {64, 1024}) {
+    PlanRequest r = request("deepseek-r1", "bf16", "h800x8", 1);
+    r.slice_experts = true;
+    r.workload = {.context = 131072, .concurrency = concurrency};
+    const Plan plan = make_plan(r);
+    ASSERT_FALSE(plan.fits);
+    expect_changes_fit(r, plan);
+    const bool nodes = std::ranges::any_of(plan.changes, [](const auto& c) { return c.starts_with("--nodes"); });
+    EXPECT_EQ(nodes, concurrency < 1024) << concurrency << " sequences of 9.2 GB, on 128 ranks of 80 GB at most";
+  }
+}
+
+/// 16 blocks on 12 ranks: four have two, and the others wait for them as long as 8 ranks would take.
+TEST(Plan, UnevenSlicesWaitForTheLargest) {
+  const auto plan_for = [](int ranks) {
+    PlanRequest r = request("deepseek-r1", "fp8", "h200x8", 1);
+    r.cluster.groups[0].ranks_per_node = ranks;
+    r.tensor_parallel = 1;
+    r.slice_experts = true;
+    return make_plan(r);
+  };
+  const Plan even = plan_for(8), uneven = plan_for(12);
+  EXPECT_NEAR(even.imbalance, 1, 1e-9);
+  EXPECT_NEAR(uneven.imbalance, 1.5, 1e-9);
+  EXPECT_NEAR(uneven.prediction.decode.experts, even.prediction.decode.experts, even.prediction.decode.experts * 1e-6);
+}
+
+/// A rank computes its slice of all experts of all ranks' tokens, and packs a row for each of these.
+TEST(Plan, SlicesNeedWorkingMemoryForAllRanksTokens) {
+  for (const char* cluster : {"h200x8", "epyc-9135"}) {
+    PlanRequest r = request("deepseek-r1", "fp8", cluster, 1);
+    r.cluster.groups[0].ranks_per_node = 8;
+    r.slice_experts = true;
+    const double pairs = 8.0 * r.workload.max_batched_tokens * r.config.num_experts_per_tok;
+    EXPECT_GT(make_plan(r).memory[0].activations, pairs * r.config.hidden_size * 2) << cluster;
+  }
 }
 
 /// A single user's step is shorter where all ranks read for it.

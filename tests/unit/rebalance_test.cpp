@@ -136,6 +136,23 @@ TEST(Rebalance, GroupsStayOnNodes) {
   EXPECT_GT(crossed, 10) << "which does not happen by itself";
 }
 
+/// With groups too nothing moves where the load is as near to the bound as was asked.
+TEST(Rebalance, WhatMeetsTheAimStays) {
+  Random random(6);
+  const ExpertRanks ranks = ExpertRanks::equal(16, 4, 64, 16);
+  int better = 0;
+  for (int trial = 0; trial < 10; ++trial) {
+    const LayerPlacement now = place_experts(zipf(random, 64, 0.5), ranks, 8);
+    const Loads loads = zipf(random, 64, 0.5);
+    const double mean = std::accumulate(loads.begin(), loads.end(), 0.0) / 16;
+    const double slack = 1.01 * imbalance(now, loads, 16) * mean / load_bound(loads, ranks, 8);
+    const Rebalanced found = rebalance(now, loads, ranks, 8, slack);
+    EXPECT_EQ(found.moves, 0);
+    better += imbalance(place_experts(loads, ranks, 8), loads, 16) * 1.1 < found.before;
+  }
+  EXPECT_GT(better, 5) << "where another placement is much better, too";
+}
+
 /// A whole layer of R1 anew takes thousands of moves; what looks for fewer has a budget.
 TEST(Rebalance, ALargeLayerTakesABoundedNumberOfTrials) {
   Random random(4);

@@ -1,0 +1,42 @@
+#include "planner/expert_slices.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+namespace shoal {
+namespace {
+
+constexpr int panel_rows = 16;  // kernels/matrix.h
+
+/// Columns of a slice that stay together: of the down projections, which are cut along their rows.
+int unit_of(const ModelConfig& config, const Precision& precision) {
+  int unit = panel_rows;
+  for (const ExpectedTensor& t : expected_tensors(config)) {
+    if (!t.required() || t.part != Part::routed_experts || !t.name.ends_with("down_proj.weight")) continue;
+    const WeightType& type = precision.type_of(config, t);
+    if (type.block_rows == 1) unit = std::max(unit, type.block_cols);  // FP8 gets finer scales where it is cut
+  }
+  return unit;
+}
+
+int slices_of(const ModelConfig& config, int unit) {
+  const int width = config.moe_intermediate_size;
+  return unit > panel_rows ? std::max(1, width / unit) : (width + panel_rows - 1) / panel_rows;
+}
+
+}  // namespace
+
+int most_slices(const ModelConfig& config, const Precision& precision) {
+  return config.n_routed_experts == 0 ? 0 : slices_of(config, unit_of(config, precision));
+}
+
+std::string why_not_sliced(const ModelConfig& config, const Precision& precision, int ranks) {
+  if (config.n_routed_experts == 0) return "the model has no experts to slice";
+  const int unit = unit_of(config, precision), most = slices_of(config, unit);
+  if (ranks <= most) return "";
+  return fmt::format("experts are {} wide, in {} of {}, which makes slices for up to {} ranks, and there are {}",
+                     config.moe_intermediate_size, unit > panel_rows ? "blocks" : "panels", unit, most, ranks);
+}
+
+}  // namespace shoal
