@@ -423,8 +423,8 @@ class Session : public std::enable_shared_from_this<Session> {
     co_return co_await answer(parser.release());
   }
 
-  /// The request of a client that sends no more. The end of its stream has been read: a second read of it would wait for
-  /// an event that epoll tells only once.
+  /// The request of a client that sends no more. The end of its stream has been read: a second read of it would wait
+  /// for an event that epoll tells only once.
   void parse_what_came(http::request_parser<http::string_body>& parser, error_code& ec) {
     parser.eager(true);
     while (!ec && !parser.is_done() && buffer_.size() > 0) buffer_.consume(parser.put(buffer_.data(), ec));
