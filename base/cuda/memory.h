@@ -72,10 +72,17 @@ class Scratch {
 };
 
 /// Small host data on its way to the device: copied to pinned memory at once, so the caller may change it, and from
-/// there in the stream's order. What put() returns stays valid until kBytes more were put.
+/// there in the stream's order. What put() returns stays valid until as many bytes more were put as there is room for.
 class Uploads {
  public:
-  explicit Uploads(cudaStream_t stream) : stream_(stream), pinned_(kBytes), device_(kBytes) {}
+  explicit Uploads(cudaStream_t stream, std::size_t bytes = std::size_t{8} << 20)
+      : stream_(stream), pinned_(bytes), device_(bytes) {}
+
+  /// Whether put_all() takes them.
+  template <class... T>
+  bool fit(std::span<const T>... data) const {
+    return (padded(data.size_bytes()) + ...) <= most();
+  }
 
   template <class T>
   const T* put(std::span<const T> data) {
@@ -85,8 +92,8 @@ class Uploads {
   template <class... T>
   std::tuple<const T*...> put_all(std::span<const T>... data) {
     const std::size_t bytes = (padded(data.size_bytes()) + ...);
-    if (bytes > kBytes / 2) fail("{:.1f} MB are too much for one upload", 1e-6 * static_cast<double>(bytes));
-    if (at_ + bytes > kBytes) {
+    if (bytes > most()) fail("{:.1f} MB are too much for one upload", 1e-6 * static_cast<double>(bytes));
+    if (at_ + bytes > pinned_.bytes()) {
       check(cudaStreamSynchronize(stream_), "waiting for the GPU");  // all that was put has been used
       at_ = 0;
     }
@@ -108,12 +115,24 @@ class Uploads {
   const T* put(const std::vector<T>& data) {
     return put(std::span<const T>(data));
   }
+  /// Data of any size, piecewise, into memory that lasts.
+  template <class T>
+  const T* keep(std::span<const T> data, Scratch& room) {
+    T* to = room.room<T>(std::ssize(data));
+    const std::size_t most_at_once = most() / 2 / sizeof(T);
+    for (std::size_t at = 0; at < data.size(); at += most_at_once) {
+      const auto piece = data.subspan(at, std::min(most_at_once, data.size() - at));
+      check(cudaMemcpyAsync(to + at, put(piece), piece.size_bytes(), cudaMemcpyDeviceToDevice, stream_),
+            "copying on the GPU");
+    }
+    return to;
+  }
   /// How often something was put.
   std::uint64_t count() const { return count_; }
 
  private:
   static constexpr std::size_t padded(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
-  static constexpr std::size_t kBytes = std::size_t{8} << 20;
+  std::size_t most() const { return pinned_.bytes() / 2; }  // at once
   cudaStream_t stream_;
   PinnedBlock pinned_;
   DeviceBlock device_;

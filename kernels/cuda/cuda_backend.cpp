@@ -19,6 +19,7 @@ class CudaBackend final : public Backend {
   explicit CudaBackend(const CudaOptions& options)
       : device_((check(cudaSetDevice(options.device), "cudaSetDevice"), options.device)),
         compute_(options.compute),
+        most_parts_(options.most_parts),
         stream_(new_stream()),
         uploads_(stream_),
         vectors_(stream_, uploads_),
@@ -101,7 +102,7 @@ class CudaBackend final : public Backend {
     Repetition::Key all{key, tokens};
     std::copy(shape.begin(), shape.end(), all.begin() + 2);
     repetition_.run(
-        all, [this] { return uploads_.count() + products_.lists_brought(); }, work);
+        all, [this] { return uploads_.count() + products_.lists_brought() + more_groups_; }, work);
   }
 
   void fill_zero(Rows<float> out) override { cuda::fill_zero(out, on()); }
@@ -226,10 +227,9 @@ class CudaBackend final : public Backend {
   }
 
  private:
-  static constexpr std::int64_t kMostSampled = 64;      // rows at a time: 1.2 MB each for R1's vocabulary
-  static constexpr std::int64_t kMostRepeated = 256;    // tokens: more take longer than their launches
-  static constexpr int kSmallestPart = 512;             // positions that attention's launches are cut by
-  static constexpr std::int64_t kMostParts = 64 << 20;  // floats of partial attention results at a time
+  static constexpr std::int64_t kMostSampled = 64;    // rows at a time: 1.2 MB each for R1's vocabulary
+  static constexpr std::int64_t kMostRepeated = 256;  // tokens: more take longer than their launches
+  static constexpr int kSmallestPart = 512;           // positions that attention's launches are cut by
 
   void require_hopper() const {
     const cudaDeviceProp& p = properties_;
@@ -329,7 +329,7 @@ class CudaBackend final : public Backend {
     if (compute_ != Compute::f32 && attention_mma_ && attention_mma_takes(heads, cache, shared_limit_))
       return attend_on_tensor_cores(q, heads, scale, queries, table, longest, cache, out);
     // As many queries at a time as there is room for their parts.
-    const std::int64_t at_a_time = std::max<std::int64_t>(1, kMostParts / attention_parts(heads, 1, longest));
+    const std::int64_t at_a_time = std::max<std::int64_t>(1, most_parts_ / attention_parts(heads, 1, longest));
     for (std::int64_t first = 0; first < q.rows; first += at_a_time) {
       const std::int64_t n = std::min(at_a_time, q.rows - first);
       float* parts = parts_.room<float>(attention_parts(heads, n, longest));
@@ -359,8 +359,9 @@ class CudaBackend final : public Backend {
     for (const Tile& tile : tiles) part.queries = std::max(part.queries, tile.count);
     for (std::size_t first = 0, next = 0; first < tiles.size(); first = next) {
       // As many tiles at a time as there is room for their parts.
+      if (first > 0) ++more_groups_;
       std::int64_t n = 0;
-      while (next < tiles.size() && (n == 0 || (n + tiles[next].count) * of_one <= kMostParts))
+      while (next < tiles.size() && (n == 0 || (n + tiles[next].count) * of_one <= most_parts_))
         n += tiles[next++].count;
       part.tile = on_device + first;
       part.count = static_cast<int>(next - first);
@@ -392,6 +393,7 @@ class CudaBackend final : public Backend {
 
   const int device_;
   const Compute compute_;
+  const std::int64_t most_parts_;
   const cudaDeviceProp properties_ = properties_of(device_);
   const std::size_t shared_limit_ = properties_.sharedMemPerBlockOptin;  // of a block, bytes
   bool attention_mma_ = true, mla_wgmma_ = true;                         // as their self-checks found
@@ -407,6 +409,7 @@ class CudaBackend final : public Backend {
       sampling_{stream_};
   HostRoom batch_room_;
   std::optional<HeadGroups> tiled_heads_;
+  std::uint64_t more_groups_ = 0;  // of tiles than one, which repetitions' keys do not tell apart
   Repetition repetition_{stream_};
 };
 

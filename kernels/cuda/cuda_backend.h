@@ -10,6 +10,7 @@ struct CudaOptions {
   int device = 0;
   Compute compute = Compute::f32;
   bool self_check = true;  // compare fast kernels with simple ones first, and do without those that differ
+  std::int64_t most_parts = std::int64_t{64} << 20;  // floats of partial attention results at a time
 };
 
 /// GPUs that this process can use; 0 where there is none, and then why: "no NVIDIA driver is loaded", ...

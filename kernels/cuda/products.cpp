@@ -24,11 +24,12 @@ std::vector<Tile> select(std::span<const Tile> ranges, const Operands& w, std::i
 
 }  // namespace
 
-const Weights* MatrixLists::on_device() {
-  List& list = lists_[views_.front().data];
-  if (list.views != views_) {
-    check(cudaStreamSynchronize(stream_), "waiting for the GPU");  // work under way may use the old one
-    list = {views_, DeviceBlock(views_.size() * sizeof(Weights))};
+const Weights* MatrixLists::on_device(const std::shared_ptr<const void>& first) {
+  List& list = lists_[first.get()];
+  if (list.views != views_ || list.first.lock() != first) {
+    check(cudaStreamSynchronize(stream_), "waiting for the GPU");  // work under way may use the old ones
+    list = {first, views_, DeviceBlock(views_.size() * sizeof(Weights))};
+    std::erase_if(lists_, [](const auto& entry) { return entry.second.first.expired(); });
     check(cudaMemcpyAsync(list.memory.data(), views_.data(), list.memory.bytes(), cudaMemcpyHostToDevice, stream_),
           "copying to the GPU");
     check(cudaStreamSynchronize(stream_), "copying to the GPU");  // views_ changes
@@ -43,6 +44,10 @@ Products::Products(Compute compute, cudaStream_t stream, Uploads& uploads, Weigh
       uploads_(uploads),
       vectors_(vectors),
       lists_(stream),
+      rows_(stream),
+      firsts_(stream),
+      places_(stream),
+      weights_(stream),
       gate_(stream),
       up_(stream),
       results_(stream),
@@ -284,9 +289,14 @@ void Products::experts(const ExpertBatch& batch, std::span<const FeedForward> ex
   const Rows<float> results = rows(results_, pairs, out.cols);
 
   LinearCall gathered;
+  const std::span<const std::int32_t> pair_rows(plan.row), firsts(batch.first), places(plan.place);
+  const std::span<const float> weights(batch.weight);
+  using Lists = std::tuple<const std::int32_t*, const std::int32_t*, const std::int32_t*, const float*>;
   const auto [row, first, place, weight] =
-      uploads_.put_all(std::span<const std::int32_t>(plan.row), std::span<const std::int32_t>(batch.first),
-                       std::span<const std::int32_t>(plan.place), std::span<const float>(batch.weight));
+      uploads_.fit(pair_rows, firsts, places, weights)
+          ? uploads_.put_all(pair_rows, firsts, places, weights)
+          : Lists{uploads_.keep(pair_rows, rows_), uploads_.keep(firsts, firsts_), uploads_.keep(places, places_),
+                  uploads_.keep(weights, weights_)};
   gathered.row = row;
   if (are_f8(gates, ups, downs)) {
     f8_blocks(x, gathered, gates, ups, downs, plan.ranges, results);

@@ -1,5 +1,6 @@
 #pragma once
 #include <algorithm>
+#include <memory>
 #include <span>
 #include <unordered_map>
 #include <vector>
@@ -59,7 +60,8 @@ struct Operands {
   }
 };
 
-/// Lists of matrices that a product is made of, in device memory; each is brought there once.
+/// Lists of matrices that a product is made of, in device memory; each is brought there once, and leaves when another
+/// comes after its first matrix was given up (experts move).
 class MatrixLists {
  public:
   explicit MatrixLists(cudaStream_t stream) : stream_(stream) {}
@@ -77,22 +79,23 @@ class MatrixLists {
       views_.push_back(view);
       result.most_outputs = std::max(result.most_outputs, view.rows);
     }
-    result.on_device = on_device();
+    result.on_device = on_device(matrix_of(all.front()).placed());
     return result;
   }
   /// Lists brought to the device so far.
   std::uint64_t brought() const { return brought_; }
 
  private:
-  const Weights* on_device();
+  const Weights* on_device(const std::shared_ptr<const void>& first);
 
   struct List {
+    std::weak_ptr<const void> first;
     std::vector<Weights> views;
     DeviceBlock memory;
   };
   cudaStream_t stream_;
   std::vector<Weights> views_;
-  std::unordered_map<const std::byte*, List> lists_;  // by where the first matrix lies
+  std::unordered_map<const void*, List> lists_;  // by the first matrix
   std::uint64_t brought_ = 0;
 };
 
@@ -155,6 +158,7 @@ class Products {
   Uploads& uploads_;
   WeightVectors& vectors_;
   MatrixLists lists_;
+  Scratch rows_, firsts_, places_, weights_;  // an expert batch's lists, where they are large
   Scratch gate_, up_, results_, byte_values_, byte_scales_, halves_, f8_values_, f8_scales_, hidden_values_,
       hidden_scales_;
 };

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <random>
 #include <span>
 #include <vector>
@@ -151,8 +152,9 @@ std::string check_heads(const HeadGroups& heads, KvType type, int length, std::s
     encode_kv(type, values.data(), width, 0, width, rows.data() + r * row_bytes);
   }
   std::vector<std::int32_t> table{length - 2, length - 1, length, 7, 0, 0, 0, 0};
-  for (int p = 0; p < pages; ++p) table.push_back((p * 7 + 3) % pages);
-  if (pages % 7 == 0) return "";  // no order of the pages
+  int step = 7;  // which reaches every page
+  while (std::gcd(step, pages) != 1) ++step;
+  for (int p = 0; p < pages; ++p) table.push_back((p * step + 3) % pages);
   const DeviceBlock q_there = upload(std::span<const float>(q), stream);
   const DeviceBlock cache = upload(std::span<const std::byte>(rows), stream);
   const DeviceBlock tables = upload(std::span<const std::int32_t>(table), stream);

@@ -15,20 +15,20 @@ namespace shoal::cuda {
 class StepTables {
  public:
   StepTables(cudaStream_t stream, Uploads& uploads)
-      : uploads_(uploads), stream_(stream), slots_(stream), numbers_(stream), tile_memory_(stream) {}
+      : uploads_(uploads), slots_(stream), numbers_(stream), tile_memory_(stream) {}
 
   /// For all layers of a step: the lists stay as they are until the next begin().
   void begin(std::span<const std::int64_t> slots, std::span<const AttentionQuery> queries, int page_tokens) {
     host_slots_ = slots;
     host_queries_ = queries;
     page_tokens_ = page_tokens;
-    step_slots_ = keep(slots, slots_);
+    step_slots_ = uploads_.keep(slots, slots_);
     list(queries, page_tokens);
-    step_queries_ = table_at(keep(std::span<const std::int32_t>(lists_), numbers_), queries.size());
+    step_queries_ = table_at(uploads_.keep(std::span<const std::int32_t>(lists_), numbers_), queries.size());
     step_tiles_.list.clear();
   }
   /// What of a step's shape kernels are launched by, for positions in parts of `part`: the same numbers, the same
-  /// launches of the same tables.
+  /// launches of the same tables (where attention takes all tiles at once: how it groups them is not in here).
   std::array<std::int64_t, 6> shape(int part) const {
     std::int32_t longest = 0, most = 0;
     for (const AttentionQuery& q : host_queries_) longest = std::max(longest, q.length);
@@ -65,7 +65,7 @@ class StepTables {
       longest = std::max(longest, ++runs.back().count);
     }
     tiles.list = cut_into_tiles(runs, most(longest));
-    tiles.on_device = known ? keep(std::span<const Tile>(tiles.list), tile_memory_) : uploads_.put(tiles.list);
+    tiles.on_device = known ? uploads_.keep(std::span<const Tile>(tiles.list), tile_memory_) : uploads_.put(tiles.list);
     return tiles;
   }
 
@@ -89,21 +89,7 @@ class StepTables {
     }
   }
 
-  /// Through the uploads' memory into memory that lasts.
-  template <class T>
-  const T* keep(std::span<const T> data, Scratch& room) {
-    T* to = room.room<T>(std::ssize(data));
-    constexpr std::size_t kPiece = (1 << 20) / sizeof(T);
-    for (std::size_t at = 0; at < data.size(); at += kPiece) {
-      const auto piece = data.subspan(at, std::min(kPiece, data.size() - at));
-      check(cudaMemcpyAsync(to + at, uploads_.put(piece), piece.size_bytes(), cudaMemcpyDeviceToDevice, stream_),
-            "copying a step's tables");
-    }
-    return to;
-  }
-
   Uploads& uploads_;
-  cudaStream_t stream_;
   Scratch slots_, numbers_, tile_memory_;
   std::span<const std::int64_t> host_slots_;
   std::span<const AttentionQuery> host_queries_;

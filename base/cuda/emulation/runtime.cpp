@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/cuda/emulation/faults.h"
 #include "base/error.h"
 
 struct CUgraph_st {
@@ -143,6 +144,7 @@ PinnedMemory& pinned() {
 thread_local std::vector<cudaStream_t> waiting;
 thread_local std::uint64_t graphs_launched = 0;
 thread_local int captures = 0;  // streams of this OS thread that are captured
+thread_local cudaError_t last_error = cudaSuccess;
 
 void forbid_in_capture(const char* what) {
   if (captures > 0) fail("{}: not while a stream is captured", what);
@@ -155,6 +157,7 @@ void check_side(const char* what, const void* p, bool device) {
 }  // namespace
 
 bool is_device_memory(const void* memory) { return heap().holds(memory); }
+void set_last_error(cudaError_t error) { last_error = error; }
 std::uint64_t graph_launches() { return graphs_launched; }
 void enqueue(cudaStream_t stream, std::function<void()> work) {
   enqueue_until(stream, [work = std::move(work)] {
@@ -329,7 +332,7 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
   delete executable;
   return cudaSuccess;
 }
-cudaError_t cudaGetLastError() { return cudaSuccess; }
+cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
 const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaSuccess ? "no error" : error == cudaErrorMemoryAllocation ? "out of memory" : "no device";
 }
