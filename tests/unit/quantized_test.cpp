@@ -116,7 +116,7 @@ TEST_P(QuantizedProducts, OfIntegersMatchReference) {
 
 /// GPTQ experts, each in an order of columns of its own.
 TEST_P(QuantizedProducts, ExpertsInOrdersOfTheirOwnMatchReference) {
-  const auto tested = backend(), reference = make_reference_backend();
+  const auto tested = backend(), reference = reference_backend();
   Random random(12);
   const std::int64_t hidden = 256, width = 128, tokens = 11;
   const PackedFormat& format = integer_format(4, Scales::half, 128, std::nullopt);
