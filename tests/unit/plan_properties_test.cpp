@@ -40,7 +40,7 @@ void assert_sound(const LayerPlacement& placement, const Problem& p) {
     double sum = 0;
     for (std::size_t i = 0; i < replicas.size(); ++i) {
       RC_ASSERT(replicas[i].rank >= 0 && replicas[i].rank < p.ranks.size());
-      RC_ASSERT(i == 0 || replicas[i - 1].rank < replicas[i].rank);
+      if (i > 0) RC_ASSERT(replicas[i - 1].rank < replicas[i].rank);  // RC_ASSERT evaluates both sides of ||
       RC_ASSERT(replicas[i].share >= 0);
       sum += static_cast<double>(replicas[i].share);
       ++held[static_cast<std::size_t>(replicas[i].rank)];
