@@ -290,14 +290,13 @@ struct Model::State {
     backend.rms_norm(hidden, norm, config.rms_norm_eps, hidden);
     return hidden;
   }
-  bool sample(Rows<const float> stream, std::span<const float> norm, std::span<const std::int64_t> rows,
-              std::span<const Draw> draws, std::span<std::int32_t> tokens) {
-    if (placement.tensor_parallel || !backend.can_sample(config.vocab_size)) return false;
+  /// This rank's columns of the logits, where they are made.
+  Rows<float> own_logits(Rows<const float> stream, std::span<const float> norm, std::span<const std::int64_t> rows) {
     const Rows<const float> hidden = head_input(stream, norm, rows);
-    const Rows<float> out = logit.rows(hidden.rows, config.vocab_size);
-    backend.linear(hidden, weights.head(), {}, out);
-    backend.sample(out, draws, tokens);
-    return true;
+    const Rows<float> out =
+        logit.rows(hidden.rows, placement.tensor_parallel ? weights.vocab.count : config.vocab_size);
+    if (out.cols > 0) backend.linear(hidden, weights.head(), {}, out);
+    return out;
   }
 
   /// Logits [rows.size(), vocab] of rows of a residual stream.
@@ -373,27 +372,27 @@ Rows<const float> Model::mtp_logits(std::span<const std::int64_t> rows) {
   return state_->logits(state_->guessed, state_->weights.mtp.value().head_norm, rows);
 }
 
-bool Model::sample(std::span<const std::int64_t> rows, std::span<const Draw> draws, std::span<std::int32_t> tokens) {
-  return state_->sample(state_->x, state_->weights.final_norm, rows, draws, tokens);
+bool Model::can_sample() const {
+  return !state_->placement.tensor_parallel && state_->backend.can_sample(state_->config.vocab_size);
 }
 
-bool Model::mtp_sample(std::span<const std::int64_t> rows, std::span<const Draw> draws,
+void Model::sample(std::span<const std::int64_t> rows, std::span<const Draw> draws, std::span<std::int32_t> tokens) {
+  State& s = *state_;
+  s.backend.sample(s.own_logits(s.x, s.weights.final_norm, rows), draws, tokens);
+}
+
+void Model::mtp_sample(std::span<const std::int64_t> rows, std::span<const Draw> draws,
                        std::span<std::int32_t> tokens) {
-  return state_->sample(state_->guessed, state_->weights.mtp.value().head_norm, rows, draws, tokens);
+  State& s = *state_;
+  s.backend.sample(s.own_logits(s.guessed, s.weights.mtp.value().head_norm, rows), draws, tokens);
 }
 
 Rows<const float> Model::State::logits(Rows<const float> stream, std::span<const float> norm,
                                        std::span<const std::int64_t> rows) {
   const auto n = static_cast<std::int64_t>(rows.size());
-  const Rows<const float> hidden = head_input(stream, norm, rows);
-  if (!placement.tensor_parallel) {
-    const Rows<float> out = logit.rows(n, config.vocab_size);
-    backend.linear(hidden, weights.head(), {}, out);
-    return backend.to_host(out, logit_room);
-  }
+  const Rows<float> part = own_logits(stream, norm, rows);
+  if (!placement.tensor_parallel) return backend.to_host(part, logit_room);
   // Each rank has its part of the vocabulary for all rows; gathered parts are put side by side again.
-  const Rows<float> part = logit.rows(n, weights.vocab.count);
-  if (part.cols > 0) backend.linear(hidden, weights.head(), {}, part);
   std::vector<std::size_t> counts = vocab_counts;
   for (auto& c : counts) c *= static_cast<std::size_t>(n);
   local_logits.resize(static_cast<std::size_t>(n * config.vocab_size));

@@ -46,10 +46,11 @@ class Model {
   /// tensor parallelism every rank must call it with the same rows.
   Rows<const float> logits(std::span<const std::int64_t> rows);
 
-  /// Draws a token from the logits of each of these rows where they are made, without bringing them to the host; -1
-  /// where no logit is a finite number. False, with nothing done, where that is not possible (on CPUs, and under tensor
-  /// parallelism): use logits().
-  bool sample(std::span<const std::int64_t> rows, std::span<const Draw> draws, std::span<std::int32_t> tokens);
+  /// Whether tokens can be drawn where the logits are made (not on CPUs, nor under tensor parallelism).
+  bool can_sample() const;
+  /// There: draws a token from the logits of each of these rows without bringing them to the host; -1 where no logit is
+  /// a finite number.
+  void sample(std::span<const std::int64_t> rows, std::span<const Draw> draws, std::span<std::int32_t> tokens);
 
   bool has_mtp() const;
   /// Multi-token prediction (DeepSeek-V3, arXiv 2412.19437, section 2.2), for guesses one token further: row i of
@@ -58,7 +59,7 @@ class Model {
   void forward_mtp(const TokenBatch& batch, std::span<const std::int64_t> rows);
   /// Logits of the tokens behind those that follow, of these rows of forward_mtp()'s batch; valid until the next call.
   Rows<const float> mtp_logits(std::span<const std::int64_t> rows);
-  bool mtp_sample(std::span<const std::int64_t> rows, std::span<const Draw> draws, std::span<std::int32_t> tokens);
+  void mtp_sample(std::span<const std::int64_t> rows, std::span<const Draw> draws, std::span<std::int32_t> tokens);
 
   struct Counters {
     /// [MoE layers, n_routed_experts] of the last forward, from this rank; the MTP layer, if there is one, is the last.

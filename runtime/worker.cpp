@@ -78,6 +78,7 @@ bool Worker::is_next(const LogitRow& row, const SequenceOutput& output) {
 }
 
 bool Worker::draw_on_device(std::span<const LogitRow> wanted, std::span<const std::int64_t> rows, StepResult& result) {
+  if (!model_.can_sample()) return false;
   std::vector<Draw> draws;
   for (const LogitRow& row : wanted) {
     const Sequence& sequence = sequences_.at(result.outputs[row.output].sequence);
@@ -85,7 +86,7 @@ bool Worker::draw_on_device(std::span<const LogitRow> wanted, std::span<const st
     draws.push_back(draw_of(sequence.sampling, row.position));
   }
   std::vector<std::int32_t> tokens(wanted.size());
-  if (!model_.sample(rows, draws, tokens)) return false;
+  model_.sample(rows, draws, tokens);
   for (std::size_t i = 0; i < wanted.size(); ++i) {
     SequenceOutput& output = result.outputs[wanted[i].output];
     if (!is_next(wanted[i], output)) continue;
@@ -140,11 +141,12 @@ void Worker::draft(const StepPlan& plan, const TokenBatch& batch, StepResult& re
     const std::size_t count = std::min(last_rows.size() - first, static_cast<std::size_t>(max_logit_rows_));
     const auto some = std::span<const std::int64_t>(last_rows).subspan(first, count);
     const auto position_of = [&](std::size_t i) { return ahead.positions[static_cast<std::size_t>(some[i])] + 1; };
-    std::vector<Draw> draws;
-    std::vector<std::int32_t> tokens(count);
-    for (std::size_t i = 0; i < count; ++i)
-      draws.push_back(draw_of(sequences_.at(outputs[first + i]->sequence).sampling, position_of(i)));
-    if (model_.mtp_sample(some, draws, tokens)) {
+    if (model_.can_sample()) {
+      std::vector<Draw> draws;
+      std::vector<std::int32_t> tokens(count);
+      for (std::size_t i = 0; i < count; ++i)
+        draws.push_back(draw_of(sequences_.at(outputs[first + i]->sequence).sampling, position_of(i)));
+      model_.mtp_sample(some, draws, tokens);
       for (std::size_t i = 0; i < count; ++i) {
         if (tokens[i] < 0) fail_without_logits(static_cast<std::size_t>(model_.vocab_size()));
         outputs[first + i]->drafts.push_back(tokens[i]);
