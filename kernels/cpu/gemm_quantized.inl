@@ -317,15 +317,20 @@ int quantized_tile_width(std::int64_t remaining) {
 
 inline std::int64_t quantized_scratch(const Weights&) { return static_cast<std::int64_t>(sizeof(Expanded)); }
 
+/// Activations are bytes whatever they are elsewhere; `pack` and `pack_fine` make blocks of kBlockSteps and kFineSteps.
+inline void set_quantized(KernelTable& table, decltype(Gemm::tile_width) width, decltype(Gemm::pack) pack,
+                          decltype(Gemm::pack) pack_fine, decltype(Gemm::scratch_bytes) scratch,
+                          decltype(Gemm::run) run) {
+  table.gemm[int(WeightKind::quantized)] =
+      table.gemm_bf16[int(WeightKind::quantized)] = {width, quantized_tile_bytes<kBlockSteps>, pack, scratch, run};
+  table.gemm[int(WeightKind::quantized_8)] = table.gemm_bf16[int(WeightKind::quantized_8)] = {
+      width, quantized_tile_bytes<kFineSteps>, pack_fine, scratch, run};
+}
+
 template <class Isa>
 inline void fill_quantized(KernelTable& table) {
-  const auto product = [](auto bytes, auto pack) {
-    return Gemm{quantized_tile_width<Isa>, bytes, pack, quantized_scratch, run_quantized<Isa>};
-  };
-  table.gemm[int(WeightKind::quantized)] = table.gemm_bf16[int(WeightKind::quantized)] =
-      product(quantized_tile_bytes<kBlockSteps>, pack_bytes<Isa, kBlockSteps>);
-  table.gemm[int(WeightKind::quantized_8)] = table.gemm_bf16[int(WeightKind::quantized_8)] =
-      product(quantized_tile_bytes<kFineSteps>, pack_bytes<Isa, kFineSteps>);
+  set_quantized(table, quantized_tile_width<Isa>, pack_bytes<Isa, kBlockSteps>, pack_bytes<Isa, kFineSteps>,
+                quantized_scratch, run_quantized<Isa>);
 }
 
 }  // namespace

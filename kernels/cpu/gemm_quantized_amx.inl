@@ -113,8 +113,6 @@ void pack_for_tiles(const float* const* rows, int tokens, int width, std::int64_
               : pack_direct<kSteps>(rows, tokens, width, cols, tile);
 }
 
-std::int64_t expanded_bytes(const Weights&) { return static_cast<std::int64_t>(sizeof(Expanded)); }
-
 template <class Tiles>
 void run_tiles(const Weights& w, std::int64_t first, std::int64_t panels, const PackedTile* tiles, int n_tiles,
                std::byte* scratch) {
@@ -126,13 +124,8 @@ void run_tiles(const Weights& w, std::int64_t first, std::int64_t panels, const 
 
 template <class Tiles>
 void fill_quantized_tiles(KernelTable& table) {
-  const auto product = [](auto bytes, auto pack) {
-    return Gemm{tile_width, bytes, pack, expanded_bytes, run_tiles<Tiles>};
-  };
-  table.gemm[int(WeightKind::quantized)] = table.gemm_bf16[int(WeightKind::quantized)] =
-      product(quantized_tile_bytes<kBlockSteps>, pack_for_tiles<Tiles, kBlockSteps>);
-  table.gemm[int(WeightKind::quantized_8)] = table.gemm_bf16[int(WeightKind::quantized_8)] =
-      product(quantized_tile_bytes<kFineSteps>, pack_for_tiles<Tiles, kFineSteps>);
+  set_quantized(table, tile_width, pack_for_tiles<Tiles, kBlockSteps>, pack_for_tiles<Tiles, kFineSteps>,
+                quantized_scratch, run_tiles<Tiles>);
 }
 
 }  // namespace

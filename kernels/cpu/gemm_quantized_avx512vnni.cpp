@@ -3,14 +3,8 @@
 namespace shoal::cpu {
 
 void fill_quantized_avx512vnni(KernelTable& table) {
-  const auto product = [](auto bytes, auto pack) {
-    const auto scratch = [](const Weights&) { return std::int64_t{0}; };
-    return Gemm{direct_tile_width, bytes, pack, scratch, run_direct};
-  };
-  table.gemm[int(WeightKind::quantized)] = table.gemm_bf16[int(WeightKind::quantized)] =
-      product(quantized_tile_bytes<kBlockSteps>, pack_direct<kBlockSteps>);
-  table.gemm[int(WeightKind::quantized_8)] = table.gemm_bf16[int(WeightKind::quantized_8)] =
-      product(quantized_tile_bytes<kFineSteps>, pack_direct<kFineSteps>);
+  const auto no_scratch = [](const Weights&) { return std::int64_t{0}; };
+  set_quantized(table, direct_tile_width, pack_direct<kBlockSteps>, pack_direct<kFineSteps>, no_scratch, run_direct);
 }
 
 }  // namespace shoal::cpu

@@ -44,6 +44,18 @@ __device__ __forceinline__ float warp_sum(float x) {
   return x;
 }
 
+/// The same over a block of kWarps warps, warp after warp, for all of its threads. `of_warp` [kWarps] is shared memory.
+template <int kWarps>
+__device__ __forceinline__ float block_sum(float x, int warp, int lane, float* of_warp) {
+  x = warp_sum(x);
+  if (lane == 0) of_warp[warp] = x;
+  __syncthreads();
+  float sum = 0;
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) sum += of_warp[w];
+  return sum;
+}
+
 /// The sums over a warp of several values, kCount a power of two up to 32, with the same bits as warp_sum(): lanes hand
 /// each other the halves that they do not keep, so it takes kCount - 1 exchanges (and one for each further halving of
 /// the lanes), not five for each value. The result is of value lane / (32 / kCount).

@@ -81,12 +81,7 @@ __global__ void __launch_bounds__(kLatentThreads)
   const float* x = in.x + token * in.stride;
   float squares = 0;
   for (int c = thread; c < in.rank; c += kLatentThreads) squares = fmaf(x[c], x[c], squares);
-  squares = warp_sum(squares);
-  if (lane == 0) s.of_warp[warp] = squares;
-  __syncthreads();
-  float sum = 0;
-#pragma unroll
-  for (int w = 0; w < kLatentWarps; ++w) sum += s.of_warp[w];
+  const float sum = block_sum<kLatentWarps>(squares, warp, lane, s.of_warp);
   const float scale = 1.0f / sqrtf(sum / static_cast<float>(in.rank) + in.eps);
 
   std::byte* row = cache + slots[token] * kv_row_bytes(type, width);

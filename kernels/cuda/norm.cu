@@ -69,13 +69,7 @@ __global__ void __launch_bounds__(kThreads) rms_norm_kernel(Call call, Rounded t
 #pragma unroll
     for (int i = 0; i < 4; ++i) squares = fmaf(x[i], x[i], squares);
   }
-  squares = warp_sum(squares);
-  if (lane == 0) s.of_warp[warp] = squares;
-  __syncthreads();
-
-  float sum = 0;
-#pragma unroll
-  for (int w = 0; w < kWarps; ++w) sum += s.of_warp[w];
+  const float sum = block_sum<kWarps>(squares, warp, lane, s.of_warp);
   const float scale = 1.0f / sqrtf(sum / static_cast<float>(call.width) + call.eps);
   if (call.branch != nullptr) row = call.sum + token * call.sum_stride;  // what this thread has written
   for (std::int64_t first = warp * kColumns; first < call.width; first += kWarps * kColumns) {  // the whole warp

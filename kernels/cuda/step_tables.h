@@ -37,12 +37,10 @@ class StepTables {
             (longest + part - 1) / part, std::ssize(step_tiles_.list), most};
   }
   const std::int64_t* slots(std::span<const std::int64_t> wanted) {
-    const bool known = wanted.data() == host_slots_.data() && wanted.size() == host_slots_.size();
-    return known ? step_slots_ : uploads_.put(wanted);
+    return same(wanted, host_slots_) ? step_slots_ : uploads_.put(wanted);
   }
   QueryTable queries(std::span<const AttentionQuery> wanted, int page_tokens) {
-    if (wanted.data() == host_queries_.data() && wanted.size() == host_queries_.size() && page_tokens == page_tokens_)
-      return step_queries_;
+    if (same(wanted, host_queries_) && page_tokens == page_tokens_) return step_queries_;
     list(wanted, page_tokens);
     return table_at(uploads_.put(lists_), wanted.size());
   }
@@ -55,7 +53,7 @@ class StepTables {
   /// `most(run)`: queries of a tile, where up to `run` neighbours are of one sequence. Always the same in a step.
   template <class Most>
   const Tiles& tiles(std::span<const AttentionQuery> wanted, const Most& most) {
-    const bool known = wanted.data() == host_queries_.data() && wanted.size() == host_queries_.size();
+    const bool known = same(wanted, host_queries_);
     Tiles& tiles = known ? step_tiles_ : other_tiles_;
     if (known && !tiles.list.empty()) return tiles;
     std::vector<Tile> runs;
@@ -70,6 +68,8 @@ class StepTables {
   }
 
  private:
+  /// The list itself, not one like it.
+  static bool same(const auto& a, const auto& b) { return a.data() == b.data() && a.size() == b.size(); }
   static QueryTable table_at(const std::int32_t* all, std::size_t queries) {
     return {all, all + queries, all + 2 * queries};
   }
