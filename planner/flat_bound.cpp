@@ -46,9 +46,8 @@ double sums_bound(std::span<const double> loads, std::span<const int> slots, std
 /// heavy expert may put onto a rank is less than the rank's level by what its neighbours there weigh; and a slot whose
 /// content weighs nothing is a spare one. Counted at a level T:
 /// - a replica whose neighbours are all whole experts carries at most `beside` = T less the smallest of these;
-/// - on other ranks two or more slots hold replicas of split experts, or nothing; what lies in all of these is at most
-/// T
-///   less the smallest whole experts in the rank's other slots, and the fewer of them, the more room a slot has;
+/// - on other ranks two or more slots hold replicas of split experts, or nothing; what lies in all of these is at
+///   most T less the smallest whole experts in the rank's other slots, and the fewer of them, the more room a slot has;
 /// - all replicas beyond one an expert, and all empty slots, are the spare slots.
 /// So an expert above `beside` has q replicas of the first kind and m of the second, for q + m - 1 spare slots, and
 /// what it puts into the m has to find room in these; a spare slot spent otherwise makes room as well, most where it

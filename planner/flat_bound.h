@@ -7,8 +7,7 @@ namespace shoal {
 /// - the mean;
 /// - parts: the smallest level at which all experts' whole numbers of replicas fit into the slots;
 /// - sums: the j largest experts lie on some k ranks, whose slots hold them, at most the spare slots' replicas (which
-/// may
-///   carry nothing), and else other experts whole, at least the smallest ones;
+///   may carry nothing), and else other experts whole, at least the smallest ones;
 /// - neighbours, where ranks are equal: see flat_bound.cpp.
 double flat_bound(std::span<const double> loads, std::span<const int> slots, std::span<const double> speed);
 

@@ -221,10 +221,10 @@ std::vector<std::string> changes_that_fit(const PlanRequest& request, const Held
   return changes;
 }
 
-void place(const PlanRequest& r, const HeldWeights& weights, const ExpertRanks& ranks, Plan& plan) {
+void place(const PlanRequest& r, const ExpertRanks& ranks, Plan& plan) {
   if (r.slice_experts) {
     plan.experts = place_slices(r.config, ranks.size()).experts;
-    plan.imbalance = weights.slice_part(ranks.size(), 0) * ranks.size();  // the first slice is the largest
+    plan.imbalance = largest_slice(r.config, r.precision, ranks.size());
   }
   plan.experts.resize(static_cast<std::size_t>(r.config.num_hidden_layers));
   if (r.slice_experts) return;
@@ -270,7 +270,7 @@ Plan make_plan(const PlanRequest& r) {
   plan.fits = chosen.fits;
   if (!plan.fits) plan.changes = changes_that_fit(r, weights);
   if (r.config.n_routed_experts > 0) {
-    place(r, weights, chosen.ranks, plan);
+    place(r, chosen.ranks, plan);
     // Slots that no replica came to need no memory.
     for (int rank = 0; rank < plan.layout.ranks && !r.slice_experts; ++rank) {
       std::vector<int> held = held_counts(r.config, weights, 0, plan.layout.ranks);

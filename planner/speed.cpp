@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "planner/expert_slices.h"
+
 namespace shoal {
 namespace {
 
@@ -32,7 +34,6 @@ SpeedModel::SpeedModel(const ModelConfig& config, const Precision& precision, co
       redundant_(redundant_experts),
       constants_(constants) {
   for (int i = 0; i < config.num_hidden_layers; ++i) moe_layers_ += config.is_moe_layer(i);
-  int expert_block = 1;
   for (const ExpectedTensor& t : expected_tensors(config)) {
     if (!t.required() || t.part == Part::mtp || t.part == Part::embedding || t.shape.size() < 2) continue;
     const auto parameters = static_cast<double>(t.shape[0] * t.shape[1]);
@@ -43,16 +44,13 @@ SpeedModel::SpeedModel(const ModelConfig& config, const Precision& precision, co
       expert_parameters_ += parameters / config.n_routed_experts / moe_layers_;
       expert_bytes_ += bytes / config.n_routed_experts / moe_layers_;
       expert_[&type] += parameters / config.n_routed_experts / moe_layers_;
-      if (t.name.ends_with("down_proj.weight")) expert_block = std::max(expert_block, type.block_cols);
     } else {
       dense_bytes_ += bytes;
       (t.part == Part::head ? head_parameters_ : dense_parameters_) += parameters;
       (t.part == Part::head ? head_ : dense_)[&type] += parameters;
     }
   }
-  if (layout.sliced_experts && config.n_routed_experts > 0)
-    largest_slice_ = static_cast<double>(expert_slice(config, layout.ranks, 0, expert_block).count) * layout.ranks /
-                     config.moe_intermediate_size;
+  if (layout.sliced_experts) largest_slice_ = largest_slice(config, precision, layout.ranks);
   if (config.tie_word_embeddings) {
     head_parameters_ = static_cast<double>(config.vocab_size) * config.hidden_size;
     dense_bytes_ += head_parameters_ * 2;
