@@ -9,23 +9,14 @@
 #include "base/cuda/memory.h"
 #include "base/error.h"
 #include "kernels/cuda/device.h"
+#include "tests/unit/device_stream_test_support.h"
 
 namespace shoal::cuda {
 namespace {
 
-/// Device memory for the tests' kernels, on a stream of its own.
-class Emulation : public testing::Test {
+/// Device memory for the tests' kernels.
+class Emulation : public OnStream {
  protected:
-  Emulation() { check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream"); }
-  ~Emulation() override { static_cast<void>(cudaStreamDestroy(stream)); }
-
-  template <class T>
-  std::vector<T> read(const T* from, std::size_t n) {
-    std::vector<T> out(n);
-    check(cudaMemcpyAsync(out.data(), from, n * sizeof(T), cudaMemcpyDeviceToHost, stream), "copy");
-    check(cudaStreamSynchronize(stream), "wait");
-    return out;
-  }
   /// What the kernel says it did wrong.
   template <class Kernel, class... Arguments>
   std::string fault_of(Kernel kernel, unsigned threads, Arguments... arguments) {
@@ -38,7 +29,6 @@ class Emulation : public testing::Test {
     return "";
   }
 
-  cudaStream_t stream = nullptr;
   DeviceBlock block{1 << 16};
   int* ints = reinterpret_cast<int*>(block.data());
   float* floats = reinterpret_cast<float*>(block.data());

@@ -10,22 +10,13 @@
 #include "kernels/cuda/products.h"
 #include "kernels/cuda/repetition.h"
 #include "kernels/reference.h"
+#include "tests/unit/device_stream_test_support.h"
 
 namespace shoal::cuda {
 namespace {
 
-class GpuMemory : public testing::Test {
+class GpuMemory : public OnStream {
  protected:
-  GpuMemory() { check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream"); }
-  ~GpuMemory() override { static_cast<void>(cudaStreamDestroy(stream)); }
-
-  template <class T>
-  std::vector<T> read(const T* from, std::size_t n) {
-    std::vector<T> out(n);
-    check(cudaMemcpyAsync(out.data(), from, n * sizeof(T), cudaMemcpyDeviceToHost, stream), "copy");
-    check(cudaStreamSynchronize(stream), "wait");
-    return out;
-  }
   static std::size_t free_bytes() {
     std::size_t free = 0, total = 0;
     check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
@@ -37,7 +28,6 @@ class GpuMemory : public testing::Test {
     return v;
   }
 
-  cudaStream_t stream = nullptr;
   std::mt19937 random{61};
 };
 

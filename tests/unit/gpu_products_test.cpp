@@ -61,22 +61,13 @@ TEST_P(GpuProducts, Fp8ExpertsMatchReference) {
                        random_matrix(random, e == 2 ? DType::bf16 : DType::f8_e4m3, hidden, width)});
   const auto x = random.floats(tokens * hidden, 0.05f);
   const auto run = [&](Backend& b) {
-    std::vector<float> out(std::size_t(tokens * hidden), NAN);
-    ExpertBatch batch;
-    batch.first = {0};
-    for (std::int64_t t = 0; t < tokens; ++t) {
-      batch.rows.push_back(x.data() + t * hidden);
-      batch.out.push_back(out.data() + t * hidden);
-      // Expert 3 has nobody, expert 0 everybody, token 7 nobody.
-      for (const int e : {0, 1 + static_cast<int>(t % 2), 4}) {
-        if (t == 7) break;
-        batch.expert.push_back(e);
-        batch.weight.push_back(0.25f * static_cast<float>(e + 1));
-      }
-      batch.first.push_back(static_cast<std::int32_t>(batch.expert.size()));
-    }
-    b.experts(batch, experts);
-    return out;
+    // Expert 3 has nobody, expert 0 everybody, token 7 nobody.
+    return through_experts(b, experts, x, hidden, [](std::int64_t t) {
+      std::vector<std::pair<std::int32_t, float>> chosen;
+      for (const int e : {0, 1 + static_cast<int>(t % 2), 4})
+        if (t != 7) chosen.emplace_back(e, 0.25f * static_cast<float>(e + 1));
+      return chosen;
+    });
   };
   // A hidden value next to a rounding border of E4M3 may fall on either side of it.
   expect_near(run(*gpu), run(*reference), 5e-2, "experts");

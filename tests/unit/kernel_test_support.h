@@ -4,8 +4,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -194,6 +196,26 @@ inline void expect_near(const std::vector<float>& actual, const std::vector<floa
   }
   if (actual.empty()) return;
   EXPECT_LE(worst, tolerance) << what << ": element " << at << " is " << actual[at] << ", not " << expected[at];
+}
+
+/// x [tokens, hidden] through experts: `chosen(t)` are token t's (expert, weight), ascending.
+inline std::vector<float> through_experts(
+    Backend& backend, const std::vector<FeedForward>& experts, const std::vector<float>& x, std::int64_t hidden,
+    const std::function<std::vector<std::pair<std::int32_t, float>>(std::int64_t)>& chosen) {
+  std::vector<float> out(x.size(), NAN);
+  ExpertBatch batch;
+  batch.first = {0};
+  for (std::int64_t t = 0; t * hidden < std::ssize(x); ++t) {
+    batch.rows.push_back(x.data() + t * hidden);
+    batch.out.push_back(out.data() + t * hidden);
+    for (const auto& [expert, weight] : chosen(t)) {
+      batch.expert.push_back(expert);
+      batch.weight.push_back(weight);
+    }
+    batch.first.push_back(static_cast<std::int32_t>(batch.expert.size()));
+  }
+  backend.experts(batch, experts);
+  return out;
 }
 
 inline bool same_bits(const float* a, const float* b, std::int64_t n) {

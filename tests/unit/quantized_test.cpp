@@ -131,20 +131,9 @@ TEST_P(QuantizedProducts, ExpertsInOrdersOfTheirOwnMatchReference) {
   }
   const auto x = random.floats(tokens * hidden);
   const auto run = [&](Backend& b) {
-    std::vector<float> out(std::size_t(tokens * hidden), NAN);
-    ExpertBatch batch;
-    batch.first = {0};
-    for (std::int64_t t = 0; t < tokens; ++t) {
-      batch.rows.push_back(x.data() + t * hidden);
-      batch.out.push_back(out.data() + t * hidden);
-      for (const int e : {0, 1 + static_cast<int>(t % 2)}) {
-        batch.expert.push_back(e);
-        batch.weight.push_back(0.5f);
-      }
-      batch.first.push_back(static_cast<std::int32_t>(batch.expert.size()));
-    }
-    b.experts(batch, experts);
-    return out;
+    return through_experts(b, experts, x, hidden, [](std::int64_t t) {
+      return std::vector{std::pair{0, 0.5f}, {1 + static_cast<std::int32_t>(t % 2), 0.5f}};
+    });
   };
   expect_near(run(*tested), run(*reference), 2e-2, "experts");
 }
@@ -195,20 +184,10 @@ TEST_P(QuantizedProducts, ExpertsOfMixedFormatsMatchReference) {
   }
   const auto x = random.floats(tokens * hidden, 1e-2f);
   const auto run = [&](Backend& b) {
-    std::vector<float> out(std::size_t(tokens * hidden));
-    ExpertBatch batch;
-    batch.first = {0};
-    for (std::int64_t t = 0; t < tokens; ++t) {
-      batch.rows.push_back(x.data() + t * hidden);
-      batch.out.push_back(out.data() + t * hidden);
-      for (const int e : {static_cast<int>(t % 2), 2 + static_cast<int>(t % 2)}) {
-        batch.expert.push_back(e);
-        batch.weight.push_back(0.5f);
-      }
-      batch.first.push_back(static_cast<std::int32_t>(batch.expert.size()));
-    }
-    b.experts(batch, experts);
-    return out;
+    return through_experts(b, experts, x, hidden, [](std::int64_t t) {
+      const auto odd = static_cast<std::int32_t>(t % 2);
+      return std::vector{std::pair{odd, 0.5f}, {2 + odd, 0.5f}};
+    });
   };
   // A hidden value next to a rounding border may fall on either side of it.
   expect_near(run(*tested), run(*reference), 2e-2, "experts");
