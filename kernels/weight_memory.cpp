@@ -1,8 +1,5 @@
 #include "kernels/weight_memory.h"
 
-#include <sys/mman.h>
-
-#include <cstdint>
 #include <cstdlib>
 #include <map>
 #include <memory>
@@ -10,33 +7,16 @@
 #include <unordered_map>
 #include <vector>
 
+#include "kernels/huge_pages.h"
+
 namespace shoal {
 namespace {
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr bool kSeparateBlocks = true;  // so that a sanitizer sees where each ends
-#else
-constexpr bool kSeparateBlocks = false;
-#endif
-
-constexpr std::size_t kLine = 64, kHugePage = std::size_t{2} << 20;
+constexpr std::size_t kLine = 64;
 /// Address space is taken so many bytes at a time, memory as it is written.
 constexpr std::size_t kStretch = std::size_t{64} << 20;
 
 constexpr std::size_t round_up(std::size_t n, std::size_t unit) { return (n + unit - 1) / unit * unit; }
-
-/// Address space that begins with a huge page; null when there is none.
-std::byte* map_stretch(std::size_t bytes) {
-  void* p = mmap(nullptr, bytes + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (p == MAP_FAILED) return nullptr;
-  auto* const begin = static_cast<std::byte*>(p);
-  const std::size_t before =
-      round_up(reinterpret_cast<std::uintptr_t>(begin), kHugePage) - reinterpret_cast<std::uintptr_t>(begin);
-  if (before > 0) munmap(begin, before);
-  if (before < kHugePage) munmap(begin + before + bytes, kHugePage - before);
-  madvise(begin + before, bytes, MADV_HUGEPAGE);
-  return begin + before;
-}
 
 class WeightMemory {
  public:
@@ -61,7 +41,7 @@ class WeightMemory {
     for (auto& [size, blocks] : freed_) std::erase_if(blocks, inside);
     std::erase_if(size_of_, [&](const auto& entry) { return inside(entry.first); });
     if (current_ == begin) current_ = nullptr;
-    munmap(begin, at->second.bytes);
+    unmap_huge_pages(begin, at->second.bytes);
     stretches_.erase(at);
   }
 
@@ -86,8 +66,8 @@ class WeightMemory {
     std::byte* from = alone ? nullptr : current_;
     if (from && stretches_.at(from).used + bytes > stretches_.at(from).bytes) from = nullptr;
     if (!from) {
-      const std::size_t size = alone ? round_up(bytes, std::size_t{4096}) : kStretch;
-      from = map_stretch(size);
+      const std::size_t size = alone ? bytes : kStretch;
+      from = map_huge_pages(size);
       if (!from) return nullptr;
       stretches_[from] = {size};
       if (!alone) current_ = from;
@@ -116,12 +96,12 @@ WeightMemory& memory() {
 }  // namespace
 
 std::byte* allocate_weights(std::size_t bytes) {
-  if (kSeparateBlocks) return static_cast<std::byte*>(std::aligned_alloc(kLine, round_up(bytes, kLine)));
+  if (kSanitized) return static_cast<std::byte*>(std::aligned_alloc(kLine, round_up(bytes, kLine)));
   return memory().allocate(bytes);
 }
 
 void free_weights(std::byte* block) {
-  if (kSeparateBlocks) return std::free(block);
+  if (kSanitized) return std::free(block);
   memory().free(block);
 }
 

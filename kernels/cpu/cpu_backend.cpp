@@ -1,5 +1,3 @@
-#include <sys/mman.h>
-
 #include <cstring>
 
 #include "base/error.h"
@@ -11,6 +9,7 @@
 #include "kernels/cpu/kernel_table.h"
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/router.h"
+#include "kernels/huge_pages.h"
 
 namespace shoal {
 namespace cpu {
@@ -40,13 +39,10 @@ class CpuBackend final : public Backend {
   }
 
   std::shared_ptr<void> allocate(std::size_t bytes) override {
-    constexpr std::size_t kHugePage = std::size_t{2} << 20;
     bytes = std::max<std::size_t>(bytes, 1);
-    // Fresh pages are zero, and are given out as they are first written.
-    void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (p == MAP_FAILED) fail("no memory left: {:.1f} MB were asked for", 1e-6 * static_cast<double>(bytes));
-    if (bytes >= kHugePage) madvise(p, bytes, MADV_HUGEPAGE);
-    return {p, [bytes](void* q) { munmap(q, bytes); }};
+    std::byte* const p = map_huge_pages(bytes);
+    if (!p) fail("no memory left: {:.1f} MB were asked for", 1e-6 * static_cast<double>(bytes));
+    return {p, [bytes](std::byte* q) { unmap_huge_pages(q, bytes); }};
   }
 
   void embed(std::span<const std::int32_t> ids, const Matrix& table, Rows<float> out) override {

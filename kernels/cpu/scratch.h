@@ -1,12 +1,11 @@
 #pragma once
-#include <sys/mman.h>
-
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
 #include <new>
-#include <vector>
+
+#include "kernels/huge_pages.h"
 
 namespace shoal::cpu {
 
@@ -16,14 +15,16 @@ class Scratch {
  public:
   std::byte* bytes(std::int64_t n) {
     if (n > size_) {
-      // Half as much again, so that a slowly growing batch does not allocate at every step.
-      const std::int64_t alignment = n >= kHugePage ? kHugePage : 64;
-      size_ = (n + n / 2 + alignment - 1) / alignment * alignment;
       data_.reset();
-      const auto bytes = static_cast<std::size_t>(size_);
-      data_.reset(static_cast<std::byte*>(std::aligned_alloc(static_cast<std::size_t>(alignment), bytes)));
-      if (!data_) throw std::bad_alloc();
-      if (alignment == kHugePage) madvise(data_.get(), bytes, MADV_HUGEPAGE);
+      size_ = 0;
+      // Half as much again, so that a slowly growing batch does not allocate at every step.
+      const std::int64_t size = (n + n / 2 + 63) / 64 * 64;
+      const auto bytes = static_cast<std::size_t>(size);
+      const bool large = bytes >= kHugePage && !kSanitized;
+      auto* const p = large ? map_huge_pages(bytes) : static_cast<std::byte*>(std::aligned_alloc(64, bytes));
+      if (!p) throw std::bad_alloc();
+      data_ = {p, Free{large ? bytes : 0}};
+      size_ = size;
     }
     return data_.get();
   }
@@ -31,9 +32,9 @@ class Scratch {
 
  private:
   struct Free {
-    void operator()(std::byte* p) const { std::free(p); }
+    std::size_t mapped;  // bytes; 0: of the heap
+    void operator()(std::byte* p) const { mapped > 0 ? unmap_huge_pages(p, mapped) : std::free(p); }
   };
-  static constexpr std::int64_t kHugePage = std::int64_t{2} << 20;
 
   std::unique_ptr<std::byte[], Free> data_;
   std::int64_t size_ = 0;
