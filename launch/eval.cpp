@@ -43,22 +43,39 @@ struct Puzzle {
   std::string task, prompt, answer;
 };
 
-std::vector<Puzzle> read_puzzles(const std::filesystem::path& path, int most_of_a_task) {
+/// Hands over each line of a file of JSON lines.
+void for_json_lines(const std::filesystem::path& path, const std::function<void(const JsonFields&)>& use) {
   std::istringstream lines(contents(path));
-  std::vector<Puzzle> puzzles;
-  std::map<std::string, int> taken;
   int number = 0;
   for (std::string line; std::getline(lines, line);) {
     ++number;
     if (line.empty()) continue;
     const auto entry = nlohmann::json::parse(line, nullptr, false);
     if (entry.is_discarded()) fail("{}:{}: is not JSON", path.string(), number);
-    const JsonFields fields(entry, fmt::format("{}:{}", path.string(), number));
+    use(JsonFields(entry, fmt::format("{}:{}", path.string(), number)));
+  }
+}
+
+std::vector<Puzzle> read_puzzles(const std::filesystem::path& path, int most_of_a_task) {
+  std::vector<Puzzle> puzzles;
+  std::map<std::string, int> taken;
+  for_json_lines(path, [&](const JsonFields& fields) {
     Puzzle puzzle{fields.string_or("task", "all"), fields.string_or("prompt", ""), fields.string_or("answer", "")};
     if (puzzle.prompt.empty() || puzzle.answer.empty()) fields.reject("prompt", "and answer must be there");
     if (most_of_a_task == 0 || taken[puzzle.task]++ < most_of_a_task) puzzles.push_back(std::move(puzzle));
-  }
+  });
   return puzzles;
+}
+
+/// The file as one text, or the `text` of each of its JSON lines.
+std::vector<std::string> read_texts(const std::filesystem::path& path) {
+  if (path.extension() != ".jsonl") return {contents(path)};
+  std::vector<std::string> texts;
+  for_json_lines(path, [&](const JsonFields& fields) {
+    texts.push_back(fields.string_or("text", ""));
+    if (texts.back().empty()) fields.reject("text", "must be there");
+  });
+  return texts;
 }
 
 std::string trimmed(const std::string& text) {
@@ -156,29 +173,32 @@ class Evaluation {
     }
   }
 
-  /// Consecutive windows of the text, each begun as the tokenizer begins texts. A rest of one token says nothing.
-  std::vector<ScoredWindow> windows_of(const std::string& text) const {
+  /// Consecutive windows of each text, each begun as the tokenizer begins texts. A rest of one token says nothing.
+  std::vector<ScoredWindow> windows_of(const std::vector<std::string>& texts) const {
     if (!engine_.tokenizer)
       fail("{}: the model has no tokenizer, so there is no text to score", options_.job.model.string());
     const auto begin = engine_.tokenizer->encode("", true);
-    const auto tokens = engine_.tokenizer->encode(text, false);
     const std::size_t length = static_cast<std::size_t>(std::min(options_.window, engine_.max_model_len));
     if (length < begin.size() + 2) fail("--window {} is too short", options_.window);
     std::vector<ScoredWindow> windows;
     const std::size_t step = length - begin.size();
-    for (std::size_t at = 0; at + 2 <= tokens.size(); at += step) {
-      if (options_.max_windows > 0 && windows.size() == static_cast<std::size_t>(options_.max_windows)) break;
-      ScoredWindow window{begin, {}};
-      window.tokens.insert(window.tokens.end(), tokens.begin() + static_cast<std::ptrdiff_t>(at),
-                           tokens.begin() + static_cast<std::ptrdiff_t>(std::min(tokens.size(), at + step)));
-      windows.push_back(std::move(window));
+    for (const std::string& text : texts) {
+      const auto tokens = engine_.tokenizer->encode(text, false);
+      for (std::size_t at = 0; at + 2 <= tokens.size(); at += step) {
+        if (options_.max_windows > 0 && windows.size() == static_cast<std::size_t>(options_.max_windows))
+          return windows;
+        ScoredWindow window{begin, {}};
+        window.tokens.insert(window.tokens.end(), tokens.begin() + static_cast<std::ptrdiff_t>(at),
+                             tokens.begin() + static_cast<std::ptrdiff_t>(std::min(tokens.size(), at + step)));
+        windows.push_back(std::move(window));
+      }
     }
     if (windows.empty()) fail("{}: is too short to be scored", options_.text.string());
     return windows;
   }
 
   Json perplexity() {
-    auto windows = windows_of(contents(options_.text));
+    auto windows = windows_of(read_texts(options_.text));
     std::optional<ScoredRunWriter> save;
     if (!options_.save.empty()) save.emplace(options_.save, engine_.config.vocab_size);
     std::size_t at = 0;
@@ -308,7 +328,8 @@ void print_text(const Json& report) {
 CLI::App* add_eval(CLI::App& root, EvalOptions& options) {
   CLI::App* app = root.add_subcommand("eval", "Measure a model: perplexity, distance from a reference, puzzles solved");
   add_job_options(*app, options.job);
-  app->add_option("--text", options.text, "Text file whose perplexity is computed");
+  app->add_option("--text", options.text,
+                  "File whose perplexity is computed: a text, or JSON lines (.jsonl) with a text each");
   app->add_option("--save", options.save, "With --text: file to write, which --reference of other runs reads")
       ->needs("--text");
   app->add_option(

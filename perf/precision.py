@@ -5,10 +5,10 @@
     python perf/precision.py --folder WORK --speed      # speed of each, in turns, on a machine with nothing else to do
     python perf/precision.py --folder WORK --table --plot perf/precision.svg
 
---table prints Markdown: bytes, bits a weight, accuracy by task, KL divergence of its predictions from the BF16 model's,
-speed where it was measured. Texts are problems of launch/demo/problems.py with their chains of thought: held-out ones are
-scored, others give the importance of weights. (They run together in windows, which the model was not trained on: its
-perplexity there says nothing, and is in results.json only.) Needs a build, and the Python of tests/requirements.txt.
+--table prints Markdown: bytes, bits a weight, accuracy by task, perplexity, KL divergence of its predictions from the BF16
+model's, speed where it was measured. Texts are problems of launch/demo/problems.py with their chains of thought: held-out
+ones are scored, each by itself, others give the importance of weights. Needs a build, and the Python of
+tests/requirements.txt.
 """
 
 import argparse
@@ -35,9 +35,11 @@ FORMS += [(t, ["--type", t], True) for t in
 FORMS += [(f"mix {bits} bit", ["--size", f"{bits}bpw"], True) for bits in ("4.5", "3.5", "2.51", "2.1", "1.85")]
 
 
-def text(seed, held_out, count):
+def texts(seed, held_out, count):
+    """Problems with their chains of thought as JSON lines, which `shoal eval` scores each by itself."""
     drawn = itertools.islice(problems.stream(seed, held_out), count)
-    return "".join(f"<｜User｜>{p.prompt}<｜Assistant｜><think>\n{p.response}<｜end▁of▁sentence｜>" for p in drawn)
+    lines = (f"<｜User｜>{p.prompt}<｜Assistant｜><think>\n{p.response}<｜end▁of▁sentence｜>" for p in drawn)
+    return "".join(json.dumps({"text": line}) + "\n" for line in lines)
 
 
 def shoal(*arguments):
@@ -75,7 +77,7 @@ def quality(folder, name, arguments, weighed, options):
 
 def speed(path, folder):
     """Tokens scored a second (prefill), and generated a second by 20 answers at a time."""
-    report = shoal("eval", "--model", path, "--text", folder / "speed.txt", "--puzzles", MODEL / "puzzles.jsonl",
+    report = shoal("eval", "--model", path, "--text", folder / "speed.jsonl", "--puzzles", MODEL / "puzzles.jsonl",
                    "--max-puzzles", 4, "--quiet", "--json")
     return report["perplexity"]["tokens_per_s"], report["accuracy"]["answer_tokens_per_s"]
 
@@ -83,14 +85,15 @@ def speed(path, folder):
 def table(rows):
     tasks = list(next(iter(rows.values()))["accuracy"]["tasks"])
     timed = all("speed" in r for r in rows.values())
-    head = ["", "MB", "bits a weight", *tasks, "KL mean", "KL 99 %", "KL max", "same top token"]
+    head = ["", "MB", "bits a weight", *tasks, "perplexity", "KL mean", "KL 99 %", "KL max", "same top token"]
     head += ["prefill tokens/s", "decode tokens/s"] if timed else []
     lines = [head, ["---"] * len(head)]
     for name, r in rows.items():
         d = r["divergence"]
         line = [name, f"{r['bytes'] / 1e6:.2f}", f"{r['bits']:.2f}",
                 *(f"{100 * t['right'] / t['asked']:.0f} %" for t in r["accuracy"]["tasks"].values()),
-                f"{d['kl_mean']:.4f}", f"{d['kl_99']:.3f}", f"{d['kl_max']:.2f}", f"{100 * d['top1_agreement']:.1f} %"]
+                f"{d['perplexity']:.4f}", f"{d['kl_mean']:.4f}", f"{d['kl_99']:.3f}", f"{d['kl_max']:.2f}",
+                f"{100 * d['top1_agreement']:.1f} %"]
         lines.append(line + ([f"{value:.0f}" for value in r["speed"]] if timed else []))
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -156,12 +159,12 @@ def main():
         results.write_text(json.dumps(rows, indent=1) + "\n")
     elif not options.table and not options.plot:
         if not rows:
-            (folder / "scored.txt").write_text(text(11, True, options.problems))
-            (folder / "weighed.txt").write_text(text(5, False, 400))
-            (folder / "speed.txt").write_text(text(11, True, 24))
-            shoal("eval", "--model", MODEL, "--text", folder / "scored.txt", "--save", folder / "reference", "--quiet",
+            (folder / "scored.jsonl").write_text(texts(11, True, options.problems))
+            (folder / "weighed.jsonl").write_text(texts(5, False, 400))
+            (folder / "speed.jsonl").write_text(texts(11, True, 100))
+            shoal("eval", "--model", MODEL, "--text", folder / "scored.jsonl", "--save", folder / "reference", "--quiet",
                   "--json")
-            shoal("eval", "--model", MODEL, "--text", folder / "weighed.txt", "--importance",
+            shoal("eval", "--model", MODEL, "--text", folder / "weighed.jsonl", "--importance",
                   folder / "importance.gguf", "--quiet", "--json")
         for form in FORMS:
             if form[0] in rows:

@@ -36,6 +36,12 @@ def test_perplexity_and_divergence(tmp_path):
     assert report["perplexity"]["tokens"] == len(losses) == 87
     assert report["perplexity"]["perplexity"] == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-4)
 
+    # Texts of JSON lines are scored each for itself.
+    texts = [bytes(window).decode() for window in windows]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    apart = evaluate("--model", exact, "--text", tmp_path / "text.jsonl", "--window", 64)["perplexity"]
+    assert apart["tokens"] == 87 and apart["perplexity"] == pytest.approx(report["perplexity"]["perplexity"], rel=1e-6)
+
     same = evaluate("--model", exact, "--reference", tmp_path / "run")["divergence"]
     assert same["kl_max"] < 1e-5 and same["top1_agreement"] == 1 and same["tokens"] == 87
     other = evaluate("--model", coarse, "--reference", tmp_path / "run", ranks=2)["divergence"]
@@ -57,6 +63,9 @@ def test_mistakes_are_told(tmp_path):
     assert failure()[0] == 2
     code, message = failure("--text", tmp_path / "none")
     assert code == 1 and "none: cannot be read" in message
+    (tmp_path / "texts.jsonl").write_text('{"text": "abc"}\n{"txt": "abc"}\n')
+    code, message = failure("--text", tmp_path / "texts.jsonl")
+    assert code == 1 and "texts.jsonl:2" in message and "text" in message
     (tmp_path / "run").write_text("something else\n")
     code, message = failure("--reference", tmp_path / "run")
     assert code == 1 and "run: is no file that `shoal eval --save` wrote" in message
