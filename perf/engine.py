@@ -6,13 +6,15 @@
     perf-venv/bin/python perf/engine.py --folder /tmp/models --types Q8_0 Q4_K_M BF16 FP8 --threads 2
 
 The model is made here: R1's architecture with 1.6 billion parameters and random weights, quantized by llama.cpp's own
-quantizer. Nothing is downloaded. A cell is the best of --rounds rounds; the table gives tokens/s of all sequences
+quantizer; or (--shape r1-layers --types Q4_K Q2_K) layers of R1's full size, whose matrices have one type each and whose
+experts are copies of one, because 256 different ones would take an hour to quantize. Nothing is downloaded. A cell is the best of --rounds rounds; the table gives tokens/s of all sequences
 together. FP8 is of random weights, and Shoal's alone.
 """
 
 import argparse
 import ctypes
 import json
+import math
 import os
 import re
 import subprocess
@@ -23,10 +25,19 @@ from pathlib import Path
 import gguf
 import llama_cpp
 import numpy as np
+from llama_cpp import _ggml
 
 ROOT = Path(__file__).resolve().parent.parent
-MODEL = dict(layers=8, hidden=2048, dense=6144, experts=64, expert_width=512, top_k=8, groups=8, kept_groups=4, shared=1,
-             heads=16, q_lora=768, kv_lora=512, nope=128, rope=64, value=128, vocab=32768, context=8192)
+SHAPES = {
+    "moe-1.6b": dict(layers=8, hidden=2048, dense=6144, experts=64, expert_width=512, top_k=8, groups=8, kept_groups=4,
+                     shared=1, heads=16, q_lora=768, kv_lora=512, nope=128, rope=64, value=128, vocab=32768,
+                     context=8192),
+    # Two of R1's own layers, a dense one and one with experts (12 billion parameters), and its vocabulary.
+    "r1-layers": dict(layers=2, hidden=7168, dense=18432, experts=256, expert_width=2048, top_k=8, groups=8,
+                      kept_groups=4, shared=1, heads=128, q_lora=1536, kv_lora=512, nope=128, rope=64, value=128,
+                      vocab=129280, context=8192),
+}
+MODEL = SHAPES["moe-1.6b"]
 FILE_TYPES = {"BF16": 32, "Q8_0": 7, "Q6_K": 18, "Q5_K_M": 17, "Q4_K_M": 15, "Q4_0": 2, "Q3_K_M": 12, "Q2_K": 10}
 PROMPT, STEPS = 256, 24
 HAS_AMX = b"AMX_INT8 = 1" in llama_cpp.llama_print_system_info()
@@ -70,7 +81,41 @@ def token_names(vocab):
     return [chr(c) for c in letters + others] + [f"<word {i}>" for i in range(vocab - 256)]
 
 
-def make_model(path, m):
+def blocks_of(values, kind):
+    """`values` [rows, cols] quantized by llama.cpp, as bytes [rows, bytes of a row]."""
+    rows, cols = values.shape
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    out = np.empty((rows, cols // block * size), np.uint8)
+    quantize_chunk = _ggml.libggml.ggml_quantize_chunk
+    quantize_chunk.restype = ctypes.c_size_t
+    quantize_chunk.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p] + 3 * [ctypes.c_int64] + [ctypes.c_void_p]
+    written = quantize_chunk(int(kind), values.ctypes.data, out.ctypes.data, 0, rows, cols, None)
+    assert written == out.nbytes
+    return out
+
+
+def type_of(name, shape, kind):
+    """Of a matrix in a file of `kind`: the router is FP32, and what has no whole blocks of 256 is Q8_0."""
+    if "ffn_gate_inp" in name:
+        return gguf.GGMLQuantizationType.F32
+    kind = gguf.GGMLQuantizationType[kind]
+    return kind if shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] == 0 else gguf.GGMLQuantizationType.Q8_0
+
+
+def random_matrix(rng, name, shape, kind):
+    """Bytes of a matrix or stack; of a quantized stack all matrices are the same."""
+    quantized = kind not in (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.BF16)
+    values = rng.standard_normal(shape[-2:] if quantized else shape, np.float32)
+    values *= np.float32(0.1 if "ffn_gate_inp" in name else 0.02)
+    if kind == gguf.GGMLQuantizationType.BF16:
+        return ((values.view(np.uint32) + 0x8000) >> 16).astype(np.uint16)
+    if quantized:
+        blocks = blocks_of(values, kind)
+        return np.tile(blocks, (*shape[:-2], 1, 1))
+    return values
+
+
+def make_model(path, m, kind):
     writer = gguf.GGUFWriter(path, "deepseek2")
     writer.add_block_count(m["layers"])
     writer.add_context_length(m["context"])
@@ -105,21 +150,24 @@ def make_model(path, m):
     writer.add_token_merges(["t h"])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
-    rng = np.random.default_rng(1)
     for name, size in norms(m):
-        writer.add_tensor(name, np.ones(size, np.float32))
+        writer.add_tensor_info(name, (size,), np.dtype(np.float32), 4 * size)
     for layer in range(1, m["layers"]):
-        writer.add_tensor(f"blk.{layer}.exp_probs_b.bias", np.zeros(m["experts"], np.float32))
+        writer.add_tensor_info(f"blk.{layer}.exp_probs_b.bias", (m["experts"],), np.dtype(np.float32), 4 * m["experts"])
     for name, shape in tensors(m):
-        values = rng.standard_normal(shape, np.float32) * np.float32(0.02)
-        if "ffn_gate_inp" in name:
-            writer.add_tensor(name, values * 5)
-            continue
-        rounded = ((values.view(np.uint32) + 0x8000) >> 16).astype(np.uint16)
-        writer.add_tensor(name, rounded.view(np.uint8), raw_dtype=gguf.GGMLQuantizationType.BF16)
+        of = type_of(name, shape, kind)
+        block, size = gguf.GGML_QUANT_SIZES[of]
+        writer.add_tensor_info(name, shape, np.dtype(np.float32), math.prod(shape) // block * size, of)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
+    writer.write_ti_data_to_file()
+    rng = np.random.default_rng(1)
+    for _, size in norms(m):
+        writer.write_tensor_data(np.ones(size, np.float32))
+    for _ in range(1, m["layers"]):
+        writer.write_tensor_data(np.zeros(m["experts"], np.float32))
+    for name, shape in tensors(m):  # one at a time in memory
+        writer.write_tensor_data(random_matrix(rng, name, shape, type_of(name, shape, kind)))
     writer.close()
 
 
@@ -236,9 +284,10 @@ def cpu_name():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, required=True, help="where the models are made and kept (8 GB)")
+    parser.add_argument("--folder", type=Path, required=True, help="where the models are made and kept (8 GB each)")
     parser.add_argument("--types", nargs="+", default=["Q8_0", "Q4_K_M", "BF16", "FP8"],
-                        choices=sorted([*FILE_TYPES, "FP8"]))
+                        choices=sorted({*FILE_TYPES, "FP8", "Q4_K"}))
+    parser.add_argument("--shape", choices=SHAPES, default="moe-1.6b")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 16, 64])
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=3)
@@ -249,11 +298,17 @@ def main():
     llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
 
-    files = {kind: options.folder / f"moe-1.6b-{kind}.gguf" for kind in ["BF16", *options.types] if kind != "FP8"}
-    if not files["BF16"].exists():
-        make_model(files["BF16"], MODEL)
+    global MODEL
+    MODEL = SHAPES[options.shape]
+    copies = options.shape == "r1-layers"
+    kinds = options.types if copies else ["BF16", *options.types]
+    files = {kind: options.folder / f"{options.shape}-{kind}.gguf" for kind in kinds if kind != "FP8"}
     for kind, path in files.items():
-        if not path.exists():
+        if path.exists():
+            continue
+        if copies or kind == "BF16":
+            make_model(path, MODEL, kind)
+        else:
             quantize(files["BF16"], path, kind, options.threads)
     if options.only_make:
         return
@@ -278,7 +333,7 @@ def main():
         def ours(batch):
             nonlocal device
             if kind == "FP8":
-                device, results = shoal_fp8(options.folder / "moe-1.6b-fp8", options.threads, [batch])
+                device, results = shoal_fp8(options.folder / f"{options.shape}-fp8", options.threads, [batch])
             else:
                 device, results = run_shoal(["--model", str(files[kind])], options.threads, [batch])
             r = results[batch]

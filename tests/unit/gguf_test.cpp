@@ -42,7 +42,7 @@ TEST(Gguf, ReadsEveryMetadataTypeAndTensors) {
   file.key("u8", 0, std::uint8_t{200}).key("i8", 1, std::int8_t{-3}).key("u16", 2, std::uint16_t{65535});
   file.key("i16", 3, std::int16_t{-300}).key("u32", 4, std::uint32_t{4000000000u}).key("i32", 5, std::int32_t{-7});
   file.key("f32", 6, 1.5f).key("yes", 7, std::uint8_t{1}).key("text", "words").key("u64", 10, ~std::uint64_t{0});
-  file.key("i64", 11, std::int64_t{-1} << 60).key("f64", 12, 0.1);
+  file.key("i64", 11, -(std::int64_t{1} << 60)).key("f64", 12, 0.1);
   file.text("list").put(std::uint32_t{9}).put(std::uint32_t{8}).put(std::uint64_t{2}).text("a").text("b");
   file.text("nested").put(std::uint32_t{9}).put(std::uint32_t{9}).put(std::uint64_t{1});
   file.put(std::uint32_t{0}).put(std::uint64_t{2}).put(std::uint8_t{1}).put(std::uint8_t{2});
@@ -60,7 +60,7 @@ TEST(Gguf, ReadsEveryMetadataTypeAndTensors) {
   EXPECT_EQ(m["yes"], true);
   EXPECT_EQ(m["text"], "words");
   EXPECT_EQ(m["u64"], ~std::uint64_t{0});
-  EXPECT_EQ(m["i64"], std::int64_t{-1} << 60);
+  EXPECT_EQ(m["i64"], -(std::int64_t{1} << 60));
   EXPECT_EQ(m["f64"], 0.1);
   EXPECT_EQ(m["list"], (nlohmann::json{"a", "b"}));
   EXPECT_EQ(m["nested"][0], (nlohmann::json{1, 2}));
