@@ -67,13 +67,18 @@ std::vector<Puzzle> read_puzzles(const std::filesystem::path& path, int most_of_
   return puzzles;
 }
 
-/// The file as one text, or the `text` of each of its JSON lines.
-std::vector<std::string> read_texts(const std::filesystem::path& path) {
-  if (path.extension() != ".jsonl") return {contents(path)};
-  std::vector<std::string> texts;
+/// What is scored, after a prompt that is not.
+struct Text {
+  std::string prompt, text;
+};
+
+/// The file as one text, or the `text` of each of its JSON lines, after its `prompt` if it has one.
+std::vector<Text> read_texts(const std::filesystem::path& path) {
+  if (path.extension() != ".jsonl") return {{"", contents(path)}};
+  std::vector<Text> texts;
   for_json_lines(path, [&](const JsonFields& fields) {
-    texts.push_back(fields.string_or("text", ""));
-    if (texts.back().empty()) fields.reject("text", "must be there");
+    texts.push_back({fields.string_or("prompt", ""), fields.string_or("text", "")});
+    if (texts.back().text.empty()) fields.reject("text", "must be there");
   });
   return texts;
 }
@@ -156,6 +161,7 @@ class Evaluation {
       Throttle throttle;
       for (std::size_t i = 0; i < given.size(); ++i) {
         scored[i].tokens = given[i].tokens;
+        scored[i].context = given[i].context;
         GenerationRequest request;
         request.prompt = given[i].tokens;
         request.max_tokens = 0;
@@ -169,28 +175,36 @@ class Evaluation {
         });
       }
       throttle.wait_for_all();
-      for (std::size_t i = 0; i < given.size(); ++i) done(scored[i], given[i]);
+      for (std::size_t i = 0; i < given.size(); ++i) {
+        auto& scores = scored[i].scores;  // of all tokens but the first
+        scores.erase(scores.begin(), scores.begin() + static_cast<std::ptrdiff_t>(scored[i].context - 1));
+        done(scored[i], given[i]);
+      }
     }
   }
 
-  /// Consecutive windows of each text, each begun as the tokenizer begins texts. A rest of one token says nothing.
-  std::vector<ScoredWindow> windows_of(const std::vector<std::string>& texts) const {
+  /// Consecutive windows of each text, each begun as the tokenizer begins texts, the first with the prompt.
+  std::vector<ScoredWindow> windows_of(const std::vector<Text>& texts) const {
     if (!engine_.tokenizer)
       fail("{}: the model has no tokenizer, so there is no text to score", options_.job.model.string());
     const auto begin = engine_.tokenizer->encode("", true);
-    const std::size_t length = static_cast<std::size_t>(std::min(options_.window, engine_.max_model_len));
-    if (length < begin.size() + 2) fail("--window {} is too short", options_.window);
+    const auto length = static_cast<std::size_t>(std::min(options_.window, engine_.max_model_len));
     std::vector<ScoredWindow> windows;
-    const std::size_t step = length - begin.size();
-    for (const std::string& text : texts) {
-      const auto tokens = engine_.tokenizer->encode(text, false);
-      for (std::size_t at = 0; at + 2 <= tokens.size(); at += step) {
+    for (const Text& text : texts) {
+      const auto tokens = engine_.tokenizer->encode(text.text, false);
+      auto context = begin;
+      if (const auto prompt = engine_.tokenizer->encode(text.prompt, false); !prompt.empty())
+        context.insert(context.end(), prompt.begin(), prompt.end());
+      for (auto at = tokens.begin(); at != tokens.end(); context = begin) {
         if (options_.max_windows > 0 && windows.size() == static_cast<std::size_t>(options_.max_windows))
           return windows;
-        ScoredWindow window{begin, {}};
-        window.tokens.insert(window.tokens.end(), tokens.begin() + static_cast<std::ptrdiff_t>(at),
-                             tokens.begin() + static_cast<std::ptrdiff_t>(std::min(tokens.size(), at + step)));
-        windows.push_back(std::move(window));
+        if (length < context.size() + 2)
+          fail("--window {} is too short for {} tokens of context and two of text", length, context.size());
+        const auto end = at + std::min(tokens.end() - at, static_cast<std::ptrdiff_t>(length - context.size()));
+        ScoredWindow window{context, std::max<std::size_t>(context.size(), 1), {}};
+        window.tokens.insert(window.tokens.end(), at, end);
+        if (window.tokens.size() > window.context) windows.push_back(std::move(window));
+        at = end;
       }
     }
     if (windows.empty()) fail("{}: is too short to be scored", options_.text.string());
@@ -329,7 +343,7 @@ CLI::App* add_eval(CLI::App& root, EvalOptions& options) {
   CLI::App* app = root.add_subcommand("eval", "Measure a model: perplexity, distance from a reference, puzzles solved");
   add_job_options(*app, options.job);
   app->add_option("--text", options.text,
-                  "File whose perplexity is computed: a text, or JSON lines (.jsonl) with a text each");
+                  "File whose perplexity is computed: a text, or JSON lines (.jsonl) with a text, and a prompt, each");
   app->add_option("--save", options.save, "With --text: file to write, which --reference of other runs reads")
       ->needs("--text");
   app->add_option(

@@ -7,7 +7,7 @@ namespace {
 
 constexpr std::uint32_t kMaxTokens = 1u << 24;
 
-std::string title(int vocab_size) { return fmt::format("shoal scored run 1, vocabulary {}\n", vocab_size); }
+std::string title(int vocab_size) { return fmt::format("shoal scored run 2, vocabulary {}\n", vocab_size); }
 
 template <class T>
 void put(std::ofstream& out, T value) {
@@ -25,6 +25,7 @@ ScoredRunWriter::ScoredRunWriter(const std::filesystem::path& path, int vocab_si
 void ScoredRunWriter::add(const ScoredWindow& window) {
   put(out_, static_cast<std::uint32_t>(window.tokens.size()));
   for (const auto token : window.tokens) put(out_, token);
+  put(out_, static_cast<std::uint32_t>(window.context));
   for (const TokenLogprob& score : window.scores) {
     put(out_, score.logprob);
     put(out_, static_cast<std::uint32_t>(score.top.size()));
@@ -46,7 +47,7 @@ ScoredRunReader::ScoredRunReader(const std::filesystem::path& path, int vocab_si
   std::string line;
   std::getline(in_, line);
   if (line + "\n" == title(vocab_size)) return;
-  if (line.starts_with("shoal scored run 1,")) {
+  if (line.starts_with("shoal scored run 2,")) {
     fail("{}: is of a model with another vocabulary than this one's {} tokens", path.string(), vocab_size);
   }
   fail("{}: is no file that `shoal eval --save` wrote", path.string());
@@ -69,7 +70,10 @@ std::optional<ScoredWindow> ScoredRunReader::next() {
   const auto count = take<std::uint32_t>();
   if (count == 0 || count > kMaxTokens) fail("{}: holds a window of {} tokens", path_.string(), count);
   for (std::uint32_t i = 0; i < count; ++i) window.tokens.push_back(in_vocabulary(take<std::int32_t>()));
-  for (std::uint32_t i = 1; i < count; ++i) {
+  const auto context = take<std::uint32_t>();
+  if (context == 0 || context > count) fail("{}: holds a window with {} tokens of context", path_.string(), context);
+  window.context = context;
+  for (std::uint32_t i = context; i < count; ++i) {
     TokenLogprob score;
     score.token = window.tokens[i];
     score.logprob = take<float>();

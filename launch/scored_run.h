@@ -12,11 +12,13 @@ namespace shoal {
 /// A stretch of text and what a model says of it.
 struct ScoredWindow {
   std::vector<std::int32_t> tokens;
-  std::vector<TokenLogprob> scores;  // of tokens[1], tokens[2], ...
+  std::size_t context = 1;           // tokens at its beginning that are not scored, at least one
+  std::vector<TokenLogprob> scores;  // of tokens[context] and all after it
 };
 
 /// Writes windows to a file, for later runs to compare with: a line of text that says what it is, then for each window
-/// its tokens and, a position after the other, log-probability and likeliest tokens. Little endian.
+/// its tokens, how many of them are context and, a position after the other, log-probability and likeliest tokens.
+/// Little endian.
 class ScoredRunWriter {
  public:
   ScoredRunWriter(const std::filesystem::path& path, int vocab_size);

@@ -6,8 +6,8 @@
     python perf/precision.py --folder WORK --table --plot perf/precision.svg
 
 --table prints Markdown: bytes, bits a weight, accuracy by task, perplexity, KL divergence of its predictions from the BF16
-model's, speed where it was measured. Texts are problems of launch/demo/problems.py with their chains of thought: held-out
-ones are scored, each by itself, others give the importance of weights. Needs a build, and the Python of
+model's, speed where it was measured. Texts are the chains of thought and answers to problems of launch/demo/problems.py: of
+held-out ones they are scored, of others they give the importance of weights. Needs a build, and the Python of
 tests/requirements.txt.
 """
 
@@ -36,10 +36,11 @@ FORMS += [(f"mix {bits} bit", ["--size", f"{bits}bpw"], True) for bits in ("4.5"
 
 
 def texts(seed, held_out, count):
-    """Problems with their chains of thought as JSON lines, which `shoal eval` scores each by itself."""
+    """Problems as JSON lines, of which `shoal eval` scores the chain of thought and the answer, each by itself."""
     drawn = itertools.islice(problems.stream(seed, held_out), count)
-    lines = (f"<｜User｜>{p.prompt}<｜Assistant｜><think>\n{p.response}<｜end▁of▁sentence｜>" for p in drawn)
-    return "".join(json.dumps({"text": line}) + "\n" for line in lines)
+    lines = ({"prompt": f"<｜User｜>{p.prompt}<｜Assistant｜><think>\n", "text": f"{p.response}<｜end▁of▁sentence｜>"}
+             for p in drawn)
+    return "".join(json.dumps(line) + "\n" for line in lines)
 
 
 def shoal(*arguments):

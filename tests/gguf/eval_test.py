@@ -42,6 +42,14 @@ def test_perplexity_and_divergence(tmp_path):
     apart = evaluate("--model", exact, "--text", tmp_path / "text.jsonl", "--window", 64)["perplexity"]
     assert apart["tokens"] == 87 and apart["perplexity"] == pytest.approx(report["perplexity"]["perplexity"], rel=1e-6)
 
+    # After a prompt, the text alone counts.
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": text[:15].decode(), "text": text[15:40].decode()}))
+    after = evaluate("--model", exact, "--text", tmp_path / "prompts.jsonl", "--save", tmp_path / "after")["perplexity"]
+    assert after["tokens"] == 25 and after["perplexity"] == pytest.approx(math.exp(sum(losses[14:39]) / 25), rel=1e-4)
+    again = evaluate("--model", exact, "--reference", tmp_path / "after")["divergence"]
+    assert again["tokens"] == 25 and again["kl_max"] < 1e-5
+    assert again["perplexity"] == pytest.approx(after["perplexity"], rel=1e-5)
+
     same = evaluate("--model", exact, "--reference", tmp_path / "run")["divergence"]
     assert same["kl_max"] < 1e-5 and same["top1_agreement"] == 1 and same["tokens"] == 87
     other = evaluate("--model", coarse, "--reference", tmp_path / "run", ranks=2)["divergence"]

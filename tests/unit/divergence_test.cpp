@@ -55,7 +55,7 @@ TEST(Divergence, SummarizesPositions) {
 TEST(ScoredRun, ComesBackAsItWasWritten) {
   const ScratchFolder folder;
   const auto path = folder.path() / "run";
-  const ScoredWindow window{{5, 0, 1}, {position(0, {{0, 0.5}, {1, 0.3}}), position(1, {{1, 0.9}})}};
+  const ScoredWindow window{{5, 0, 1}, 1, {position(0, {{0, 0.5}, {1, 0.3}}), position(1, {{1, 0.9}})}};
   {
     ScoredRunWriter writer(path, 10);
     writer.add(window);
