@@ -134,7 +134,7 @@ void multiply_direct(const QuantizedLayout& f, std::int64_t cols, const std::byt
   constexpr int kSteps = block_steps_of(kBits);
   for (std::int64_t c = 0; c < cols; c += kSteps * kStepColumns) {
     const int steps = steps_of_block(kSteps, cols, c);
-    const auto* sums = reinterpret_cast<const std::int32_t*>(x + steps * T * kStepColumns);
+    const BlockParts<const std::byte> block(x, T, steps);
     __m512 sum[T];
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) sum[t] = _mm512_setzero_ps();
@@ -145,13 +145,13 @@ void multiply_direct(const QuantizedLayout& f, std::int64_t cols, const std::byt
         left_of_record = f.record;
       }
       const auto* planes = reinterpret_cast<const std::uint8_t*>(step + f.scale_bytes);
-      const auto* bytes = reinterpret_cast<const int*>(x + s * T * kStepColumns);
+      const auto* bytes = reinterpret_cast<const int*>(block.bytes + s * T * kStepColumns);
       for (int line = 0; line < ahead.lines; ++line, ahead.from += 64) {
         _mm_prefetch(reinterpret_cast<const char*>(ahead.from), _MM_HINT_T1);
       }
 #pragma GCC unroll 2
       for (int g = 0; g < kGroups; ++g) {
-        const std::int32_t* of_bytes = sums + (s * 3 + (kGroups == 1 ? 0 : 1 + g)) * T;
+        const std::int32_t* of_bytes = block.sums + (s * 3 + (kGroups == 1 ? 0 : 1 + g)) * T;
         __m512i dot[kChains][T];
 #pragma GCC unroll 8
         for (int t = 0; t < T; ++t) dot[0][t] = kCentred ? _mm512_set1_epi32(of_bytes[t]) : _mm512_setzero_si512();
@@ -197,7 +197,6 @@ void multiply_direct(const QuantizedLayout& f, std::int64_t cols, const std::byt
       step += f.step_bytes;
       left_of_record -= kStepColumns;
     }
-    const auto* pairs = sums + steps * 3 * T;
     if constexpr (kOffsets == Offsets::paired) {  // of whole blocks: a record has 256 columns
       static_assert(kSteps == 4);
       const std::byte* minima = step - 4 * f.step_bytes + 16;
@@ -206,14 +205,13 @@ void multiply_direct(const QuantizedLayout& f, std::int64_t cols, const std::byt
 #pragma GCC unroll 8
       for (int t = 0; t < T; ++t) {
         __m512i taken = _mm512_setzero_si512();
-        multiply_pair(taken, first, pairs[t]);
-        multiply_pair(taken, second, pairs[T + t]);
+        multiply_pair(taken, first, block.pairs[t]);
+        multiply_pair(taken, second, block.pairs[T + t]);
         sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(taken), head.dmin, sum[t]);
       }
     }
-    const auto* scales = reinterpret_cast<const float*>(pairs + (steps + 1) / 2 * T);
 #pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) result[t] = _mm512_fmadd_ps(sum[t], _mm512_set1_ps(scales[t]), result[t]);
+    for (int t = 0; t < T; ++t) result[t] = _mm512_fmadd_ps(sum[t], _mm512_set1_ps(block.scales[t]), result[t]);
     x += block_bytes_of(T, steps);
   }
 #pragma GCC unroll 8
@@ -317,15 +315,13 @@ template <int kSteps>
 void pack_direct(const float* const* rows, int tokens, int width, std::int64_t cols, std::byte* tile) {
   for (std::int64_t c = 0; c < cols; c += kSteps * kStepColumns) {
     const int steps = steps_of_block(kSteps, cols, c);
-    auto* sums = reinterpret_cast<std::int32_t*>(tile + steps * width * kStepColumns);
-    std::int32_t* pairs = sums + steps * width * 3;
-    auto* scales = reinterpret_cast<float*>(pairs + (steps + 1) / 2 * width);
+    const BlockParts<std::byte> block(tile, width, steps);
     for (int first = 0; first < width; first += 4) {
       const int count = width - first < 4 ? width - first : 4;
       alignas(64) std::int8_t q[4][(kSteps + 1) / 2 * 64] = {};
       for (int t = 0; t < count; ++t) {
         const bool real = first + t < tokens;
-        scales[first + t] = real ? quantize_to(rows[first + t] + c, steps * kStepColumns, q[t]) : 0.0f;
+        block.scales[first + t] = real ? quantize_to(rows[first + t] + c, steps * kStepColumns, q[t]) : 0.0f;
       }
       for (int s = 0; s < steps; s += 2) {  // 64 columns; half of them may lie beyond the last step
         __m512i quads[4], of_quads[4], fours[4];
@@ -343,9 +339,9 @@ void pack_direct(const float* const* rows, int tokens, int width, std::int64_t c
         total = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(total, 7));
         both = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(both, 7));
         const auto mask = static_cast<__mmask8>((1u << count) - 1u);
-        std::int32_t* to = sums + s * 3 * width + first;
-        std::int32_t* bytes = reinterpret_cast<std::int32_t*>(tile + s * width * kStepColumns) + first;
-        _mm_mask_storeu_epi32(pairs + s / 2 * width + first, mask, _mm512_castsi512_si128(pair));
+        std::int32_t* to = block.sums + s * 3 * width + first;
+        std::int32_t* bytes = reinterpret_cast<std::int32_t*>(block.bytes + s * width * kStepColumns) + first;
+        _mm_mask_storeu_epi32(block.pairs + s / 2 * width + first, mask, _mm512_castsi512_si128(pair));
         _mm_mask_storeu_epi32(to, mask, _mm512_castsi512_si128(both));
         _mm_mask_storeu_epi32(to + width, mask, _mm512_castsi512_si128(total));
         _mm_mask_storeu_epi32(to + 2 * width, mask, _mm512_extracti32x4_epi32(total, 1));
