@@ -15,6 +15,8 @@ constexpr std::int64_t kPieceResults = 256 * 1024 / 64;  // panels times tokens
 constexpr int pieces_per_thread(double tokens) { return tokens <= 8 ? 2 : 6; }
 /// Bytes at the beginning of a piece that prefetch() asks for.
 constexpr std::int64_t kBeginning = 8192;
+/// Bytes of packed rows that prefetch_rows() asks for at most.
+constexpr std::int64_t kMostRowBytes = 64 * 1024;
 /// Reading a weight costs about as much time as multiplying it so many times.
 constexpr double kReadCost = 4;
 
@@ -95,7 +97,8 @@ std::int64_t panels_of_cost(double cost, double cost_of_one) {
 }  // namespace
 
 bool packed_alike(const Team& team, const Matrix& a, const Matrix& b) {
-  return a.cols() == b.cols() && gemm_for(team, a).pack == gemm_for(team, b).pack && a.order() == b.order();
+  const Gemm &of_a = gemm_for(team, a), &of_b = gemm_for(team, b);
+  return a.cols() == b.cols() && of_a.pack == of_b.pack && of_a.tile_width == of_b.tile_width && a.order() == b.order();
 }
 
 Product product_of(const Team& team, const Matrix& w, const PackedRows& x) { return {&w, &x, &gemm_for(team, w)}; }
@@ -191,6 +194,18 @@ void prefetch(const Product& product, std::int64_t panel) {
   const std::byte* weights = product.w->panel(panel);
   const std::int64_t bytes = std::min(kBeginning, (product.w->panels() - panel) * product.w->panel_bytes());
   for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(weights + i, 0, 2);
+}
+
+void prefetch_rows(const PackedRows& x, const std::byte* storage) {
+  if (x.tiles.empty()) return;
+  const PackedRows::Tile &first = x.tiles.front(), &last = x.tiles.back();
+  const std::int64_t end = std::min(last.offset + x.gemm->tile_bytes(last.width, x.cols), first.offset + kMostRowBytes);
+  for (std::int64_t i = first.offset; i < end; i += 64) __builtin_prefetch(storage + i, 0, 2);
+}
+
+void prefetch_next(const Team& team, std::span<const Product> products, std::span<const Piece> pieces, std::size_t i) {
+  i += static_cast<std::size_t>(team.pool.size());
+  if (i < pieces.size()) prefetch(products[pieces[i].product], pieces[i].first_panel);
 }
 
 double operations_of(std::span<const Product> products) {
