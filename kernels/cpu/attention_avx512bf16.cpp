@@ -33,15 +33,16 @@ const std::uint16_t* cache_row(const AttentionStretch& a, std::int64_t position)
   return reinterpret_cast<const std::uint16_t*>(a.cache + row * a.cache_row_bytes);
 }
 
-/// Asks the memory for what a block reads of a position. (GCC takes a function that does nothing else for one without
-/// effect and drops its calls, unless they are inlined.)
-__attribute__((always_inline)) inline void prefetch_position(const AttentionStretch& a, std::int64_t position) {
+/// Asks the memory for what a block reads of a position. (The empty statement has an effect as far as compilers know:
+/// without one GCC drops calls of functions that do nothing but this.)
+void prefetch_position(const AttentionStretch& a, std::int64_t position) {
   const auto* row = reinterpret_cast<const char*>(cache_row(a, position));
-  const auto fetch = [row](int offset, int dim) __attribute__((always_inline)) {
+  const auto fetch = [row](int offset, int dim) {
     for (int i = 0; i < dim; i += 32) _mm_prefetch(row + 2 * (offset + i), _MM_HINT_T1);
   };
   fetch(a.key_offset, a.key_dim);
   if (a.value_offset >= a.key_offset + a.key_dim) fetch(a.value_offset, a.value_dim);  // else among the keys
+  asm volatile("");
 }
 
 void load_block(const AttentionStretch& a, std::int64_t first, std::int64_t end, std::uint16_t* values,
@@ -202,11 +203,9 @@ void attend_paired(const AttentionStretch& a) {
       if (seen <= 0) continue;
       const int positions = seen < block.positions ? static_cast<int>(seen) : block.positions;
       const std::int64_t row = std::int64_t{t} * a.heads;
-      score_block(
-          room.queries + row * a.key_dim, a.heads, block, positions, a.key_dim,
-          room.scores, [&](int i) __attribute__((always_inline)) {
-            if (next + i < end) prefetch_position(a, next + i);
-          });
+      score_block(room.queries + row * a.key_dim, a.heads, block, positions, a.key_dim, room.scores, [&](int i) {
+        if (next + i < end) prefetch_position(a, next + i);
+      });
       next = end;
       for (int h = 0; h < a.heads; ++h) {
         float* scores = room.scores + h * kBlock;

@@ -88,6 +88,13 @@ double cost_of_panel(const Product& p) {
   return static_cast<double>(p.w->cols()) * (static_cast<double>(p.x->rows.size()) + kReadCost);
 }
 
+/// The empty statement has an effect as far as compilers know: without one GCC drops calls of functions that do nothing
+/// but this.
+void prefetch_lines(const std::byte* from, std::int64_t bytes) {
+  for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
+  asm volatile("");
+}
+
 /// Panels that come to `cost`, in whole groups of four (which share loads of activations) where there are so many.
 std::int64_t panels_of_cost(double cost, double cost_of_one) {
   const auto n = static_cast<std::int64_t>(cost / cost_of_one);
@@ -191,16 +198,15 @@ std::int64_t panels_per_piece(int threads, std::int64_t panels, std::span<const 
 }
 
 void prefetch(const Product& product, std::int64_t panel) {
-  const std::byte* weights = product.w->panel(panel);
-  const std::int64_t bytes = std::min(kBeginning, (product.w->panels() - panel) * product.w->panel_bytes());
-  for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(weights + i, 0, 2);
+  const std::int64_t bytes = (product.w->panels() - panel) * product.w->panel_bytes();
+  prefetch_lines(product.w->panel(panel), std::min(kBeginning, bytes));
 }
 
 void prefetch_rows(const PackedRows& x, const std::byte* storage) {
   if (x.tiles.empty()) return;
   const PackedRows::Tile &first = x.tiles.front(), &last = x.tiles.back();
-  const std::int64_t end = std::min(last.offset + x.gemm->tile_bytes(last.width, x.cols), first.offset + kMostRowBytes);
-  for (std::int64_t i = first.offset; i < end; i += 64) __builtin_prefetch(storage + i, 0, 2);
+  const std::int64_t bytes = last.offset + x.gemm->tile_bytes(last.width, x.cols) - first.offset;
+  prefetch_lines(storage + first.offset, std::min(kMostRowBytes, bytes));
 }
 
 void prefetch_next(const Team& team, std::span<const Product> products, std::span<const Piece> pieces, std::size_t i) {
