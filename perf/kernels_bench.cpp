@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <functional>
@@ -104,7 +105,10 @@ void report(benchmark::State& state, double flops, double bytes) {
 
 void limit_read(benchmark::State& state) {
   const std::size_t words = std::size_t{64} << 20;  // 512 MB
-  static const std::vector<std::uint64_t> data(words, 1);
+  // In huge pages, as weights are.
+  static const std::shared_ptr<void> memory = backend_for(Compute::f32).allocate(words * sizeof(std::uint64_t));
+  auto* const data = static_cast<std::uint64_t*>(memory.get());
+  std::fill_n(data, words, 1);
   const std::size_t part = std::size_t{1} << 17;
   for (auto _ : state) {
     pool().parallel_for(words / part, 1, [&](std::size_t begin, std::size_t end, int) {

@@ -7,7 +7,7 @@ namespace {
 
 /// Sums of a call that stay in the second cache while the cache's positions pass by: 128 KB of floats.
 constexpr std::int64_t kStateFloats = 32 * 1024;
-constexpr int kMostHeads = 32;
+constexpr int kMostHeads = 32, kFewestHeads = 8;
 constexpr int kItemsPerThread = 4;
 
 std::int64_t stretches(std::int64_t length) { return (length + kStretch - 1) / kStretch; }
@@ -117,7 +117,8 @@ void Attention::divide(const Team& team, const HeadGroups& shape, std::span<cons
   // Heads together share the reading of keys; fewer of them give more threads something to do.
   int heads = std::min(shape.heads, kMostHeads);
   const std::int64_t wanted = std::int64_t{kItemsPerThread} * team.pool.size();
-  while (heads >= 8 && n * shape.groups * (shape.heads / heads) < wanted) heads = (heads / 2 + 3) / 4 * 4;
+  while (heads >= 2 * kFewestHeads && n * shape.groups * (shape.heads / heads) < wanted)
+    heads = (heads / 2 + 3) / 4 * 4;
   const std::int64_t state_tokens = std::max<std::int64_t>(1, kStateFloats / (std::int64_t{heads} * shape.value_dim));
   const std::int64_t items_a_query = std::int64_t{shape.groups} * ((shape.heads + heads - 1) / heads);
   const std::int64_t tokens =

@@ -27,16 +27,31 @@ struct PairedBlock {
   int positions;
 };
 
+const std::uint16_t* cache_row(const AttentionStretch& a, std::int64_t position) {
+  const std::int64_t row =
+      std::int64_t{a.queries[0].pages[position / a.page_tokens]} * a.page_tokens + position % a.page_tokens;
+  return reinterpret_cast<const std::uint16_t*>(a.cache + row * a.cache_row_bytes);
+}
+
+/// Asks the memory for what a block reads of a position. (The empty statement has an effect as far as compilers know:
+/// without one GCC drops calls of functions that do nothing but this.)
+void prefetch_position(const AttentionStretch& a, std::int64_t position) {
+  const auto* row = reinterpret_cast<const char*>(cache_row(a, position));
+  const auto fetch = [row](int offset, int dim) {
+    for (int i = 0; i < dim; i += 32) _mm_prefetch(row + 2 * (offset + i), _MM_HINT_T1);
+  };
+  fetch(a.key_offset, a.key_dim);
+  if (a.value_offset >= a.key_offset + a.key_dim) fetch(a.value_offset, a.value_dim);  // else among the keys
+  asm volatile("");
+}
+
 void load_block(const AttentionStretch& a, std::int64_t first, std::int64_t end, std::uint16_t* values,
                 PairedBlock& block) {
   block.positions = static_cast<int>(end - first < kBlock ? end - first : kBlock);
   block.values = values;
   const std::uint16_t* value[kBlock];
   for (int j = 0; j < block.positions; ++j) {
-    const std::int64_t position = first + j;
-    const std::int64_t row =
-        std::int64_t{a.queries[0].pages[position / a.page_tokens]} * a.page_tokens + position % a.page_tokens;
-    const auto* p = reinterpret_cast<const std::uint16_t*>(a.cache + row * a.cache_row_bytes);
+    const std::uint16_t* p = cache_row(a, first + j);
     block.key[j] = p + a.key_offset;
     value[j] = p + a.value_offset;
   }
@@ -82,7 +97,10 @@ void score_tile(const std::uint16_t* const* q, const std::uint16_t* const* key, 
   for (int h = 0; h < kHeadTile; ++h) vec_sum4({sum[h][0]}, {sum[h][1]}, {sum[h][2]}, {sum[h][3]}, scores[h]);
 }
 
-void score_block(const std::uint16_t* q, int heads, const PairedBlock& block, int positions, int dim, float* scores) {
+/// Scores of a block; after each few positions as many of a later block are prefetched by `prefetch_next`.
+template <class PrefetchNext>
+void score_block(const std::uint16_t* q, int heads, const PairedBlock& block, int positions, int dim, float* scores,
+                 const PrefetchNext& prefetch_next) {
   for (int j = 0; j < positions; j += kPositionTile) {
     const std::uint16_t* key[kPositionTile];
     // Beyond the last head or position its neighbour is computed again, to no effect.
@@ -94,6 +112,7 @@ void score_block(const std::uint16_t* q, int heads, const PairedBlock& block, in
       for (int i = 0; i < kHeadTile; ++i) out[i] = scores + (h + i) * kBlock + j;
       score_tile(query, key, dim, out);
     }
+    for (int i = j; i < j + kPositionTile; ++i) prefetch_next(i);
   }
 }
 
@@ -178,12 +197,16 @@ void attend_paired(const AttentionStretch& a) {
   PairedBlock block;
   for (std::int64_t first = a.begin; first < end; first += kBlock) {
     load_block(a, first, end, room.values, block);
+    std::int64_t next = first + kBlock;  // comes from memory while the first token is computed
     for (int t = 0; t < a.tokens; ++t) {
       const std::int64_t seen = a.queries[t].length - first;
       if (seen <= 0) continue;
       const int positions = seen < block.positions ? static_cast<int>(seen) : block.positions;
       const std::int64_t row = std::int64_t{t} * a.heads;
-      score_block(room.queries + row * a.key_dim, a.heads, block, positions, a.key_dim, room.scores);
+      score_block(room.queries + row * a.key_dim, a.heads, block, positions, a.key_dim, room.scores, [&](int i) {
+        if (next + i < end) prefetch_position(a, next + i);
+      });
+      next = end;
       for (int h = 0; h < a.heads; ++h) {
         float* scores = room.scores + h * kBlock;
         room.factor[h] = soften(scores, positions, a.scale, a.largest[row + h], a.sum[row + h]);

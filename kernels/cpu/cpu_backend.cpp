@@ -60,12 +60,24 @@ class CpuBackend final : public Backend {
   }
 
   void linear(Rows<const float> x, const Matrix& w, std::span<const float> bias, Rows<float> out) override {
-    linear_.run(team_, x, 0, {&w, 1}, bias, out, 0);
+    const LinearJob job{x, &w, bias, out};
+    linear_.run(team_, {&job, 1});
+  }
+
+  void linears(Rows<const float> x, std::span<const Projection> projections) override {
+    jobs_.clear();
+    for (const Projection& p : projections) jobs_.push_back({x, p.w, p.bias, p.out});
+    linear_.run(team_, jobs_);
   }
 
   void linear_per_head(Rows<const float> x, std::int64_t x_step, std::span<const Matrix> w, Rows<float> out,
                        std::int64_t out_step) override {
-    linear_.run(team_, x, x_step, w, {}, out, out_step);
+    jobs_.clear();
+    for (std::size_t h = 0; h < w.size(); ++h) {
+      const auto head = static_cast<std::int64_t>(h);
+      jobs_.push_back({x.columns(head * x_step, w[h].cols()), &w[h], {}, out.columns(head * out_step, w[h].rows())});
+    }
+    linear_.run(team_, jobs_);
   }
 
   void feed_forward(Rows<const float> x, const FeedForward& ffn, Rows<float> out) override {
@@ -142,6 +154,7 @@ class CpuBackend final : public Backend {
   ThreadPool pool_;
   Team team_;
   Linear linear_;
+  std::vector<LinearJob> jobs_;
   Experts experts_;
   Attention attention_;
   std::vector<Router> routers_;  // one for each thread

@@ -84,7 +84,7 @@ void Experts::gate_and_up(Team& team, const ExpertBatch& batch) {
       std::byte* scratch = team.scratch[static_cast<std::size_t>(thread)].bytes(rooms.size());
       prefetch(up, piece.first_panel);
       float* g = multiply(gate, piece, storage, scratch + gate_room);
-      if (i + 1 < pieces_.size()) prefetch(gates_[pieces_[i + 1].product], pieces_[i + 1].first_panel);
+      prefetch_next(team, gates_, pieces_, i);
       const float* u = multiply(up, piece, storage, scratch + up_room);
       const std::int64_t row = piece.first_panel * Matrix::kPanel, width = gate.w->rows();
       const std::int64_t n_rows = std::min(piece.panels * Matrix::kPanel, width - row);
@@ -131,7 +131,10 @@ void Experts::down(Team& team, const ExpertBatch& batch, const Matrix& any) {
       for (float* out : batch.out) std::fill_n(out + row, n_rows, 0.0f);
       for (std::size_t e = 0; e < n; ++e) {
         const Product& product = downs_[e];
-        if (e + 1 < n) prefetch(downs_[e + 1], first);
+        if (e + 1 < n) {
+          prefetch(downs_[e + 1], first);
+          prefetch_rows(*downs_[e + 1].x, storage);
+        }
         const std::size_t tiles = product.x->tiles.size();
         for (std::size_t tile = 0; tile < tiles; tile += kTilesAtOnce) {
           const Piece piece{e, first, std::min(step, panels - first), tile, std::min(kTilesAtOnce, tiles - tile)};

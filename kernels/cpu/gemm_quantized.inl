@@ -16,6 +16,7 @@
 // where the offset, in most formats the middle of their codes, is taken off the integer.
 // A block is expanded to plain bytes once for all tiles; in that form it stays in the first cache.
 #include <cstring>
+#include <type_traits>
 
 #include "kernels/cpu/kernel_table.h"
 
@@ -38,6 +39,24 @@ constexpr std::int64_t kSumBytes = 3 * 4;
 constexpr std::int64_t block_bytes_of(int width, std::int64_t steps) {
   return width * (steps * (kStepColumns + kSumBytes) + (steps + 1) / 2 * 4 + 4);
 }
+
+/// Where the parts of such a block lie. Byte: std::byte, const or not.
+template <class Byte>
+struct BlockParts {
+  template <class T>
+  using Like = std::conditional_t<std::is_const_v<Byte>, const T, T>;
+
+  Byte* bytes;
+  Like<std::int32_t>* sums;   // [steps][3][width]
+  Like<std::int32_t>* pairs;  // [(steps + 1) / 2][width]
+  Like<float>* scales;        // [width]
+
+  BlockParts(Byte* block, int width, int steps)
+      : bytes(block),
+        sums(reinterpret_cast<Like<std::int32_t>*>(block + steps * width * kStepColumns)),
+        pairs(sums + steps * 3 * width),
+        scales(reinterpret_cast<Like<float>*>(pairs + (steps + 1) / 2 * width)) {}
+};
 
 inline int steps_of_block(int most, std::int64_t cols, std::int64_t column) {
   const std::int64_t left = (cols - column) / kStepColumns;
@@ -87,25 +106,23 @@ void pack_bytes(const float* const* rows, int tokens, int width, std::int64_t co
   if (tokens < width) std::memset(tile, 0, static_cast<std::size_t>(quantized_tile_bytes<kSteps>(width, cols)));
   for (std::int64_t c = 0; c < cols; c += kSteps * kStepColumns) {
     const int steps = steps_of_block(kSteps, cols, c);
-    auto* sums = reinterpret_cast<std::int32_t*>(tile + steps * width * kStepColumns);
-    std::int32_t* pairs = sums + steps * width * 3;
-    auto* scales = reinterpret_cast<float*>(pairs + (steps + 1) / 2 * width);
+    const BlockParts<std::byte> block(tile, width, steps);
     for (int t = 0; t < tokens; ++t) {
       std::int8_t q[kSteps * kStepColumns];
-      scales[t] = quantize_block(rows[t] + c, steps * kStepColumns, q);
+      block.scales[t] = quantize_block(rows[t] + c, steps * kStepColumns, q);
       std::int16_t both[(kSteps + 1) / 2 * 2] = {};
       for (int s = 0; s < steps; ++s) {
         const std::int8_t* of_step = q + s * kStepColumns;
         int low = 0, high = 0;
         for (int i = 0; i < 16; ++i) low += of_step[i];
         for (int i = 16; i < 32; ++i) high += of_step[i];
-        std::int32_t* to = sums + s * 3 * width + t;
+        std::int32_t* to = block.sums + s * 3 * width + t;
         to[0] = -128 * (low + high);
         to[width] = -128 * low;
         to[2 * width] = -128 * high;
         both[s] = static_cast<std::int16_t>(low + high);
-        std::memcpy(pairs + s / 2 * width + t, both + s / 2 * 2, 4);
-        std::byte* bytes = tile + s * width * kStepColumns;
+        std::memcpy(block.pairs + s / 2 * width + t, both + s / 2 * 2, 4);
+        std::byte* bytes = block.bytes + s * width * kStepColumns;
         if (by_token) {
           std::memcpy(bytes + t * kStepColumns, of_step, kStepColumns);
         } else {
@@ -245,19 +262,14 @@ struct BlockProduct {
   float* out;  // [T][16], added to
 
   std::int32_t start_of(std::int32_t sum) const { return start < 32 ? sum >> start : 0; }
+  template <int T>
+  BlockParts<const std::byte> parts() const {
+    return {x, T, steps};
+  }
   /// [T], of group g of G of a step.
   template <int T, int G>
   const std::int32_t* sums(int step, int g) const {
-    const auto* all = reinterpret_cast<const std::int32_t*>(x + steps * T * kStepColumns);
-    return all + (step * 3 + (G == 1 ? 0 : 1 + g)) * T;
-  }
-  template <int T>
-  const std::int32_t* pairs() const {
-    return reinterpret_cast<const std::int32_t*>(x + steps * T * (kStepColumns + kSumBytes));
-  }
-  template <int T>
-  const float* scales() const {
-    return reinterpret_cast<const float*>(pairs<T>() + (steps + 1) / 2 * T);
+    return parts<T>().sums + (step * 3 + (G == 1 ? 0 : 1 + g)) * T;
   }
 };
 

@@ -87,7 +87,7 @@ struct Amx : Convert512 {
     if (p.paired) {
       const __m512i first = _mm512_load_si512(p.weights->pairs[0]), second = _mm512_load_si512(p.weights->pairs[1]);
       const __m512 unit = _mm512_load_ps(p.weights->pair_unit);
-      const std::int32_t* pairs = p.pairs<16>();
+      const std::int32_t* pairs = p.parts<16>().pairs;
 #pragma GCC unroll 16
       for (int t = 0; t < 16; ++t) {
         __m512i taken = _mm512_setzero_si512();
@@ -99,7 +99,7 @@ struct Amx : Convert512 {
 #pragma GCC unroll 16
     for (int t = 0; t < 16; ++t) {
       float* to = p.out + t * 16;
-      _mm512_storeu_ps(to, _mm512_fmadd_ps(sum[t], _mm512_set1_ps(p.scales<16>()[t]), _mm512_loadu_ps(to)));
+      _mm512_storeu_ps(to, _mm512_fmadd_ps(sum[t], _mm512_set1_ps(p.parts<16>().scales[t]), _mm512_loadu_ps(to)));
     }
   }
 };

@@ -88,7 +88,7 @@ struct Avx2 {
 #pragma GCC unroll 6
     for (int t = 0; t < T; ++t) {
       float* out = p.out + t * 16 + first;
-      _mm256_storeu_ps(out, _mm256_fmadd_ps(sum[t], _mm256_set1_ps(p.scales<T>()[t]), _mm256_loadu_ps(out)));
+      _mm256_storeu_ps(out, _mm256_fmadd_ps(sum[t], _mm256_set1_ps(p.parts<T>().scales[t]), _mm256_loadu_ps(out)));
     }
   }
 

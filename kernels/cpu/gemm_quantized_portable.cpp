@@ -36,7 +36,7 @@ struct Portable : ConvertPortable {
           }
         }
       }
-      for (int r = 0; r < 16; ++r) p.out[t * 16 + r] += sum[r] * p.scales<T>()[t];
+      for (int r = 0; r < 16; ++r) p.out[t * 16 + r] += sum[r] * p.parts<T>().scales[t];
     }
   }
 };

@@ -4,19 +4,21 @@
 
 namespace shoal::cpu {
 
-void Linear::run(Team& team, Rows<const float> x, std::int64_t x_step, std::span<const Matrix> w,
-                 std::span<const float> bias, Rows<float> out, std::int64_t out_step) {
-  if (x.rows == 0 || w.empty()) return;
-  rows_.resize(w.size());
-  products_.resize(w.size());
+void Linear::run(Team& team, std::span<const LinearJob> jobs) {
+  if (jobs.empty() || jobs[0].x.rows == 0) return;
+  rows_.resize(jobs.size());
+  products_.resize(jobs.size());
   Layout layout;
-  for (std::size_t h = 0; h < w.size(); ++h) {
-    rows_[h].rows.resize(static_cast<std::size_t>(x.rows));
-    for (std::int64_t t = 0; t < x.rows; ++t) {
-      rows_[h].rows[static_cast<std::size_t>(t)] = x[t] + static_cast<std::int64_t>(h) * x_step;
-    }
-    rows_[h].plan(team, w[h], layout);
-    products_[h] = product_of(team, w[h], rows_[h]);
+  for (std::size_t j = 0; j < jobs.size(); ++j) {
+    const LinearJob& job = jobs[j];
+    // Rows that the job before has packed alike are not packed again.
+    const LinearJob* before = j > 0 ? &jobs[j - 1] : nullptr;
+    const bool again = before && before->x.data == job.x.data && before->x.stride == job.x.stride &&
+                       packed_alike(team, *before->w, *job.w);
+    rows_[j].rows.resize(again ? 0 : static_cast<std::size_t>(job.x.rows));
+    for (std::size_t t = 0; t < rows_[j].rows.size(); ++t) rows_[j].rows[t] = job.x[static_cast<std::int64_t>(t)];
+    rows_[j].plan(team, *job.w, layout);
+    products_[j] = product_of(team, *job.w, again ? *products_[j - 1].x : rows_[j]);
   }
   std::byte* storage = storage_.bytes(layout.size());
   pack(team, rows_, storage);
@@ -26,14 +28,16 @@ void Linear::run(Team& team, Rows<const float> x, std::int64_t x_step, std::span
     for (std::size_t i = begin; i < end; ++i) {
       const Piece& piece = pieces_[i];
       const Product& product = products_[piece.product];
+      const LinearJob& job = jobs[piece.product];
       std::byte* scratch = team.scratch[static_cast<std::size_t>(thread)].bytes(scratch_bytes(product, piece));
+      prefetch_next(team, products_, pieces_, i);
       float* results = multiply(product, piece, storage, scratch);
       const std::int64_t row = piece.first_panel * Matrix::kPanel;
       const std::int64_t n = std::min(piece.panels * Matrix::kPanel, product.w->rows() - row);
       for_each_tile(product, piece, results, [&](const PackedRows::Tile& tile, const float* of_tile) {
         for (int t = 0; t < tile.tokens; ++t) {
-          float* to = out[tile.first + t] + static_cast<std::int64_t>(piece.product) * out_step + row;
-          team.kernels.copy_outputs(of_tile, tile.width, t, n, bias.empty() ? nullptr : bias.data() + row, to);
+          team.kernels.copy_outputs(of_tile, tile.width, t, n, job.bias.empty() ? nullptr : job.bias.data() + row,
+                                    job.out[tile.first + t] + row);
         }
       });
     }

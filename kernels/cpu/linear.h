@@ -7,11 +7,19 @@
 
 namespace shoal::cpu {
 
-/// Backend::linear and linear_per_head. Keeps its room between calls.
+/// out = x w^T (+ bias if not empty).
+struct LinearJob {
+  Rows<const float> x;
+  const Matrix* w;
+  std::span<const float> bias;
+  Rows<float> out;
+};
+
+/// Backend::linear, linears and linear_per_head: products that depend on nothing of one another, all shared out among
+/// the threads at once. Keeps its room between calls.
 class Linear {
  public:
-  void run(Team& team, Rows<const float> x, std::int64_t x_step, std::span<const Matrix> w, std::span<const float> bias,
-           Rows<float> out, std::int64_t out_step);
+  void run(Team& team, std::span<const LinearJob> jobs);
 
  private:
   std::vector<PackedRows> rows_;

@@ -15,6 +15,8 @@ constexpr std::int64_t kPieceResults = 256 * 1024 / 64;  // panels times tokens
 constexpr int pieces_per_thread(double tokens) { return tokens <= 8 ? 2 : 6; }
 /// Bytes at the beginning of a piece that prefetch() asks for.
 constexpr std::int64_t kBeginning = 8192;
+/// Bytes of packed rows that prefetch_rows() asks for at most.
+constexpr std::int64_t kMostRowBytes = 64 * 1024;
 /// Reading a weight costs about as much time as multiplying it so many times.
 constexpr double kReadCost = 4;
 
@@ -86,6 +88,13 @@ double cost_of_panel(const Product& p) {
   return static_cast<double>(p.w->cols()) * (static_cast<double>(p.x->rows.size()) + kReadCost);
 }
 
+/// The empty statement has an effect as far as compilers know: without one GCC drops calls of functions that do nothing
+/// but this.
+void prefetch_lines(const std::byte* from, std::int64_t bytes) {
+  for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
+  asm volatile("");
+}
+
 /// Panels that come to `cost`, in whole groups of four (which share loads of activations) where there are so many.
 std::int64_t panels_of_cost(double cost, double cost_of_one) {
   const auto n = static_cast<std::int64_t>(cost / cost_of_one);
@@ -95,7 +104,8 @@ std::int64_t panels_of_cost(double cost, double cost_of_one) {
 }  // namespace
 
 bool packed_alike(const Team& team, const Matrix& a, const Matrix& b) {
-  return a.cols() == b.cols() && gemm_for(team, a).pack == gemm_for(team, b).pack && a.order() == b.order();
+  const Gemm &of_a = gemm_for(team, a), &of_b = gemm_for(team, b);
+  return a.cols() == b.cols() && of_a.pack == of_b.pack && of_a.tile_width == of_b.tile_width && a.order() == b.order();
 }
 
 Product product_of(const Team& team, const Matrix& w, const PackedRows& x) { return {&w, &x, &gemm_for(team, w)}; }
@@ -188,9 +198,20 @@ std::int64_t panels_per_piece(int threads, std::int64_t panels, std::span<const 
 }
 
 void prefetch(const Product& product, std::int64_t panel) {
-  const std::byte* weights = product.w->panel(panel);
-  const std::int64_t bytes = std::min(kBeginning, (product.w->panels() - panel) * product.w->panel_bytes());
-  for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(weights + i, 0, 2);
+  const std::int64_t bytes = (product.w->panels() - panel) * product.w->panel_bytes();
+  prefetch_lines(product.w->panel(panel), std::min(kBeginning, bytes));
+}
+
+void prefetch_rows(const PackedRows& x, const std::byte* storage) {
+  if (x.tiles.empty()) return;
+  const PackedRows::Tile &first = x.tiles.front(), &last = x.tiles.back();
+  const std::int64_t bytes = last.offset + x.gemm->tile_bytes(last.width, x.cols) - first.offset;
+  prefetch_lines(storage + first.offset, std::min(kMostRowBytes, bytes));
+}
+
+void prefetch_next(const Team& team, std::span<const Product> products, std::span<const Piece> pieces, std::size_t i) {
+  i += static_cast<std::size_t>(team.pool.size());
+  if (i < pieces.size()) prefetch(products[pieces[i].product], pieces[i].first_panel);
 }
 
 double operations_of(std::span<const Product> products) {

@@ -81,6 +81,12 @@ std::int64_t panels_per_piece(int threads, std::int64_t panels, std::span<const 
 /// Asks the memory for the first weights from a panel on, while others are multiplied.
 void prefetch(const Product& product, std::int64_t panel);
 
+/// The same for packed rows, which other threads may have packed.
+void prefetch_rows(const PackedRows& x, const std::byte* storage);
+
+/// prefetch() for the piece that this thread will most likely take when it is done with piece `i`.
+void prefetch_next(const Team& team, std::span<const Product> products, std::span<const Piece> pieces, std::size_t i);
+
 /// A rough count of the multiplications of all products, for Team::run.
 double operations_of(std::span<const Product> products);
 

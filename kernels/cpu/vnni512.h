@@ -112,118 +112,158 @@ struct Ahead {
   int lines;
 };
 
-/// One panel times one tile of T tokens.
-template <int kBits, int kGroups, bool kTable, Offsets kOffsets, int T>
-void multiply_direct(const QuantizedLayout& f, std::int64_t cols, const std::byte* panel, const std::byte* x,
-                     Ahead ahead, float* out) {
+/// Adds a quad's products to the sums of P panels and T tokens.
+template <int P, int T>
+SHOAL_INLINE void multiply_quads(__m512i (&sum)[P][T], const __m512i (&code)[P], const int* bytes) {
+#pragma GCC unroll 8
+  for (int t = 0; t < T; ++t) {
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) multiply_quad(sum[p][t], code[p], bytes[t]);
+  }
+}
+
+/// P panels times one tile of T tokens.
+template <int kBits, int kGroups, bool kTable, Offsets kOffsets, int P, int T>
+void multiply_direct(const QuantizedLayout& f, std::int64_t cols, const std::byte* panel, std::int64_t panel_bytes,
+                     const std::byte* x, Ahead ahead, float* out) {
   using Code = Codes<kBits, kTable>;
   constexpr bool kCentred = kOffsets == Offsets::centred;
-  constexpr int kQuads = kQuadsOfStep / kGroups;        // of a scale
-  constexpr int kChains = T == 1 ? 4 : T <= 3 ? 2 : 1;  // a multiplication waits four cycles for the one before
+  constexpr int kQuads = kQuadsOfStep / kGroups;  // of a scale
+  // A multiplication waits four cycles for the one before.
+  constexpr int kChains = P > 1 ? 1 : T == 1 ? 4 : T <= 3 ? 2 : 1;
   Code codes{};
   if constexpr (kTable) {
     codes.entries = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(f.table)));
   }
-  Head head;
+  Head head[P];
   const std::byte* step = panel;
   int left_of_record = 0;
-  __m512 result[T];
+  __m512 result[P][T];
+#pragma GCC unroll 4
+  for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 8
-  for (int t = 0; t < T; ++t) result[t] = _mm512_setzero_ps();
+    for (int t = 0; t < T; ++t) result[p][t] = _mm512_setzero_ps();
+  }
 
   constexpr int kSteps = block_steps_of(kBits);
   for (std::int64_t c = 0; c < cols; c += kSteps * kStepColumns) {
     const int steps = steps_of_block(kSteps, cols, c);
-    const auto* sums = reinterpret_cast<const std::int32_t*>(x + steps * T * kStepColumns);
-    __m512 sum[T];
+    const BlockParts<const std::byte> block(x, T, steps);
+    __m512 sum[P][T];
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) sum[t] = _mm512_setzero_ps();
+      for (int t = 0; t < T; ++t) sum[p][t] = _mm512_setzero_ps();
+    }
     for (int s = 0; s < steps; ++s) {
       if (left_of_record == 0) {
-        head = Head::read<kOffsets>(f, step, 1.0f / (1 << Code::kShift));
+#pragma GCC unroll 4
+        for (int p = 0; p < P; ++p) {
+          head[p] = Head::read<kOffsets>(f, step + p * panel_bytes, 1.0f / (1 << Code::kShift));
+        }
         step += f.head_bytes;
         left_of_record = f.record;
       }
-      const auto* planes = reinterpret_cast<const std::uint8_t*>(step + f.scale_bytes);
-      const auto* bytes = reinterpret_cast<const int*>(x + s * T * kStepColumns);
+      const auto* bytes = reinterpret_cast<const int*>(block.bytes + s * T * kStepColumns);
       for (int line = 0; line < ahead.lines; ++line, ahead.from += 64) {
         _mm_prefetch(reinterpret_cast<const char*>(ahead.from), _MM_HINT_T1);
       }
 #pragma GCC unroll 2
       for (int g = 0; g < kGroups; ++g) {
-        const std::int32_t* of_bytes = sums + (s * 3 + (kGroups == 1 ? 0 : 1 + g)) * T;
-        __m512i dot[kChains][T];
-#pragma GCC unroll 8
-        for (int t = 0; t < T; ++t) dot[0][t] = kCentred ? _mm512_set1_epi32(of_bytes[t]) : _mm512_setzero_si512();
+        const std::int32_t* of_bytes = block.sums + (s * 3 + (kGroups == 1 ? 0 : 1 + g)) * T;
+        __m512i dot[kChains][P][T];
 #pragma GCC unroll 4
-        for (int i = 1; i < kChains; ++i) {
-#pragma GCC unroll 3
-          for (int t = 0; t < T; ++t) dot[i][t] = _mm512_setzero_si512();
+        for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 8
+          for (int t = 0; t < T; ++t) {
+            dot[0][p][t] = kCentred ? _mm512_set1_epi32(of_bytes[t]) : _mm512_setzero_si512();
+#pragma GCC unroll 4
+            for (int i = 1; i < kChains; ++i) dot[i][p][t] = _mm512_setzero_si512();
+          }
         }
 #pragma GCC unroll 8
         for (int i = 0; i < kQuads; ++i) {
           const int q = g * kQuads + i;
-          const __m512i w = codes.quad(planes, q);
-#pragma GCC unroll 8
-          for (int t = 0; t < T; ++t) {
-            multiply_quad(dot[i % kChains][t], w, bytes[q * T + t]);
-          }
-        }
-        __m512 scale = head.d;
-        if (f.super) {
-          const __m128i of_group = _mm_loadu_si128(reinterpret_cast<const __m128i*>(step + g * 16));
-          scale = _mm512_mul_ps(scale, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(of_group)));
-        }
-#pragma GCC unroll 8
-        for (int t = 0; t < T; ++t) {
+          __m512i code[P];
 #pragma GCC unroll 4
-          for (int i = 1; i < kChains; ++i) dot[0][t] = _mm512_add_epi32(dot[0][t], dot[i][t]);
-          sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[0][t]), scale, sum[t]);
+          for (int p = 0; p < P; ++p) {
+            code[p] = codes.quad(reinterpret_cast<const std::uint8_t*>(step + p * panel_bytes + f.scale_bytes), q);
+          }
+          multiply_quads<P, T>(dot[i % kChains], code, bytes + q * T);
         }
-        if constexpr (kOffsets == Offsets::other) {
-          __m512 minimum = head.dmin;
-          if (!f.minima) {
-            minimum = _mm512_mul_ps(scale, head.zero);
-          } else if (f.super) {
-            const __m128i m = _mm_loadu_si128(reinterpret_cast<const __m128i*>(step + (kGroups + g) * 16));
-            minimum = _mm512_mul_ps(minimum, _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(m)));
+#pragma GCC unroll 4
+        for (int p = 0; p < P; ++p) {
+          const std::byte* scales = step + p * panel_bytes;
+          __m512 scale = head[p].d;
+          if (f.super) {
+            const __m128i of_group = _mm_loadu_si128(reinterpret_cast<const __m128i*>(scales + g * 16));
+            scale = _mm512_mul_ps(scale, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(of_group)));
           }
 #pragma GCC unroll 8
           for (int t = 0; t < T; ++t) {
-            sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_set1_epi32(of_bytes[t])), minimum, sum[t]);
+#pragma GCC unroll 4
+            for (int i = 1; i < kChains; ++i) dot[0][p][t] = _mm512_add_epi32(dot[0][p][t], dot[i][p][t]);
+            sum[p][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[0][p][t]), scale, sum[p][t]);
+          }
+          if constexpr (kOffsets == Offsets::other) {
+            __m512 minimum = head[p].dmin;
+            if (!f.minima) {
+              minimum = _mm512_mul_ps(scale, head[p].zero);
+            } else if (f.super) {
+              const __m128i m = _mm_loadu_si128(reinterpret_cast<const __m128i*>(scales + (kGroups + g) * 16));
+              minimum = _mm512_mul_ps(minimum, _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(m)));
+            }
+#pragma GCC unroll 8
+            for (int t = 0; t < T; ++t) {
+              sum[p][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_set1_epi32(of_bytes[t])), minimum, sum[p][t]);
+            }
           }
         }
       }
       step += f.step_bytes;
       left_of_record -= kStepColumns;
     }
-    const auto* pairs = sums + steps * 3 * T;
     if constexpr (kOffsets == Offsets::paired) {  // of whole blocks: a record has 256 columns
       static_assert(kSteps == 4);
-      const std::byte* minima = step - 4 * f.step_bytes + 16;
-      const __m512i first = paired_minima(minima, minima + f.step_bytes);
-      const __m512i second = paired_minima(minima + 2 * f.step_bytes, minima + 3 * f.step_bytes);
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) {
+        const std::byte* minima = step + p * panel_bytes - 4 * f.step_bytes + 16;
+        const __m512i first = paired_minima(minima, minima + f.step_bytes);
+        const __m512i second = paired_minima(minima + 2 * f.step_bytes, minima + 3 * f.step_bytes);
 #pragma GCC unroll 8
-      for (int t = 0; t < T; ++t) {
-        __m512i taken = _mm512_setzero_si512();
-        multiply_pair(taken, first, pairs[t]);
-        multiply_pair(taken, second, pairs[T + t]);
-        sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(taken), head.dmin, sum[t]);
+        for (int t = 0; t < T; ++t) {
+          __m512i taken = _mm512_setzero_si512();
+          multiply_pair(taken, first, block.pairs[t]);
+          multiply_pair(taken, second, block.pairs[T + t]);
+          sum[p][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(taken), head[p].dmin, sum[p][t]);
+        }
       }
     }
-    const auto* scales = reinterpret_cast<const float*>(pairs + (steps + 1) / 2 * T);
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) result[t] = _mm512_fmadd_ps(sum[t], _mm512_set1_ps(scales[t]), result[t]);
+      for (int t = 0; t < T; ++t) {
+        result[p][t] = _mm512_fmadd_ps(sum[p][t], _mm512_set1_ps(block.scales[t]), result[p][t]);
+      }
+    }
     x += block_bytes_of(T, steps);
   }
+#pragma GCC unroll 4
+  for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 8
-  for (int t = 0; t < T; ++t) _mm512_storeu_ps(out + t * 16, result[t]);
+    for (int t = 0; t < T; ++t) _mm512_storeu_ps(out + (p * T + t) * 16, result[p][t]);
+  }
 }
 
 constexpr int kDirectWidths[] = {1, 2, 3, 4, 5, 6, 7, 8};
 
-using DirectProduct = void (*)(const QuantizedLayout& f, std::int64_t cols, const std::byte* panel, const std::byte* x,
-                               Ahead ahead, float* out);
+using DirectProduct = void (*)(const QuantizedLayout& f, std::int64_t cols, const std::byte* panel,
+                               std::int64_t panel_bytes, const std::byte* x, Ahead ahead, float* out);
+
+/// Codes of 8 bits, which need no work, are used up faster than the memory brings one panel: one token takes so many
+/// panels together, as streams side by side (59 GB/s where one panel has 40 and plain reading 60).
+constexpr int kStreams = 4;
+inline bool takes_streams(int bits, int width) { return bits == 8 && width == 1; }
 
 template <int kBits, int kGroups, bool kTable, Offsets kOffsets, int kIndex = 0>
 inline DirectProduct product_of_width(int width) {
@@ -231,7 +271,7 @@ inline DirectProduct product_of_width(int width) {
   if constexpr (kIndex + 1 < int(sizeof kDirectWidths / sizeof(int))) {
     if (width != kWidth) return product_of_width<kBits, kGroups, kTable, kOffsets, kIndex + 1>(width);
   }
-  return multiply_direct<kBits, kGroups, kTable, kOffsets, kWidth>;
+  return multiply_direct<kBits, kGroups, kTable, kOffsets, 1, kWidth>;
 }
 
 template <int kBits, bool kTable>
@@ -267,6 +307,12 @@ inline DirectProduct direct_product(const QuantizedLayout& f, int width) {
   }
 }
 
+/// Of kStreams panels, where takes_streams().
+inline DirectProduct direct_product_of_streams(const QuantizedLayout& f) {
+  return is_centred(f) ? multiply_direct<8, 1, false, Offsets::centred, kStreams, 1>
+                       : multiply_direct<8, 1, false, Offsets::other, kStreams, 1>;
+}
+
 /// While the tiles pass one panel, the next comes from memory, a part with each tile: all that reading takes is then
 /// hidden behind the products. A single tile fetches but a few pages ahead.
 inline void run_direct(const Weights& w, std::int64_t first, std::int64_t panels, const PackedTile* tiles, int n_tiles,
@@ -274,7 +320,15 @@ inline void run_direct(const Weights& w, std::int64_t first, std::int64_t panels
   constexpr std::int64_t kLine = 64, kPages = 8192;
   const std::int64_t steps = w.cols / kStepColumns, lines_of_panel = (w.panel_bytes + kLine - 1) / kLine;
   const std::int64_t lines = (lines_of_panel + steps * n_tiles - 1) / (steps * n_tiles);
-  for (std::int64_t p = 0; p < panels; ++p) {
+  std::int64_t p = 0;
+  if (n_tiles == 1 && takes_streams(w.quantized.bits, tiles[0].width)) {
+    const DirectProduct product = direct_product_of_streams(w.quantized);
+    for (; p + kStreams <= panels; p += kStreams) {
+      product(w.quantized, w.cols, w.data + (first + p) * w.panel_bytes, w.panel_bytes, tiles[0].x, {},
+              tiles[0].out + p * 16);
+    }
+  }
+  for (; p < panels; ++p) {
     const std::byte* panel = w.data + (first + p) * w.panel_bytes;
     for (int i = 0; i < n_tiles; ++i) {
       const PackedTile& tile = tiles[i];
@@ -282,7 +336,7 @@ inline void run_direct(const Weights& w, std::int64_t first, std::int64_t panels
       const Ahead ahead =
           n_tiles == 1 ? Ahead{panel + kPages, static_cast<int>(lines)}
                        : Ahead{panel + w.panel_bytes + at * kLine, at < lines_of_panel ? static_cast<int>(lines) : 0};
-      direct_product(w.quantized, tile.width)(w.quantized, w.cols, panel, tile.x, ahead,
+      direct_product(w.quantized, tile.width)(w.quantized, w.cols, panel, w.panel_bytes, tile.x, ahead,
                                               tile.out + p * tile.width * 16);
     }
   }
@@ -317,15 +371,13 @@ template <int kSteps>
 void pack_direct(const float* const* rows, int tokens, int width, std::int64_t cols, std::byte* tile) {
   for (std::int64_t c = 0; c < cols; c += kSteps * kStepColumns) {
     const int steps = steps_of_block(kSteps, cols, c);
-    auto* sums = reinterpret_cast<std::int32_t*>(tile + steps * width * kStepColumns);
-    std::int32_t* pairs = sums + steps * width * 3;
-    auto* scales = reinterpret_cast<float*>(pairs + (steps + 1) / 2 * width);
+    const BlockParts<std::byte> block(tile, width, steps);
     for (int first = 0; first < width; first += 4) {
       const int count = width - first < 4 ? width - first : 4;
       alignas(64) std::int8_t q[4][(kSteps + 1) / 2 * 64] = {};
       for (int t = 0; t < count; ++t) {
         const bool real = first + t < tokens;
-        scales[first + t] = real ? quantize_to(rows[first + t] + c, steps * kStepColumns, q[t]) : 0.0f;
+        block.scales[first + t] = real ? quantize_to(rows[first + t] + c, steps * kStepColumns, q[t]) : 0.0f;
       }
       for (int s = 0; s < steps; s += 2) {  // 64 columns; half of them may lie beyond the last step
         __m512i quads[4], of_quads[4], fours[4];
@@ -343,9 +395,9 @@ void pack_direct(const float* const* rows, int tokens, int width, std::int64_t c
         total = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(total, 7));
         both = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(both, 7));
         const auto mask = static_cast<__mmask8>((1u << count) - 1u);
-        std::int32_t* to = sums + s * 3 * width + first;
-        std::int32_t* bytes = reinterpret_cast<std::int32_t*>(tile + s * width * kStepColumns) + first;
-        _mm_mask_storeu_epi32(pairs + s / 2 * width + first, mask, _mm512_castsi512_si128(pair));
+        std::int32_t* to = block.sums + s * 3 * width + first;
+        std::int32_t* bytes = reinterpret_cast<std::int32_t*>(block.bytes + s * width * kStepColumns) + first;
+        _mm_mask_storeu_epi32(block.pairs + s / 2 * width + first, mask, _mm512_castsi512_si128(pair));
         _mm_mask_storeu_epi32(to, mask, _mm512_castsi512_si128(both));
         _mm_mask_storeu_epi32(to + width, mask, _mm512_castsi512_si128(total));
         _mm_mask_storeu_epi32(to + 2 * width, mask, _mm512_extracti32x4_epi32(total, 1));

@@ -1,3 +1,5 @@
+#include <numeric>
+
 #include "tests/unit/kernel_test_support.h"
 
 namespace shoal::kernel_test {
@@ -51,6 +53,37 @@ TEST_P(LinearTest, MatchesReference) {
           reference->linear({x.data(), tokens, shape.cols}, w, b, {expected.data(), tokens, shape.rows});
           expect_near(actual, expected, kTolerance, describe(w, tokens));
         }
+      }
+    }
+  }
+}
+
+/// Some of them are packed alike, some not, and one has columns of another order.
+TEST_P(LinearTest, ProductsTogetherAreThoseOneByOne) {
+  for (const Compute compute : {Compute::f32, Compute::bf16}) {
+    const auto tested = backend(2, compute);
+    Random random(3);
+    for (const std::int64_t tokens : {0, 1, 7, 30}) {
+      constexpr std::int64_t kCols = 96;
+      const auto x = random.floats(tokens * kCols), bias = random.floats(50);
+      std::vector<Matrix> w;
+      for (const DType type : {DType::bf16, DType::f8_e4m3, DType::f32, DType::f8_e4m3, DType::bf16})
+        w.push_back(random_matrix(random, type, 50 + 20 * std::ssize(w), kCols, 16, 32));
+      std::vector<std::int32_t> order(kCols);
+      std::iota(order.rbegin(), order.rend(), 0);
+      w[3].set_order(order);
+      std::vector<std::vector<float>> together;
+      for (const Matrix& m : w) together.emplace_back(std::size_t(tokens * m.rows()), NAN);
+      std::vector<Projection> projections;
+      for (std::size_t i = 0; i < w.size(); ++i) {
+        const std::span<const float> b = i == 0 ? std::span<const float>(bias) : std::span<const float>();
+        projections.push_back({&w[i], b, {together[i].data(), tokens, w[i].rows()}});
+      }
+      tested->linears({x.data(), tokens, kCols}, projections);
+      for (std::size_t i = 0; i < w.size(); ++i) {
+        std::vector<float> alone(together[i].size());
+        tested->linear({x.data(), tokens, kCols}, w[i], projections[i].bias, {alone.data(), tokens, w[i].rows()});
+        EXPECT_TRUE(same_bits(together[i].data(), alone.data(), tokens * w[i].rows())) << describe(w[i], tokens);
       }
     }
   }
