@@ -3,6 +3,7 @@
 
 #include "base/cuda/runtime_api.h"
 #include "kernels/backend.h"
+#include "kernels/cuda/expanded_kv.h"
 #include "kernels/cuda/weights.h"
 
 /// The device's operations, each one or two kernels put on a stream. Every pointer is to device memory. What an
@@ -60,7 +61,8 @@ void write_kv(Rows<const float> x, const std::int64_t* slots, int column, const 
 void write_latent(Rows<const float> x, int rank, const float* weight, float eps, const RopeAngles& angles,
                   RopePairing pairing, const std::int64_t* slots, const KvLayer& cache, cudaStream_t stream);
 
-/// Query tokens and their page tables: query t sees `length[t]` tokens, whose pages are pages[first_page[t] ..].
+/// Query tokens and their page tables: query t sees `length[t]` tokens, whose pages are pages[first_page[t] ..]; of a
+/// single sequence whose rows follow each other, without pages.
 struct QueryTable {
   const std::int32_t* length = nullptr;
   const std::int32_t* first_page = nullptr;
@@ -88,6 +90,9 @@ struct Tile {
   std::int32_t group, first, count;
 };
 
+/// Positions of a part. No parts are needed where no query sees more.
+constexpr int kMmaPart = 1024;
+
 /// attention_mma.cu: on tensor cores, queries and cached rows as BF16 (caches of FP32 are not for it). Tiles: queries
 /// of one sequence, at most attention_mma_queries() of them. `parts`: room for attention_mma_parts() floats, for the
 /// queries from `first_query` on.
@@ -95,12 +100,11 @@ struct AttentionTiles {
   const Tile* tile = nullptr;
   int count = 0, queries = 0;  // tiles; queries in each, at most
   std::int32_t first_query = 0;
+  int part = kMmaPart;
 };
 void attention_mma(Rows<const float> q, const HeadGroups& heads, float scale, const QueryTable& queries,
                    std::int32_t longest, const AttentionTiles& tiles, const KvLayer& cache, float* parts,
                    std::size_t shared_limit, Rows<float> out, cudaStream_t stream);
-/// No parts are needed where no query sees more than kMmaPart positions.
-constexpr int kMmaPart = 1024;
 std::int64_t attention_mma_parts(const HeadGroups& heads, std::int64_t tokens, std::int32_t longest);
 /// How many queries a tile takes, where up to `run` neighbours are of one sequence. `shared_limit`: bytes of shared
 /// memory that a block can have.
@@ -118,6 +122,19 @@ bool mla_wgmma_takes(const HeadGroups& heads);
 /// merge_parts.cu: out [tokens, heads * value_dim] of parts [tokens, heads, most_parts, value_dim + 2].
 void merge_parts(const float* parts, int part_length, int most_parts, const std::int32_t* length, int value_dim,
                  Rows<float> out, cudaStream_t stream);
+
+/// mla_expand.cu: keys and values of the first `length` positions of query 0's sequence, of heads that lie one after
+/// the other in k_up [heads] of [rank, nope] and v_up [heads] of [value, rank], all of this form.
+void mla_expand(const KvLayer& cache, const QueryTable& queries, int length, int rank, const Weights* k_up,
+                const Weights* v_up, WeightForm form, const ExpandedKv& out, cudaStream_t stream);
+bool mla_expand_takes(const Weights& k_up, const Weights& v_up);
+
+/// sm90/mla_prompt.cu (GPUs of sm_90 alone): attention of queries of one sequence, of any number of heads, over its
+/// keys and values in tiles. q [tokens, heads * 192], out [tokens, heads * 128]; tiles of up to kPromptRows queries.
+void mla_prompt(Rows<const float> q, float scale, const QueryTable& queries, const AttentionTiles& tiles,
+                const ExpandedKv& kv, Rows<float> out, cudaStream_t stream);
+constexpr int kPromptRows = 128;
+bool mla_prompt_takes(const ExpandedKv& kv);
 
 /// router.cu. `bias` may be null. Up to kMaxExperts experts.
 void route(Rows<const float> logits, const float* bias, const RouterShape& shape, std::int32_t* expert, float* weight,

@@ -88,7 +88,7 @@ void Products::norm_linears(Rows<const float> branch, Rows<float> stream, std::s
 void Products::linear_per_head(Rows<const float> x, std::int64_t x_step, std::span<const Matrix> w, Rows<float> out,
                                std::int64_t out_step) {
   if (x.rows == 0 || w.empty()) return;
-  const Operands heads = lists_.of(w, [](const Matrix& m) -> const Matrix& { return m; });
+  const Operands heads = of(w);
   // Activations in bytes are made of whole rows, so heads must begin where groups of 32 do; else, and where each has an
   // order of its own, each head by itself.
   if (heads.has(WeightForm::packed) &&

@@ -113,6 +113,9 @@ class Products {
   void linear_per_head(Rows<const float> x, std::int64_t x_step, std::span<const Matrix> w, Rows<float> out,
                        std::int64_t out_step);
   void feed_forward(Rows<const float> x, const FeedForward& ffn, Rows<float> out);
+  Operands of(std::span<const Matrix> w) {
+    return lists_.of(w, [](const Matrix& m) -> const Matrix& { return m; });
+  }
   /// The batch's rows are those of x, its results go to out.
   void experts(const ExpertBatch& batch, std::span<const FeedForward> experts, Rows<const float> x, Rows<float> out);
   /// Of lists of matrices to the device: while this grows, launches cannot be repeated.

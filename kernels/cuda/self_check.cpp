@@ -217,6 +217,97 @@ std::string check_mla_wgmma(cudaStream_t stream) {
   return "";
 }
 
+std::string check_mla_prompt(std::size_t shared_limit, bool wgmma, cudaStream_t stream) {
+  constexpr int kHeads = 2, kRank = 512, kRope = 64, kNope = 128, kValue = 128, kWidth = kRank + kRope;
+  constexpr int kPageTokens = 16, kLength = 150, kQueries = 20, kPages = (kLength + kPageTokens - 1) / kPageTokens;
+  std::mt19937 random(13);
+  std::normal_distribution<float> normal;
+  const auto bf16_floats = [&](int n, float deviation) {
+    std::vector<float> floats(static_cast<std::size_t>(n));
+    for (float& f : floats) f = bf16_to_f32(f32_to_bf16(deviation * normal(random)));
+    return floats;
+  };
+  const auto q = bf16_floats(kQueries * kHeads * (kNope + kRope), 1), latents = bf16_floats(kLength * kWidth, 1);
+  const auto k_up = bf16_floats(kHeads * kRank * kNope, 0.05f), v_up = bf16_floats(kHeads * kValue * kRank, 0.05f);
+
+  std::vector<std::uint16_t> cached(std::size_t{kPages * kPageTokens * kWidth}), weights;
+  std::vector<std::int32_t> table;  // lengths, first pages, pages from the last to the first
+  for (int t = 0; t < kQueries; ++t) table.push_back(kLength - kQueries + 1 + t);
+  table.resize(2 * kQueries);
+  for (int p = 0; p < kPages; ++p) table.push_back(kPages - 1 - p);
+  for (int p = 0; p < kLength; ++p)
+    for (int c = 0; c < kWidth; ++c) {
+      const int row = (kPages - 1 - p / kPageTokens) * kPageTokens + p % kPageTokens;
+      cached[static_cast<std::size_t>(row * kWidth + c)] =
+          f32_to_bf16(latents[static_cast<std::size_t>(p * kWidth + c)]);
+    }
+  for (const auto* all : {&k_up, &v_up})
+    for (const float f : *all) weights.push_back(f32_to_bf16(f));
+  const DeviceBlock weights_there = upload(std::span<const std::uint16_t>(weights), stream);
+  std::vector<Weights> views;
+  for (int i = 0; i < 2 * kHeads; ++i) {
+    const bool keys = i < kHeads;
+    Weights w{weights_there.data() + i * kRank * kNope * 2, nullptr, keys ? kRank : kValue, keys ? kNope : kRank,
+              keys ? kNope : kRank};
+    w.form = WeightForm::bf16;
+    views.push_back(w);
+  }
+  const std::vector<Tile> tile{{0, 0, kQueries}};
+  const DeviceBlock q_there = upload(std::span<const float>(q), stream),
+                    cache = upload(std::span<const std::uint16_t>(cached), stream),
+                    tables = upload(std::span<const std::int32_t>(table), stream),
+                    views_there = upload(std::span<const Weights>(views), stream),
+                    tile_there = upload(std::span<const Tile>(tile), stream);
+  ExpandedKv kv{nullptr, kHeads, kNope, kRope, kValue, wgmma};
+  const auto elements = ExpandedKv::elements(kLength, kHeads * kv.width());
+  const DeviceBlock expanded(static_cast<std::size_t>(elements) * 2), out(kQueries * kHeads * kValue * sizeof(float));
+  kv.data = at<std::uint16_t>(expanded);
+  const QueryTable queries{at<std::int32_t>(tables), at<std::int32_t>(tables) + kQueries,
+                           at<std::int32_t>(tables) + 2 * kQueries};
+  const float scale = 1.0f / std::sqrt(static_cast<float>(kNope + kRope));
+  const Rows<const float> q_rows(at<float>(q_there), kQueries, kHeads * (kNope + kRope));
+  const Rows<float> out_rows(at<float>(out), kQueries, kHeads * kValue);
+  const AttentionTiles tiles{at<Tile>(tile_there), 1, kQueries, 0, kLength};
+  mla_expand({cache.data(), KvType::bf16, kPageTokens, kWidth}, queries, kLength, kRank, at<Weights>(views_there),
+             at<Weights>(views_there) + kHeads, WeightForm::bf16, kv, stream);
+  if (wgmma)
+    mla_prompt(q_rows, scale, queries, tiles, kv, out_rows, stream);
+  else
+    attention_mma(q_rows, {kHeads, 1, kNope + kRope, kValue, 0, kv.width(), kNope + kRope, kv.width()}, scale,
+                  {queries.length}, kLength, tiles, {kv.data, KvType::bf16, 1, kHeads * kv.width()}, nullptr,
+                  shared_limit, out_rows, stream);
+  const auto tested = download<float>(out, static_cast<std::size_t>(kQueries * kHeads * kValue), stream);
+
+  std::vector<float> expected(tested.size());
+  for (int h = 0; h < kHeads; ++h) {
+    std::vector<double> keys(kLength * kNope), values(kLength * kValue);
+    for (int p = 0; p < kLength; ++p)
+      for (int c = 0; c < kRank; ++c) {
+        const double latent = latents[static_cast<std::size_t>(p * kWidth + c)];
+        for (int i = 0; i < kNope; ++i)
+          keys[static_cast<std::size_t>(p * kNope + i)] +=
+              latent * k_up[static_cast<std::size_t>((h * kRank + c) * kNope + i)];
+        for (int i = 0; i < kValue; ++i)
+          values[static_cast<std::size_t>(p * kValue + i)] +=
+              latent * v_up[static_cast<std::size_t>((h * kValue + i) * kRank + c)];
+      }
+    for (int t = 0; t < kQueries; ++t) {
+      const float* query = q.data() + (t * kHeads + h) * (kNope + kRope);
+      double total = 0, sum[kValue] = {};
+      for (int p = 0; p < kLength - kQueries + 1 + t; ++p) {
+        double score = std::inner_product(query, query + kNope, keys.begin() + p * kNope, 0.0);
+        score = std::inner_product(query + kNope, query + kNope + kRope, latents.begin() + p * kWidth + kRank, score);
+        const double share = std::exp(score * scale);
+        total += share;
+        for (int i = 0; i < kValue; ++i) sum[i] += share * values[static_cast<std::size_t>(p * kValue + i)];
+      }
+      for (int i = 0; i < kValue; ++i)
+        expected[static_cast<std::size_t>((t * kHeads + h) * kValue + i)] = static_cast<float>(sum[i] / total);
+    }
+  }
+  return compare(wgmma ? "mla_prompt" : "mla_expand with attention_mma", kQueries, tested, expected, 1e-2);
+}
+
 std::string check_linear_f8(cudaStream_t stream) {
   for (const int tile_rows : {kMmaFewRows, kMmaManyRows}) {
     Case c(WeightForm::f8, tile_rows, stream);

@@ -90,6 +90,8 @@ def test_no_kernel_takes_more_than_the_table_says(built):
 # for the one before it would add WARPGROUP instructions.
 INSTRUCTIONS = {
     "attention_mma_kernel": {"HMMA": 16, "LDSM": 8, "LDGSTS": 2},
+    "mla_expand_kernel": {"HMMA": 64, "LDSM": 24, "LDGSTS": 1},
+    "mla_prompt_kernel": {"HGMMA": 20, "UBLKCP": 2, "WARPGROUP": -8},
     "linear_mma_kernel": {"HMMA": 8, "LDGSTS": 4},
     "linear_f8_kernel": {"QGMMA": 4, "UBLKCP": 3, "WARPGROUP": -6},
     "mla_wgmma_kernel": {"HGMMA": 40, "LDGSTS": 4, "WARPGROUP": -8},
