@@ -71,6 +71,7 @@ template <class C>
 __global__ void __launch_bounds__(C::kThreads, 1)
     attention_mma_kernel(const float* q, std::int64_t q_stride, AttentionCall call, QueryTable queries, CacheView cache,
                          float* parts, float* out, std::int64_t out_stride) {
+  follow_previous_kernels();
   auto& s = *reinterpret_cast<Shared<C>*>(dynamic_shared());
   const HeadGroups& h = call.heads;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;

@@ -4,6 +4,7 @@
 #include <mutex>
 
 #include "base/cuda/memory.h"
+#include "kernels/cuda/kernels_overlap.h"
 #include "kernels/cuda/operations.h"
 #include "kernels/cuda/products.h"
 #include "kernels/cuda/repetition.h"
@@ -26,6 +27,7 @@ class CudaBackend final : public Backend {
         products_(compute_, stream_, uploads_, vectors_),
         tables_(stream_, uploads_) {
     if (compute_ == Compute::fp8) require_hopper();
+    overlap_kernels(options.self_check);
     if (compute_ != Compute::f32 && options.self_check) check_fast_kernels();
   }
   ~CudaBackend() override { static_cast<void>(cudaStreamSynchronize(on())); }
@@ -292,6 +294,14 @@ class CudaBackend final : public Backend {
       throw Error(fmt::format("--compute fp8 needs a GPU of sm_90 (Hopper); this one, {}, is sm_{}{}", p.name, p.major,
                               p.minor),
                   ExitCode::usage);
+  }
+  void overlap_kernels(bool check) {
+    kernels_overlap = properties_.major == 9 || properties_.major == 10;
+    if (!kernels_overlap || !check) return;
+    if (const std::string wrong = check_overlap(stream_); !wrong.empty()) {
+      kernels_overlap = false;
+      notes_ += "; kernels one after the other, because " + wrong;
+    }
   }
   void check_fast_kernels() {
     if (const std::string wrong = check_linear_mma(stream_); !wrong.empty()) {

@@ -192,6 +192,7 @@ __device__ __forceinline__ void copy_rotated(const CachedRows& cached, int lengt
 template <WeightForm kForm>
 __global__ void __launch_bounds__(kThreads, 1)
     mla_expand_kernel(CacheView cache, QueryTable queries, int length, Matrices matrices, ExpandedKv out) {
+  follow_previous_kernels();
   const CachedRows cached(cache, queries, 0);
   const int head = static_cast<int>(blockIdx.y) / 2;
   if (blockIdx.y % 2 == 0) {

@@ -112,6 +112,34 @@ std::string compare(const char* kernel, int tile_rows, const std::vector<float>&
 
 }  // namespace
 
+std::string check_overlap(cudaStream_t stream) {
+  // Each kernel reads what the one before wrote, in other blocks: y = x + y, x = y + x, ..., so Fibonacci numbers.
+  constexpr std::int64_t kTokens = 16, kWidth = 4096, kRounds = 15;
+  const DeviceBlock first(kTokens * kWidth * sizeof(float)), second(kTokens * kWidth * sizeof(float));
+  const Rows<float> x(at<float>(first), kTokens, kWidth), y(at<float>(second), kTokens, kWidth);
+  std::vector<std::int64_t> reversed(kTokens);
+  for (std::int64_t t = 0; t < kTokens; ++t) reversed[static_cast<std::size_t>(t)] = kTokens - 1 - t;
+  const DeviceBlock order = upload(std::span<const std::int64_t>(reversed), stream);
+  const DeviceBlock turned_memory(kTokens * kWidth * sizeof(float));
+  const Rows<float> turned(at<float>(turned_memory), kTokens, kWidth);
+  const DeviceBlock ones = upload(std::span<const float>(std::vector<float>(kTokens * kWidth, 1.0f)), stream);
+  for (int repeat = 0; repeat < 3; ++repeat) {
+    fill_zero(x, stream);
+    fill_zero(y, stream);
+    add({at<float>(ones), kTokens, kWidth}, x, stream);
+    float smaller = 0, larger = 1;
+    for (int i = 0; i < kRounds; ++i) {
+      gather_rows(i % 2 == 0 ? x : y, at<std::int64_t>(order), turned, stream);
+      add(turned, i % 2 == 0 ? y : x, stream);
+      smaller = std::exchange(larger, smaller + larger);
+    }
+    const auto result = download<float>(kRounds % 2 == 1 ? second : first, kTokens * kWidth, stream);
+    if (std::any_of(result.begin(), result.end(), [&](float f) { return f != larger; }))
+      return "a kernel did not wait for the one before it";
+  }
+  return "";
+}
+
 std::string check_linear_mma(cudaStream_t stream) {
   for (const WeightForm form : {WeightForm::bf16, WeightForm::f8})
     for (const int tile_rows : {kMmaFewRows, kMmaManyRows}) {

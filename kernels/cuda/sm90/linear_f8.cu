@@ -82,19 +82,21 @@ __device__ __forceinline__ void store_gated(Shared<kRows, true>& s, const float 
 ///              (kGated: two) and the rows' tile for each step of 128 columns, five to eight steps ahead; two multiply
 ///              64 outputs each, the weights as the operand of 64 rows (so few tokens still fill it)
 ///   order      ascending columns, whatever the tile: a row's result does not depend on its neighbours
+///   overlap    the first steps' weights come while the kernel before is still at work, their rows when it has ended
 ///   traffic    weights once for 16 or 64 rows, 16 KB at a time in one piece; rows once for 128 outputs
 ///   limit      to some 200 rows of a matrix memory: R1's experts of a layer on one of 8 GPUs (1.41 GB) 294 us on H200;
 ///              beyond, 1,979 TFLOP/s of the tensor cores: 972 us for gate and up of 32,768 rows
 template <int kRows, bool kGated>
 __global__ void __launch_bounds__(kThreads, 1)
     linear_f8_kernel(LinearCall call, const Weights* ups, F8Rows x, F8Rows out) {
+  let_next_kernel_begin();
   auto& s = *reinterpret_cast<Shared<kRows, kGated>*>(dynamic_shared());
   constexpr int kAhead = kStages<kRows, kGated>;
   const int thread = static_cast<int>(threadIdx.x), group = thread / kWarpGroup, lane = thread % kWarp;
   const Tile tile = tile_of_block(call);
   const Weights& w = call.weights[tile.group];
   const std::int64_t first = std::int64_t{blockIdx.y} * kOutputs;
-  if (first >= w.rows) return;  // the whole block
+  if (first >= w.rows) return wait_for_previous_kernels();  // the whole block
   const int steps = static_cast<int>(w.stride / kF8Tile);
 
   if (thread == 0) {
@@ -112,17 +114,31 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (thread != 0) return;
     const std::int64_t weights_at = std::int64_t{blockIdx.y} * steps * kF8TileBytes;
     const std::int64_t rows = std::int64_t{blockIdx.x} * x.steps;
-#pragma unroll 1
-    for (int step = 0; step < steps; ++step) {
-      const int i = step % kAhead, round = step / kAhead;
-      if (round > 0) barrier_wait(&s.empty[i], static_cast<unsigned>(round - 1) % 2);
+    const auto bring_weights = [&](int step) {
+      const int i = step % kAhead;
       Stage<kRows, kGated>& to = s.stage[i];
       barrier_arrive_expecting(&s.full[i], (kGated ? 2 : 1) * kF8TileBytes + kRows * kF8Tile + kRows * 4);
       copy_bulk(to.weights[0], w.data + weights_at + step * kF8TileBytes, kF8TileBytes, &s.full[i]);
       if constexpr (kGated)
         copy_bulk(to.weights[1], ups[tile.group].data + weights_at + step * kF8TileBytes, kF8TileBytes, &s.full[i]);
-      copy_bulk(to.rows, x.value + (rows + step) * kRows * kF8Tile, kRows * kF8Tile, &s.full[i]);
-      copy_bulk(to.scales, x.scale + (rows + step) * kRows, kRows * 4, &s.full[i]);
+    };
+    const auto bring_rows = [&](int step) {
+      const int i = step % kAhead;
+      copy_bulk(s.stage[i].rows, x.value + (rows + step) * kRows * kF8Tile, kRows * kF8Tile, &s.full[i]);
+      copy_bulk(s.stage[i].scales, x.scale + (rows + step) * kRows, kRows * 4, &s.full[i]);
+    };
+    // No kernel writes weights, so the first ones come while those before are still at work.
+    const int early = min(steps, kAhead);
+#pragma unroll 1
+    for (int step = 0; step < early; ++step) bring_weights(step);
+    wait_for_previous_kernels();
+#pragma unroll 1
+    for (int step = 0; step < early; ++step) bring_rows(step);
+#pragma unroll 1
+    for (int step = early; step < steps; ++step) {
+      barrier_wait(&s.empty[step % kAhead], static_cast<unsigned>(step / kAhead - 1) % 2);
+      bring_weights(step);
+      bring_rows(step);
     }
     return;
   }

@@ -58,6 +58,7 @@ __device__ __forceinline__ void bring(Shared& s, const ExpandedKv& kv, int head,
 __global__ void __launch_bounds__(kThreads, 1)
     mla_prompt_kernel(const float* q, std::int64_t q_stride, float scale, QueryTable queries, const Tile* tiles,
                       ExpandedKv kv, float* out, std::int64_t out_stride) {
+  follow_previous_kernels();
   auto& s = *reinterpret_cast<Shared*>(dynamic_shared());
   const int thread = static_cast<int>(threadIdx.x), group = thread / kWarpGroup, lane = thread % kWarp;
   const Tile tile = tiles[blockIdx.x];

@@ -77,6 +77,7 @@ __device__ __forceinline__ void bring_keys(Shared& s, const CachedRows& cached, 
 __global__ void __launch_bounds__(kThreads, 1)
     mla_wgmma_kernel(const float* q, std::int64_t q_stride, AttentionCall call, QueryTable queries, CacheView cache,
                      float* parts, float* out, std::int64_t out_stride) {
+  follow_previous_kernels();
   auto& s = *reinterpret_cast<Shared*>(dynamic_shared());
   const HeadGroups& h = call.heads;
   const int thread = static_cast<int>(threadIdx.x), group = thread / kWarpGroup, lane = thread % kWarp;
