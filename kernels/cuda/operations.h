@@ -141,6 +141,14 @@ void route(Rows<const float> logits, const float* bias, const RouterShape& shape
            cudaStream_t stream);
 constexpr int kMaxExperts = 512;
 
+/// Sums over so many columns that a few blocks would take them all: in pieces, each by a block of its own, which are
+/// then added in ascending order. Without `sums` one block goes through all pieces, with the same result.
+struct F8Pieces {
+  int count = 1;
+  float* sums = nullptr;        // linear_f8_room() of them
+  unsigned* arrived = nullptr;  // [kF8FewBlocks], zero before and after
+};
+
 /// Products of many rows with matrices of the same form, `weights` [groups]:
 ///   out[i][group * out_step + r] = sum over c of x[row[i]][group * x_step + c] * weights[group][r][c] (+ bias[r])
 /// for every i of every tile and r < weights[group].rows. `row` null: row i is i. `tiles` null: all of `rows` with
@@ -160,6 +168,7 @@ struct LinearCall {
   std::int64_t out_stride = 0, out_step = 0;
   const float* up = nullptr;  // quantize_f8: activations are silu(x) * up
   std::int64_t up_stride = 0;
+  F8Pieces pieces;  // linear_f8
 };
 
 /// linear.cu: F32, F16, BF16 and F8 weights of any shape; activations as they are or rounded to BF16. Tiles of
@@ -182,6 +191,11 @@ constexpr int kMmaFewRows = 16, kMmaManyRows = 64;
 void quantize_f8(const LinearCall& call, const F8Rows& out, cudaStream_t stream);
 void linear_f8(const LinearCall& call, const F8Rows& x, cudaStream_t stream);
 bool linear_f8_takes(const Weights& w);
+/// Pieces of a product of all rows with one matrix: the same however many rows, so that no row's bits depend on others.
+int linear_f8_pieces(const Weights& w);
+/// Floats for the sums of pieces; 0 where there are blocks enough without.
+std::int64_t linear_f8_room(const LinearCall& call, int pieces);
+constexpr int kF8FewBlocks = 64;
 /// silu(gate) * up of a call's tiles, in tiles again: call.weights are the gates [groups], `ups` lie beside them.
 void gated_f8(const LinearCall& call, const Weights* ups, const F8Rows& x, const F8Rows& out, cudaStream_t stream);
 

@@ -130,6 +130,8 @@ class Products {
     Rows<const float> up;     // where it has columns, silu(x) * up is multiplied
   };
 
+  /// Of a product of all rows with one matrix: how its columns are cut, and room for it.
+  F8Pieces pieces_of(const LinearCall& call, const Weights& w);
   Family family_of(const Weights& w, const LinearCall& call) const;
   void make_room_f8(Rounded& to, const LinearCall& call, std::int64_t steps);
   void make_room_halves(Rounded& to, std::int64_t n, std::int64_t cols);
@@ -163,7 +165,8 @@ class Products {
   MatrixLists lists_;
   Scratch rows_, firsts_, places_, weights_;  // an expert batch's lists, where they are large
   Scratch gate_, up_, results_, byte_values_, byte_scales_, halves_, f8_values_, f8_scales_, hidden_values_,
-      hidden_scales_;
+      hidden_scales_, piece_sums_;
+  DeviceBlock pieces_arrived_{kF8FewBlocks * sizeof(unsigned)};
 };
 
 }  // namespace shoal::cuda

@@ -369,6 +369,25 @@ std::string check_linear_f8(cudaStream_t stream) {
     const std::vector<float> expected = c.simple(WeightForm::f8, false);
     if (std::string wrong = compare("linear_f8", tile_rows, tested, expected, 2e-3); !wrong.empty()) return wrong;
 
+    // In two pieces: by a block for each as by one for both, to the bit.
+    const DeviceBlock counts = upload(std::span<const unsigned>(std::vector<unsigned>(kF8FewBlocks)), stream);
+    const DeviceBlock sums(static_cast<std::size_t>(linear_f8_room(c.call, 2)) * sizeof(float));
+    c.call.x = at<float>(c.x);
+    quantize_f8(c.call, x, stream);
+    LinearCall in_pieces = c.call;
+    in_pieces.pieces.count = 2;
+    linear_f8(in_pieces, x, stream);
+    const auto by_one = download<std::uint32_t>(c.out, expected.size(), stream);
+    in_pieces.pieces = {2, at<float>(sums), at<unsigned>(counts)};
+    for (int i = 0; i < 2; ++i) {
+      linear_f8(in_pieces, x, stream);
+      if (download<std::uint32_t>(c.out, expected.size(), stream) != by_one)
+        return "linear_f8 gives other numbers in pieces";
+    }
+    const auto pieces = download<float>(c.out, expected.size(), stream);
+    if (std::string wrong = compare("linear_f8 in pieces", tile_rows, pieces, expected, 2e-3); !wrong.empty())
+      return wrong;
+
     // Gate and up in one, the same matrix here, are what the products by themselves and then SwiGLU give: to the bit.
     const std::int64_t out_steps = (kOutputs + kF8Tile - 1) / kF8Tile;
     const std::size_t hidden_places = static_cast<std::size_t>(2 * out_steps * tile_rows);

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "base/cuda/memory.h"
+#include "kernels/cuda/kernels_overlap.h"
 #include "kernels/cuda/operations.h"
 #include "perf/gpu/cublaslt_peer.h"
 
@@ -216,8 +217,18 @@ void bench_linear(Bench& b, const std::string& name, WeightForm form, std::int64
   call.out_stride = rows;
   call.tile_rows = tile_rows;
   call.most_in_tile = static_cast<int>(std::min<std::int64_t>(tokens, tile_rows));
-  call.tiles = reinterpret_cast<const Tile*>(tiles_there.data());
+  if (groups > 1) call.tiles = reinterpret_cast<const Tile*>(tiles_there.data());
   call.n_tiles = static_cast<int>(tiles.size());
+  const DeviceBlock arrived = on_device(std::vector<unsigned>(kF8FewBlocks));
+  DeviceBlock piece_sums;
+  if (form == WeightForm::f8 && groups == 1) {
+    call.pieces.count = linear_f8_pieces({nullptr, nullptr, rows, cols, cols});
+    if (const std::int64_t room = linear_f8_room(call, call.pieces.count); room > 0) {
+      piece_sums = DeviceBlock(static_cast<std::size_t>(room) * sizeof(float));
+      call.pieces.sums = reinterpret_cast<float*>(piece_sums.data());
+      call.pieces.arrived = reinterpret_cast<unsigned*>(arrived.data());
+    }
+  }
   const HalfRows halves{reinterpret_cast<std::uint16_t*>(narrow.data()), cols};
   const F8Rows f8{narrow.data(), reinterpret_cast<float*>(scales.data()), static_cast<int>(steps)};
   const double bytes = w.bytes + static_cast<double>(all * (cols + rows)) * 4;
@@ -447,6 +458,24 @@ void bench_small(Bench& b, std::int64_t tokens) {
   });
 }
 
+/// Kernels that wait for each other, as in a decode step: what a launch costs, and what overlapping them saves.
+void bench_chain(Bench& b) {
+  constexpr std::int64_t kTokens = 32;
+  constexpr int kKernels = 24;
+  const DeviceBlock x = random_block(kTokens * kHidden * 4), acc(kTokens * kHidden * 4);
+  const Rows<const float> in(reinterpret_cast<const float*>(x.data()), kTokens, kHidden);
+  const Rows<float> to(reinterpret_cast<float*>(acc.data()), kTokens, kHidden);
+  for (const bool overlap : {false, true}) {
+    if (overlap && !b.hopper) return;
+    kernels_overlap = overlap;
+    b.row(std::string("24 adds T=32") + (overlap ? ", overlapped" : ""), kKernels * 12.0 * kTokens * kHidden, 0,
+          [&](int) {
+            for (int i = 0; i < kKernels; ++i) add(in, to, b.stream);
+          });
+  }
+  kernels_overlap = false;
+}
+
 void bench_sample(Bench& b, std::int64_t rows) {
   constexpr std::int64_t kVocabulary = 129280;
   const std::string at = " T=" + std::to_string(rows);
@@ -481,9 +510,11 @@ int run(int argc, char** argv) {
   }
   Bench b(filter, seconds);
   for (const std::int64_t t : {32, 128, 4096}) bench_small(b, t);
+  bench_chain(b);
   for (const std::int64_t t : {1, 32}) bench_sample(b, t);
   for (const std::int64_t t : {1, 16, 128, 4096}) {
-    bench_linear(b, "q_a+kv_a f8", WeightForm::f8, 2112, kHidden, t);
+    bench_linear(b, "q_a f8", WeightForm::f8, 1536, kHidden, t);
+    bench_linear(b, "kv_a f8", WeightForm::f8, kLatent + kRope, kHidden, t);
     bench_linear(b, "q_b f8", WeightForm::f8, 24576, 1536, t);
     bench_linear(b, "o_proj f8", WeightForm::f8, kHidden, 16384, t);
     bench_linear(b, "router f32", WeightForm::f32, 256, kHidden, t);

@@ -52,9 +52,9 @@ __device__ __forceinline__ void bring(Shared& s, const ExpandedKv& kv, int head,
 ///   FLOP
 ///              a byte
 ///   limit      the tensor cores: 82 kFLOP a query and position seen, 695 us of an H200 (989 TFLOP/s) for a prompt of
-///              4,096. With mla_expand() before it, 34 MFLOP a position, it takes less arithmetic than the absorbed
-///              form (278 kFLOP, and 34 MFLOP a query for absorbing) from 171 queries on however many positions they
-///              see; a prompt without a past from its beginning, 3.4 times less when it is long
+///              4,096. The absorbed form takes 278 kFLOP, and 34 MFLOP a query for absorbing, this one 34 MFLOP a
+///              position for mla_expand(): less arithmetic from 171 queries on, however many positions they see, with
+///              fewer positions earlier, and always for a prompt without a past, in the end 3.4 times less
 __global__ void __launch_bounds__(kThreads, 1)
     mla_prompt_kernel(const float* q, std::int64_t q_stride, float scale, QueryTable queries, const Tile* tiles,
                       ExpandedKv kv, float* out, std::int64_t out_stride) {
