@@ -22,6 +22,11 @@ void Backend::gather_rows(Rows<const float> x, std::span<const std::int64_t> row
   for (std::int64_t i = 0; i < out.rows; ++i) std::copy_n(x[rows[static_cast<std::size_t>(i)]], out.cols, out[i]);
 }
 
+void Backend::mla_prompt_attention(Rows<const float>, const MlaShape&, const MlaUp&, float,
+                                   std::span<const AttentionQuery>, const KvLayer&, Rows<float>) {
+  fail("this device has no attention with keys and values made of latents");
+}
+
 void Backend::sample(Rows<const float>, std::span<const Draw>, std::span<std::int32_t>) {
   fail("this back end leaves sampling to the host");
 }

@@ -14,7 +14,7 @@
 
 /// The operations a model's layers are made of, as one table that a device fills. Activations are FP32 rows
 /// [tokens, width]. Every operation computes each token by itself and in a fixed order, so a token's result does not
-/// depend, to the bit, on which other tokens share the call.
+/// depend, to the bit, on which other tokens share the call. (One exception: mla_prompt_from().)
 ///
 /// Some operations are others in a row (norm_linears, rope_heads, write_latent): a back end that can do them in one go,
 /// as GPUs do, does; for others they are made of what they name.
@@ -55,6 +55,11 @@ struct AttentionQuery {
 
 struct MlaShape {
   int heads, kv_lora_rank, qk_rope_head_dim;
+};
+/// What makes keys and values of latents: k_up [heads] of [kv_lora_rank, qk_nope_head_dim] (kv_b_proj's key half,
+/// transposed), v_up [heads] of [v_head_dim, kv_lora_rank].
+struct MlaUp {
+  std::span<const Matrix> k_up, v_up;
 };
 struct GqaShape {
   int heads, kv_heads, head_dim;
@@ -203,6 +208,17 @@ class Backend {
   /// out [tokens, heads * kv_lora_rank]: softmax(scale * q k) over the latents of the tokens seen.
   virtual void mla_attention(Rows<const float> q, const MlaShape& shape, float scale,
                              std::span<const AttentionQuery> queries, const KvLayer& cache, Rows<float> out) = 0;
+
+  /// MLA with each head's own keys and values, which are made of the latents of all tokens seen: the form it is trained
+  /// in, and less arithmetic for many queries. Of one sequence's queries, in ascending order.
+  /// q [tokens, heads * (qk_nope_head_dim + qk_rope_head_dim)]: rotated. out [tokens, heads * v_head_dim].
+  virtual void mla_prompt_attention(Rows<const float> q, const MlaShape& shape, const MlaUp& up, float scale,
+                                    std::span<const AttentionQuery> queries, const KvLayer& cache, Rows<float> out);
+  /// From how many queries of one sequence on mla_prompt_attention() is the better way; nothing: it is not there. The
+  /// two forms round differently, so with one that is there a prompt's last bits depend on how it was cut into chunks.
+  virtual std::optional<std::int64_t> mla_prompt_from(const MlaShape&, const MlaUp&, const KvLayer&) const {
+    return std::nullopt;
+  }
 
   /// Grouped-query attention. q, out [tokens, heads * head_dim]; head h reads KV head h / (heads / kv_heads).
   virtual void gqa_attention(Rows<const float> q, const GqaShape& shape, float scale,

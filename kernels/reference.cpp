@@ -123,6 +123,45 @@ class ReferenceBackend final : public Backend {
     }
   }
 
+  void mla_prompt_attention(Rows<const float> q, const MlaShape& shape, const MlaUp& up, float scale,
+                            std::span<const AttentionQuery> queries, const KvLayer& cache, Rows<float> out) override {
+    const std::int64_t rank = shape.kv_lora_rank, nope = up.k_up[0].cols(), value = up.v_up[0].rows();
+    const std::int64_t dim = nope + shape.qk_rope_head_dim;
+    for (int h = 0; h < shape.heads; ++h) {
+      const Matrix &k_up = up.k_up[std::size_t(h)], &v_up = up.v_up[std::size_t(h)];
+      std::vector<std::vector<double>> keys, values;  // of each position
+      for (int p = 0; p < queries.back().length; ++p) {
+        const std::byte* row = cache.row(std::int64_t{queries.back().pages[p / cache.page_tokens]} * cache.page_tokens +
+                                         p % cache.page_tokens);
+        std::vector<double> latent, key, own(static_cast<std::size_t>(value));
+        for (int c = 0; c < cache.width; ++c) latent.push_back(decode_kv(cache.type, row, c, cache.width));
+        key.resize(static_cast<std::size_t>(nope));
+        for (std::int64_t c = 0; c < rank; ++c) {
+          for (std::int64_t i = 0; i < nope; ++i) key[std::size_t(i)] += latent[std::size_t(c)] * k_up.at(c, i);
+          for (std::int64_t i = 0; i < value; ++i) own[std::size_t(i)] += latent[std::size_t(c)] * v_up.at(i, c);
+        }
+        key.insert(key.end(), latent.begin() + rank, latent.end());
+        keys.push_back(std::move(key));
+        values.push_back(std::move(own));
+      }
+      for (std::size_t t = 0; t < queries.size(); ++t) {
+        const float* query = q[static_cast<std::int64_t>(t)] + h * dim;
+        std::vector<double> share, sum(static_cast<std::size_t>(value));
+        for (std::size_t p = 0; p < static_cast<std::size_t>(queries[t].length); ++p)
+          share.push_back(scale * std::inner_product(keys[p].begin(), keys[p].end(), query, 0.0));
+        const double most = *std::max_element(share.begin(), share.end());
+        double total = 0;
+        for (std::size_t p = 0; p < share.size(); ++p) {
+          share[p] = std::exp(share[p] - most);
+          total += share[p];
+          for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += share[p] * values[p][i];
+        }
+        for (std::size_t i = 0; i < sum.size(); ++i)
+          out[static_cast<std::int64_t>(t)][h * value + static_cast<std::int64_t>(i)] = float(sum[i] / total);
+      }
+    }
+  }
+
   void gqa_attention(Rows<const float> q, const GqaShape& shape, float scale, std::span<const AttentionQuery> queries,
                      const KvLayer& cache, Rows<float> out) override {
     const int dim = shape.head_dim, values = shape.kv_heads * dim;

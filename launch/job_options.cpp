@@ -19,13 +19,15 @@ void add_job_options(CLI::App& app, JobOptions& options) {
   app.add_option("--max-num-seqs", options.max_num_seqs, "Answers that are generated at once on one rank")
       ->check(CLI::PositiveNumber)
       ->group(group);
-  app.add_option("--max-batched-tokens", options.max_batched_tokens, "Tokens of one rank in one step")
-      ->check(CLI::PositiveNumber)
+  app.add_option("--max-batched-tokens", options.max_batched_tokens,
+                 "Tokens of one rank in one step; 0: 512, on GPUs 2048")
+      ->check(CLI::NonNegativeNumber)
       ->group(group);
   app.add_option(
          "--max-prefill-tokens", options.max_prefill_tokens,
-         "Of these, prompt tokens while answers are generated: fewer keep answers smooth, more read prompts sooner")
-      ->check(CLI::PositiveNumber)
+         "Of these, prompt tokens while answers are generated: fewer keep answers smooth, more read prompts sooner; "
+         "0: 256, on GPUs 512")
+      ->check(CLI::NonNegativeNumber)
       ->group(group);
   app.add_option("--kv-cache-gb", options.kv_cache_gb, "GB of KV cache on each rank; 0: a share of the free memory")
       ->check(CLI::NonNegativeNumber)

@@ -424,10 +424,20 @@ Checkpoint job_checkpoint(const JobOptions& options) {
   return random_checkpoint(job_model_config(options), options.random_weights);
 }
 
+namespace {
+/// GPUs multiply hundreds of rows in the time that reading weights takes, CPUs tens.
+void choose_step(JobOptions& options) {
+  const bool gpu = options.device != "cpu" && find_cuda_devices().count > 0;
+  if (options.max_batched_tokens == 0) options.max_batched_tokens = gpu ? 2048 : 512;
+  if (options.max_prefill_tokens == 0) options.max_prefill_tokens = gpu ? 512 : 256;
+}
+}  // namespace
+
 int run_job(int* argc, char*** argv, const JobOptions& asked, const std::function<int(Engine&)>& front) {
   try {
     JobOptions options = asked;
     read_plan(options);
+    choose_step(options);
     return run_ranks(argc, argv, options, front);
   } catch (const Error& error) {
     std::fprintf(stderr, "shoal: %s\n", error.what());

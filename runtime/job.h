@@ -28,8 +28,8 @@ struct JobOptions {
   std::shared_ptr<const Plan> planned;  // what the file says, once read_plan has read it (planned_job.h)
   int max_model_len = 0;                // 0: what the model allows, less if memory is short
   int max_num_seqs = 256;
-  int max_batched_tokens = 512;
-  int max_prefill_tokens = 256;
+  int max_batched_tokens = 0;        // 0: 512, on GPUs 2,048
+  int max_prefill_tokens = 0;        // 0: 256, on GPUs 512
   int max_waiting = 4096;            // requests that wait; more are refused
   double kv_cache_gb = 0;            // GB (1e9 bytes) of KV cache a rank; 0: a share of what is free
   int threads = 0;                   // of a rank; 0: this host's cores shared by its ranks

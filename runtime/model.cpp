@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "runtime/expert_moves.h"
+#include "runtime/query_ranges.h"
 
 namespace shoal {
 namespace {
@@ -150,17 +151,29 @@ struct Model::State {
     }
     backend.write_latent(latent, w.kv_a_norm, kLatentNormEps, angles, pairing, batch.slots, layer);
 
-    // The query moves into latent space (absorption), its rotated part behind it.
-    const Rows<float> absorbed = q_latent.rows(tokens, heads * latent_dim);
-    backend.linear_per_head(query, head_dim, w.k_up, absorbed, latent_dim);
-    backend.rope_heads(query.columns(nope, query.cols - nope), head_dim, static_cast<int>(heads), angles, pairing,
-                       absorbed.columns(rank, absorbed.cols - rank), latent_dim);
-
-    const Rows<float> attended = o.rows(tokens, heads * rank);
-    backend.mla_attention(absorbed, {static_cast<int>(heads), static_cast<int>(rank), static_cast<int>(rope)}, scale,
-                          batch.queries, layer, attended);
+    const MlaShape shape{static_cast<int>(heads), static_cast<int>(rank), static_cast<int>(rope)};
+    const MlaUp up{w.k_up, w.v_up};
     const Rows<float> values = v.rows(tokens, heads * config.v_head_dim);
-    backend.linear_per_head(attended, rank, w.v_up, values, config.v_head_dim);
+    for (const QueryRange& range : query_ranges(batch.queries, backend.mla_prompt_from(shape, up, layer))) {
+      const Rows<float> asking = query.slice(range.first, range.count), to = values.slice(range.first, range.count);
+      const Rows<float> rotated = asking.columns(nope, asking.cols - nope);
+      const RopeAngles at{angles.cos.slice(range.first, range.count), angles.sin.slice(range.first, range.count)};
+      const auto queries = std::span(batch.queries)
+                               .subspan(static_cast<std::size_t>(range.first), static_cast<std::size_t>(range.count));
+      if (range.prompt) {
+        backend.rope(rotated, static_cast<int>(heads), head_dim, at, pairing);
+        backend.mla_prompt_attention(asking, shape, up, scale, queries, layer, to);
+        continue;
+      }
+      // The query moves into latent space (absorption), its rotated part behind it.
+      const Rows<float> absorbed = q_latent.rows(range.count, heads * latent_dim);
+      backend.linear_per_head(asking, head_dim, w.k_up, absorbed, latent_dim);
+      backend.rope_heads(rotated, head_dim, static_cast<int>(heads), at, pairing,
+                         absorbed.columns(rank, absorbed.cols - rank), latent_dim);
+      const Rows<float> attended = o.rows(range.count, heads * rank);
+      backend.mla_attention(absorbed, shape, scale, queries, layer, attended);
+      backend.linear_per_head(attended, rank, w.v_up, to, config.v_head_dim);
+    }
     backend.linear(values, w.o_proj, w.o_bias, out);
   }
 

@@ -85,7 +85,6 @@ class Member {
 class PinnedBuffer {
  public:
   std::byte* data() const { return block_.data(); }
-  std::size_t capacity() const { return block_.bytes(); }
   void reserve(std::size_t bytes) {
     if (bytes > block_.bytes()) block_ = cuda::PinnedBlock(bytes + bytes / 2);
   }
@@ -114,6 +113,8 @@ class NcclAllToAll final : public AllToAll {
       r.receive.resize(n_);
       r.sent.resize(n_);
       r.received.resize(n_);
+      r.asked.resize(n_);
+      r.outgoing.reserve(n_ * layout_.slot_bytes());
       r.slots.reserve(n_ * layout_.slot_bytes());
       r.device_send.reserve(n_ * layout_.slot_bytes());
       r.device_receive.reserve(n_ * layout_.slot_bytes());
@@ -131,9 +132,12 @@ class NcclAllToAll final : public AllToAll {
       own.reserve(bytes);
       return {own.data(), bytes};
     }
-    PinnedBuffer& buffer = round(posts_).send[static_cast<std::size_t>(dest)];
-    buffer.reserve(RecordLayout::kHeader + bytes);
-    return {buffer.data() + RecordLayout::kHeader, bytes};
+    Round& r = round(posts_);
+    r.asked[static_cast<std::size_t>(dest)] = bytes;
+    if (bytes <= layout_.eager) return {r.outgoing.data() + layout_.slot(dest) + RecordLayout::kHeader, bytes};
+    PinnedBuffer& buffer = r.send[static_cast<std::size_t>(dest)];
+    buffer.reserve(bytes);
+    return {buffer.data(), bytes};
   }
 
   void post(std::span<const std::size_t> bytes) override {
@@ -143,21 +147,25 @@ class NcclAllToAll final : public AllToAll {
     NcclGroup& group = member_->group();
     const cudaStream_t stream = member_->stream();
     std::byte *sends = r.device_send.reserve(0), *receives = r.device_receive.reserve(0);
+    std::size_t longest = 0;
     for (std::size_t d = 0; d < n_; ++d) {
       r.sent[d] = bytes[d];
       const bool own = static_cast<int>(d) == member_->rank();
-      const std::size_t room = own ? own_[posts_ % 3].capacity()
-                                   : std::max(r.send[d].capacity(), RecordLayout::kHeader) - RecordLayout::kHeader;
-      if (bytes[d] > room)
+      if (bytes[d] > (own ? own_[posts_ % 3].capacity() : r.asked[d]))
         fail("all-to-all: rank {} sends {} bytes to rank {} and asked for less", member_->rank(), bytes[d], d);
       if (own) continue;
-      r.send[d].reserve(RecordLayout::kHeader);
-      std::memcpy(r.send[d].data(), &r.sent[d], sizeof r.sent[d]);
-      check(cudaMemcpyAsync(sends + layout_.slot(static_cast<int>(d)), r.send[d].data(),
-                            RecordLayout::kHeader + layout_.first(bytes[d]), cudaMemcpyHostToDevice, stream),
-            "copying records to the GPU");
+      std::byte* slot = r.outgoing.data() + layout_.slot(static_cast<int>(d));
+      std::memcpy(slot, &r.sent[d], sizeof r.sent[d]);
+      if (r.asked[d] > layout_.eager)
+        std::memcpy(slot + RecordLayout::kHeader, r.send[d].data(), layout_.first(bytes[d]));
+      longest = std::max(longest, layout_.first(bytes[d]));
     }
+    std::fill(r.asked.begin(), r.asked.end(), 0);
     if (n_ > 1) {
+      // One copy for all ranks: the host's time for a call is more than the GPU's for what is copied in vain.
+      check(cudaMemcpy2DAsync(sends, layout_.slot_bytes(), r.outgoing.data(), layout_.slot_bytes(),
+                              RecordLayout::kHeader + longest, n_, cudaMemcpyHostToDevice, stream),
+            "copying records to the GPU");
       group.start();
       for_peers([&](int to, int from) {
         group.send(sends + layout_.slot(to), layout_.slot_bytes(), to, stream);
@@ -198,9 +206,10 @@ class NcclAllToAll final : public AllToAll {
  private:
   /// One of the two exchanges that may be under way, with its buffers.
   struct Round {
-    std::vector<PinnedBuffer> send, receive;    // [ranks]; header and record; long records
+    std::vector<PinnedBuffer> send, receive;    // [ranks] long records
     std::vector<std::uint64_t> sent, received;  // [ranks] bytes
-    PinnedBuffer slots;                         // what arrived first, of all ranks
+    std::vector<std::size_t> asked;             // [ranks] of outgoing()
+    PinnedBuffer outgoing, slots;               // what goes and what arrives first, of all ranks
     DeviceBuffer device_send, device_receive, device_send_rests, device_receive_rests;
     cudaEvent_t arrived = nullptr;
   };
@@ -228,8 +237,8 @@ class NcclAllToAll final : public AllToAll {
     std::byte *sends = r.device_send_rests.reserve(to.back()), *receives = r.device_receive_rests.reserve(from.back());
     for (std::size_t p = 0; p < n_; ++p) {
       if (layout_.rest(sent[p]) > 0)
-        check(cudaMemcpyAsync(sends + to[p], r.send[p].data() + RecordLayout::kHeader + layout_.eager,
-                              layout_.rest(sent[p]), cudaMemcpyHostToDevice, stream),
+        check(cudaMemcpyAsync(sends + to[p], r.send[p].data() + layout_.eager, layout_.rest(sent[p]),
+                              cudaMemcpyHostToDevice, stream),
               "copying records to the GPU");
       if (layout_.rest(received[p]) == 0) continue;
       r.receive[p].reserve(received[p]);

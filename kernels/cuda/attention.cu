@@ -36,6 +36,7 @@ template <int kSteps, bool kValuesInKeys>
 __global__ void __launch_bounds__(kThreads, 1)
     attention_kernel(const float* q, std::int64_t q_stride, Shape shape, QueryTable queries, const std::byte* cache,
                      KvType type, int page_tokens, int width, float* parts) {
+  follow_previous_kernels();
   constexpr int kColumns = kSteps * kWarp;
   struct Shared {
     float key[kBlock][kColumns];

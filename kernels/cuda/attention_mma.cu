@@ -65,11 +65,13 @@ __device__ __forceinline__ void fetch_row(const CacheView& cache, const std::byt
 ///              positions, written and read: 135 MB for 128 queries of 4,096
 ///   limit      the tensor cores: 278 kFLOP a cached position and R1 token, 37 us of an H200 (989 TFLOP/s, which needs
 ///              wgmma; mma.sync stays below) for 32 queries of 4,096 positions; by count, ldmatrix of 16-row fragments
-///              reaches three quarters of A100's. Prompts in this form cost 3.4 times the 192/128 form's arithmetic.
+///              reaches three quarters of A100's. Long prompts come with keys and values of each head instead (192 and
+///              128 columns, mla_expand.cu): 128 rows (99 KB GPUs: 64) of one head, eight warps, 64 positions
 template <class C>
 __global__ void __launch_bounds__(C::kThreads, 1)
     attention_mma_kernel(const float* q, std::int64_t q_stride, AttentionCall call, QueryTable queries, CacheView cache,
                          float* parts, float* out, std::int64_t out_stride) {
+  follow_previous_kernels();
   auto& s = *reinterpret_cast<Shared<C>*>(dynamic_shared());
   const HeadGroups& h = call.heads;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
@@ -77,23 +79,18 @@ __global__ void __launch_bounds__(C::kThreads, 1)
   const Tile tile = call.tiles.tile[blockIdx.x];
   const int group = static_cast<int>(blockIdx.y) / call.head_tiles;
   const int head0 = static_cast<int>(blockIdx.y) % call.head_tiles * call.heads_in_tile;
-  const int first = static_cast<int>(blockIdx.z) * kMmaPart;
+  const int first = static_cast<int>(blockIdx.z) * call.part;
   int longest = 0;
   for (int i = 0; i < tile.count; ++i) longest = max(longest, queries.length[tile.first + i]);
   if (first >= longest) return;  // the whole block
-  const int end = min(first + kMmaPart, longest);
-  const std::int32_t* pages = queries.pages + queries.first_page[tile.first];
-  const std::int64_t row_bytes = kv_row_bytes(cache.type, cache.width);
+  const int end = min(first + call.part, longest);
+  const CachedRows cached(cache, queries, tile.first);
   const int key_column = h.first_key + group * h.key_step, value_column = h.first_value + group * h.value_step;
 
   const int of_position = thread % C::kThreadsPerPosition, my_position = thread / C::kThreadsPerPosition;
   const auto fetch = [&](int block, int stage) {
     const int position = block + my_position;
-    const std::byte* row = nullptr;
-    if (position < end)
-      row = cache.data +
-            (std::int64_t{pages[position / cache.page_tokens]} * cache.page_tokens + position % cache.page_tokens) *
-                row_bytes;
+    const std::byte* row = position < end ? cached[position] : nullptr;
     fetch_row<C::kKeyDim, C::kThreadsPerPosition>(cache, row, key_column, h.key_dim, s.key[stage][my_position],
                                                   of_position);
     if constexpr (!C::kValuesInKeys)
@@ -253,19 +250,23 @@ template <int kDim>
 using GqaMany = Config<kDim, kDim, false, 4, 1, 64, 2>;
 template <int kDim>
 using GqaFew = Config<kDim, kDim, false, 1, 4, 64, 2>;
+// Heads of 192 columns with values of 128, as MLA's are when keys and values were made of latents.
+using Wide = Config<192, 128, false, 8, 1, 64, 2>;
+using WideSmall = Config<192, 128, false, 4, 1, 64, 1>;
 constexpr int kFewRows = GqaFew<64>::kRows, kWideHead = 128, kNarrowHead = 64;
 static_assert(sizeof(Shared<Mla>) <= 163 << 10 && sizeof(Shared<MlaSmall>) <= 99 << 10 &&
-              sizeof(Shared<GqaMany<kWideHead>>) <= 99 << 10);
+              sizeof(Shared<GqaMany<kWideHead>>) <= 99 << 10 && sizeof(Shared<Wide>) <= 163 << 10 &&
+              sizeof(Shared<WideSmall>) <= 99 << 10);
 
 bool values_in_keys(const HeadGroups& h) { return h.first_value == h.first_key && h.value_step == h.key_step; }
 
 template <class C>
-void launch_config(Rows<const float> q, AttentionCall call, const QueryTable& queries, std::int32_t longest,
-                   const KvLayer& cache, float* parts, Rows<float> out, cudaStream_t stream) {
+void launch_config(Rows<const float> q, AttentionCall call, const QueryTable& queries, const KvLayer& cache,
+                   float* parts, Rows<float> out, cudaStream_t stream) {
   call.heads_in_tile = std::min(call.heads.heads, C::kRows);
   call.head_tiles = ceil_div(call.heads.heads, call.heads_in_tile);
   const dim3 grid(static_cast<unsigned>(call.tiles.count), static_cast<unsigned>(call.heads.groups * call.head_tiles),
-                  static_cast<unsigned>(ceil_div(longest, kMmaPart)));
+                  static_cast<unsigned>(std::max(1, call.parts)));
   launch_with_shared("attention_mma", attention_mma_kernel<C>, grid, C::kThreads, sizeof(Shared<C>), stream, q.data,
                      q.stride, call, queries,
                      CacheView{static_cast<const std::byte*>(cache.data), cache.type, cache.page_tokens, cache.width},
@@ -276,9 +277,10 @@ void launch_config(Rows<const float> q, AttentionCall call, const QueryTable& qu
 
 bool attention_mma_takes(const HeadGroups& h, const KvLayer& cache, std::size_t shared_limit) {
   const bool mla = values_in_keys(h);
-  if (cache.type == KvType::f32 || h.key_dim % 16 != 0 || h.value_dim % 16 != 0 || h.value_dim > h.key_dim)
+  if (cache.type == KvType::f32 || h.key_dim % 8 != 0 || h.value_dim % 8 != 0 || h.value_dim > h.key_dim) return false;
+  if (mla ? h.key_dim > Mla::kKeyDim || h.value_dim > Mla::kValueDim
+          : h.key_dim > Wide::kKeyDim || h.value_dim > Wide::kValueDim)
     return false;
-  if (mla ? h.key_dim > Mla::kKeyDim || h.value_dim > Mla::kValueDim : h.key_dim > kWideHead) return false;
   for (const int column : {h.first_key, h.key_step, h.first_value, h.value_step, cache.width})
     if (column % 8 != 0) return false;
   if (has_scales(cache.type) && kv_groups(cache.width) % 2 != 0) return false;  // four bytes at a time
@@ -289,6 +291,8 @@ int attention_mma_queries(const HeadGroups& h, int run, std::size_t shared_limit
   int rows = GqaMany<kWideHead>::kRows;
   if (values_in_keys(h))
     rows = sizeof(Shared<Mla>) <= shared_limit ? Mla::kRows : MlaSmall::kRows;
+  else if (h.key_dim > kWideHead)
+    rows = sizeof(Shared<Wide>) <= shared_limit ? Wide::kRows : WideSmall::kRows;
   else if (h.heads * run <= kFewRows)
     rows = kFewRows;
   return std::max(1, rows / h.heads);
@@ -303,14 +307,16 @@ void attention_mma(Rows<const float> q, const HeadGroups& heads, float scale, co
                    std::int32_t longest, const AttentionTiles& tiles, const KvLayer& cache, float* parts,
                    std::size_t shared_limit, Rows<float> out, cudaStream_t stream) {
   if (tiles.count == 0) return;
-  const AttentionCall call{heads, scale, 0, 0, longest > kMmaPart ? ceil_div(longest, kMmaPart) : 0, tiles};
-  const auto run = [&]<class C>(C) { launch_config<C>(q, call, queries, longest, cache, parts, out, stream); };
+  const AttentionCall call = attention_call(heads, scale, longest, tiles);
+  const auto run = [&]<class C>(C) { launch_config<C>(q, call, queries, cache, parts, out, stream); };
   const bool few = tiles.queries * heads.heads <= kFewRows;
   if (values_in_keys(heads)) {
     if (sizeof(Shared<Mla>) <= shared_limit)
       run(Mla());
     else
       run(MlaSmall());
+  } else if (heads.key_dim > kWideHead) {
+    sizeof(Shared<Wide>) <= shared_limit ? run(Wide()) : run(WideSmall());
   } else if (heads.key_dim <= kNarrowHead) {
     few ? run(GqaFew<kNarrowHead>()) : run(GqaMany<kNarrowHead>());
   } else {

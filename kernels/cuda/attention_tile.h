@@ -9,9 +9,14 @@ namespace shoal::cuda {
 struct AttentionCall {
   HeadGroups heads;
   float scale;
-  int heads_in_tile, head_tiles, parts;  // of a group; parts of the longest query, or 0: whole results
+  int heads_in_tile, head_tiles;  // of a group
+  int part, parts;                // positions of one; how many the longest query has, or 0: whole results
   AttentionTiles tiles;
 };
+inline AttentionCall attention_call(const HeadGroups& heads, float scale, std::int32_t longest,
+                                    const AttentionTiles& tiles) {
+  return {heads, scale, 0, 0, tiles.part, longest > tiles.part ? ceil_div(longest, tiles.part) : 0, tiles};
+}
 /// Row r of a tile: head head0 + r % heads_in_tile (of its group) of query r / heads_in_tile.
 struct TileRows {
   Tile tile;
@@ -26,6 +31,22 @@ struct CacheView {
   const std::byte* data;
   KvType type;
   int page_tokens, width;
+};
+/// A sequence's rows in the cache. Without a page table they follow each other.
+struct CachedRows {
+  CacheView cache;
+  const std::int32_t* pages;
+  std::int64_t row_bytes;
+  __device__ __forceinline__ CachedRows(const CacheView& view, const QueryTable& queries, int query)
+      : cache(view),
+        pages(queries.pages == nullptr ? nullptr : queries.pages + queries.first_page[query]),
+        row_bytes(kv_row_bytes(view.type, view.width)) {}
+  __device__ __forceinline__ const std::byte* operator[](int position) const {
+    const std::int64_t row = pages == nullptr ? position
+                                              : std::int64_t{pages[position / cache.page_tokens]} * cache.page_tokens +
+                                                    position % cache.page_tokens;
+    return cache.data + row * row_bytes;
+  }
 };
 
 __device__ __forceinline__ void store_pair(void* to, unsigned pair) { *static_cast<unsigned*>(to) = pair; }

@@ -15,6 +15,7 @@ __global__ void __launch_bounds__(kThreads)
     combine_kernel(const float* results, std::int64_t results_stride, const std::int32_t* first,
                    const std::int32_t* place, const float* weight, float* out, std::int64_t out_stride,
                    std::int64_t width) {
+  follow_previous_kernels();
   const std::int64_t c = std::int64_t{blockIdx.y} * kThreads + threadIdx.x, row = blockIdx.x;
   if (c >= width) return;
   float sum = 0;

@@ -4,6 +4,7 @@
 #include <mutex>
 
 #include "base/cuda/memory.h"
+#include "kernels/cuda/kernels_overlap.h"
 #include "kernels/cuda/operations.h"
 #include "kernels/cuda/products.h"
 #include "kernels/cuda/repetition.h"
@@ -26,6 +27,7 @@ class CudaBackend final : public Backend {
         products_(compute_, stream_, uploads_, vectors_),
         tables_(stream_, uploads_) {
     if (compute_ == Compute::fp8) require_hopper();
+    overlap_kernels(options.self_check);
     if (compute_ != Compute::f32 && options.self_check) check_fast_kernels();
   }
   ~CudaBackend() override { static_cast<void>(cudaStreamSynchronize(on())); }
@@ -170,8 +172,63 @@ class CudaBackend final : public Backend {
 
   void mla_attention(Rows<const float> q, const MlaShape& shape, float scale, std::span<const AttentionQuery> queries,
                      const KvLayer& cache, Rows<float> out) override {
-    attend(q, {1, shape.heads, shape.kv_lora_rank + shape.qk_rope_head_dim, shape.kv_lora_rank, 0, 0, 0, 0}, scale,
-           queries, cache, out);
+    attend(q, latent_heads(shape), scale, queries, cache, out);
+  }
+
+  std::optional<std::int64_t> mla_prompt_from(const MlaShape& shape, const MlaUp& up,
+                                              const KvLayer& cache) const override {
+    if (compute_ == Compute::f32 || !mla_prompt_ || up.k_up.empty()) return std::nullopt;
+    for (std::size_t h = 0; h < up.k_up.size(); ++h)
+      if (!mla_expand_takes(placed(up.k_up[h]).view, placed(up.v_up[h]).view) ||
+          placed(up.k_up[h]).view.form != placed(up.k_up[0]).view.form)
+        return std::nullopt;
+    const ExpandedKv kv = expanded(shape, up, 1, false);
+    if (!attention_mma_takes(heads_of(kv), {nullptr, KvType::bf16, 1, kv.width()}, shared_limit_) ||
+        !attention_mma_takes(latent_heads(shape), cache, shared_limit_))
+      return std::nullopt;
+    // A position costs (nope + value) rank once more here, and each query 2 rank - nope - value less at it; so do
+    // steps that are not recorded, which alone may differ from others of the same number of tokens.
+    const std::int64_t rank = shape.kv_lora_rank, own = kv.nope + kv.value;
+    if (2 * rank <= own) return std::nullopt;
+    return std::max(kMostRepeated, own * rank / (2 * rank - own)) + 1;
+  }
+
+  void mla_prompt_attention(Rows<const float> q, const MlaShape& shape, const MlaUp& up, float scale,
+                            std::span<const AttentionQuery> queries, const KvLayer& cache, Rows<float> out) override {
+    if (q.rows == 0) return;
+    on();
+    const Operands k_up = products_.of(up.k_up), v_up = products_.of(up.v_up);
+    const WeightForm form = k_up.weights[0]->form;
+    const QueryTable table = tables_.queries(queries, cache.page_tokens);
+    const std::int32_t length = queries.back().length;
+    const bool wgmma = mla_prompt_wgmma_ && mla_prompt_takes(expanded(shape, up, 1, true));
+    const ExpandedKv one = expanded(shape, up, 1, wgmma);
+    // The last queries, which see the most, first.
+    const int most =
+        wgmma ? kPromptRows : attention_mma_queries(heads_of(one), static_cast<int>(q.rows), shared_limit_);
+    const Tile all{0, 0, static_cast<std::int32_t>(q.rows)};
+    std::vector<Tile> tiles = cut_into_tiles({&all, 1}, most);
+    std::reverse(tiles.begin(), tiles.end());
+    AttentionTiles part{uploads_.put(tiles), static_cast<int>(tiles.size()), most, 0, length};
+    // As many heads at a time as there is room for.
+    const std::int64_t of_one = ExpandedKv::elements(length, one.width());
+    const auto at_a_time = static_cast<int>(std::clamp<std::int64_t>(2 * most_parts_ / of_one, 1, shape.heads));
+    for (int first = 0; first < shape.heads; first += at_a_time) {
+      const int n = std::min(at_a_time, shape.heads - first);
+      ExpandedKv kv = expanded(shape, up, n, wgmma);
+      kv.data = expanded_.room<std::uint16_t>(of_one * n);
+      mla_expand(cache, table, length, shape.kv_lora_rank, k_up.on_device + first, v_up.on_device + first, form, kv,
+                 stream_);
+      const std::int64_t dim = kv.nope + kv.rope;
+      const Rows<const float> asking = q.columns(first * dim, n * dim);
+      const Rows<float> to = out.columns(std::int64_t{first} * kv.value, std::int64_t{n} * kv.value);
+      if (wgmma)
+        mla_prompt(asking, scale, table, part, kv, to, stream_);
+      else
+        attention_mma(asking, heads_of(kv), scale, {table.length}, length, part,
+                      {kv.data, KvType::bf16, 1, static_cast<int>(kv.heads) * kv.width()}, nullptr, shared_limit_, to,
+                      stream_);
+    }
   }
 
   void gqa_attention(Rows<const float> q, const GqaShape& shape, float scale, std::span<const AttentionQuery> queries,
@@ -238,6 +295,14 @@ class CudaBackend final : public Backend {
                               p.minor),
                   ExitCode::usage);
   }
+  void overlap_kernels(bool check) {
+    kernels_overlap = properties_.major == 9 || properties_.major == 10;
+    if (!kernels_overlap || !check) return;
+    if (const std::string wrong = check_overlap(stream_); !wrong.empty()) {
+      kernels_overlap = false;
+      notes_ += "; kernels one after the other, because " + wrong;
+    }
+  }
   void check_fast_kernels() {
     if (const std::string wrong = check_linear_mma(stream_); !wrong.empty()) {
       products_.distrust_mma();
@@ -247,10 +312,18 @@ class CudaBackend final : public Backend {
       attention_mma_ = false;
       notes_ += "; slower attention, because " + wrong;
     }
+    if (const std::string wrong = check_mla_prompt(shared_limit_, false, stream_); !wrong.empty()) {
+      mla_prompt_ = false;
+      notes_ += "; prompts in MLA's absorbed form, because " + wrong;
+    }
     if (properties_.major == 9) {
       if (const std::string wrong = check_mla_wgmma(stream_); !wrong.empty()) {
         mla_wgmma_ = false;
         notes_ += "; MLA by mma.sync, because " + wrong;
+      }
+      if (const std::string wrong = check_mla_prompt(shared_limit_, true, stream_); !wrong.empty()) {
+        mla_prompt_wgmma_ = false;
+        notes_ += "; prompts by mma.sync, because " + wrong;
       }
     }
     if (compute_ != Compute::fp8) return;
@@ -338,6 +411,23 @@ class CudaBackend final : public Backend {
     }
   }
 
+  static HeadGroups latent_heads(const MlaShape& shape) {
+    return {1, shape.heads, shape.kv_lora_rank + shape.qk_rope_head_dim, shape.kv_lora_rank, 0, 0, 0, 0};
+  }
+  static ExpandedKv expanded(const MlaShape& shape, const MlaUp& up, int heads, bool tiled) {
+    return {nullptr,
+            heads,
+            static_cast<int>(up.k_up[0].cols()),
+            shape.qk_rope_head_dim,
+            static_cast<int>(up.v_up[0].rows()),
+            tiled};
+  }
+  /// As rows of a cache: each head has keys of its own.
+  static HeadGroups heads_of(const ExpandedKv& kv) {
+    const int dim = kv.nope + kv.rope, step = kv.width();
+    return {kv.heads, 1, dim, kv.value, 0, step, dim, step};
+  }
+
   /// Of heads that attention_mma() takes too.
   bool uses_wgmma(const HeadGroups& heads) const {
     return properties_.major == 9 && mla_wgmma_ && mla_wgmma_takes(heads);
@@ -396,8 +486,9 @@ class CudaBackend final : public Backend {
   const std::int64_t most_parts_;
   const cudaDeviceProp properties_ = properties_of(device_);
   const std::size_t shared_limit_ = properties_.sharedMemPerBlockOptin;  // of a block, bytes
-  bool attention_mma_ = true, mla_wgmma_ = true;                         // as their self-checks found
-  std::string notes_;                                                    // what they said
+  // As their self-checks found.
+  bool attention_mma_ = true, mla_wgmma_ = true, mla_prompt_ = true, mla_prompt_wgmma_ = properties_.major == 9;
+  std::string notes_;  // what they said
   const Stream stream_{new_stream()};
   Uploads uploads_;
   WeightVectors vectors_;
@@ -406,7 +497,7 @@ class CudaBackend final : public Backend {
   std::mutex mutex_;  // of the two below, while weights are placed
   std::vector<std::unique_ptr<MatrixPlacer>> placers_;
   Scratch batch_x_{stream_}, batch_out_{stream_}, picked_{stream_}, shares_{stream_}, parts_{stream_},
-      sampling_{stream_};
+      sampling_{stream_}, expanded_{stream_};
   HostRoom batch_room_;
   std::optional<HeadGroups> tiled_heads_;
   std::uint64_t more_groups_ = 0;  // of tiles than one, which repetitions' keys do not tell apart

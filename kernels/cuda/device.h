@@ -8,6 +8,8 @@
 #include "base/cuda/emulation/runtime.h"
 #else
 #include <cuda_runtime.h>
+
+#include "kernels/cuda/kernels_overlap.h"
 #endif
 
 namespace shoal::cuda {
@@ -78,6 +80,29 @@ __device__ __forceinline__ float warp_sums(float (&x)[kSize], int lane) {
   }
 }
 
+/// Kernels of a stream that begin before the one before them has ended (programmatic dependent launch, sm_90 on), so
+/// that neither their launch nor what they do before wait_for_previous_kernels() costs time. Every block of every
+/// kernel comes there, and until then touches nothing in device memory but weights and what the host has brought: then
+/// all that kernels before it wrote is there, and what they read may be overwritten.
+__device__ __forceinline__ void wait_for_previous_kernels() {
+#ifdef SHOAL_CUDA_EMULATION
+  emulation::wait_for_previous_kernels();
+#elif __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+/// The next kernel may begin once all blocks have come here or ended, as far as there is room for it.
+__device__ __forceinline__ void let_next_kernel_begin() {
+#if !defined(SHOAL_CUDA_EMULATION) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+/// How a kernel begins that has nothing to do before.
+__device__ __forceinline__ void follow_previous_kernels() {
+  let_next_kernel_begin();
+  wait_for_previous_kernels();
+}
+
 /// Starts a kernel, with so many bytes of dynamic shared memory (more than 48 KB, if it asks for them). An empty grid
 /// is no work. What goes wrong is told by the next call that waits.
 template <class... Parameters, class... Arguments>
@@ -85,13 +110,16 @@ void launch_with_shared(const char* name, void (*kernel)(Parameters...), dim3 gr
                         cudaStream_t stream, Arguments... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
 #ifdef SHOAL_CUDA_EMULATION
-  emulation::launch(name, kernel, grid, block, bytes, stream, arguments...);
+  emulation::launch(name, kernel, grid, block, bytes, stream, true, arguments...);
 #else
   static_cast<void>(name);
   if (bytes > (48 << 10))
     cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                          static_cast<int>(bytes));
-  const cudaLaunchConfig_t config{grid, block, bytes, stream, nullptr, 0};
+  cudaLaunchAttribute overlap;
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  const cudaLaunchConfig_t config{grid, block, bytes, stream, &overlap, kernels_overlap ? 1u : 0u};
   cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 #endif
 }

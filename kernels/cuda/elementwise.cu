@@ -16,11 +16,13 @@ __device__ __forceinline__ std::int64_t column() { return std::int64_t{blockIdx.
 /// acc += x. [tokens, width] FP32, 12 bytes an element: 128 tokens of 7168 columns 11 MB, 2.3 us on H200.
 __global__ void __launch_bounds__(kThreads)
     add_kernel(const float* x, std::int64_t x_stride, float* acc, std::int64_t acc_stride, std::int64_t width) {
+  follow_previous_kernels();
   const std::int64_t c = column();
   if (c < width) acc[blockIdx.x * acc_stride + c] += x[blockIdx.x * x_stride + c];
 }
 
 __global__ void __launch_bounds__(kThreads) fill_zero_kernel(float* out, std::int64_t stride, std::int64_t width) {
+  follow_previous_kernels();
   const std::int64_t c = column();
   if (c < width) out[blockIdx.x * stride + c] = 0.0f;
 }
@@ -29,6 +31,7 @@ __global__ void __launch_bounds__(kThreads) fill_zero_kernel(float* out, std::in
 __global__ void __launch_bounds__(kThreads)
     gather_rows_kernel(const float* x, std::int64_t x_stride, const std::int64_t* rows, float* out,
                        std::int64_t out_stride, std::int64_t width) {
+  follow_previous_kernels();
   const std::int64_t c = column();
   if (c < width) out[blockIdx.x * out_stride + c] = x[rows[blockIdx.x] * x_stride + c];
 }
@@ -36,6 +39,7 @@ __global__ void __launch_bounds__(kThreads)
 /// gate = silu(gate) * up. [rows, intermediate] FP32, 12 bytes an element.
 __global__ void __launch_bounds__(kThreads)
     swiglu_kernel(float* gate, std::int64_t gate_stride, const float* up, std::int64_t up_stride, std::int64_t width) {
+  follow_previous_kernels();
   const std::int64_t c = column();
   if (c >= width) return;
   float& g = gate[blockIdx.x * gate_stride + c];

@@ -15,6 +15,7 @@ constexpr int kThreads = 128;
 template <WeightForm kForm>
 __global__ void __launch_bounds__(kThreads)
     embed_kernel(const std::int32_t* ids, Weights table, float* out, std::int64_t out_stride) {
+  follow_previous_kernels();
   const std::int64_t token = blockIdx.x;
   const std::int64_t col = (std::int64_t{blockIdx.y} * kThreads + threadIdx.x) * kVector;
   if (col >= table.cols) return;
@@ -29,6 +30,7 @@ __global__ void __launch_bounds__(kThreads)
 __global__ void __launch_bounds__(kThreads)
     embed_packed_kernel(const std::int32_t* ids, const __grid_constant__ Weights table, float* out,
                         std::int64_t out_stride) {
+  follow_previous_kernels();
   const std::int64_t token = blockIdx.x, id = ids[token];
   const std::int64_t col = (std::int64_t{blockIdx.y} * kThreads + threadIdx.x) * 4;
   if (col >= table.cols) return;

@@ -44,6 +44,7 @@ __device__ __forceinline__ void write_group(float value, bool mine, std::byte* r
 __global__ void __launch_bounds__(kThreads)
     write_kv_kernel(const float* x, std::int64_t x_stride, int n, const std::int64_t* slots, int column,
                     std::byte* cache, KvType type, int width) {
+  follow_previous_kernels();
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int first = (static_cast<int>(blockIdx.y) * kWarps + static_cast<int>(threadIdx.x) / kWarp) * kKvGroup;
   if (first >= n) return;  // the whole warp
@@ -72,6 +73,7 @@ struct Latent {
 };
 __global__ void __launch_bounds__(kLatentThreads)
     write_latent_kernel(Latent in, const std::int64_t* slots, std::byte* cache, KvType type, int width) {
+  follow_previous_kernels();
   struct Shared {
     float of_warp[kLatentWarps];
   };

@@ -30,6 +30,7 @@ __device__ __forceinline__ void load_activations(const float* x, std::int64_t co
 ///              on H200; beyond, arithmetic at 67 TFLOP/s
 template <WeightForm kForm, int kRows>
 __global__ void __launch_bounds__(kThreads, 1) linear_kernel(LinearCall call, bool bf16) {
+  follow_previous_kernels();
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
   const Tile tile = tile_of_block(call);
   const Weights& w = call.weights[tile.group];

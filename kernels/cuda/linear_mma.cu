@@ -45,6 +45,7 @@ __device__ __forceinline__ unsigned weight_pair(const std::byte* row, int col) {
 ///              conversion of E4M3 in registers, then the L2 traffic of small tiles, well short of the tensor cores
 template <WeightForm kForm, int kRows>
 __global__ void __launch_bounds__(kThreads) linear_mma_kernel(LinearCall call, HalfRows x) {
+  follow_previous_kernels();
   using S = Shape<kRows>;
   constexpr int kWeightBytes = kForm == WeightForm::bf16 ? 2 : 1;
   constexpr int kXRow = kDepth * 2 + kPad, kWRow = kDepth * kWeightBytes + kPad;
@@ -155,6 +156,7 @@ constexpr int kRoundThreads = 256;
 __global__ void __launch_bounds__(kRoundThreads)
     round_rows_kernel(const float* x, std::int64_t x_stride, const float* up, std::int64_t up_stride, std::int64_t cols,
                       HalfRows out) {
+  follow_previous_kernels();
   const std::int64_t c = std::int64_t{blockIdx.y} * kRoundThreads + threadIdx.x;
   if (c >= out.stride) return;
   float value = c < cols ? x[blockIdx.x * x_stride + c] : 0.0f;

@@ -19,6 +19,7 @@ constexpr int kThreads = 128, kWarps = kThreads / kWarp;
 template <int kRows>
 __global__ void __launch_bounds__(kThreads, 1)
     linear_packed_kernel(LinearCall call, ByteRows bytes, std::int64_t x_cols) {
+  follow_previous_kernels();
   struct Shared {
     float sum[kWarps][kRows][kPanelRows];
   };

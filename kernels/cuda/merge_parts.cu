@@ -15,6 +15,7 @@ constexpr int kThreads = 128;
 __global__ void __launch_bounds__(kThreads)
     merge_parts_kernel(const float* parts, int part_length, int most_parts, const std::int32_t* length, int value_dim,
                        float* out, std::int64_t out_stride) {
+  follow_previous_kernels();
   const std::int64_t token = blockIdx.x, head = blockIdx.y, heads = gridDim.y;
   const float* from = parts + (token * heads + head) * most_parts * (value_dim + 2);
   const int count = (length[token] + part_length - 1) / part_length;

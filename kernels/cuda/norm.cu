@@ -48,6 +48,7 @@ __device__ __forceinline__ void store_four(float* row, std::int64_t c, const Cal
 ///              token at width 7168, 114 KB with a branch
 ///   limit      memory: 128 tokens 7.3 MB, 1.5 us on H200; with a branch and E4M3 15.6 MB, 3.2 us
 __global__ void __launch_bounds__(kThreads) rms_norm_kernel(Call call, Rounded to) {
+  follow_previous_kernels();
   struct Shared {
     float of_warp[kWarps];
   };

@@ -3,6 +3,7 @@
 
 #include "base/cuda/runtime_api.h"
 #include "kernels/backend.h"
+#include "kernels/cuda/expanded_kv.h"
 #include "kernels/cuda/weights.h"
 
 /// The device's operations, each one or two kernels put on a stream. Every pointer is to device memory. What an
@@ -60,7 +61,8 @@ void write_kv(Rows<const float> x, const std::int64_t* slots, int column, const 
 void write_latent(Rows<const float> x, int rank, const float* weight, float eps, const RopeAngles& angles,
                   RopePairing pairing, const std::int64_t* slots, const KvLayer& cache, cudaStream_t stream);
 
-/// Query tokens and their page tables: query t sees `length[t]` tokens, whose pages are pages[first_page[t] ..].
+/// Query tokens and their page tables: query t sees `length[t]` tokens, whose pages are pages[first_page[t] ..]; of a
+/// single sequence whose rows follow each other, without pages.
 struct QueryTable {
   const std::int32_t* length = nullptr;
   const std::int32_t* first_page = nullptr;
@@ -88,6 +90,9 @@ struct Tile {
   std::int32_t group, first, count;
 };
 
+/// Positions of a part. No parts are needed where no query sees more.
+constexpr int kMmaPart = 1024;
+
 /// attention_mma.cu: on tensor cores, queries and cached rows as BF16 (caches of FP32 are not for it). Tiles: queries
 /// of one sequence, at most attention_mma_queries() of them. `parts`: room for attention_mma_parts() floats, for the
 /// queries from `first_query` on.
@@ -95,12 +100,11 @@ struct AttentionTiles {
   const Tile* tile = nullptr;
   int count = 0, queries = 0;  // tiles; queries in each, at most
   std::int32_t first_query = 0;
+  int part = kMmaPart;
 };
 void attention_mma(Rows<const float> q, const HeadGroups& heads, float scale, const QueryTable& queries,
                    std::int32_t longest, const AttentionTiles& tiles, const KvLayer& cache, float* parts,
                    std::size_t shared_limit, Rows<float> out, cudaStream_t stream);
-/// No parts are needed where no query sees more than kMmaPart positions.
-constexpr int kMmaPart = 1024;
 std::int64_t attention_mma_parts(const HeadGroups& heads, std::int64_t tokens, std::int32_t longest);
 /// How many queries a tile takes, where up to `run` neighbours are of one sequence. `shared_limit`: bytes of shared
 /// memory that a block can have.
@@ -119,10 +123,31 @@ bool mla_wgmma_takes(const HeadGroups& heads);
 void merge_parts(const float* parts, int part_length, int most_parts, const std::int32_t* length, int value_dim,
                  Rows<float> out, cudaStream_t stream);
 
+/// mla_expand.cu: keys and values of the first `length` positions of query 0's sequence, of heads that lie one after
+/// the other in k_up [heads] of [rank, nope] and v_up [heads] of [value, rank], all of this form.
+void mla_expand(const KvLayer& cache, const QueryTable& queries, int length, int rank, const Weights* k_up,
+                const Weights* v_up, WeightForm form, const ExpandedKv& out, cudaStream_t stream);
+bool mla_expand_takes(const Weights& k_up, const Weights& v_up);
+
+/// sm90/mla_prompt.cu (GPUs of sm_90 alone): attention of queries of one sequence, of any number of heads, over its
+/// keys and values in tiles. q [tokens, heads * 192], out [tokens, heads * 128]; tiles of up to kPromptRows queries.
+void mla_prompt(Rows<const float> q, float scale, const QueryTable& queries, const AttentionTiles& tiles,
+                const ExpandedKv& kv, Rows<float> out, cudaStream_t stream);
+constexpr int kPromptRows = 128;
+bool mla_prompt_takes(const ExpandedKv& kv);
+
 /// router.cu. `bias` may be null. Up to kMaxExperts experts.
 void route(Rows<const float> logits, const float* bias, const RouterShape& shape, std::int32_t* expert, float* weight,
            cudaStream_t stream);
 constexpr int kMaxExperts = 512;
+
+/// Sums over so many columns that a few blocks would take them all: in pieces, each by a block of its own, which are
+/// then added in ascending order. Without `sums` one block goes through all pieces, with the same result.
+struct F8Pieces {
+  int count = 1;
+  float* sums = nullptr;        // linear_f8_room() of them
+  unsigned* arrived = nullptr;  // [kF8FewBlocks], zero before and after
+};
 
 /// Products of many rows with matrices of the same form, `weights` [groups]:
 ///   out[i][group * out_step + r] = sum over c of x[row[i]][group * x_step + c] * weights[group][r][c] (+ bias[r])
@@ -143,6 +168,7 @@ struct LinearCall {
   std::int64_t out_stride = 0, out_step = 0;
   const float* up = nullptr;  // quantize_f8: activations are silu(x) * up
   std::int64_t up_stride = 0;
+  F8Pieces pieces;  // linear_f8
 };
 
 /// linear.cu: F32, F16, BF16 and F8 weights of any shape; activations as they are or rounded to BF16. Tiles of
@@ -165,6 +191,11 @@ constexpr int kMmaFewRows = 16, kMmaManyRows = 64;
 void quantize_f8(const LinearCall& call, const F8Rows& out, cudaStream_t stream);
 void linear_f8(const LinearCall& call, const F8Rows& x, cudaStream_t stream);
 bool linear_f8_takes(const Weights& w);
+/// Pieces of a product of all rows with one matrix: the same however many rows, so that no row's bits depend on others.
+int linear_f8_pieces(const Weights& w);
+/// Floats for the sums of pieces; 0 where there are blocks enough without.
+std::int64_t linear_f8_room(const LinearCall& call, int pieces);
+constexpr int kF8FewBlocks = 64;
 /// silu(gate) * up of a call's tiles, in tiles again: call.weights are the gates [groups], `ups` lie beside them.
 void gated_f8(const LinearCall& call, const Weights* ups, const F8Rows& x, const F8Rows& out, cudaStream_t stream);
 

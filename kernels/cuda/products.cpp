@@ -57,7 +57,10 @@ Products::Products(Compute compute, cudaStream_t stream, Uploads& uploads, Weigh
       f8_values_(stream),
       f8_scales_(stream),
       hidden_values_(stream),
-      hidden_scales_(stream) {}
+      hidden_scales_(stream),
+      piece_sums_(stream) {
+  check(cudaMemsetAsync(pieces_arrived_.data(), 0, pieces_arrived_.bytes(), stream), "clearing GPU memory");
+}
 
 void Products::linears(Rows<const float> x, std::span<const Projection> projections) {
   Activations rounded;
@@ -88,7 +91,7 @@ void Products::norm_linears(Rows<const float> branch, Rows<float> stream, std::s
 void Products::linear_per_head(Rows<const float> x, std::int64_t x_step, std::span<const Matrix> w, Rows<float> out,
                                std::int64_t out_step) {
   if (x.rows == 0 || w.empty()) return;
-  const Operands heads = lists_.of(w, [](const Matrix& m) -> const Matrix& { return m; });
+  const Operands heads = of(w);
   // Activations in bytes are made of whole rows, so heads must begin where groups of 32 do; else, and where each has an
   // order of its own, each head by itself.
   if (heads.has(WeightForm::packed) &&
@@ -116,6 +119,14 @@ void Products::feed_forward(Rows<const float> x, const FeedForward& ffn, Rows<fl
   const Projection both[] = {{&ffn.gate, {}, gate}, {&ffn.up, {}, up}};
   linears(x, both);
   gated_product(gate, up, lists_.of(ffn.down), {}, out);
+}
+
+F8Pieces Products::pieces_of(const LinearCall& call, const Weights& w) {
+  if (call.tiles != nullptr || call.groups != 1) return {};
+  const int count = linear_f8_pieces(w);
+  const std::int64_t room = linear_f8_room(call, count);
+  return {count, room > 0 ? piece_sums_.room<float>(room) : nullptr,
+          reinterpret_cast<unsigned*>(pieces_arrived_.data())};
 }
 
 Products::Family Products::family_of(const Weights& w, const LinearCall& call) const {
@@ -186,6 +197,7 @@ void Products::f8_blocks(Rows<const float> x, LinearCall call, const Operands& g
   call.most_outputs = downs.most_outputs;
   call.out = out.data;
   call.out_stride = out.stride;
+  call.pieces = pieces_of(call, *downs.weights[0]);
   linear_f8(call, hidden, stream_);
 }
 
@@ -251,7 +263,9 @@ void Products::launch_product(const LinearCall& call, WeightForm form, Family fa
     }
     const F8Rows tiles = made.f8;
     if (!plain) made.f8 = {};
-    return linear_f8(call, tiles, stream_);
+    LinearCall in_pieces = call;
+    in_pieces.pieces = pieces_of(call, *w.weights[0]);
+    return linear_f8(in_pieces, tiles, stream_);
   }
   if (family == Family::packed && w.has_order()) {
     make_room_bytes(made, made.listed, x.cols);

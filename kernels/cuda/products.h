@@ -113,6 +113,9 @@ class Products {
   void linear_per_head(Rows<const float> x, std::int64_t x_step, std::span<const Matrix> w, Rows<float> out,
                        std::int64_t out_step);
   void feed_forward(Rows<const float> x, const FeedForward& ffn, Rows<float> out);
+  Operands of(std::span<const Matrix> w) {
+    return lists_.of(w, [](const Matrix& m) -> const Matrix& { return m; });
+  }
   /// The batch's rows are those of x, its results go to out.
   void experts(const ExpertBatch& batch, std::span<const FeedForward> experts, Rows<const float> x, Rows<float> out);
   /// Of lists of matrices to the device: while this grows, launches cannot be repeated.
@@ -127,6 +130,8 @@ class Products {
     Rows<const float> up;     // where it has columns, silu(x) * up is multiplied
   };
 
+  /// Of a product of all rows with one matrix: how its columns are cut, and room for it.
+  F8Pieces pieces_of(const LinearCall& call, const Weights& w);
   Family family_of(const Weights& w, const LinearCall& call) const;
   void make_room_f8(Rounded& to, const LinearCall& call, std::int64_t steps);
   void make_room_halves(Rounded& to, std::int64_t n, std::int64_t cols);
@@ -160,7 +165,8 @@ class Products {
   MatrixLists lists_;
   Scratch rows_, firsts_, places_, weights_;  // an expert batch's lists, where they are large
   Scratch gate_, up_, results_, byte_values_, byte_scales_, halves_, f8_values_, f8_scales_, hidden_values_,
-      hidden_scales_;
+      hidden_scales_, piece_sums_;
+  DeviceBlock pieces_arrived_{kF8FewBlocks * sizeof(unsigned)};
 };
 
 }  // namespace shoal::cuda

@@ -18,6 +18,7 @@ constexpr int kColumns = 4 * kWarp;  // of a warp
 __global__ void __launch_bounds__(kThreads)
     quantize_rows_kernel(const float* x, std::int64_t stride, const float* up, std::int64_t up_stride,
                          std::int64_t cols, ByteRows out) {
+  follow_previous_kernels();
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const std::int64_t row = blockIdx.x;
   const std::int64_t first = (std::int64_t{blockIdx.y} * kWarps + static_cast<int>(threadIdx.x) / kWarp) * kColumns;
@@ -37,6 +38,7 @@ __global__ void __launch_bounds__(kThreads)
 ///   grid       (tiles, 1,024 columns); a warp takes 128 columns of all rows of the tile
 ///   traffic    as above, the reads of 4 bytes here and there: an L2 sector each, 32 bytes
 __global__ void __launch_bounds__(kThreads) quantize_in_order_kernel(LinearCall call, std::int64_t cols, ByteRows out) {
+  follow_previous_kernels();
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const Tile tile = tile_of_block(call);
   const std::int64_t first = (std::int64_t{blockIdx.y} * kWarps + static_cast<int>(threadIdx.x) / kWarp) * kColumns;

@@ -16,6 +16,7 @@ constexpr int kGroup = kF8Tile;  // columns that share a scale
 ///   traffic    4 bytes read, 1.03 written per element of a whole tile
 ///   limit      memory: 128 tokens of 7168 columns 4.6 MB, 1 us on H200
 __global__ void __launch_bounds__(kThreads) quantize_f8_kernel(LinearCall call, F8Rows out) {
+  follow_previous_kernels();
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
   const Tile tile = tile_of_block(call);
   const std::int64_t cols = call.weights[tile.group].cols, first = std::int64_t{blockIdx.y} * kGroup;

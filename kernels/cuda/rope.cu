@@ -17,6 +17,7 @@ struct Heads {
 __global__ void __launch_bounds__(kThreads)
     rope_kernel(const float* x, Heads from, int heads, const float* cos, std::int64_t cos_stride, const float* sin,
                 std::int64_t sin_stride, int pairs, bool interleaved, float* out, Heads to) {
+  follow_previous_kernels();
   const std::int64_t token = blockIdx.x;
   const int n = static_cast<int>(blockIdx.y) * kThreads + static_cast<int>(threadIdx.x);
   if (n >= heads * pairs) return;

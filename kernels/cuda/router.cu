@@ -44,6 +44,7 @@ __device__ __forceinline__ Best largest_of(const unsigned* order, int n, int lan
 __global__ void __launch_bounds__(kThreads)
     route_kernel(const float* logits, std::int64_t stride, std::int64_t tokens, const float* bias, RouterShape shape,
                  std::int32_t* expert, float* weight) {
+  follow_previous_kernels();
   struct Shared {
     float score[kWarps][kMaxExperts];
     unsigned order[kWarps][kMaxExperts];

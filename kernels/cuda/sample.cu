@@ -286,6 +286,7 @@ __device__ __forceinline__ int keep_heaviest(Shared& s, const Room& room, int n,
 __global__ void __launch_bounds__(kThreads)
     sample_kernel(const float* logits, std::int64_t stride, int vocab, const Draw* draws, std::int32_t* tokens,
                   double* buckets, std::int32_t* candidates, float* weights) {
+  follow_previous_kernels();
   Shared& s = shared<Shared>();
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
   const std::int64_t r = blockIdx.x;

@@ -112,6 +112,34 @@ std::string compare(const char* kernel, int tile_rows, const std::vector<float>&
 
 }  // namespace
 
+std::string check_overlap(cudaStream_t stream) {
+  // Each kernel reads what the one before wrote, in other blocks: y = x + y, x = y + x, ..., so Fibonacci numbers.
+  constexpr std::int64_t kTokens = 16, kWidth = 4096, kRounds = 15;
+  const DeviceBlock first(kTokens * kWidth * sizeof(float)), second(kTokens * kWidth * sizeof(float));
+  const Rows<float> x(at<float>(first), kTokens, kWidth), y(at<float>(second), kTokens, kWidth);
+  std::vector<std::int64_t> reversed(kTokens);
+  for (std::int64_t t = 0; t < kTokens; ++t) reversed[static_cast<std::size_t>(t)] = kTokens - 1 - t;
+  const DeviceBlock order = upload(std::span<const std::int64_t>(reversed), stream);
+  const DeviceBlock turned_memory(kTokens * kWidth * sizeof(float));
+  const Rows<float> turned(at<float>(turned_memory), kTokens, kWidth);
+  const DeviceBlock ones = upload(std::span<const float>(std::vector<float>(kTokens * kWidth, 1.0f)), stream);
+  for (int repeat = 0; repeat < 3; ++repeat) {
+    fill_zero(x, stream);
+    fill_zero(y, stream);
+    add({at<float>(ones), kTokens, kWidth}, x, stream);
+    float smaller = 0, larger = 1;
+    for (int i = 0; i < kRounds; ++i) {
+      gather_rows(i % 2 == 0 ? x : y, at<std::int64_t>(order), turned, stream);
+      add(turned, i % 2 == 0 ? y : x, stream);
+      smaller = std::exchange(larger, smaller + larger);
+    }
+    const auto result = download<float>(kRounds % 2 == 1 ? second : first, kTokens * kWidth, stream);
+    if (std::any_of(result.begin(), result.end(), [&](float f) { return f != larger; }))
+      return "a kernel did not wait for the one before it";
+  }
+  return "";
+}
+
 std::string check_linear_mma(cudaStream_t stream) {
   for (const WeightForm form : {WeightForm::bf16, WeightForm::f8})
     for (const int tile_rows : {kMmaFewRows, kMmaManyRows}) {
@@ -217,6 +245,97 @@ std::string check_mla_wgmma(cudaStream_t stream) {
   return "";
 }
 
+std::string check_mla_prompt(std::size_t shared_limit, bool wgmma, cudaStream_t stream) {
+  constexpr int kHeads = 2, kRank = 512, kRope = 64, kNope = 128, kValue = 128, kWidth = kRank + kRope;
+  constexpr int kPageTokens = 16, kLength = 150, kQueries = 20, kPages = (kLength + kPageTokens - 1) / kPageTokens;
+  std::mt19937 random(13);
+  std::normal_distribution<float> normal;
+  const auto bf16_floats = [&](int n, float deviation) {
+    std::vector<float> floats(static_cast<std::size_t>(n));
+    for (float& f : floats) f = bf16_to_f32(f32_to_bf16(deviation * normal(random)));
+    return floats;
+  };
+  const auto q = bf16_floats(kQueries * kHeads * (kNope + kRope), 1), latents = bf16_floats(kLength * kWidth, 1);
+  const auto k_up = bf16_floats(kHeads * kRank * kNope, 0.05f), v_up = bf16_floats(kHeads * kValue * kRank, 0.05f);
+
+  std::vector<std::uint16_t> cached(std::size_t{kPages * kPageTokens * kWidth}), weights;
+  std::vector<std::int32_t> table;  // lengths, first pages, pages from the last to the first
+  for (int t = 0; t < kQueries; ++t) table.push_back(kLength - kQueries + 1 + t);
+  table.resize(2 * kQueries);
+  for (int p = 0; p < kPages; ++p) table.push_back(kPages - 1 - p);
+  for (int p = 0; p < kLength; ++p)
+    for (int c = 0; c < kWidth; ++c) {
+      const int row = (kPages - 1 - p / kPageTokens) * kPageTokens + p % kPageTokens;
+      cached[static_cast<std::size_t>(row * kWidth + c)] =
+          f32_to_bf16(latents[static_cast<std::size_t>(p * kWidth + c)]);
+    }
+  for (const auto* all : {&k_up, &v_up})
+    for (const float f : *all) weights.push_back(f32_to_bf16(f));
+  const DeviceBlock weights_there = upload(std::span<const std::uint16_t>(weights), stream);
+  std::vector<Weights> views;
+  for (int i = 0; i < 2 * kHeads; ++i) {
+    const bool keys = i < kHeads;
+    Weights w{weights_there.data() + i * kRank * kNope * 2, nullptr, keys ? kRank : kValue, keys ? kNope : kRank,
+              keys ? kNope : kRank};
+    w.form = WeightForm::bf16;
+    views.push_back(w);
+  }
+  const std::vector<Tile> tile{{0, 0, kQueries}};
+  const DeviceBlock q_there = upload(std::span<const float>(q), stream),
+                    cache = upload(std::span<const std::uint16_t>(cached), stream),
+                    tables = upload(std::span<const std::int32_t>(table), stream),
+                    views_there = upload(std::span<const Weights>(views), stream),
+                    tile_there = upload(std::span<const Tile>(tile), stream);
+  ExpandedKv kv{nullptr, kHeads, kNope, kRope, kValue, wgmma};
+  const auto elements = ExpandedKv::elements(kLength, kHeads * kv.width());
+  const DeviceBlock expanded(static_cast<std::size_t>(elements) * 2), out(kQueries * kHeads * kValue * sizeof(float));
+  kv.data = at<std::uint16_t>(expanded);
+  const QueryTable queries{at<std::int32_t>(tables), at<std::int32_t>(tables) + kQueries,
+                           at<std::int32_t>(tables) + 2 * kQueries};
+  const float scale = 1.0f / std::sqrt(static_cast<float>(kNope + kRope));
+  const Rows<const float> q_rows(at<float>(q_there), kQueries, kHeads * (kNope + kRope));
+  const Rows<float> out_rows(at<float>(out), kQueries, kHeads * kValue);
+  const AttentionTiles tiles{at<Tile>(tile_there), 1, kQueries, 0, kLength};
+  mla_expand({cache.data(), KvType::bf16, kPageTokens, kWidth}, queries, kLength, kRank, at<Weights>(views_there),
+             at<Weights>(views_there) + kHeads, WeightForm::bf16, kv, stream);
+  if (wgmma)
+    mla_prompt(q_rows, scale, queries, tiles, kv, out_rows, stream);
+  else
+    attention_mma(q_rows, {kHeads, 1, kNope + kRope, kValue, 0, kv.width(), kNope + kRope, kv.width()}, scale,
+                  {queries.length}, kLength, tiles, {kv.data, KvType::bf16, 1, kHeads * kv.width()}, nullptr,
+                  shared_limit, out_rows, stream);
+  const auto tested = download<float>(out, static_cast<std::size_t>(kQueries * kHeads * kValue), stream);
+
+  std::vector<float> expected(tested.size());
+  for (int h = 0; h < kHeads; ++h) {
+    std::vector<double> keys(kLength * kNope), values(kLength * kValue);
+    for (int p = 0; p < kLength; ++p)
+      for (int c = 0; c < kRank; ++c) {
+        const double latent = latents[static_cast<std::size_t>(p * kWidth + c)];
+        for (int i = 0; i < kNope; ++i)
+          keys[static_cast<std::size_t>(p * kNope + i)] +=
+              latent * k_up[static_cast<std::size_t>((h * kRank + c) * kNope + i)];
+        for (int i = 0; i < kValue; ++i)
+          values[static_cast<std::size_t>(p * kValue + i)] +=
+              latent * v_up[static_cast<std::size_t>((h * kValue + i) * kRank + c)];
+      }
+    for (int t = 0; t < kQueries; ++t) {
+      const float* query = q.data() + (t * kHeads + h) * (kNope + kRope);
+      double total = 0, sum[kValue] = {};
+      for (int p = 0; p < kLength - kQueries + 1 + t; ++p) {
+        double score = std::inner_product(query, query + kNope, keys.begin() + p * kNope, 0.0);
+        score = std::inner_product(query + kNope, query + kNope + kRope, latents.begin() + p * kWidth + kRank, score);
+        const double share = std::exp(score * scale);
+        total += share;
+        for (int i = 0; i < kValue; ++i) sum[i] += share * values[static_cast<std::size_t>(p * kValue + i)];
+      }
+      for (int i = 0; i < kValue; ++i)
+        expected[static_cast<std::size_t>((t * kHeads + h) * kValue + i)] = static_cast<float>(sum[i] / total);
+    }
+  }
+  return compare(wgmma ? "mla_prompt" : "mla_expand with attention_mma", kQueries, tested, expected, 1e-2);
+}
+
 std::string check_linear_f8(cudaStream_t stream) {
   for (const int tile_rows : {kMmaFewRows, kMmaManyRows}) {
     Case c(WeightForm::f8, tile_rows, stream);
@@ -249,6 +368,25 @@ std::string check_linear_f8(cudaStream_t stream) {
     c.set_rows(worth);
     const std::vector<float> expected = c.simple(WeightForm::f8, false);
     if (std::string wrong = compare("linear_f8", tile_rows, tested, expected, 2e-3); !wrong.empty()) return wrong;
+
+    // In two pieces: by a block for each as by one for both, to the bit.
+    const DeviceBlock counts = upload(std::span<const unsigned>(std::vector<unsigned>(kF8FewBlocks)), stream);
+    const DeviceBlock sums(static_cast<std::size_t>(linear_f8_room(c.call, 2)) * sizeof(float));
+    c.call.x = at<float>(c.x);
+    quantize_f8(c.call, x, stream);
+    LinearCall in_pieces = c.call;
+    in_pieces.pieces.count = 2;
+    linear_f8(in_pieces, x, stream);
+    const auto by_one = download<std::uint32_t>(c.out, expected.size(), stream);
+    in_pieces.pieces = {2, at<float>(sums), at<unsigned>(counts)};
+    for (int i = 0; i < 2; ++i) {
+      linear_f8(in_pieces, x, stream);
+      if (download<std::uint32_t>(c.out, expected.size(), stream) != by_one)
+        return "linear_f8 gives other numbers in pieces";
+    }
+    const auto pieces = download<float>(c.out, expected.size(), stream);
+    if (std::string wrong = compare("linear_f8 in pieces", tile_rows, pieces, expected, 2e-3); !wrong.empty())
+      return wrong;
 
     // Gate and up in one, the same matrix here, are what the products by themselves and then SwiGLU give: to the bit.
     const std::int64_t out_steps = (kOutputs + kF8Tile - 1) / kF8Tile;

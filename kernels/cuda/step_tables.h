@@ -1,6 +1,7 @@
 #pragma once
 #include <algorithm>
 #include <array>
+#include <functional>
 #include <map>
 #include <vector>
 
@@ -39,8 +40,12 @@ class StepTables {
   const std::int64_t* slots(std::span<const std::int64_t> wanted) {
     return same(wanted, host_slots_) ? step_slots_ : uploads_.put(wanted);
   }
+  /// Of the step's list, or a part of it; any other is brought to the device.
   QueryTable queries(std::span<const AttentionQuery> wanted, int page_tokens) {
-    if (same(wanted, host_queries_) && page_tokens == page_tokens_) return step_queries_;
+    if (page_tokens == page_tokens_ && part_of(wanted, host_queries_)) {
+      const auto first = wanted.data() - host_queries_.data();
+      return {step_queries_.length + first, step_queries_.first_page + first, step_queries_.pages};
+    }
     list(wanted, page_tokens);
     return table_at(uploads_.put(lists_), wanted.size());
   }
@@ -70,6 +75,11 @@ class StepTables {
  private:
   /// The list itself, not one like it.
   static bool same(const auto& a, const auto& b) { return a.data() == b.data() && a.size() == b.size(); }
+  static bool part_of(std::span<const AttentionQuery> part, std::span<const AttentionQuery> all) {
+    const std::less_equal<> before;
+    return !part.empty() && before(all.data(), part.data()) &&
+           before(part.data() + part.size(), all.data() + all.size());
+  }
   static QueryTable table_at(const std::int32_t* all, std::size_t queries) {
     return {all, all + queries, all + 2 * queries};
   }

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "base/cuda/memory.h"
+#include "kernels/cuda/kernels_overlap.h"
 #include "kernels/cuda/operations.h"
 #include "perf/gpu/cublaslt_peer.h"
 
@@ -216,8 +217,18 @@ void bench_linear(Bench& b, const std::string& name, WeightForm form, std::int64
   call.out_stride = rows;
   call.tile_rows = tile_rows;
   call.most_in_tile = static_cast<int>(std::min<std::int64_t>(tokens, tile_rows));
-  call.tiles = reinterpret_cast<const Tile*>(tiles_there.data());
+  if (groups > 1) call.tiles = reinterpret_cast<const Tile*>(tiles_there.data());
   call.n_tiles = static_cast<int>(tiles.size());
+  const DeviceBlock arrived = on_device(std::vector<unsigned>(kF8FewBlocks));
+  DeviceBlock piece_sums;
+  if (form == WeightForm::f8 && groups == 1) {
+    call.pieces.count = linear_f8_pieces({nullptr, nullptr, rows, cols, cols});
+    if (const std::int64_t room = linear_f8_room(call, call.pieces.count); room > 0) {
+      piece_sums = DeviceBlock(static_cast<std::size_t>(room) * sizeof(float));
+      call.pieces.sums = reinterpret_cast<float*>(piece_sums.data());
+      call.pieces.arrived = reinterpret_cast<unsigned*>(arrived.data());
+    }
+  }
   const HalfRows halves{reinterpret_cast<std::uint16_t*>(narrow.data()), cols};
   const F8Rows f8{narrow.data(), reinterpret_cast<float*>(scales.data()), static_cast<int>(steps)};
   const double bytes = w.bytes + static_cast<double>(all * (cols + rows)) * 4;
@@ -352,6 +363,63 @@ void bench_mla(Bench& b, KvType type, std::int64_t batch, int context) {
   bench_attention(b, name, heads, type, batch, context, 1);
 }
 
+/// The last `run` of `context` cached tokens in the form with keys and values of each head: what makes these, then the
+/// attention; and, of whole prompts, the absorbed form beside it.
+void bench_mla_prompt(Bench& b, KvType type, int context, int run) {
+  constexpr int kNope = 128, kValue = 128, kDim = kNope + static_cast<int>(kRope);
+  const std::string size = std::string(name_of(type)) + " " + std::to_string(run) + " of " + std::to_string(context);
+  const std::string expand = "mla_expand f8 " + size, prompt = "mla_prompt " + size;
+  const int heads = static_cast<int>(kHeads), width = static_cast<int>(kLatent + kRope);
+  if (b.wanted(prompt) && run == context)
+    bench_attention(b, prompt + " absorbed", {1, heads, width, static_cast<int>(kLatent), 0, 0, 0, 0}, type, 1, context,
+                    run);
+  if (!b.wanted(expand) && !b.wanted(prompt)) return;
+  const int pages = (context + kPageTokens - 1) / kPageTokens, tile_rows = kPromptRows;
+  const DeviceBlock cache =
+      random_block(static_cast<std::size_t>(pages) * kPageTokens * static_cast<std::size_t>(kv_row_bytes(type, width)));
+  std::vector<std::int32_t> table(static_cast<std::size_t>(2 * run));
+  for (int t = 0; t < run; ++t) table[static_cast<std::size_t>(t)] = context - run + 1 + t;
+  for (int p = 0; p < pages; ++p) table.push_back(p);
+  std::vector<Tile> tiles;
+  for (int t = (run - 1) / tile_rows * tile_rows; t >= 0; t -= tile_rows)
+    tiles.push_back({0, t, std::min(tile_rows, run - t)});
+  const DeviceBlock tables = on_device(table), tiles_there = on_device(tiles);
+  const auto* lengths = reinterpret_cast<const std::int32_t*>(tables.data());
+  const QueryTable queries{lengths, lengths + run, lengths + 2 * run};
+  const Matrices k_up(b.limits, WeightForm::f8, heads, kLatent, kNope),
+      v_up(b.limits, WeightForm::f8, heads, kValue, kLatent);
+  ExpandedKv kv{nullptr, heads, kNope, static_cast<int>(kRope), kValue, b.hopper};
+  const DeviceBlock expanded(static_cast<std::size_t>(ExpandedKv::elements(context, heads * kv.width())) * 2);
+  const DeviceBlock q = random_block(static_cast<std::size_t>(run) * std::size_t(heads * kDim) * 4),
+                    out(static_cast<std::size_t>(run) * std::size_t(heads * kValue) * 4);
+  const Rows<const float> asking(reinterpret_cast<const float*>(q.data()), run, heads * kDim);
+  const Rows<float> results(reinterpret_cast<float*>(out.data()), run, heads * kValue);
+  const AttentionTiles in_tiles{reinterpret_cast<const Tile*>(tiles_there.data()), static_cast<int>(tiles.size()),
+                                tile_rows, 0, context};
+  const double made = static_cast<double>(context) * heads * kv.width() * 2;
+  const double seen = static_cast<double>(run) * (context - (run - 1) / 2.0);
+  const double flops = seen * 2.0 * heads * (kDim + kValue);
+  const double rows = static_cast<double>(run) * heads * (kDim + kValue) * 4;
+  // In tiles first, where this GPU's kernel reads those, then in rows.
+  for (const bool tiled : b.hopper ? std::vector{true, false} : std::vector{false}) {
+    kv.data = reinterpret_cast<std::uint16_t*>(expanded.data());
+    kv.tiled = tiled;
+    b.row(expand + (tiled ? " tiles" : " rows"), made + k_up.bytes + v_up.bytes,
+          2.0 * context * heads * kLatent * (kNope + kValue), [&](int i) {
+            mla_expand({cache.data(), type, kPageTokens, width}, queries, context, static_cast<int>(kLatent),
+                       k_up.at(i), v_up.at(i), WeightForm::f8, kv, b.stream);
+          });
+    b.row(prompt + (tiled ? ", wgmma bf16" : ", mma bf16"), made + rows, flops, [&](int) {
+      if (tiled)
+        mla_prompt(asking, 0.1f, queries, in_tiles, kv, results, b.stream);
+      else
+        attention_mma(asking, {heads, 1, kDim, kValue, 0, kv.width(), kDim, kv.width()}, 0.1f, {queries.length},
+                      context, in_tiles, {expanded.data(), KvType::bf16, 1, heads * kv.width()}, nullptr,
+                      b.shared_bytes, results, b.stream);
+    });
+  }
+}
+
 void bench_gqa(Bench& b, std::int64_t batch, int context, int run) {
   const std::string name =
       (run == 1 ? "gqa_decode " : "gqa_prompt ") + std::to_string(batch) + "x" + std::to_string(context);
@@ -390,6 +458,24 @@ void bench_small(Bench& b, std::int64_t tokens) {
   });
 }
 
+/// Kernels that wait for each other, as in a decode step: what a launch costs, and what overlapping them saves.
+void bench_chain(Bench& b) {
+  constexpr std::int64_t kTokens = 32;
+  constexpr int kKernels = 24;
+  const DeviceBlock x = random_block(kTokens * kHidden * 4), acc(kTokens * kHidden * 4);
+  const Rows<const float> in(reinterpret_cast<const float*>(x.data()), kTokens, kHidden);
+  const Rows<float> to(reinterpret_cast<float*>(acc.data()), kTokens, kHidden);
+  for (const bool overlap : {false, true}) {
+    if (overlap && !b.hopper) return;
+    kernels_overlap = overlap;
+    b.row(std::string("24 adds T=32") + (overlap ? ", overlapped" : ""), kKernels * 12.0 * kTokens * kHidden, 0,
+          [&](int) {
+            for (int i = 0; i < kKernels; ++i) add(in, to, b.stream);
+          });
+  }
+  kernels_overlap = false;
+}
+
 void bench_sample(Bench& b, std::int64_t rows) {
   constexpr std::int64_t kVocabulary = 129280;
   const std::string at = " T=" + std::to_string(rows);
@@ -424,9 +510,11 @@ int run(int argc, char** argv) {
   }
   Bench b(filter, seconds);
   for (const std::int64_t t : {32, 128, 4096}) bench_small(b, t);
+  bench_chain(b);
   for (const std::int64_t t : {1, 32}) bench_sample(b, t);
   for (const std::int64_t t : {1, 16, 128, 4096}) {
-    bench_linear(b, "q_a+kv_a f8", WeightForm::f8, 2112, kHidden, t);
+    bench_linear(b, "q_a f8", WeightForm::f8, 1536, kHidden, t);
+    bench_linear(b, "kv_a f8", WeightForm::f8, kLatent + kRope, kHidden, t);
     bench_linear(b, "q_b f8", WeightForm::f8, 24576, 1536, t);
     bench_linear(b, "o_proj f8", WeightForm::f8, kHidden, 16384, t);
     bench_linear(b, "router f32", WeightForm::f32, 256, kHidden, t);
@@ -445,6 +533,9 @@ int run(int argc, char** argv) {
     bench_mla(b, type, 32, 4096);
     bench_mla(b, type, 128, 4096);
   }
+  bench_mla_prompt(b, KvType::bf16, 4096, 4096);
+  bench_mla_prompt(b, KvType::fp8, 4096, 4096);
+  bench_mla_prompt(b, KvType::bf16, 32768, 2048);
   bench_gqa(b, 128, 4096, 1);
   bench_gqa(b, 2, 4096, 2048);
   if (!json.empty()) std::ofstream(json) << b.report.dump(1) << "\n";

@@ -90,6 +90,8 @@ def test_no_kernel_takes_more_than_the_table_says(built):
 # for the one before it would add WARPGROUP instructions.
 INSTRUCTIONS = {
     "attention_mma_kernel": {"HMMA": 16, "LDSM": 8, "LDGSTS": 2},
+    "mla_expand_kernel": {"HMMA": 64, "LDSM": 24, "LDGSTS": 1},
+    "mla_prompt_kernel": {"HGMMA": 20, "UBLKCP": 2, "WARPGROUP": -8},
     "linear_mma_kernel": {"HMMA": 8, "LDGSTS": 4},
     "linear_f8_kernel": {"QGMMA": 4, "UBLKCP": 3, "WARPGROUP": -6},
     "mla_wgmma_kernel": {"HGMMA": 40, "LDGSTS": 4, "WARPGROUP": -8},
@@ -97,33 +99,51 @@ INSTRUCTIONS = {
 }
 
 
-def test_tensor_cores_and_copy_engines_are_used(built):
-    if not any(kernel.startswith("linear") for _, kernel in built):
-        pytest.skip("no products in this build")
-    counts, architecture, function = {}, None, None
+@pytest.fixture(scope="module")
+def instructions(built):
+    """{(architecture, kernel): [instruction, ...]} of every kernel in the build."""
+    found, architecture, function = {}, None, None
     for line in cuobjdump("-sass").splitlines():
         if match := re.match(r"\s*(?:arch = |code for )(\S+)", line):
             architecture = match[1]
         elif match := re.match(r"\s*Function : (\S+)", line):
             function = match[1]
-            counts[architecture, function] = {}
+            found[architecture, function] = []
         elif match := re.match(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9]+)", line):
-            of = counts[architecture, function]
-            of[match[1]] = of.get(match[1], 0) + 1
-    names = sorted({function for _, function in counts})
+            found[architecture, function].append(match[1])
+    names = sorted({function for _, function in found})
     readable = dict(zip(names, map(short, demangled(names))))
+    return {(architecture, readable[function]): those for (architecture, function), those in found.items()}
+
+
+def test_tensor_cores_and_copy_engines_are_used(instructions):
+    if not any(kernel.startswith("linear") for _, kernel in instructions):
+        pytest.skip("no products in this build")
     wrong, seen = [], set()
-    for (architecture, function), found in counts.items():
+    for (architecture, kernel), found in instructions.items():
         for start, wanted in INSTRUCTIONS.items():
-            if not readable[function].startswith(start):
+            if not kernel.startswith(start):
                 continue
             seen.add(start)
             for instruction, n in wanted.items():
-                have = found.get(instruction, 0)
+                have = found.count(instruction)
                 if have > -n if n < 0 else have < n:
-                    wrong.append(f"{architecture} {readable[function]}: {have} {instruction}, wanted {n}")
+                    wrong.append(f"{architecture} {kernel}: {have} {instruction}, wanted {n}")
     assert not wrong
     assert seen == INSTRUCTIONS.keys()
+
+
+def test_kernels_wait_for_those_before_them(instructions):
+    """ACQBULK (griddepcontrol.wait) before anything in device memory is read or written. linear_f8 brings weights first."""
+    memory = {"LDG", "STG", "LDGSTS", "ATOMG", "RED", "REDG", "LD", "ST", "UBLKCP"}
+    wrong = []
+    for (architecture, kernel), found in instructions.items():
+        if architecture == "sm_80":
+            continue
+        touched = min((found.index(i) for i in memory if i in found), default=len(found))
+        if "ACQBULK" not in found or (found.index("ACQBULK") > touched and not kernel.startswith("linear_f8_kernel")):
+            wrong.append(f"{architecture} {kernel}")
+    assert not wrong
 
 
 def test_the_table_has_nothing_that_is_gone(built):

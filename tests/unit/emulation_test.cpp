@@ -17,10 +17,14 @@ namespace {
 /// Device memory for the tests' kernels.
 class Emulation : public OnStream {
  protected:
+  template <class Kernel, class... Arguments>
+  void start(const char* name, Kernel kernel, dim3 grid, dim3 threads, Arguments... arguments) {
+    emulation::launch(name, kernel, grid, threads, 0, stream, false, arguments...);
+  }
   /// What the kernel says it did wrong.
   template <class Kernel, class... Arguments>
   std::string fault_of(Kernel kernel, unsigned threads, Arguments... arguments) {
-    launch("test", kernel, 1, threads, stream, arguments...);
+    start("test", kernel, 1, threads, arguments...);
     try {
       check(cudaStreamSynchronize(stream), "wait");
     } catch (const Error& error) {
@@ -49,14 +53,19 @@ __global__ void reverse_block(int* out, bool with_barrier) {
 TEST_F(Emulation, BarriersOrderSharedMemory) {
   for (std::uint64_t seed = 0; seed < 20; ++seed) {
     emulation::set_seed(seed);
-    launch("reverse", reverse_block, 3, 256, stream, ints, true);
+    start("reverse", reverse_block, 3, 256, ints, true);
     const auto out = read(ints, 3 * 256);
     for (int i = 0; i < 3 * 256; ++i) EXPECT_EQ(out[std::size_t(i)], 255 - i % 256 + 1000 * (i / 256));
   }
 }
 
+TEST_F(Emulation, AKernelThatDoesNotWaitForOthersShows) {
+  launch("reverse", reverse_block, 2, 256, stream, ints, true);
+  EXPECT_THROW(check(cudaStreamSynchronize(stream), "wait"), Error);
+}
+
 TEST_F(Emulation, AMissingBarrierShows) {
-  launch("reverse", reverse_block, 1, 256, stream, ints, false);
+  start("reverse", reverse_block, 1, 256, ints, false);
   const auto out = read(ints, 256);
   EXPECT_TRUE(std::any_of(out.begin(), out.end(), [](int i) { return i == -1; })) << "all read before it was written";
 }
@@ -73,7 +82,7 @@ __global__ void shuffle_all(int* out) {
 }
 
 TEST_F(Emulation, LanesExchangeAsCudaSays) {
-  launch("shuffle", shuffle_all, 1, 64, stream, ints);
+  start("shuffle", shuffle_all, 1, 64, ints);
   const auto out = read(ints, 64 * 6);
   unsigned thirds = 0;
   for (unsigned l = 0; l < 32; l += 3) thirds |= 1u << l;
@@ -91,7 +100,7 @@ TEST_F(Emulation, LanesExchangeAsCudaSays) {
 
 __global__ void sum_warp(float* out) { out[threadIdx.x] = warp_sum(static_cast<float>(threadIdx.x)); }
 TEST_F(Emulation, WarpSumIsTheSameInEveryLane) {
-  launch("sum", sum_warp, 1, 64, stream, floats);
+  start("sum", sum_warp, 1, 64, floats);
   const auto out = read(floats, 64);
   for (std::size_t t = 0; t < 64; ++t) EXPECT_EQ(out[t], t < 32 ? 496.0f : 1520.0f);
 }
@@ -99,7 +108,7 @@ TEST_F(Emulation, WarpSumIsTheSameInEveryLane) {
 __global__ void add_one(int* out) { atomicAdd(out, 1); }
 TEST_F(Emulation, EveryThreadRunsOnce) {
   check(cudaMemsetAsync(ints, 0, 4, stream), "clear");
-  launch("count", add_one, dim3(3, 4, 2), dim3(8, 3, 2), stream, ints);
+  start("count", add_one, dim3(3, 4, 2), dim3(8, 3, 2), ints);
   EXPECT_EQ(read(ints, 1)[0], 3 * 4 * 2 * 8 * 3 * 2);
 }
 
@@ -133,7 +142,7 @@ TEST_F(EmulationDeathTest, MemoryOutOfReachEndsTheProgram) {
   testing::FLAGS_gtest_death_test_style = "threadsafe";
   EXPECT_DEATH(ints[0] = 1, "");  // the host at device memory
   const auto beyond = [&] {
-    launch("far", write_far, 1, 1, stream, ints, (1 << 16) / 4);
+    start("far", write_far, 1, 1, ints, (1 << 16) / 4);
     static_cast<void>(cudaStreamSynchronize(stream));
   };
   EXPECT_DEATH(beyond(), "");
@@ -144,7 +153,7 @@ TEST_F(Emulation, NothingHappensBeforeSomeoneWaits) {
   auto* result = reinterpret_cast<int*>(pinned.data());
   *result = 7;
   check(cudaMemsetAsync(ints, 0, 4, stream), "clear");
-  launch("count", add_one, 1, 5, stream, ints);
+  start("count", add_one, 1, 5, ints);
   check(cudaMemcpyAsync(result, ints, 4, cudaMemcpyDeviceToHost, stream), "copy");
   EXPECT_EQ(*result, 7);
   check(cudaStreamSynchronize(stream), "wait");
@@ -163,7 +172,7 @@ TEST_F(Emulation, CapturedWorkIsDoneAtEachLaunch) {
   auto* result = reinterpret_cast<int*>(pinned.data());
   check(cudaMemsetAsync(ints, 0, 4, stream), "clear");
   check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "begin");
-  launch("count", add_one, 1, 5, stream, ints);
+  start("count", add_one, 1, 5, ints);
   check(cudaMemcpyAsync(result, ints, 4, cudaMemcpyDeviceToHost, stream), "copy");
   EXPECT_THROW(static_cast<void>(cudaStreamSynchronize(stream)), Error);
   EXPECT_THROW(DeviceBlock(16), Error);
@@ -188,7 +197,7 @@ __global__ void read_unset(float* out) {
   out[threadIdx.x] = __uint_as_float(static_cast<unsigned>(s.value[threadIdx.x]));
 }
 TEST_F(Emulation, MemoryIsPoisonedUntilWritten) {
-  launch("unset", read_unset, 1, 4, stream, floats);
+  start("unset", read_unset, 1, 4, floats);
   for (const float f : read(floats, 8)) EXPECT_TRUE(f != f);
 }
 

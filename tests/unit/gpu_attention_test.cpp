@@ -165,6 +165,88 @@ TEST_P(GpuAttention, MlaInPartsIsTheSameInAnyTile) {
   expect_near(together, expected, 2 * kTolerance, "MLA in parts");  // means of a thousand rows are small
 }
 
+struct Up {
+  std::vector<Matrix> k, v;
+  operator MlaUp() const { return {k, v}; }
+};
+Up random_up(Random& random, DType type, const MlaShape& shape, int nope, int value) {
+  Up up;
+  for (int h = 0; h < shape.heads; ++h) {
+    up.k.push_back(random_matrix(random, type, shape.kv_lora_rank, nope));
+    up.v.push_back(random_matrix(random, type, value, shape.kv_lora_rank));
+  }
+  return up;
+}
+
+/// Chunks at the end of what is cached; R1's size, which Hopper has a kernel of its own for, and others.
+TEST_P(GpuAttention, PromptsMatchReferenceInTheirOwnForm) {
+  Random random(36);
+  const auto tested = backend(1, Compute::bf16), reference = make_reference_backend();
+  const struct {
+    MlaShape shape;
+    int nope, value, length, run;
+    KvType cache;
+    DType weights;
+  } cases[] = {{{2, 512, 64}, 128, 128, 270, 131, KvType::bf16, DType::f8_e4m3},
+               {{1, 512, 64}, 128, 128, 129, 129, KvType::fp8, DType::bf16},
+               {{3, 48, 16}, 32, 16, 150, 66, KvType::int8, DType::bf16},
+               {{2, 136, 16}, 176, 128, 70, 70, KvType::bf16, DType::bf16}};
+  for (const auto& c : cases) {
+    const int width = c.shape.kv_lora_rank + c.shape.qk_rope_head_dim, dim = c.nope + c.shape.qk_rope_head_dim;
+    const Sequences s(random, *tested, c.cache, 16, width, {9, c.length});
+    const Up up = random_up(random, c.weights, c.shape, c.nope, c.value);
+    std::vector<AttentionQuery> queries;
+    for (int t = c.length - c.run + 1; t <= c.length; ++t) queries.push_back(s.query(1, t));
+    const std::int64_t q_cols = std::int64_t{c.shape.heads} * dim, cols = std::int64_t{c.shape.heads} * c.value;
+    const auto q = bf16_floats(random, c.run * q_cols);
+    const float scale = 1.0f / std::sqrt(float(dim) * float(width));  // keys are sums of products
+    std::vector<float> actual(std::size_t(c.run * cols), NAN), expected(actual.size());
+    tested->mla_prompt_attention({q.data(), c.run, q_cols}, c.shape, up, scale, queries, s.layer,
+                                 {actual.data(), c.run, cols});
+    reference->mla_prompt_attention({q.data(), c.run, q_cols}, c.shape, up, scale, queries, s.as_bf16,
+                                    {expected.data(), c.run, cols});
+    expect_near(actual, expected, 2 * kTolerance, "MLA of prompts, rank " + std::to_string(c.shape.kv_lora_rank));
+  }
+}
+
+TEST_P(GpuAttention, AQueryOfAPromptDoesNotDependOnItsNeighbours) {
+  Random random(37);
+  const auto gpu = backend(1, Compute::bf16);
+  const MlaShape shape{1, 512, 64};
+  const Sequences s(random, *gpu, KvType::bf16, 16, 576, {200});
+  const Up up = random_up(random, DType::bf16, shape, 128, 128);
+  std::vector<AttentionQuery> queries;
+  for (int t = 60; t <= 200; ++t) queries.push_back(s.query(0, t));
+  const auto n = std::ssize(queries);
+  const auto q = random.floats(n * 192);
+  std::vector<float> together(std::size_t(n * 128)), part(together.size());
+  gpu->mla_prompt_attention({q.data(), n, 192}, shape, up, 0.003f, queries, s.layer, {together.data(), n, 128});
+  const std::int64_t first = 3, count = 70;
+  gpu->mla_prompt_attention({q.data() + first * 192, count, 192}, shape, up, 0.003f,
+                            {queries.data() + first, std::size_t(count)}, s.layer, {part.data(), count, 128});
+  EXPECT_TRUE(same_bits(part.data(), together.data() + first * 128, count * 128));
+}
+
+TEST(PromptReference, IsTheAbsorbedFormsResult) {
+  Random random(38);
+  const auto reference = make_reference_backend();
+  const MlaShape shape{3, 24, 8};
+  const Sequences s(random, *reference, KvType::f32, 7, 32, {20});
+  const Up up = random_up(random, DType::f32, shape, 12, 10);
+  std::vector<AttentionQuery> queries;
+  for (int t = 15; t <= 20; ++t) queries.push_back(s.query(0, t));
+  const auto q = random.floats(6 * 60);
+  std::vector<float> absorbed(6 * 96), attended(6 * 72), expected(6 * 30), actual(6 * 30);
+  reference->linear_per_head({q.data(), 6, 60}, 20, up.k, {absorbed.data(), 6, 96}, 32);
+  for (int t = 0; t < 6; ++t)
+    for (int h = 0; h < 3; ++h)
+      std::copy_n(q.begin() + t * 60 + h * 20 + 12, 8, absorbed.begin() + t * 96 + h * 32 + 24);
+  reference->mla_attention({absorbed.data(), 6, 96}, shape, 0.1f, queries, s.layer, {attended.data(), 6, 72});
+  reference->linear_per_head({attended.data(), 6, 72}, 24, up.v, {expected.data(), 6, 30}, 10);
+  reference->mla_prompt_attention({q.data(), 6, 60}, shape, up, 0.1f, queries, s.layer, {actual.data(), 6, 30});
+  expect_near(actual, expected, 1e-5, "the two forms");
+}
+
 TEST_P(GpuAttention, LargeScoresAndNotANumber) {
   Random random(34);
   const auto gpu = backend(1, Compute::bf16), reference = make_reference_backend();

@@ -15,7 +15,8 @@ TEST_P(GpuProducts, TensorCoresMatchReference) {
     const struct {
       std::int64_t rows, cols;
       int block;
-    } shapes[] = {{128, 128, 128}, {130, 257, 128}, {64, 1024, 0}, {33, 100, 128}, {200, 640, 64}, {300, 384, 128}};
+    } shapes[] = {{128, 128, 128}, {130, 257, 128}, {64, 1024, 0},   {33, 100, 128},
+                  {200, 640, 64},  {300, 384, 128}, {130, 2100, 128}};  // FP8 sums in two pieces
     for (const auto& shape : shapes)
       for (const DType type : {DType::bf16, DType::f8_e4m3}) {
         // Other blocks than R1's meet BF16 activations.
@@ -40,13 +41,15 @@ TEST_P(GpuProducts, Fp8RowsDoNotDependOnTheirNeighbours) {
   if (!has_fp8()) GTEST_SKIP() << "this GPU has no FP8 kernels";
   const auto gpu = backend(1, Compute::fp8);
   Random random(22);
-  const Matrix w = random_matrix(random, DType::f8_e4m3, 150, 300);
-  const auto x = random.floats(40 * 300);
-  std::vector<float> together(40 * 150), alone(40 * 150);
-  gpu->linear({x.data(), 40, 300}, w, {}, {together.data(), 40, 150});
-  for (std::int64_t t = 0; t < 40; ++t)
-    gpu->linear({x.data() + t * 300, 1, 300}, w, {}, {alone.data() + t * 150, 1, 150});
-  EXPECT_TRUE(same_bits(together.data(), alone.data(), std::ssize(alone)));
+  for (const std::int64_t cols : {300, 2100}) {  // whose sums are in one piece and in two
+    const Matrix w = random_matrix(random, DType::f8_e4m3, 150, cols);
+    const auto x = random.floats(40 * cols);
+    std::vector<float> together(40 * 150), alone(40 * 150);
+    gpu->linear({x.data(), 40, cols}, w, {}, {together.data(), 40, 150});
+    for (std::int64_t t = 0; t < 40; ++t)
+      gpu->linear({x.data() + t * cols, 1, cols}, w, {}, {alone.data() + t * 150, 1, 150});
+    EXPECT_TRUE(same_bits(together.data(), alone.data(), std::ssize(alone)));
+  }
 }
 
 TEST_P(GpuProducts, Fp8ExpertsMatchReference) {

@@ -77,6 +77,16 @@ class HostSideBackend final : public Backend {
     device_->mla_attention(In(*this, q).rows, shape, scale, queries, there.layer, o.rows);
     o.fetch();
   }
+  void mla_prompt_attention(Rows<const float> q, const MlaShape& shape, const MlaUp& up, float scale,
+                            std::span<const AttentionQuery> queries, const KvLayer& cache, Rows<float> out) override {
+    Out o(*this, out);
+    const CacheOnDevice there(*this, cache);
+    std::vector<Matrix> k_up, v_up;
+    for (const Matrix& m : up.k_up) k_up.push_back(placed_copy(m));
+    for (const Matrix& m : up.v_up) v_up.push_back(placed_copy(m));
+    device_->mla_prompt_attention(In(*this, q).rows, shape, {k_up, v_up}, scale, queries, there.layer, o.rows);
+    o.fetch();
+  }
   void gqa_attention(Rows<const float> q, const GqaShape& shape, float scale, std::span<const AttentionQuery> queries,
                      const KvLayer& cache, Rows<float> out) override {
     Out o(*this, out);

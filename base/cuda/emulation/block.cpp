@@ -121,6 +121,7 @@ class BlockRunner {
     bulk_.clear();
     shared_.clear();
     failure_ = nullptr;
+    waited_for_kernels = false;
     ready_.clear();
     while (stacks_.size() < threads) stacks_.push_back(new_stack());
     for (unsigned t = 0; t < threads; ++t) {
@@ -253,6 +254,8 @@ class BlockRunner {
   }
   std::byte* dynamic() const { return dynamic_; }
 
+  bool waited_for_kernels = false;  // some thread of the block has
+
  private:
   static std::byte* new_stack() {
     void* p = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -368,7 +371,7 @@ void set_seed(std::uint64_t s) { seed = s; }
 const Position& position() { return runner().current().position; }
 unsigned threads_in_block() { return runner().threads(); }
 
-void run_grid(const char* name, dim3 grid, dim3 block, std::size_t dynamic_shared_bytes,
+void run_grid(const char* name, dim3 grid, dim3 block, std::size_t dynamic_shared_bytes, bool must_wait,
               const std::function<void()>& program) {
   const std::size_t threads = std::size_t{block.x} * block.y * block.z;
   if (threads == 0 || threads > 1024) fail("kernel {}: a block of {} threads is impossible", name, threads);
@@ -388,9 +391,13 @@ void run_grid(const char* name, dim3 grid, dim3 block, std::size_t dynamic_share
     first.block_dim = block;
     first.grid_dim = grid;
     runner().run(name, first, dynamic_shared_bytes, program, draw);
+    if (must_wait && !runner().waited_for_kernels)
+      fail("kernel {}, block ({}, {}, {}) ended without waiting for the kernels before it", name, first.block.x,
+           first.block.y, first.block.z);
   }
 }
 
+void wait_for_previous_kernels() { runner().waited_for_kernels = true; }
 void barrier(int id, unsigned count, Where where) { runner().meet(runner().barrier_of(id), count, true, where); }
 void barrier_arrive(int id, unsigned count, Where where) {
   runner().meet(runner().barrier_of(id), count, false, where);

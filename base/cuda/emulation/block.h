@@ -30,9 +30,11 @@ struct Position {
 const Position& position();
 
 /// Runs `program` once for each thread of each block. Throws what a thread threw, or Error where threads wait for each
-/// other in vain.
-void run_grid(const char* name, dim3 grid, dim3 block, std::size_t dynamic_shared_bytes,
+/// other in vain, or where a block that must call wait_for_previous_kernels() ends without.
+void run_grid(const char* name, dim3 grid, dim3 block, std::size_t dynamic_shared_bytes, bool must_wait,
               const std::function<void()>& program);
+/// Kernels follow each other here, so there is nothing to wait for (griddepcontrol.wait).
+void wait_for_previous_kernels();
 
 /// Waits until `count` threads of the block have come to barrier `id` (CUDA's bar.sync).
 void barrier(int id, unsigned count, Where where);

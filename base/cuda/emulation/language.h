@@ -109,6 +109,12 @@ T atomicMin(T* to, T value) {
   return before;
 }
 
+inline void __threadfence() {}
+template <class T>
+T __ldcg(const T* from) {
+  return *from;
+}
+
 inline float __uint_as_float(unsigned bits) { return std::bit_cast<float>(bits); }
 inline unsigned __float_as_uint(float f) { return std::bit_cast<unsigned>(f); }
 inline int __popc(unsigned bits) { return std::popcount(bits); }

@@ -73,12 +73,13 @@ void enqueue(cudaStream_t stream, std::function<void()> work);
 /// Work that others have a part in: called again and again until it returns true.
 void enqueue_until(cudaStream_t stream, std::function<bool()> work);
 
-/// kernel<<<grid, block, dynamic_shared_bytes, stream>>>(arguments...).
+/// kernel<<<grid, block, dynamic_shared_bytes, stream>>>(arguments...). must_wait: every block calls
+/// wait_for_previous_kernels(), or it is an error.
 template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t dynamic_shared_bytes,
-            cudaStream_t stream, Arguments... arguments) {
+            cudaStream_t stream, bool must_wait, Arguments... arguments) {
   enqueue(stream, [=, all = std::tuple<std::decay_t<Parameters>...>(arguments...)] {
-    run_grid(name, grid, block, dynamic_shared_bytes, [&] { std::apply(kernel, all); });
+    run_grid(name, grid, block, dynamic_shared_bytes, must_wait, [&] { std::apply(kernel, all); });
   });
 }
 

@@ -1,4 +1,8 @@
 #pragma once
+#ifdef SHOAL_CUDA_EMULATION
+#include <array>
+#endif
+
 #include "kernels/cuda/convert.h"
 
 // What sm_90 has and others do not: barriers that count bytes, bulk copies by the copy engine, and products of a whole
@@ -98,6 +102,11 @@ __device__ __forceinline__ void take_registers() {
 #endif
 }
 
+/// Where a byte of a row of 128 bytes lies, with 128-byte swizzle.
+__device__ __forceinline__ int swizzled(int row, int byte) {
+  return row * 128 + ((byte / 16 ^ row % 8) * 16) + byte % 16;
+}
+
 /// How wgmma finds an operand of rows of 128 bytes in shared memory, eight rows in 1,024 bytes, with 128-byte swizzle:
 /// address / 16 in bits 0-13, the stride between groups of eight rows / 16 in bits 32-45, the swizzle's number in
 /// 62-63.
@@ -171,6 +180,10 @@ __device__ __forceinline__ void wgmma_wait() {
 #define SHOAL_EIGHT(d, i)                                                                                     \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
       "+f"(d[i + 7])
+#define SHOAL_64_REGISTERS                                                                                   \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22," \
+  "%23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43," \
+  "%44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 
 /// d = a b^T (+ d where `add`) by a warp group of 128 threads: a [64, 32] and b [kColumns, 32] E4M3 in shared memory, d
 /// FP32. Of thread t: d[v] is row 16 (t / 32) + t % 32 / 4 + 8 (v / 2 % 2), column 2 (t % 4) + v % 2 + 8 (v / 4).
@@ -240,6 +253,52 @@ __device__ __forceinline__ void wgmma_bf16_32(float (&d)[16], std::uint64_t a, s
 #endif
 }
 
+/// The same with b [128, 16].
+__device__ __forceinline__ void wgmma_bf16_128(float (&d)[64], std::uint64_t a, std::uint64_t b, bool add) {
+#ifdef SHOAL_CUDA_EMULATION
+  wgmma_bf16_emulated<64>(d, a, add, [=](unsigned n, unsigned k) { return operand_bf16(b, n, k); });
+#else
+  asm volatile(
+      "{\n.reg .pred sums;\nsetp.ne.b32 sums, %66, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" SHOAL_64_REGISTERS "}, %64, %65, sums, 1, 1, 0, 0;\n}\n"
+      : SHOAL_EIGHT(d, 0), SHOAL_EIGHT(d, 8), SHOAL_EIGHT(d, 16), SHOAL_EIGHT(d, 24), SHOAL_EIGHT(d, 32),
+        SHOAL_EIGHT(d, 40), SHOAL_EIGHT(d, 48), SHOAL_EIGHT(d, 56)
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+#endif
+}
+
+/// d += a b, a [64, 16] BF16 in registers, b [16, 128] swizzled_columns(). Of thread t, with lane l = t % 32: a[i] is
+/// row 16 (t / 32) + l / 4 + 8 (i % 2), columns 2 (l % 4) + 8 (i / 2) and the next, the first in the low half: what
+/// d[8 j ..] of a product becomes, two and two, for columns 16 j of it.
+__device__ __forceinline__ void wgmma_bf16_registers_128(float (&d)[64], const unsigned (&a)[4], std::uint64_t b) {
+#ifdef SHOAL_CUDA_EMULATION
+  struct Fragment {
+    unsigned a[4];
+  };
+  const Fragment mine{{a[0], a[1], a[2], a[3]}};
+  const std::byte* all = emulation::meet_warp(kAllLanes, &mine, sizeof mine, emulation::Where::current());
+  std::array<std::array<float, 16>, 2> left{};
+  for (unsigned k = 0; k < 16; ++k) {
+    const unsigned lane = emulation::lane() / 4 * 4 + k % 8 / 2;
+    const auto* of = reinterpret_cast<const Fragment*>(all + lane * emulation::kLaneBytes);
+    for (unsigned r = 0; r < 2; ++r) left[r][k] = widen_bf16(of->a[r + 2 * (k / 8)] >> (16 * (k % 2)) & 0xffffu);
+  }
+  float* to = d;
+  const unsigned t = threadIdx.x % 128;
+  emulation::defer([=] {
+    for (unsigned v = 0; v < 64; ++v)
+      for (unsigned k = 0; k < 16; ++k)
+        to[v] += left[v / 2 % 2][k] * column_bf16(b, 2 * (t % 4) + v % 2 + 8 * (v / 4), k);
+  });
+#else
+  asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" SHOAL_64_REGISTERS
+               "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 1;\n"
+               : SHOAL_EIGHT(d, 0), SHOAL_EIGHT(d, 8), SHOAL_EIGHT(d, 16), SHOAL_EIGHT(d, 24), SHOAL_EIGHT(d, 32),
+                 SHOAL_EIGHT(d, 40), SHOAL_EIGHT(d, 48), SHOAL_EIGHT(d, 56)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+#endif
+}
+
 /// d += a b, a [64, 16] BF16 swizzled_operand(), b [16, 256] swizzled_columns().
 __device__ __forceinline__ void wgmma_bf16_columns_256(float (&d)[128], std::uint64_t a, std::uint64_t b) {
 #ifdef SHOAL_CUDA_EMULATION
@@ -264,5 +323,6 @@ __device__ __forceinline__ void wgmma_bf16_columns_256(float (&d)[128], std::uin
 }
 
 #undef SHOAL_EIGHT
+#undef SHOAL_64_REGISTERS
 
 }  // namespace shoal::cuda::sm90

@@ -27,16 +27,10 @@ struct Shared {
 };
 static_assert(sizeof(Shared) <= 227 << 10);
 
-__device__ __forceinline__ int swizzled(int row, int byte) {
-  return row * 128 + ((byte / 16 ^ row % 8) * 16) + byte % 16;
-}
-
 /// The last warp group: cached rows, 64 positions at a time, eight threads to a row's 128 bytes.
-__device__ __forceinline__ void bring_keys(Shared& s, const CacheView& cache, const std::int32_t* pages, int first,
-                                           int end) {
+__device__ __forceinline__ void bring_keys(Shared& s, const CachedRows& cached, int first, int end) {
   constexpr int kThreadsPerRow = 8, kAtOnce = kWarpGroup / kThreadsPerRow;
   const int thread = static_cast<int>(threadIdx.x) % kWarpGroup, chunk = thread % kThreadsPerRow;
-  const std::int64_t row_bytes = kv_row_bytes(cache.type, cache.width);
 #pragma unroll 1
   for (int block = first, i = 0; block < end; block += kPositions, ++i) {
     const int stage = i % kStages;
@@ -45,12 +39,9 @@ __device__ __forceinline__ void bring_keys(Shared& s, const CacheView& cache, co
     for (int r = thread / kThreadsPerRow; r < kPositions; r += kAtOnce) {
       const int position = block + r;
       const bool there = position < end;
-      const std::byte* row = cache.data;
-      if (there)
-        row += (std::int64_t{pages[position / cache.page_tokens]} * cache.page_tokens + position % cache.page_tokens) *
-               row_bytes;
+      const std::byte* row = there ? cached[position] : cached.cache.data;
       const int to = swizzled(r, chunk * 16);
-      if (cache.type == KvType::bf16) {
+      if (cached.cache.type == KvType::bf16) {
 #pragma unroll
         for (int p = 0; p < kPanels; ++p)
           copy_async_16(&s.key[stage][p][to], row + p * 128 + chunk * 16, there ? 16 : 0);
@@ -58,7 +49,7 @@ __device__ __forceinline__ void bring_keys(Shared& s, const CacheView& cache, co
 #pragma unroll 3
         for (int p = 0; p < kPanels; ++p)
           *reinterpret_cast<uint4*>(&s.key[stage][p][to]) =
-              there ? eight_of_bytes(cache, row, p * kPanelColumns + chunk * 8) : make_uint4(0, 0, 0, 0);
+              there ? eight_of_bytes(cached.cache, row, p * kPanelColumns + chunk * 8) : make_uint4(0, 0, 0, 0);
       }
     }
     commit_copies();
@@ -86,15 +77,16 @@ __device__ __forceinline__ void bring_keys(Shared& s, const CacheView& cache, co
 __global__ void __launch_bounds__(kThreads, 1)
     mla_wgmma_kernel(const float* q, std::int64_t q_stride, AttentionCall call, QueryTable queries, CacheView cache,
                      float* parts, float* out, std::int64_t out_stride) {
+  follow_previous_kernels();
   auto& s = *reinterpret_cast<Shared*>(dynamic_shared());
   const HeadGroups& h = call.heads;
   const int thread = static_cast<int>(threadIdx.x), group = thread / kWarpGroup, lane = thread % kWarp;
   const Tile tile = call.tiles.tile[blockIdx.x];
-  const int first = static_cast<int>(blockIdx.z) * kMmaPart;
+  const int first = static_cast<int>(blockIdx.z) * call.part;
   int longest = 0;
   for (int i = 0; i < tile.count; ++i) longest = max(longest, queries.length[tile.first + i]);
   if (first >= longest) return;  // the whole block
-  const int end = min(first + kMmaPart, longest);
+  const int end = min(first + call.part, longest);
 
   if (thread == 0) {
 #pragma unroll
@@ -107,7 +99,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
   if (group == kConsumers) {
     give_registers_up<56>();
-    return bring_keys(s, cache, queries.pages + queries.first_page[tile.first], first, end);
+    return bring_keys(s, CachedRows(cache, queries, tile.first), first, end);
   }
 
   take_registers<224>();
@@ -239,11 +231,11 @@ int mla_wgmma_queries(const HeadGroups& h) { return std::max(1, kRows / h.heads)
 void mla_wgmma(Rows<const float> q, const HeadGroups& heads, float scale, const QueryTable& queries,
                std::int32_t longest, const AttentionTiles& tiles, const KvLayer& cache, float* parts, Rows<float> out,
                cudaStream_t stream) {
-  const int of_tile = std::min(heads.heads, kRows), head_tiles = ceil_div(heads.heads, of_tile),
-            all_parts = ceil_div(longest, kMmaPart);
-  const AttentionCall call{heads, scale, of_tile, head_tiles, all_parts > 1 ? all_parts : 0, tiles};
-  const dim3 grid(static_cast<unsigned>(tiles.count), static_cast<unsigned>(head_tiles),
-                  static_cast<unsigned>(all_parts));
+  AttentionCall call = attention_call(heads, scale, longest, tiles);
+  call.heads_in_tile = std::min(heads.heads, kRows);
+  call.head_tiles = ceil_div(heads.heads, call.heads_in_tile);
+  const dim3 grid(static_cast<unsigned>(tiles.count), static_cast<unsigned>(call.head_tiles),
+                  static_cast<unsigned>(std::max(1, call.parts)));
   launch_with_shared("mla_wgmma", mla_wgmma_kernel, grid, kThreads, sizeof(Shared), stream, q.data, q.stride, call,
                      queries,
                      CacheView{static_cast<const std::byte*>(cache.data), cache.type, cache.page_tokens, cache.width},

@@ -1,0 +1,10 @@
+#pragma once
+#include <atomic>
+
+namespace shoal::cuda {
+
+/// Whether kernels are launched so that each may begin before the one before it has ended (device.h); off until the GPU
+/// has shown that they wait as they should (self_check.h).
+inline std::atomic<bool> kernels_overlap{false};
+
+}  // namespace shoal::cuda
