@@ -59,7 +59,7 @@ TEST(ScoredRun, ComesBackAsItWasWritten) {
   {
     ScoredRunWriter writer(path, 10);
     writer.add(window);
-    writer.add({{7}, {}});
+    writer.add({{7}, 1, {}});
     writer.finish();
   }
   ScoredRunReader reader(path, 10);
