@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <numeric>
+#include <span>
 
 #include "collectives/mpi.h"
 #include "launch/bench_round.h"
@@ -38,17 +40,19 @@ StoredBytes stored_bytes(const ModelConfig& config, const Checkpoint& checkpoint
   return bytes;
 }
 
-double median(std::vector<double> values) {
+/// Of the middle half: what else a machine does comes and goes, and a median jumps between its two states.
+double middle(std::vector<double> values) {
   std::sort(values.begin(), values.end());
-  const std::size_t n = values.size();
-  return n % 2 == 1 ? values[n / 2] : 0.5 * (values[n / 2 - 1] + values[n / 2]);
+  const auto left_out = static_cast<std::ptrdiff_t>(values.size() / 4);
+  const auto kept = std::span(values).subspan(std::size_t(left_out), values.size() - 2 * std::size_t(left_out));
+  return std::accumulate(kept.begin(), kept.end(), 0.0) / static_cast<double>(kept.size());
 }
 
-Round median(const std::vector<Round>& rounds) {
+Round middle(const std::vector<Round>& rounds) {
   const auto of = [&](double Round::*field) {
     std::vector<double> values;
     for (const Round& round : rounds) values.push_back(round.*field);
-    return median(values);
+    return middle(values);
   };
   return {of(&Round::ttft_ms), of(&Round::prefill_tokens_per_s), of(&Round::decode_tokens_per_s), of(&Round::tpot_ms),
           of(&Round::experts_read_per_step)};
@@ -72,7 +76,7 @@ Json measure(Engine& engine, const BenchOptions& options) {
     std::vector<Round> rounds;
     for (int i = 0; i < options.repeat; ++i)
       rounds.push_back(run_round(engine, {concurrency, options.prompt_tokens, options.output_tokens}, seed++));
-    const Round round = median(rounds);
+    const Round round = middle(rounds);
     const double step_bytes = dense + round.experts_read_per_step * bytes.expert;
     report["results"].push_back({{"concurrency", concurrency},
                                  {"ttft_ms", round.ttft_ms},
@@ -122,7 +126,8 @@ CLI::App* add_bench(CLI::App& root, BenchOptions& options) {
   app->add_option("--prompt-tokens", options.prompt_tokens, "Of each request")->check(CLI::PositiveNumber);
   app->add_option("--output-tokens", options.output_tokens, "Of each request, while no prompt is being read")
       ->check(CLI::Range(1, 1 << 20));
-  app->add_option("--repeat", options.repeat, "Of each measurement; the medians are told")->check(CLI::PositiveNumber);
+  app->add_option("--repeat", options.repeat, "Of each measurement; the mean of the middle half is told")
+      ->check(CLI::PositiveNumber);
   CLI::Option* json = app->add_flag("--json", options.json, "Print JSON");
   app->add_flag("--csv", options.csv, "Print the results as CSV")->excludes(json);
   return app;

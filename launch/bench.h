@@ -17,7 +17,7 @@ struct BenchOptions {
   std::vector<int> concurrency;   // empty: those that are usual
   int prompt_tokens = 256;
   int output_tokens = 64;
-  int repeat = 1;  // of each concurrency; the medians are told
+  int repeat = 1;  // of each concurrency; the mean of the middle half is told
   bool json = false, csv = false;
 };
 

@@ -35,6 +35,9 @@ void add_job_options(CLI::App& app, JobOptions& options) {
   app.add_option("--threads", options.threads, "Threads of each rank; 0: this host's cores shared by its ranks")
       ->check(CLI::NonNegativeNumber)
       ->group(group);
+  app.add_flag("--pin", options.pin,
+               "Keep each thread on a core of its own, on a machine that does little else: some kernels put two on one")
+      ->group(group);
   app.add_option("--device", options.device, "What computes: auto (a GPU where there is one), cpu, cuda")->group(group);
   app.add_option("--collectives", options.collectives,
                  "What carries data between ranks: auto (mpi), mpi, nccl (between GPUs)")

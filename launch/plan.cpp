@@ -59,9 +59,10 @@ Cluster read_cluster(const PlanOptions& o, const PlanRequest& r, int* argc, char
   if (o.cluster != "auto") return find_cluster(o.cluster);
   const LaunchEnvironment launch = read_launch_environment();
   const Compute compute = o.kv_type == "f32" ? Compute::f32 : Compute::bf16;
-  if (!launch.launched) return measure_cluster(*make_self_communicator(), launch, compute, r.config, r.precision);
+  if (!launch.launched)
+    return measure_cluster(*make_self_communicator(), launch, compute, r.config, r.precision, o.pin);
   MpiJob mpi(argc, argv);
-  return measure_cluster(*mpi.world(), launch, compute, r.config, r.precision);
+  return measure_cluster(*mpi.world(), launch, compute, r.config, r.precision, o.pin);
 }
 
 PlanRequest read_request(const PlanOptions& o, int* argc, char*** argv) {
@@ -105,6 +106,7 @@ void print_text(const Plan& p) {
   if (p.layout.tensor_parallel > 1)
     fmt::print("layout      dense parts over {} ranks{}\n", p.layout.tensor_parallel,
                p.layout.ranks > p.layout.tensor_parallel ? ", sequences over the groups of them" : "");
+  if (!p.served()) fmt::print("            serve does not run this layout: these are figures for other engines\n");
   if (p.layout.sliced_experts)
     fmt::print("experts     {} a layer, each sliced over {}\n", p.n_routed_experts, counted(p.layout.ranks, "rank"));
   else if (p.n_routed_experts > 0)
@@ -139,6 +141,9 @@ void print_text(const Plan& p) {
     if (!p.changes.empty())
       fmt::print(" {}:\n  {}", p.changes.size() == 1 ? "This would make it fit" : "Any one of these would make it fit",
                  fmt::join(p.changes, "\n  "));
+    if (p.sharing_that_fits > 0)
+      fmt::print("\nIt would where {} ranks share the dense parts (--tensor-parallel {}), which serve does not do.",
+                 p.sharing_that_fits, p.sharing_that_fits);
     fmt::print("\n");
     return;
   }
@@ -165,6 +170,7 @@ CLI::App* add_plan(CLI::App& root, PlanOptions& o) {
   app->add_option("--model", o.model, "Model card (deepseek-r1), Hugging Face folder, config.json or GGUF file");
   app->add_option("--cluster", o.cluster,
                   "Cluster card (h800x8), JSON file, or auto: this machine, measured by the ranks of this job");
+  app->add_flag("--pin", o.pin, "With --cluster auto: as serve --pin, each thread on a core of its own");
   app->add_option("--nodes", o.nodes, "Nodes of the cluster; 0: what its card says")->check(CLI::Range(0, most_nodes));
   app->add_option("--precision", o.precision,
                   "bf16, fp8, int8, int4, a GGUF type (Q4_K_M) or mix (UD-IQ1_S); empty: what the checkpoint holds");
@@ -176,7 +182,8 @@ CLI::App* add_plan(CLI::App& root, PlanOptions& o) {
       ->check(CLI::Range(1, 1 << 20));
   app->add_option("--redundant-experts", o.redundant_experts, "Further replicas of experts in each layer");
   app->add_option("--loads", o.loads, "JSON file with the load of each expert: [layers with experts][experts]");
-  app->add_option("--tensor-parallel", o.tensor_parallel, "Ranks that share the dense parts; 0: the fewest that fit");
+  app->add_option("--tensor-parallel", o.tensor_parallel,
+                  "Ranks that share the dense parts, as other engines have it; 0: as serve runs the model");
   app->add_flag("--slice-experts", o.slice_experts,
                 "A slice of every expert on every rank: the least time for a single user, more to exchange");
   app->add_option_function<std::string>(

@@ -11,6 +11,7 @@ struct PlanOptions {
   std::string precision;  // empty: what the checkpoint holds
   std::string kv_type = "bf16";
   std::string loads;  // JSON file: [MoE layers][experts]
+  bool pin = false;   // threads, where this machine is measured
   int nodes = 0;      // 0: the card's
   int context = 4096;
   int concurrency = 1;

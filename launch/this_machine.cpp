@@ -4,16 +4,22 @@
 #include <chrono>
 #include <cstdio>
 #include <functional>
+#include <numeric>
 #include <random>
+#include <span>
 
 #include "base/error.h"
+#include "collectives/expert_exchange.h"
 #include "runtime/host_memory.h"
 
 namespace shoal {
 namespace {
 
-constexpr int kRepeats = 9;            // of a measurement, at least
-constexpr double kLeastSeconds = 0.1;  // that its runs take together
+constexpr int kRuns = 3;         // of a piece of work, at least
+constexpr double kVisit = 0.02;  // seconds that runs of it take one after the other, at least
+/// Seconds that pieces of work take turns, so that each of them sees the machine as it is on average: what others do on
+/// it, or beside it under the same hypervisor, comes and goes within about a second.
+constexpr double kLongLook = 1.2, kShortLook = 0.15;
 constexpr std::chrono::seconds kPatience{3};
 
 enum class Who { all, first };  // ranks at work, while the others wait
@@ -27,24 +33,47 @@ double lowest(Communicator& comm, double mine) {
   return static_cast<double>(*std::min_element(all.begin(), all.end()));
 }
 
-/// Seconds of a run in the middle of some, each from when all ranks begin to when all are ready: ranks that share a
-/// core are not ready before the last of them is. Not the fastest, which has the machine as a step seldom has it.
-double seconds_of(Communicator& comm, const std::function<void()>& work, Who who = Who::all) {
-  std::vector<double> times;
-  const auto run = [&] {
+struct Work {
+  std::function<void()> run;
+  Who who = Who::all;
+};
+
+/// Seconds of each piece of work, the mean of the middle half of its runs, each from when all ranks begin to when all
+/// are ready: ranks that share a core are not ready before the last of them is. The pieces take turns for `look`
+/// seconds at least.
+std::vector<double> seconds_of(Communicator& comm, const std::vector<Work>& pieces, double look) {
+  using Clock = std::chrono::steady_clock;
+  const auto since = [](Clock::time_point t) { return std::chrono::duration<double>(Clock::now() - t).count(); };
+  std::vector<std::vector<double>> times(pieces.size());
+  const auto run = [&](std::size_t i) {
     comm.barrier();
-    const auto start = std::chrono::steady_clock::now();
-    if (who == Who::all || comm.rank() == 0) work();
+    const auto start = Clock::now();
+    if (pieces[i].who == Who::all || comm.rank() == 0) pieces[i].run();
     comm.barrier();
-    times.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    times[i].push_back(since(start));
   };
-  run();  // touches memory, wakes threads
-  const double first = -lowest(comm, -times[0]);
-  times.clear();
-  const int runs = std::clamp(static_cast<int>(kLeastSeconds / std::max(first, 1e-6)), kRepeats, 200);
-  for (int i = 0; i < runs; ++i) run();
-  std::nth_element(times.begin(), times.begin() + runs / 2, times.end());
-  return times[static_cast<std::size_t>(runs / 2)];
+  std::vector<int> runs_of_visit(pieces.size());
+  double cycle = 0;
+  for (std::size_t i = 0; i < pieces.size(); ++i) {
+    run(i);  // touches memory, wakes threads
+    run(i);
+    const double one = -lowest(comm, -times[i].back());  // on all ranks the same
+    runs_of_visit[i] = std::clamp(static_cast<int>(kVisit / std::max(one, 1e-6)), 1, 100);
+    cycle += one * runs_of_visit[i];
+    times[i].clear();
+  }
+  const int visits = std::clamp(static_cast<int>(look / std::max(cycle, 1e-6)), kRuns, 100);
+  for (int visit = 0; visit < visits; ++visit)
+    for (std::size_t i = 0; i < pieces.size(); ++i)
+      for (int n = 0; n < runs_of_visit[i]; ++n) run(i);
+  std::vector<double> means;
+  for (std::vector<double>& of : times) {
+    std::sort(of.begin(), of.end());
+    const auto out = static_cast<std::ptrdiff_t>(of.size() / 4);
+    const double sum = std::accumulate(of.begin() + out, of.end() - out, 0.0);
+    means.push_back(-lowest(comm, -sum / static_cast<double>(std::ssize(of) - 2 * out)));
+  }
+  return means;
 }
 
 Matrix random_matrix(DType type, std::int64_t rows, std::int64_t cols) {
@@ -87,16 +116,35 @@ Matrix random_matrix(const std::string& type, std::int64_t rows, std::int64_t co
 }
 
 constexpr double kNotCached = 512e6;  // bytes of weights which, read in turn by a host's ranks, do not stay in a cache
-constexpr std::int64_t kMany = 256;
 
-/// Of one kind of products, seconds of all of its weights with one token, and of some with many.
+/// Of one kind of products: those of all of its weights, from memory, with a few tokens each, and of some with many.
 struct Probe {
-  std::function<void()> once, many;
-  double weights = 0, weights_of_many = 0, tokens_of_many = 0;
+  struct Part {
+    std::int64_t tokens;
+    double weights;  // that each of them is multiplied with
+    std::function<void()> run;
+  };
+  std::vector<Part> parts;  // ascending in tokens, from one
 
-  ProductRate rate(Communicator& comm) const {
-    const double one = seconds_of(comm, once), busy = seconds_of(comm, many);
-    return {lowest(comm, weights / one), lowest(comm, 2 * weights_of_many * tokens_of_many / busy)};
+  /// The parts, and the first of them on one rank alone.
+  std::vector<Work> work(const Communicator& comm) const {
+    std::vector<Work> pieces;
+    for (const Part& p : parts) pieces.push_back({p.run});
+    if (comm.size() > 1) pieces.push_back({parts.front().run, Who::first});
+    return pieces;
+  }
+  ProductRate rate(std::span<const double> seconds) const {
+    const Part& most = parts.back();
+    ProductRate rate{parts[0].weights / seconds[0],
+                     2 * most.weights * static_cast<double>(most.tokens) / seconds[parts.size() - 1]};
+    if (seconds.size() > parts.size()) rate.alone = std::max(1.0, seconds[0] / seconds[parts.size()]);
+    double before = 1 / rate.weights_per_s;
+    for (std::size_t i = 1; i < parts.size(); ++i) {
+      const double of_weight = std::max(before, seconds[i] / parts[i].weights);  // more tokens are never faster
+      rate.few[static_cast<int>(parts[i].tokens)] = 1 / of_weight;
+      before = of_weight;
+    }
+    return rate;
   }
 };
 
@@ -117,9 +165,8 @@ struct Bench {
 };
 
 /// Square matrices of the model's width: about the mean of a layer's, so that what a call costs besides is in the rate.
-ProductRate measure_linear(const Bench& b, const std::string& type, Device* alone = nullptr) {
+ProductRate measure_linear(const Bench& b, const std::string& type, double look, Device* alone = nullptr) {
   b.say("products with " + type + " weights");
-  Communicator& comm = b.comm;
   Backend& backend = b.backend;
   const std::int64_t rows = b.config.hidden_size, cols = (b.config.hidden_size + 255) / 256 * 256;
   std::vector<Matrix> weights;
@@ -127,29 +174,34 @@ ProductRate measure_linear(const Bench& b, const std::string& type, Device* alon
   if (weights[0].empty()) return {};
   while (static_cast<double>(weights[0].bytes()) * static_cast<double>(weights.size()) < b.bytes)
     weights.push_back(weights[0].clone());
-  const std::vector<float> in(static_cast<std::size_t>(kMany * cols), 0.01f);
-  std::vector<float> out(static_cast<std::size_t>(kMany * rows));
-  const Probe probe{[&] {
-                      for (const Matrix& m : weights)
-                        backend.linear({in.data(), 1, cols}, m, {}, {out.data(), 1, rows});
-                    },
-                    [&] {
-                      backend.linear({in.data(), kMany, cols}, weights[0], {}, {out.data(), kMany, rows});
-                    },
-                    static_cast<double>(std::ssize(weights) * rows * cols), static_cast<double>(rows * cols), kMany};
+  constexpr std::int64_t few[] = {1, 4, 16}, many[] = {64, 256};
+  const std::vector<float> in(static_cast<std::size_t>(many[1] * cols), 0.01f);
+  std::vector<float> out(static_cast<std::size_t>(many[1] * rows));
+  Probe probe;
+  const auto add = [&](std::int64_t tokens, std::size_t matrices) {
+    probe.parts.push_back(
+        {tokens, static_cast<double>(matrices) * static_cast<double>(rows * cols), [&, tokens, matrices] {
+           for (std::size_t i = 0; i < matrices; ++i)
+             backend.linear({in.data(), tokens, cols}, weights[i], {}, {out.data(), tokens, rows});
+         }});
+  };
+  for (const std::int64_t tokens : few) add(tokens, weights.size());
+  for (const std::int64_t tokens : many) add(tokens, 1);
+  std::vector<Work> work = probe.work(b.comm);
+  const std::size_t n = work.size();
+  if (alone) work.push_back({probe.parts.back().run, Who::first});
+  const std::vector<double> seconds = seconds_of(b.comm, work, look);
+  const ProductRate rate = probe.rate(seconds);
   if (alone) {
-    const double read = seconds_of(comm, probe.once, Who::first), all_read = seconds_of(comm, probe.once);
-    const double multiplied = seconds_of(comm, probe.many, Who::first), all_multiplied = seconds_of(comm, probe.many);
-    // Rank 0's clock counts.
-    alone->alone_memory = std::max(1.0, lowest(comm, all_read / read));
-    alone->alone_products = std::max(1.0, lowest(comm, all_multiplied / multiplied));
+    alone->alone_memory = rate.alone;
+    alone->alone_products = std::max(1.0, seconds[probe.parts.size() - 1] / seconds[n]);
   }
-  return probe.rate(comm);
+  return rate;
 }
 
-/// Experts of the model's shape: one token to each of as many as it is sent to, or as there is memory for, and many to
-/// each.
-ProductRate measure_experts(const Bench& b, const std::string& type) {
+/// Experts of the model's shape: a few tokens to each of as many as a token is sent to, or as there is memory for, and
+/// many to each.
+ProductRate measure_experts(const Bench& b, const std::string& type, double look) {
   b.say("experts with " + type + " weights");
   Backend& backend = b.backend;
   const ModelConfig& config = b.config;
@@ -163,8 +215,8 @@ ProductRate measure_experts(const Bench& b, const std::string& type) {
   while (bytes * static_cast<double>(experts.size()) < b.bytes || std::ssize(experts) % at_once != 0)
     experts.push_back({experts[0].gate.clone(), experts[0].up.clone(), experts[0].down.clone()});
 
-  constexpr int rows = 64;
-  const std::vector<float> in(static_cast<std::size_t>(rows * hidden), 0.01f);
+  constexpr int few[] = {1, 2, 4, 16}, many = 64;
+  const std::vector<float> in(static_cast<std::size_t>(many * hidden), 0.01f);
   std::vector<float> out(in.size());
   const auto batch_of = [&](int tokens) {
     ExpertBatch batch;
@@ -178,15 +230,18 @@ ProductRate measure_experts(const Bench& b, const std::string& type) {
     }
     return batch;
   };
-  const ExpertBatch one = batch_of(1), many = batch_of(rows);
   const double weights_of_one = 3.0 * static_cast<double>(hidden * width);
-  const Probe probe{[&] {
-                      for (std::size_t e = 0; e < experts.size(); e += static_cast<std::size_t>(at_once))
-                        backend.experts(one, std::span(experts).subspan(e, static_cast<std::size_t>(at_once)));
-                    },
-                    [&] { backend.experts(many, std::span(experts).first(static_cast<std::size_t>(at_once))); },
-                    weights_of_one * static_cast<double>(experts.size()), weights_of_one * at_once, rows};
-  return probe.rate(b.comm);
+  const auto step = static_cast<std::size_t>(at_once);
+  Probe probe;
+  const auto add = [&](int tokens, std::size_t count) {
+    probe.parts.push_back({tokens, weights_of_one * static_cast<double>(count), [&, batch = batch_of(tokens), count] {
+                             for (std::size_t e = 0; e < count; e += step)
+                               backend.experts(batch, std::span(experts).subspan(e, step));
+                           }});
+  };
+  for (const int tokens : few) add(tokens, experts.size());
+  add(many, step);
+  return probe.rate(seconds_of(b.comm, probe.work(b.comm), look));
 }
 
 /// Types that make up more than a hundredth of the weights of a part.
@@ -206,64 +261,77 @@ std::vector<std::string> types_of(const ModelConfig& config, const Precision& pr
   return types;
 }
 
-/// What each rank sends to all others that are on its host, or to all that are not.
-Link measure_link(Communicator& comm, const LaunchEnvironment& launch, bool within) {
-  const auto exchange = comm.make_all_to_all();
+/// The exchange of a layer with experts, as it is run: tokens go out to ranks on this host, or to all that are not, and
+/// answers come back, with what packing them takes, and with waiting for ranks that share a core.
+Link measure_link(const Bench& b, const LaunchEnvironment& launch, bool bf16_rows, bool within) {
+  Communicator& comm = b.comm;
+  const std::int64_t hidden = b.config.hidden_size;
+  ExpertExchange exchange(comm, static_cast<int>(hidden), bf16_rows);
   const auto host = [&](int rank) { return rank / launch.local_size; };
-  std::vector<std::size_t> bytes(static_cast<std::size_t>(comm.size()));
-  double peers = 0;
-  const auto seconds = [&](std::size_t each) {
-    peers = 0;
-    for (int r = 0; r < comm.size(); ++r) {
-      const bool meant = r != comm.rank() && (host(r) == host(comm.rank())) == within;
-      bytes[static_cast<std::size_t>(r)] = meant ? each : 0;
-      peers += meant;
-    }
-    return seconds_of(comm,
-                      [&] {
-                        for (int i = 0; i < 10; ++i) {
-                          for (int r = 0; r < comm.size(); ++r)
-                            if (const std::size_t n = bytes[static_cast<std::size_t>(r)]) {
-                              const auto to = exchange->outgoing(r, n);
-                              std::fill(to.begin(), to.end(), std::byte{1});
-                            }
-                          exchange->post(bytes);
-                          exchange->wait();
-                        }
-                      }) /
-           10;
+  std::vector<std::vector<ExpertReplica>> one_each;  // an expert on every rank
+  std::vector<std::int32_t> peers;
+  for (int r = 0; r < comm.size(); ++r) {
+    one_each.push_back({{r, 0, 1}});
+    if (r != comm.rank() && (host(r) == host(comm.rank())) == within) peers.push_back(r);
+  }
+  ExpertMap map(std::move(one_each));
+  const int top_k = std::min(static_cast<int>(peers.size()), std::max(1, b.config.num_experts_per_tok));
+  constexpr int few = 1, many = 128;
+  const std::vector<float> in(static_cast<std::size_t>(many * hidden), 0.01f),
+      weight(static_cast<std::size_t>(many * top_k), 1.0f);
+  std::vector<float> out(in.size());
+  std::vector<std::int32_t> expert;
+  for (int t = 0; t < many; ++t) {
+    std::vector<std::int32_t> of_token;
+    for (int k = 0; k < top_k; ++k) of_token.push_back(peers[static_cast<std::size_t>(t + k) % peers.size()]);
+    std::ranges::sort(of_token);
+    expert.insert(expert.end(), of_token.begin(), of_token.end());
+  }
+  constexpr int times = 10;
+  const auto exchanges_of = [&](std::int64_t tokens) {
+    return Work{[&, tokens] {
+      for (int i = 0; i < times; ++i) {
+        exchange.dispatch(in.data(), hidden, tokens, expert.data(), weight.data(), top_k, map);
+        exchange.dispatched();
+        exchange.combine();
+        exchange.combined(out.data(), hidden);
+      }
+    }};
   };
-  const double small = seconds(64);
-  constexpr std::size_t large_bytes = 1 << 20;
-  const double large = seconds(large_bytes);
-  return {lowest(comm, peers * large_bytes / std::max(1e-9, large - small)), -lowest(comm, -small) * 1e6};
+  const std::vector<double> seconds = seconds_of(comm, {exchanges_of(few), exchanges_of(many)}, kLongLook);
+  const double row = static_cast<double>(hidden) * (bf16_rows ? 2 : 4) * 2;  // out and back
+  const double bytes = (many - few) * top_k * row, small = seconds[0] / times, large = seconds[1] / times;
+  return {bytes / std::max(1e-9, large - small), small / 2 * 1e6};
 }
 
 }  // namespace
 
 Cluster measure_cluster(Communicator& comm, const LaunchEnvironment& launch, Compute compute, const ModelConfig& config,
-                        const Precision& precision, int threads) {
+                        const Precision& precision, bool pin) {
   const int local = launch.local_size;
   if (-lowest(comm, -local) != local || lowest(comm, local) != local || comm.size() % local != 0)
     throw Error(
         "--cluster auto needs as many ranks on every host; describe mixed hosts in a JSON file (planner/README.md)",
         ExitCode::usage);
   const auto backend =
-      make_cpu_backend({.threads = threads, .local_rank = launch.local_rank, .local_ranks = local, .compute = compute});
+      make_cpu_backend({.pin = pin, .local_rank = launch.local_rank, .local_ranks = local, .compute = compute});
   Device device{.kind = Device::Kind::cpu, .name = backend->description()};
   device.memory_bytes = lowest(comm, static_cast<double>(available_memory_bytes()) / local);
   device.measured = true;
   const Bench bench{comm, *backend, config, std::min(kNotCached / local, device.memory_bytes / 4),
                     device.memory_bytes / 4};
-  device.linear["BF16"] = measure_linear(bench, "BF16", comm.size() > 1 ? &device : nullptr);
-  for (const char* type : {"FP8", "Q8_0"}) device.linear[type] = measure_linear(bench, type);
+  device.linear["BF16"] = measure_linear(bench, "BF16", kLongLook, comm.size() > 1 ? &device : nullptr);
+  const std::vector<std::string> dense = types_of(config, precision, false);
+  for (const char* type : {"FP8", "Q8_0"})  // what other precisions are reckoned with
+    if (std::ranges::find(dense, type) == dense.end()) device.linear[type] = measure_linear(bench, type, kShortLook);
+  for (const std::string& type : dense)
+    if (!device.linear.contains(type)) device.linear[type] = measure_linear(bench, type, kLongLook);
   device.memory_bytes_per_s = device.linear["BF16"].weights_per_s * 2;
   device.bf16_flops = device.linear["BF16"].flops;
   device.fp8_flops = device.linear["FP8"].flops;
   device.int8_flops = device.linear["Q8_0"].flops;
-  for (const std::string& type : types_of(config, precision, false))
-    if (!device.linear.contains(type)) device.linear[type] = measure_linear(bench, type);
-  for (const std::string& type : types_of(config, precision, true)) device.experts[type] = measure_experts(bench, type);
+  for (const std::string& type : types_of(config, precision, true))
+    device.experts[type] = measure_experts(bench, type, kLongLook);
   for (ProductRates* rates : {&device.linear, &device.experts})
     std::erase_if(*rates, [](const auto& rate) { return rate.second.flops <= 0; });  // no kernel takes it so
 
@@ -271,8 +339,8 @@ Cluster measure_cluster(Communicator& comm, const LaunchEnvironment& launch, Com
   cluster.name = "auto";
   cluster.groups.push_back({.nodes = comm.size() / local, .ranks_per_node = local, .device = device, .intra_node = {}});
   if (comm.size() > 1) bench.say("the exchange between ranks");
-  if (local > 1) cluster.groups[0].intra_node = measure_link(comm, launch, true);
-  if (comm.size() > local) cluster.inter_node = measure_link(comm, launch, false);
+  if (local > 1) cluster.groups[0].intra_node = measure_link(bench, launch, compute == Compute::bf16, true);
+  if (comm.size() > local) cluster.inter_node = measure_link(bench, launch, compute == Compute::bf16, false);
   return cluster;
 }
 

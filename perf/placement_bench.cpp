@@ -55,7 +55,7 @@ int main() {
         seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
         const auto sums = shoal::rank_loads(placement, loads, ranks);
         ours += *std::max_element(sums.begin(), sums.end()) / mean / layers;
-        bound += shoal::load_bound(loads, ranks, s.groups) / mean / layers;
+        bound += shoal::load_bound(loads, ranks, s.groups, true) / mean / layers;
         const int nodes = s.groups == 1 ? 1 : s.ranks / 8;
         const auto slots = shoal::Eplb::place(loads, experts + s.redundant, s.groups, nodes, s.ranks);
         peer += shoal::Eplb::largest(slots, loads, s.ranks) / mean / layers;

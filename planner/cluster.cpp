@@ -1,6 +1,7 @@
 #include "planner/cluster.h"
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "base/error.h"
 #include "planner/weight_types.h"
@@ -31,15 +32,26 @@ ProductRates read_rates(const JsonFields& json, const char* key) {
     if (!find_weight_type(type)) types->reject(type, "is no weight type");
     const auto rate = types->object(type.c_str());
     if (!rate) types->reject(type, "must be an object");
-    rates[type] = {above_zero(*rate, "weights_g_s") * 1e9, above_zero(*rate, "tflops") * 1e12};
+    ProductRate& r = rates[type] = {above_zero(*rate, "weights_g_s") * 1e9, above_zero(*rate, "tflops") * 1e12};
+    r.alone = not_negative(*rate, "alone");
+    const auto few = rate->object("weights_g_s_with");
+    if (!few) continue;
+    for (const auto& [tokens, unused2] : rate->find("weights_g_s_with")->items()) {
+      const int n = std::atoi(tokens.c_str());
+      if (n < 2 || std::to_string(n) != tokens) few->reject(tokens.c_str(), "is no number of tokens above one");
+      r.few[n] = above_zero(*few, tokens.c_str()) * 1e9;
+    }
   }
   return rates;
 }
 
 nlohmann::ordered_json write_rates(const ProductRates& rates) {
   nlohmann::ordered_json json = nlohmann::ordered_json::object();
-  for (const auto& [type, rate] : rates)
+  for (const auto& [type, rate] : rates) {
     json[type] = {{"weights_g_s", rate.weights_per_s / 1e9}, {"tflops", rate.flops / 1e12}};
+    if (rate.alone > 0) json[type]["alone"] = rate.alone;
+    for (const auto& [tokens, per_s] : rate.few) json[type]["weights_g_s_with"][std::to_string(tokens)] = per_s / 1e9;
+  }
   return json;
 }
 
@@ -108,6 +120,16 @@ nlohmann::ordered_json write_link(const Link& link) {
 }
 
 }  // namespace
+
+double ProductRate::seconds(double weights, double tokens) const {
+  double known = 1, of_known = 1 / weights_per_s;  // seconds of a weight
+  for (const auto& [n, per_s] : few) {
+    const double of_n = 1 / per_s;
+    if (tokens <= n) return weights * (of_known + (of_n - of_known) * (tokens - known) / (n - known));
+    known = n, of_known = of_n;
+  }
+  return weights * (of_known + 2 * (tokens - known) / flops);
+}
 
 double Device::flops(Arithmetic arithmetic) const {
   const double narrow = arithmetic == Arithmetic::fp8 ? fp8_flops : arithmetic == Arithmetic::int8 ? int8_flops : 0;

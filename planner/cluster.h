@@ -13,10 +13,19 @@ namespace shoal {
 enum class Arithmetic { bf16, fp8, int8 };
 
 /// What products with weights of one type reach on a device that was measured: a weight is read and unpacked once for
-/// all tokens of a step, and multiplied once for each. On a CPU both take a core's time, one after the other.
+/// all tokens of a step, and multiplied once for each. On a CPU both take a core's time, one after the other. How much
+/// tokens add where they are few depends on the kernel (how many fit into its registers at once), so some numbers of
+/// them between one and many can be measured too.
 struct ProductRate {
-  double weights_per_s = 0;  // with one token, from memory
-  double flops = 0;          // with many
+  double weights_per_s = 0;        // with one token, from memory
+  double flops = 0;                // with many
+  std::map<int, double> few = {};  // weights_per_s with so many tokens, ascending
+  /// How many times as fast a rank is with one token where the others of its node wait: types that take a core's time
+  /// to unpack gain less than those that wait for memory. 0: as the device's alone_memory.
+  double alone = 0;
+
+  /// Of products of `weights` weights with `tokens` tokens each, one at least.
+  double seconds(double weights, double tokens) const;
 };
 using ProductRates = std::map<std::string, ProductRate, std::less<>>;  // by WeightType's name
 

@@ -113,7 +113,7 @@ class GroupPacking {
 /// Levels above the bound that are tried in turn, and experts to be cut: those above these parts of the level.
 constexpr double slacks[] = {1.0008, 1.004, 1.01, 1.02, 1.04, 1.08};
 constexpr double cut_above[] = {1.0, 0.8, 0.6, 0.4, 0.2, 0};
-constexpr double most_slack = 1.08, paired_step = 0.002;
+constexpr double most_slack = 1.08, paired_step = 0.004;
 
 /// A placement that fills ranks just to the lowest level for which that works; the best of those tried where none does.
 std::optional<Balance> fill(std::span<const double> loads, std::span<const int> slots, std::span<const double> speed,
@@ -124,9 +124,12 @@ std::optional<Balance> fill(std::span<const double> loads, std::span<const int> 
     if (!best || found.largest() < best->largest()) best.emplace(std::move(found));
   };
   for (double slack = 1; slack < most_slack; slack += paired_step) {
+    if (best && bound * slack > best->largest() * 1.015) break;
     Balance paired(loads, slots, speed);
-    if (paired.place_paired(bound * slack)) keep(std::move(paired));
-    if (best && best->largest() <= bound * slack) break;
+    if (!paired.place_paired(bound * slack)) continue;
+    paired.improve(bound * slacks[0]);  // a level that is aimed too high may end lower than one that is just right
+    keep(std::move(paired));
+    if (best->largest() <= bound * slacks[1]) break;
   }
   for (const double slack : slacks) {
     if (best && best->largest() <= bound * slack * (1 + 1e-9)) return best;
@@ -215,10 +218,11 @@ std::vector<double> rank_loads(const LayerPlacement& placement, std::span<const 
   return sums;
 }
 
-double load_bound(std::span<const double> loads, const ExpertRanks& ranks, int n_group) {
+double load_bound(std::span<const double> loads, const ExpertRanks& ranks, int n_group, bool thorough) {
   check(loads, ranks);
   const double flat = flat_bound(loads, ranks.slots, ranks.speed);
-  if (!hierarchical(loads, ranks, n_group)) return flat;
+  if (!hierarchical(loads, ranks, n_group))
+    return thorough ? pieces_bound(loads, ranks.slots, ranks.speed, flat) : flat;
   const auto nodes = nodes_of(ranks);
   const GroupPacking packing(group_loads(loads, n_group), static_cast<int>(nodes.size()));
   const double node_speed =

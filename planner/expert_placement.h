@@ -34,8 +34,8 @@ std::vector<double> rank_loads(const LayerPlacement& placement, std::span<const 
 
 /// A number that no placement's largest rank load can be below: the mean, and the smallest level at which all experts'
 /// whole numbers of replicas fit into the slots (each replica carries at most the level); with groups the same for the
-/// best packing of groups into nodes.
-double load_bound(std::span<const double> loads, const ExpertRanks& ranks, int n_group);
+/// best packing of groups into nodes. `thorough`: see pieces_bound() of flat_bound.h.
+double load_bound(std::span<const double> loads, const ExpertRanks& ranks, int n_group, bool thorough = false);
 
 /// Places one layer's experts with `loads` [n_routed_experts] (any unit) so that the largest rank load is small:
 /// replica counts for the smallest feasible level, largest first onto the least loaded rank, then exchanges between the

@@ -67,7 +67,10 @@ double kv_bytes_per_token(const ModelConfig& config, KvType type) {
 }
 
 HeldWeights::HeldWeights(const ModelConfig& config, const Precision& precision, Device::Kind kind, bool mtp)
-    : config_(config), kind_(kind), expert_(static_cast<std::size_t>(config.num_hidden_layers + (mtp ? 1 : 0))) {
+    : config_(config),
+      kind_(kind),
+      expert_(static_cast<std::size_t>(config.num_hidden_layers + (mtp ? 1 : 0))),
+      expert_if_cut_(expert_.size()) {
   using Cut = Piece::Cut;
   for (const ExpectedTensor& t : expected_tensors(config)) {
     const bool guesses = mtp && t.part == Part::mtp && t.need == Need::with_mtp_layer &&
@@ -78,9 +81,14 @@ HeldWeights::HeldWeights(const ModelConfig& config, const Precision& precision, 
     if (t.name.ends_with("gate_proj.weight") && type->block_cols > 1 && type->block_rows == 1) quantized_ = true;
     const auto is = [&](std::string_view leaf) { return t.name.ends_with(leaf); };
     if (t.part == Part::routed_experts || (guesses && t.name.find(".mlp.experts.") != std::string::npos)) {
-      expert_[static_cast<std::size_t>(t.layer)] +=
-          bytes_of({type, rows, cols, Cut::none}, rows, cols) / config.n_routed_experts;
-      if (is("down_proj.weight")) expert_block_ = std::max(expert_block_, type->block_cols);
+      const double bytes = bytes_of({type, rows, cols, Cut::none}, rows, cols) / config.n_routed_experts;
+      expert_[static_cast<std::size_t>(t.layer)] += bytes;
+      if (is("down_proj.weight")) {
+        expert_block_ = std::max(expert_block_, type->block_cols);
+        const double cut =
+            bytes_of({cut_along_rows(type), rows, cols, Cut::none}, rows, cols) / config.n_routed_experts;
+        expert_if_cut_[static_cast<std::size_t>(t.layer)] += cut - bytes;
+      }
       continue;
     }
     const bool vector = t.shape.size() < 2;
@@ -115,6 +123,16 @@ double HeldWeights::slice_part(int ranks, int rank) const {
   return static_cast<double>(mine.count) / static_cast<double>(config_.moe_intermediate_size);
 }
 
+double HeldWeights::slice_bytes(int layer, int ranks, int rank) const {
+  const auto l = static_cast<std::size_t>(layer);
+  return (expert_[l] + (ranks > 1 ? expert_if_cut_[l] : 0)) * slice_part(ranks, rank);
+}
+
+const WeightType* HeldWeights::cut_along_rows(const WeightType* type) const {
+  const bool scattered = config_.quantization && config_.quantization->act_order && type->name.starts_with("INT");
+  return scattered ? &weight_type("F32") : type;
+}
+
 double HeldWeights::dense_bytes(int tensor_parallel, int rank) const {
   using Cut = Piece::Cut;
   const ModelConfig& c = config_;
@@ -128,7 +146,8 @@ double HeldWeights::dense_bytes(int tensor_parallel, int rank) const {
     if (p.cut == Cut::ffn_cols) block = std::max<std::int64_t>(block, p.type->block_cols);
   const std::int64_t unit = cut_unit(c.intermediate_size, tensor_parallel, block);
   double sum = 0;
-  for (const Piece& p : dense_) {
+  for (const Piece& whole : dense_) {
+    Piece p = whole;
     std::int64_t rows = p.rows, cols = p.cols;
     switch (p.cut) {
       case Cut::none:
@@ -141,12 +160,14 @@ double HeldWeights::dense_bytes(int tensor_parallel, int rank) const {
         break;
       case Cut::head_cols:
         cols = part(cols, mine.heads.count, c.num_attention_heads);
+        if (cols < p.cols) p.type = cut_along_rows(p.type);
         break;
       case Cut::ffn_rows:
         rows = slice_of(rows, tensor_parallel, rank, unit).count;
         break;
       case Cut::ffn_cols:
         cols = slice_of(cols, tensor_parallel, rank, unit).count;
+        if (cols < p.cols) p.type = cut_along_rows(p.type);
         break;
       case Cut::vocab:
         rows = slice_of(rows, tensor_parallel, rank, panel_rows).count;
@@ -176,7 +197,9 @@ RankMemory rank_memory(const ModelConfig& config, const HeldWeights& weights, co
   m.weights = dense;
   const double part = layout.sliced_experts ? weights.slice_part(layout.ranks, rank) : 1;
   for (std::size_t layer = 0; layer < held_experts.size(); ++layer)
-    m.weights += weights.expert_bytes(static_cast<int>(layer)) * held_experts[layer] * part;
+    m.weights +=
+        held_experts[layer] * (layout.sliced_experts ? weights.slice_bytes(static_cast<int>(layer), layout.ranks, rank)
+                                                     : weights.expert_bytes(static_cast<int>(layer)));
 
   double per_token = kv_bytes_per_token(config, workload.kv);
   if (workload.mtp) per_token *= (config.num_hidden_layers + 1.0) / config.num_hidden_layers;

@@ -56,8 +56,9 @@ class HeldWeights {
   double dense_bytes(int tensor_parallel, int rank) const;
   /// Of one routed expert. The MTP layer is the one behind the others.
   double expert_bytes(int layer) const { return expert_[static_cast<std::size_t>(layer)]; }
-  /// The part of that which a rank has where experts are sliced.
+  /// The part of an expert's width that a rank has where experts are sliced, and bytes of that part.
   double slice_part(int ranks, int rank) const;
+  double slice_bytes(int layer, int ranks, int rank) const;
   int layers() const { return static_cast<int>(expert_.size()); }
   /// Whether feed-forward blocks are multiplied as bytes.
   bool quantized() const { return quantized_; }
@@ -69,11 +70,15 @@ class HeldWeights {
     enum class Cut { none, heads, kv_heads, head_cols, ffn_rows, ffn_cols, vocab } cut;
   };
   double bytes_of(const Piece& piece, std::int64_t rows, std::int64_t cols) const;
+  /// How some of a matrix's columns are held: in floats where those that share a scale are all over it (runtime's
+  /// IntegerWeight::packed).
+  const WeightType* cut_along_rows(const WeightType* type) const;
 
   const ModelConfig config_;
   const Device::Kind kind_;
   std::vector<Piece> dense_;
-  std::vector<double> expert_;  // [layers]
+  std::vector<double> expert_;         // [layers]
+  std::vector<double> expert_if_cut_;  // [layers] what slices of an expert take beyond their part of it
   bool quantized_ = false;
   int expert_block_ = 1;  // columns of routed experts' down projections that share a scale, at most
 };

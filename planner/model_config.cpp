@@ -280,6 +280,7 @@ void read_gptq(WeightQuantization& q, const JsonFields& fields) {
     fields.reject("checkpoint_format", fmt::format("\"{}\" is not supported (gptq and gptq_v2 are)", format));
   }
   q.zero_offset = format == "gptq" ? 1 : 0;
+  q.act_order = fields.boolean_or("desc_act", false);
 }
 
 /// Its "pack-quantized" INT4 and "int-quantized" INT8 weights, all layers alike.

@@ -34,8 +34,9 @@ struct WeightQuantization {
   std::string method;                  // "fp8", "int8", "awq", "gptq", "compressed-tensors"
   int block_rows = 0, block_cols = 0;  // fp8, int8: that share a scale; 0: one a row
   int bits = 8;
-  int group_size = 0;   // awq, gptq, compressed-tensors: inputs that share a scale; 0: all
-  int zero_offset = 0;  // gptq: what is added to a stored zero
+  int group_size = 0;      // awq, gptq, compressed-tensors: inputs that share a scale; 0: all
+  int zero_offset = 0;     // gptq: what is added to a stored zero
+  bool act_order = false;  // gptq: inputs that share a scale lie anywhere
 };
 
 /// What `config.json` says, in R1's own names where it has them. Fields a family lacks stay at their defaults.

@@ -49,8 +49,11 @@ bool Placement::has_replicas() const {
   });
 }
 
+int served_tensor_parallel(int n_routed_experts, int ranks) { return n_routed_experts > 0 ? 1 : ranks; }
+
 Placement place_evenly(const ModelConfig& config, int ranks) {
-  Placement placement{.ranks = ranks, .tensor_parallel = ranks > 1 && config.n_routed_experts == 0, .experts = {}};
+  Placement placement{
+      .ranks = ranks, .tensor_parallel = served_tensor_parallel(config.n_routed_experts, ranks) > 1, .experts = {}};
   LayerPlacement even(static_cast<std::size_t>(config.n_routed_experts));
   for (int r = 0; r < ranks; ++r) {
     const Slice mine = slice_of(config.n_routed_experts, ranks, r);

@@ -30,6 +30,10 @@ struct HeadSlice {
 };
 HeadSlice head_slice(int num_attention_heads, int num_key_value_heads, int ranks, int rank);
 
+/// Ranks that share the dense parts, as they are served: all of a dense model's; each has those of a model with experts
+/// for itself.
+int served_tensor_parallel(int n_routed_experts, int ranks);
+
 /// Which rank holds what. Models with experts: attention is data-parallel (a sequence lives on one rank, dense weights
 /// on all), routed experts are spread over all ranks, or each of them is cut into slices that all ranks hold one of,
 /// which balances the ranks whatever the router does and lets all of them read weights for a single token. Dense

@@ -68,18 +68,6 @@ bool makes_sense(const PlanRequest& r) {
   return true;
 }
 
-/// Tensor-parallel degrees in the order they are tried.
-std::vector<int> degrees(const PlanRequest& r) {
-  const int ranks = r.cluster.ranks(), node = r.cluster.largest_node();
-  if (r.tensor_parallel > 0) return {r.tensor_parallel};
-  // As serve runs dense models: over all ranks of a node at least.
-  if (r.config.n_routed_experts == 0) return {r.cluster.nodes() > 1 && ranks % node == 0 ? node : ranks};
-  std::vector<int> result = {1};
-  const bool gpus = r.cluster.groups[0].device.kind == Device::Kind::gpu && r.cluster.groups.size() == 1;
-  for (int tp = 2; gpus && tp <= node && ranks % tp == 0; tp *= 2) result.push_back(tp);
-  return result;
-}
-
 /// Whether a rank's share is within its device's memory, and within its companion's.
 bool holds(const Device& device, const RankMemory& m, double dense) {
   if (!device.companion) return m.total() <= device.memory_bytes;
@@ -130,7 +118,6 @@ std::vector<int> held_counts(const ModelConfig& config, const HeldWeights& weigh
   return counts;
 }
 
-/// The first layout whose every rank fits; the last one tried where none does.
 struct Chosen {
   Layout layout;
   ExpertRanks ranks;
@@ -138,27 +125,25 @@ struct Chosen {
   bool fits = false;
 };
 Chosen choose_layout(const PlanRequest& r, const HeldWeights& weights) {
+  const int ranks = r.cluster.ranks(), experts = r.config.n_routed_experts;
+  const int tp = r.tensor_parallel > 0 ? r.tensor_parallel : served_tensor_parallel(experts, ranks);
   Chosen chosen;
-  for (const int tp : degrees(r)) {
-    chosen = {};
-    chosen.layout = {r.cluster.ranks(), tp, r.redundant_experts > 0, r.slice_experts};
-    if (r.config.n_routed_experts > 0) chosen.ranks = expert_ranks(r, weights, chosen.layout);
-    if (r.slice_experts) chosen.ranks.slots.assign(chosen.ranks.slots.size(), r.config.n_routed_experts);
-    chosen.fits = true;
-    std::map<std::tuple<const NodeGroup*, int, int, int>, RankMemory> known;  // ranks are of a few kinds
-    for (int rank = 0; rank < chosen.layout.ranks; ++rank) {
-      const int slots = r.config.n_routed_experts > 0 ? chosen.ranks.slots[static_cast<std::size_t>(rank)] : 0;
-      const auto [kind, fresh] = known.try_emplace(
-          {&r.cluster.group_of(rank), rank % tp, sequences_on(r.workload, chosen.layout, rank),
-           r.slice_experts ? static_cast<int>(weights.slice_part(chosen.layout.ranks, rank) * 1e6) : slots});
-      if (fresh) {
-        kind->second = rank_memory(r.config, weights, r.workload, chosen.layout, r.cluster, rank,
-                                   held_counts(r.config, weights, slots, chosen.layout.ranks));
-        chosen.fits &= holds(r.cluster.device_of(rank), kind->second, weights.dense_bytes(tp, rank % tp));
-      }
-      chosen.memory.push_back(kind->second);
+  chosen.layout = {ranks, tp, r.redundant_experts > 0, r.slice_experts};
+  if (experts > 0) chosen.ranks = expert_ranks(r, weights, chosen.layout);
+  if (r.slice_experts) chosen.ranks.slots.assign(chosen.ranks.slots.size(), experts);
+  chosen.fits = true;
+  std::map<std::tuple<const NodeGroup*, int, int, int>, RankMemory> known;  // ranks are of a few kinds
+  for (int rank = 0; rank < ranks; ++rank) {
+    const int slots = experts > 0 ? chosen.ranks.slots[static_cast<std::size_t>(rank)] : 0;
+    const auto [kind, fresh] =
+        known.try_emplace({&r.cluster.group_of(rank), rank % tp, sequences_on(r.workload, chosen.layout, rank),
+                           r.slice_experts ? static_cast<int>(weights.slice_part(ranks, rank) * 1e6) : slots});
+    if (fresh) {
+      kind->second = rank_memory(r.config, weights, r.workload, chosen.layout, r.cluster, rank,
+                                 held_counts(r.config, weights, slots, ranks));
+      chosen.fits &= holds(r.cluster.device_of(rank), kind->second, weights.dense_bytes(tp, rank % tp));
     }
-    if (chosen.fits) break;
+    chosen.memory.push_back(kind->second);
   }
   return chosen;
 }
@@ -221,6 +206,16 @@ std::vector<std::string> changes_that_fit(const PlanRequest& request, const Held
   return changes;
 }
 
+/// The fewest ranks of a node that would have to share the dense parts for it to fit; 0 where that would not do.
+int sharing_that_fits(PlanRequest r, const HeldWeights& weights) {
+  const int ranks = r.cluster.ranks(), node = r.cluster.largest_node();
+  const bool gpus = r.cluster.groups[0].device.kind == Device::Kind::gpu && r.cluster.groups.size() == 1;
+  for (r.tensor_parallel = 2; gpus && r.tensor_parallel <= node && ranks % r.tensor_parallel == 0;
+       r.tensor_parallel *= 2)
+    if (fits(r, weights)) return r.tensor_parallel;
+  return 0;
+}
+
 void place(const PlanRequest& r, const ExpertRanks& ranks, Plan& plan) {
   if (r.slice_experts) {
     plan.experts = place_slices(r.config, ranks.size()).experts;
@@ -269,6 +264,7 @@ Plan make_plan(const PlanRequest& r) {
   plan.memory = chosen.memory;
   plan.fits = chosen.fits;
   if (!plan.fits) plan.changes = changes_that_fit(r, weights);
+  if (!plan.fits && r.config.n_routed_experts > 0) plan.sharing_that_fits = sharing_that_fits(r, weights);
   if (r.config.n_routed_experts > 0) {
     place(r, chosen.ranks, plan);
     // Slots that no replica came to need no memory.

@@ -19,7 +19,7 @@ struct PlanRequest {
   Workload workload;
   int prompt = 0;                          // tokens of it, for times; 0: half of the context
   int redundant_experts = 0;               // further replicas a layer
-  int tensor_parallel = 0;                 // 0: the smallest that fits
+  int tensor_parallel = 0;                 // 0: as the model is served; else a figure for other engines
   bool slice_experts = false;              // a slice of every expert on every rank
   std::vector<std::vector<double>> loads;  // [MoE layers][n_routed_experts], any unit; empty: all alike
 };
@@ -43,8 +43,11 @@ struct Plan {
   std::vector<RankMemory> memory;  // [ranks]
   bool fits = false;
   std::vector<std::string> changes;  // that would make it fit, each alone; empty where it does
+  int sharing_that_fits = 0;  // --tensor-parallel with which it would fit, though serve does not run that; 0: none
   Prediction prediction;
 
+  /// Whether serve runs this layout: what is planned without --tensor-parallel always is.
+  bool served() const;
   nlohmann::ordered_json to_json() const;
   /// Error names the field that is missing or wrong: experts that are nowhere or twice on a rank, shares that do not
   /// add up to one, ranks that there are not.

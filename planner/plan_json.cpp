@@ -89,6 +89,8 @@ double number_in(const JsonFields& json, const char* key) {
 
 }  // namespace
 
+bool Plan::served() const { return layout.tensor_parallel == served_tensor_parallel(n_routed_experts, layout.ranks); }
+
 Json Plan::to_json() const {
   Json json = {{"version", 1},
                {"model",
@@ -109,6 +111,7 @@ Json Plan::to_json() const {
                {"layout",
                 {{"ranks", layout.ranks},
                  {"tensor_parallel", layout.tensor_parallel},
+                 {"served", served()},
                  {"sliced_experts", layout.sliced_experts}}},
                {"fits", fits},
                {"changes", changes},

@@ -59,8 +59,10 @@ SpeedModel::SpeedModel(const ModelConfig& config, const Precision& precision, co
 }
 
 SpeedModel::Products SpeedModel::products(const Device& device, const Weights& weights, const ProductRates& rates,
-                                          double read, double multiplied) const {
+                                          double read, double multiplied, double part) const {
   Products sum;
+  if (read <= 0) return sum;
+  const double tokens = std::max(1.0, multiplied / read);  // of each
   for (const auto& [type, count] : weights) {
     ProductRate rate{device.memory_bytes_per_s * constants_.measured.memory / (type->held().bits() / 8),
                      device.flops(type->bits() > 8.5     ? Arithmetic::bf16
@@ -68,9 +70,10 @@ SpeedModel::Products SpeedModel::products(const Device& device, const Weights& w
                                                          : Arithmetic::int8)};
     if (const auto known = device.linear.find(type->name); known != device.linear.end()) rate = known->second;
     if (const auto known = rates.find(type->name); known != rates.end()) rate = known->second;
-    sum.reading += count * read / rate.weights_per_s;
-    // The first token's share is in the reading.
-    sum.multiplying += 2 * count * std::max(0.0, multiplied - read) / (rate.flops * constants_.measured.products);
+    rate.flops *= constants_.measured.products;
+    const double reading = rate.seconds(count * read, 1);  // the first token's share is in it
+    sum.reading += reading / std::min(rate.alone > 0 ? rate.alone : device.alone_memory, 1 / part);
+    sum.multiplying += (rate.seconds(count * read, tokens) - reading) / std::min(device.alone_products, 1 / part);
   }
   return sum;
 }
@@ -88,11 +91,9 @@ double SpeedModel::dense_us(const Step& step, const Where& w) const {
   const SpeedConstants::OfDevice& k = w.k;
   if (device.measured && device.kind == Device::Kind::cpu) {
     const double part = step.average() / step.tokens;
-    const Products dense = products(device, dense_, device.linear, 1, step.tokens),
-                   head = products(device, head_, device.linear, 1, step.prefill ? 1 : step.tokens);
-    return ((dense.reading + head.reading) / w.memory(part) +
-            (dense.multiplying + head.multiplying) / w.products(part)) /
-           tp * 1e6;
+    const Products dense = products(device, dense_, device.linear, 1, step.tokens, part),
+                   head = products(device, head_, device.linear, 1, step.prefill ? 1 : step.tokens, part);
+    return (dense.reading + head.reading + dense.multiplying + head.multiplying) / tp * 1e6;
   }
   const double flops = 2 * step.tokens * (dense_parameters_ + (step.prefill ? 0 : head_parameters_));
   const double streaming = dense_bytes_ / (device.memory_bytes_per_s * k.memory);
@@ -135,20 +136,20 @@ double SpeedModel::experts_us(const Step& step, const Where& w, double imbalance
   // Tokens and experts that meet on such a rank in one layer, on average and on the most loaded of them.
   const double pairs = tokens * config_.num_experts_per_tok * part;
   const double most = layout_.sliced_experts ? largest_slice_ : ranks > 1 ? std::max(imbalance, chance(pairs)) : 1;
-  const auto time = [&](double load, double memory, double computing) {
+  const auto time = [&](double load, double at_work) {
     // A larger slice is more of an expert, not more tokens for it.
     const double read = layout_.sliced_experts ? slots * part * load * (1 - std::pow(1 - picked, tokens))
                                                : slots * part * (1 - std::pow(1 - picked, tokens * load));
     if (device.measured && device.kind == Device::Kind::cpu) {
-      const Products p = products(device, expert_, device.experts, read, pairs * load);
-      return p.reading / memory + p.multiplying / computing;
+      const Products p = products(device, expert_, device.experts, read, pairs * load, at_work);
+      return p.reading + p.multiplying;
     }
     const double streaming = read * expert_bytes_ / (device.memory_bytes_per_s * k.memory);
     return std::max(streaming,
                     2 * pairs * load * expert_parameters_ / (device.flops(precision_.arithmetic()) * k.products));
   };
   // Where ranks share cores and bandwidth, the others' share falls to the most loaded one as they get ready.
-  return std::max(time(most, device.alone_memory, device.alone_products), time(1, 1, 1)) * moe_layers_ * 1e6;
+  return std::max(time(most, 1e-9), time(1, 1)) * moe_layers_ * 1e6;
 }
 
 double SpeedModel::activations_us(const Step& step, const Where& w) const {

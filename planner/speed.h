@@ -8,7 +8,12 @@
 namespace shoal {
 
 /// How close to a device's datasheet programs come, and what a step costs besides. One set for every model, machine and
-/// engine; tests/unit/plan_speed_test.cpp holds it against published throughputs.
+/// engine; tests/unit/plan_speed_test.cpp holds it against published throughputs. Where somebody published the figure
+/// itself it stands here: a GPU's products are DeepGEMM's (FP8, 1550 of an H800's 1979 TFLOP/s), its attention
+/// FlashMLA's (660 of 989 TFLOP/s; it streams the cache at 3000 of 3350 GB/s, of which weights in small batches get
+/// somewhat less), links DeepEP's (low latency, 128 ranks: 7.6 MB out in 192 us and 14.7 MB back in 369 us, 39 and 40
+/// of 50 GB/s). A CPU's memory is 0.8 of its datasheet (what STREAM reaches), and of that what llama.cpp does with Q8_0
+/// on one token, 58 tokens/s where the read rate would give 77. The others were set while looking at those throughputs.
 struct SpeedConstants {
   struct OfDevice {
     double memory;     // fraction of memory bandwidth when weights or cache are streamed
@@ -18,14 +23,14 @@ struct SpeedConstants {
     double layer_us;   // of a layer besides: launches, norms, routing, synchronisation
     double step_us;    // of a step besides: scheduling, sampling
   };
-  OfDevice gpu{.memory = 0.80, .products = 0.68, .attention = 0.60, .passes = 5, .layer_us = 170, .step_us = 2000};
-  OfDevice cpu{.memory = 0.53, .products = 0.30, .attention = 0.30, .passes = 4, .layer_us = 100, .step_us = 200};
+  OfDevice gpu{.memory = 0.85, .products = 0.78, .attention = 0.667, .passes = 5, .layer_us = 170, .step_us = 2000};
+  OfDevice cpu{.memory = 0.60, .products = 0.30, .attention = 0.30, .passes = 4, .layer_us = 100, .step_us = 200};
   /// Of what `plan --cluster auto` measured with the same kernels: all of it. perf/plan_validation.py holds them
   /// against runs.
   OfDevice measured{.memory = 1, .products = 1, .attention = 0.5, .passes = 4, .layer_us = 60, .step_us = 200};
   double link = 0.80;        // fraction of a link's bandwidth in an exchange
   double imbalance = 1.2;    // most loaded rank over the mean, where no loads are known; or what chance alone makes
-  double overlap = 0.4;      // of the shorter of computation and exchange that two micro-batches hide
+  double overlap = 0.2;      // of the shorter of computation and exchange that two micro-batches hide
   double companion_us = 60;  // there and back between a CPU and its GPU, a layer
 };
 
@@ -67,13 +72,14 @@ class SpeedModel {
   double experts_us(const Step& step, const Where& w, double imbalance) const;
   double activations_us(const Step& step, const Where& w) const;
   double exchange_us(const Step& step) const;
-  /// Products with weights of these types (numbers of them): `read` passes over them, `multiplied` tokens with each.
+  /// Products with weights of these types (numbers of them): `read` passes over them, `multiplied` tokens with each,
+  /// while this part of a node's ranks is at work.
   struct Products {
     double reading = 0, multiplying = 0;  // seconds
   };
   using Weights = std::map<const WeightType*, double>;
   Products products(const Device& device, const Weights& weights, const ProductRates& rates, double read,
-                    double multiplied) const;
+                    double multiplied, double part) const;
   double chance(double pairs) const;
 
   const ModelConfig config_;

@@ -21,29 +21,27 @@ std::vector<Operating> sweep(const PlanRequest& request, const std::vector<std::
     for (int nodes = 1;; nodes = std::min(nodes * 2, most_nodes)) {
       r.cluster.groups[0].nodes = nodes;
       const int ranks = nodes * per_node;
-      for (int tp = 1; tp <= per_node && ranks % tp == 0; tp *= 2) {
-        if (!moe && tp < per_node) continue;  // dense models run over all ranks of a node
-        r.tensor_parallel = tp;
-        struct Experts {
-          int redundant;
-          bool sliced;
-        };
-        for (const auto& [redundant, sliced] :
-             {Experts{0, false}, Experts{r.config.n_routed_experts / 8, false}, Experts{0, true}}) {
-          if (sliced && slices < ranks) continue;
-          r.redundant_experts = redundant;
-          r.slice_experts = sliced;
-          const Layout layout{ranks, tp, redundant > 0, sliced};
-          const SpeedModel speed(r.config, r.precision, r.cluster, layout, r.workload, redundant);
-          for (int each = 1; each <= 1024; each *= 2) {
-            r.workload.concurrency = each * ranks;
-            if (!fits(r, weights)) break;  // more sequences take more memory
-            const Prediction p = predict(speed, r.workload, layout, prompt, gpu, 0);
-            all.push_back({nodes, tp, redundant, sliced, precision, r.workload.concurrency, p.tpot_ms, p.ttft_ms,
-                           p.decode_tokens_per_s, p.decode_tokens_per_s / nodes});
-          }
-          if (!moe) break;
+      const int tp = request.tensor_parallel > 0 ? request.tensor_parallel
+                                                 : served_tensor_parallel(r.config.n_routed_experts, ranks);
+      struct Experts {
+        int redundant;
+        bool sliced;
+      };
+      for (const auto& [redundant, sliced] :
+           {Experts{0, false}, Experts{r.config.n_routed_experts / 8, false}, Experts{0, true}}) {
+        if ((sliced && slices < ranks) || ranks % tp != 0) continue;
+        r.redundant_experts = redundant;
+        r.slice_experts = sliced;
+        const Layout layout{ranks, tp, redundant > 0, sliced};
+        const SpeedModel speed(r.config, r.precision, r.cluster, layout, r.workload, redundant);
+        for (int each = 1; each <= 1024; each *= 2) {
+          r.workload.concurrency = each * ranks;
+          if (!fits(r, weights)) break;  // more sequences take more memory
+          const Prediction p = predict(speed, r.workload, layout, prompt, gpu, 0);
+          all.push_back({nodes, tp, redundant, sliced, precision, r.workload.concurrency, p.tpot_ms, p.ttft_ms,
+                         p.decode_tokens_per_s, p.decode_tokens_per_s / nodes});
         }
+        if (!moe) break;
       }
       if (nodes == most_nodes) break;
     }

@@ -120,7 +120,7 @@ std::unique_ptr<Backend> make_backend(const JobOptions& options, const LaunchEnv
       throw Error(
           fmt::format("--device cuda: {}; check nvidia-smi on {}, or use --device cpu", gpus.reason, host_name()));
   }
-  CpuOptions cpu{.threads = options.threads, .compute = options.compute, .isa = options.isa};
+  CpuOptions cpu{.threads = options.threads, .pin = options.pin, .compute = options.compute, .isa = options.isa};
   cpu.local_rank = launch.local_rank;
   cpu.local_ranks = launch.local_size;
   return make_cpu_backend(cpu);

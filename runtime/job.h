@@ -33,6 +33,7 @@ struct JobOptions {
   int max_waiting = 4096;            // requests that wait; more are refused
   double kv_cache_gb = 0;            // GB (1e9 bytes) of KV cache a rank; 0: a share of what is free
   int threads = 0;                   // of a rank; 0: this host's cores shared by its ranks
+  bool pin = false;                  // each thread stays on a core
   std::string device = "auto";       // auto, cpu, cuda
   std::string collectives = "auto";  // auto, mpi, nccl
   std::string isa = "auto";

@@ -31,10 +31,11 @@ Placement job_placement(const JobOptions& options, const ModelConfig& config, in
                        plan.num_hidden_layers, plan.n_routed_experts, options.model.string(), config.num_hidden_layers,
                        config.n_routed_experts));
   if (plan.layout.ranks != ranks) refuse(fmt::format("is for {} ranks, and this job has {}", plan.layout.ranks, ranks));
-  const int tensor_parallel = placement.tensor_parallel ? ranks : 1;
-  if (plan.layout.tensor_parallel != tensor_parallel)
-    refuse(fmt::format("cuts the dense parts over {} ranks; this model's are served over {}",
-                       plan.layout.tensor_parallel, tensor_parallel));
+  if (!plan.served())
+    refuse(
+        fmt::format("cuts the dense parts over {} ranks; this model's are served over {}: plan it without "
+                    "--tensor-parallel",
+                    plan.layout.tensor_parallel, served_tensor_parallel(config.n_routed_experts, ranks)));
   if (plan.layout.sliced_experts) {
     if (const std::string why = why_not_sliced(config, precision_of(options, config), ranks); !why.empty())
       refuse("slices experts: " + why);

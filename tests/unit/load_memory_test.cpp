@@ -10,6 +10,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "planner/memory.h"
 #include "runtime/weights.h"
 
 // Loading must cost each rank its own share of memory and little more: 700 GB do not fit twice.
@@ -62,6 +63,7 @@ fs::path write_model(const fs::path& dir, const Form& form) {
 
   nlohmann::json header;
   std::uint64_t offset = 0;
+  std::vector<std::pair<std::uint64_t, int>> orders;  // where, of how many columns
   const auto put = [&](const std::string& name, const char* type, std::vector<int> shape) {
     std::uint64_t bytes = type == std::string("I8") ? 1 : type[1] == '3' ? 4 : 2;
     for (const int n : shape) bytes *= static_cast<std::uint64_t>(n);
@@ -85,6 +87,10 @@ fs::path write_model(const fs::path& dir, const Form& form) {
       put(p + "qweight", "I32", method == "awq" ? std::vector{cols, rows / 8} : std::vector{cols / 8, rows});
       put(p + "qzeros", "I32", {groups, rows / 8});
       put(p + "scales", "F16", {groups, rows});
+      if (form.quantization.value("desc_act", false)) {
+        orders.emplace_back(offset, cols);
+        put(p + "g_idx", "I32", {cols});
+      }
     }
   };
   const auto ffn = [&](const std::string& p) {
@@ -120,6 +126,13 @@ fs::path write_model(const fs::path& dir, const Form& form) {
   const std::uint64_t length = text.size();
   std::ofstream(file, std::ios::binary).write(reinterpret_cast<const char*>(&length), 8) << text;
   fs::resize_file(file, 8 + length + offset);
+  std::fstream data(file, std::ios::binary | std::ios::in | std::ios::out);
+  for (const auto& [at, cols] : orders) {
+    std::vector<std::int32_t> group;
+    for (int c = 0; c < cols; ++c) group.push_back(c % (cols / 128));  // a group's columns lie far apart
+    data.seekp(static_cast<std::streamoff>(8 + length + at));
+    data.write(reinterpret_cast<const char*>(group.data()), std::ssize(group) * 4);
+  }
   return dir;
 }
 
@@ -202,6 +215,28 @@ INSTANTIATE_TEST_SUITE_P(
                                 {"strategy", "group"},
                                 {"group_size", 128}}}}}}}}}),
     [](const auto& i) { return i.param.name; });
+
+/// What the planner counts for a rank, and what it then holds, where experts are cut. With act-order slices of down
+/// projections are floats.
+TEST(LoadMemory, SlicesTakeWhatThePlannerCounts) {
+  for (const bool act_order : {false, true}) {
+    const fs::path dir = fs::path(testing::TempDir()) / "shoal-load-slices";
+    fs::create_directories(dir);
+    write_model(dir, {"gptq", with(kFour, {{"quant_method", "gptq"}, {"desc_act", act_order}})});
+    const ModelConfig config = ModelConfig::from_file(dir);
+    const Checkpoint checkpoint = Checkpoint::open(dir);
+    const HeldWeights counted(config, Precision::of_config(config), Device::Kind::cpu);
+    for (const int ranks : {1, 2, 4}) {
+      const ModelWeights held = load_weights(config, checkpoint, place_slices(config, ranks), 0, {.threads = 2});
+      double planned = counted.dense_bytes(1, 0);
+      for (int layer = 0; layer < config.num_hidden_layers; ++layer)
+        planned += counted.slice_bytes(layer, ranks, 0) * (config.is_moe_layer(layer) ? config.n_routed_experts : 0);
+      EXPECT_NEAR(planned, static_cast<double>(held.bytes), 0.01 * static_cast<double>(held.bytes))
+          << ranks << " ranks" << (act_order ? ", act-order" : "");
+    }
+    fs::remove_all(dir);
+  }
+}
 
 }  // namespace
 }  // namespace shoal

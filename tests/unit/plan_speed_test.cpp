@@ -2,6 +2,7 @@
 
 #include <fstream>
 
+#include "base/error.h"
 #include "planner/cards.h"
 #include "planner/speed.h"
 
@@ -119,6 +120,30 @@ TEST(PlanSpeed, MeasuredRatesOfATypeAreUsed) {
   EXPECT_NEAR(model.step({.tokens = 11, .context = 1}).dense, (weights / 5e9 + 10 * 2 * weights / 100e9) * 1e6, 0.04e6);
   const Cluster read = Cluster::from_json(nlohmann::json(cluster.to_json()), "again");
   EXPECT_EQ(read.groups[0].device.linear.at("BF16").weights_per_s, 5e9);
+}
+
+/// Numbers of tokens that were measured are met, between them times rise evenly, and beyond them by the rate of many.
+TEST(PlanSpeed, FewTokensTakeWhatWasMeasured) {
+  ProductRate rate{.weights_per_s = 10e9, .flops = 100e9, .few = {{4, 8e9}, {16, 2e9}}};
+  EXPECT_NEAR(rate.seconds(1e9, 1), 0.1, 1e-9);
+  EXPECT_NEAR(rate.seconds(1e9, 4), 0.125, 1e-9);
+  EXPECT_NEAR(rate.seconds(1e9, 10), (0.125 + 0.5) / 2, 1e-9);
+  EXPECT_NEAR(rate.seconds(1e9, 16), 0.5, 1e-9);
+  EXPECT_NEAR(rate.seconds(1e9, 66), 0.5 + 1, 1e-9);
+  Cluster cluster;
+  cluster.groups.push_back({.nodes = 1, .ranks_per_node = 1, .device = measured_cpu(), .intra_node = {}});
+  cluster.groups[0].device.linear["BF16"] = rate;
+  nlohmann::json written = cluster.to_json();
+  const auto read = Cluster::from_json(written, "again").groups[0].device.linear.at("BF16").few;
+  ASSERT_EQ(read.size(), 2u);
+  EXPECT_NEAR(read.at(16), 2e9, 1);
+  written["groups"][0]["device"]["linear"]["BF16"]["weights_g_s_with"] = {{"one", 1.0}};
+  try {
+    Cluster::from_json(written, "again");
+    FAIL() << "a number of tokens that is none";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("one is no number of tokens"), std::string::npos) << error.what();
+  }
 }
 
 /// On a CPU rows travel in the type that is computed with, whatever the cache's.

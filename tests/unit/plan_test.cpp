@@ -34,7 +34,7 @@ std::string error_of(const std::function<void()>& f) {
 TEST(Plan, FitsWhatFits) {
   EXPECT_FALSE(make_plan(request("deepseek-r1", "fp8", "h800x8", 1)).fits) << "671 GB into 640 GB";
   EXPECT_TRUE(make_plan(request("deepseek-r1", "fp8", "h200x8", 1)).fits);
-  EXPECT_TRUE(make_plan(request("deepseek-r1", "fp8", "h20x8", 1)).fits) << "with attention tensor-parallel";
+  EXPECT_TRUE(make_plan(request("deepseek-r1", "fp8", "h20x8", 2)).fits);
   EXPECT_TRUE(make_plan(request("deepseek-r1", "fp8", "h800x8", 4)).fits);
   EXPECT_FALSE(make_plan(request("deepseek-r1", "bf16", "h800x8", 2)).fits);
   EXPECT_TRUE(make_plan(request("deepseek-r1", "UD-IQ1_S", "h100x8", 1)).fits);
@@ -43,6 +43,27 @@ TEST(Plan, FitsWhatFits) {
   EXPECT_TRUE(make_plan(request("deepseek-r1-distill-qwen-7b", "bf16", "rtx4090x2", 1)).fits);
   EXPECT_FALSE(make_plan(request("deepseek-r1-distill-llama-70b", "bf16", "rtx4090x2", 1)).fits);
   EXPECT_TRUE(make_plan(request("deepseek-r1", "Q4_K_M", "xeon-amx-2s-24gb", 1)).fits);
+}
+
+/// Ranks that share attention would need one node of H20 for R1; serve has its dense parts on every rank, so the plan
+/// does not propose it, and says what would do there.
+TEST(Plan, OffersOnlyWhatServeRuns) {
+  PlanRequest r = request("deepseek-r1", "fp8", "h20x8", 1);
+  const Plan alone = make_plan(r);
+  EXPECT_FALSE(alone.fits);
+  EXPECT_TRUE(alone.served());
+  EXPECT_GT(alone.sharing_that_fits, 1);
+  r.tensor_parallel = alone.sharing_that_fits;
+  const Plan shared = make_plan(r);
+  EXPECT_TRUE(shared.fits);
+  EXPECT_FALSE(shared.served());
+  EXPECT_EQ(shared.to_json()["layout"]["served"], false);
+  for (const char* model : {"deepseek-r1", "deepseek-v2-lite", "deepseek-r1-distill-llama-70b"})
+    for (const int nodes : {1, 2, 4}) {
+      const Plan plan = make_plan(request(model, "fp8", "h100x8", nodes));
+      EXPECT_TRUE(plan.served()) << model << " on " << nodes;
+      EXPECT_EQ(plan.layout.tensor_parallel, plan.n_routed_experts > 0 ? 1 : 8 * nodes);
+    }
 }
 
 TEST(Plan, KvCacheOfATokenIsWhatThePapersSay) {
