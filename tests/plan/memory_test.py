@@ -173,5 +173,5 @@ def test_peak_memory_is_what_was_planned(case, tmp_path, monkeypatch, record_pro
     print(f"{name} on {ranks}: planned {[round(p / 1e6, 1) for p in expected]} MB, "
           f"measured {[round(m / 1e6, 1) for m in measured]}, ratio {[round(m / p, 3) for m, p in zip(measured, expected)]}")
     for got, want in zip(measured, expected):
-        # Within 3 %; of a model of 20 MB, the program itself is more, and it varies by some MB.
-        assert abs(got - want) < max(0.03 * want, 6e6)
+        # Within 3 %; of a model of 20 MB, the program itself is more, and it varies by some MB with the libraries.
+        assert abs(got - want) < max(0.03 * want, 8e6 if want < 100e6 else 0)
