@@ -15,9 +15,20 @@
 namespace shoal {
 namespace {
 
-int usable_cores() {
+/// Those that this rank may run on; none where the system does not say.
+cpu_set_t usable_cores() {
   cpu_set_t cores;
-  return sched_getaffinity(0, sizeof cores, &cores) == 0 ? CPU_COUNT(&cores) : 1;
+  if (sched_getaffinity(0, sizeof cores, &cores) != 0) CPU_ZERO(&cores);
+  return cores;
+}
+
+/// Whether the ranks of `host` are more than the cores that they have together: each may be bound to some of its own.
+bool share_cores(MPI_Comm host) {
+  cpu_set_t cores = usable_cores();
+  check_mpi(MPI_Allreduce(MPI_IN_PLACE, &cores, sizeof cores, MPI_BYTE, MPI_BOR, host), "MPI_Allreduce");
+  int ranks = 1;
+  MPI_Comm_size(host, &ranks);
+  return ranks > CPU_COUNT(&cores);
 }
 
 /// "Open MPI v4.1.4, package: ..." -> "Open MPI 4.1.4"
@@ -40,10 +51,8 @@ class MpiCommunicator : public CollectivesOverAllToAll {
     MPI_Comm_size(comm_, &size_);
     MPI_Comm host = MPI_COMM_NULL;
     check_mpi(MPI_Comm_split_type(comm_, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &host), "MPI_Comm_split_type");
-    int ranks_here = 1;
-    MPI_Comm_size(host, &ranks_here);
+    crowded_ = share_cores(host);
     MPI_Comm_free(&host);
-    crowded_ = ranks_here > usable_cores();
   }
   ~MpiCommunicator() override {
     release_exchange();
@@ -66,7 +75,8 @@ MpiJob::MpiJob(int* argc, char*** argv) {
   const LaunchEnvironment launch = read_launch_environment();
   // Open MPI's own blocking calls (start-up, the end) spin unless told otherwise, and hold up ranks that share the
   // core.
-  if (launch.local_size > usable_cores()) setenv("OMPI_MCA_mpi_yield_when_idle", "1", 0);
+  const cpu_set_t cores = usable_cores();
+  if (launch.local_size > CPU_COUNT(&cores)) setenv("OMPI_MCA_mpi_yield_when_idle", "1", 0);
   int level = MPI_THREAD_SINGLE;
   check_mpi(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &level), "MPI_Init_thread");
   if (level < MPI_THREAD_FUNNELED) fail("this MPI library ({}) allows no threads beside it", library_name());
