@@ -6,9 +6,9 @@
     python perf/precision.py --folder WORK --table --plot perf/precision.svg
 
 --table prints Markdown: bytes, bits a weight, accuracy by task, perplexity, KL divergence of its predictions from the BF16
-model's, speed where it was measured. Texts are the chains of thought and answers to problems of launch/demo/problems.py: of
-held-out ones they are scored, of others they give the importance of weights. Needs a build, and the Python of
-tests/requirements.txt.
+model's, speed where it was measured. Texts are problems of launch/demo/problems.py: of held-out ones the chains of thought
+and answers are scored, and once more with the questions, in which the model cannot know what comes next; others give the
+importance of weights. Needs a build, and the Python of tests/requirements.txt.
 """
 
 import argparse
@@ -35,11 +35,12 @@ FORMS += [(t, ["--type", t], True) for t in
 FORMS += [(f"mix {bits} bit", ["--size", f"{bits}bpw"], True) for bits in ("4.5", "3.5", "2.51", "2.1", "1.85")]
 
 
-def texts(seed, held_out, count):
-    """Problems as JSON lines, of which `shoal eval` scores the chain of thought and the answer, each by itself."""
-    drawn = itertools.islice(problems.stream(seed, held_out), count)
-    lines = ({"prompt": f"<｜User｜>{p.prompt}<｜Assistant｜><think>\n", "text": f"{p.response}<｜end▁of▁sentence｜>"}
-             for p in drawn)
+def texts(seed, held_out, count, questions=False):
+    """Problems as JSON lines, of which `shoal eval` scores the chain of thought and the answer, or the question too."""
+    lines = []
+    for p in itertools.islice(problems.stream(seed, held_out), count):
+        question, answer = f"<｜User｜>{p.prompt}<｜Assistant｜><think>\n", f"{p.response}<｜end▁of▁sentence｜>"
+        lines.append({"text": question + answer} if questions else {"prompt": question, "text": answer})
     return "".join(json.dumps(line) + "\n" for line in lines)
 
 
@@ -72,8 +73,9 @@ def quality(folder, name, arguments, weighed, options):
         shoal("quantize", MODEL, path, *arguments, *extra, "--quiet", "--json")
     report = shoal("eval", "--model", path, "--reference", folder / "reference", "--puzzles", MODEL / "puzzles.jsonl",
                    "--max-puzzles", options.puzzles, "--quiet", "--json")
+    whole = shoal("eval", "--model", path, "--reference", folder / "reference-whole", "--quiet", "--json")
     size = bytes_of(path)
-    return {"bytes": size, "bits": 8 * size / parameters()[path.is_dir()], **report}
+    return {"bytes": size, "bits": 8 * size / parameters()[path.is_dir()], **report, "whole": whole["divergence"]}
 
 
 def speed(path, folder):
@@ -86,22 +88,22 @@ def speed(path, folder):
 def table(rows):
     tasks = list(next(iter(rows.values()))["accuracy"]["tasks"])
     timed = all("speed" in r for r in rows.values())
-    head = ["", "MB", "bits a weight", *tasks, "perplexity", "KL mean", "KL 99 %", "KL max", "same top token"]
+    head = ["", "MB", "bits a weight", *tasks, "perplexity", "KL", "KL 99 %", "KL max", "same top token", "KL with questions"]
     head += ["prefill tokens/s", "decode tokens/s"] if timed else []
     lines = [head, ["---"] * len(head)]
     for name, r in rows.items():
         d = r["divergence"]
         line = [name, f"{r['bytes'] / 1e6:.2f}", f"{r['bits']:.2f}",
                 *(f"{100 * t['right'] / t['asked']:.0f} %" for t in r["accuracy"]["tasks"].values()),
-                f"{d['perplexity']:.4f}", f"{d['kl_mean']:.4f}", f"{d['kl_99']:.3f}", f"{d['kl_max']:.2f}",
-                f"{100 * d['top1_agreement']:.1f} %"]
+                f"{d['perplexity']:.4f}", f"{d['kl_mean']:.1e}", f"{d['kl_99']:.1e}", f"{d['kl_max']:.2g}",
+                f"{100 * d['top1_agreement']:.2f} %", f"{r['whole']['kl_mean']:.4f}"]
         lines.append(line + ([f"{value:.0f}" for value in r["speed"]] if timed else []))
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def plot(rows, path):
     """KL divergence over bits a weight: uniform types and mixes."""
-    points = [(r["bits"], r["divergence"]["kl_mean"], name) for name, r in rows.items() if name != "BF16"]
+    points = [(r["bits"], r["whole"]["kl_mean"], name) for name, r in rows.items() if name != "BF16"]
     width, height, left, bottom = 760, 420, 70, 50
     low, high = -3, 1  # powers of ten
     right = max(p[0] for p in points) + 0.5
@@ -122,7 +124,7 @@ def plot(rows, path):
         out.append(f'<text x="{x:.1f}" y="{height - bottom + 18}" text-anchor="middle">{bits}</text>')
     out.append(f'<text x="{(left + width) / 2}" y="{height - 10}" text-anchor="middle">bits a weight</text>'
                f'<text x="16" y="{height / 2}" text-anchor="middle" transform="rotate(-90 16 {height / 2})">'
-               'mean KL divergence from BF16 (nats)</text>')
+               'mean KL divergence from BF16, questions too (nats)</text>')
     for group, color in ((False, "#2563eb"), (True, "#dc2626")):
         of_group = sorted(p for p in points if p[2].startswith("mix") == group)
         for bits, kl, name in of_group:
@@ -161,10 +163,12 @@ def main():
     elif not options.table and not options.plot:
         if not rows:
             (folder / "scored.jsonl").write_text(texts(11, True, options.problems))
+            (folder / "whole.jsonl").write_text(texts(11, True, options.problems, questions=True))
             (folder / "weighed.jsonl").write_text(texts(5, False, 400))
             (folder / "speed.jsonl").write_text(texts(11, True, 100))
-            shoal("eval", "--model", MODEL, "--text", folder / "scored.jsonl", "--save", folder / "reference", "--quiet",
-                  "--json")
+            for name, file in (("scored", "reference"), ("whole", "reference-whole")):
+                shoal("eval", "--model", MODEL, "--text", folder / f"{name}.jsonl", "--save", folder / file, "--quiet",
+                      "--json")
             shoal("eval", "--model", MODEL, "--text", folder / "weighed.jsonl", "--importance",
                   folder / "importance.gguf", "--quiet", "--json")
         for form in FORMS:
