@@ -4,6 +4,7 @@
 #include <sched.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
@@ -28,7 +29,7 @@ bool share_cores(MPI_Comm host) {
   check_mpi(MPI_Allreduce(MPI_IN_PLACE, &cores, sizeof cores, MPI_BYTE, MPI_BOR, host), "MPI_Allreduce");
   int ranks = 1;
   MPI_Comm_size(host, &ranks);
-  return ranks > CPU_COUNT(&cores);
+  return ranks > std::max(1, CPU_COUNT(&cores));
 }
 
 /// "Open MPI v4.1.4, package: ..." -> "Open MPI 4.1.4"

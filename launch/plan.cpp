@@ -82,7 +82,8 @@ PlanRequest read_request(const PlanOptions& o, int* argc, char*** argv) {
   r.workload = {.context = o.context,
                 .concurrency = o.concurrency,
                 .kv = kv_type_from(o.kv_type),
-                .max_batched_tokens = o.max_batched_tokens,
+                .max_batched_tokens = o.max_batched_tokens.value_or(
+                    default_step_tokens(r.cluster.device_of(0).kind == Device::Kind::gpu)),
                 .bf16_rows = o.kv_type != "f32",
                 .mtp = o.mtp};
   r.prompt = o.prompt;
@@ -178,7 +179,8 @@ CLI::App* add_plan(CLI::App& root, PlanOptions& o) {
   app->add_option("--context", o.context, "Tokens of a sequence, prompt and answer");
   app->add_option("--concurrency", o.concurrency, "Sequences at once, over all ranks");
   app->add_option("--prompt", o.prompt, "Tokens of a prompt, for times; 0: half of the context");
-  app->add_option("--max-batched-tokens", o.max_batched_tokens, "Tokens of one rank in one step")
+  app->add_option("--max-batched-tokens", o.max_batched_tokens,
+                  "Tokens of one rank in one step; without: 512, on GPUs 2048")
       ->check(CLI::Range(1, 1 << 20));
   app->add_option("--redundant-experts", o.redundant_experts, "Further replicas of experts in each layer");
   app->add_option("--loads", o.loads, "JSON file with the load of each expert: [layers with experts][experts]");

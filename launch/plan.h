@@ -1,5 +1,6 @@
 #pragma once
 #include <CLI/CLI.hpp>
+#include <optional>
 #include <string>
 
 namespace shoal {
@@ -16,7 +17,7 @@ struct PlanOptions {
   int context = 4096;
   int concurrency = 1;
   int prompt = 0;
-  int max_batched_tokens = 512;
+  std::optional<int> max_batched_tokens;  // none: default_step_tokens()
   int redundant_experts = 0;
   int tensor_parallel = 0;
   bool slice_experts = false;

@@ -88,7 +88,7 @@ Pool make_pool(const PlanRequest& request, const PlanOptions& o, int nodes) {
   return {layout,
           SpeedModel(r.config, r.precision, r.cluster, layout, r.workload, r.redundant_experts),
           {.max_num_seqs = 256,
-           .max_batched_tokens = gpu ? std::max(o.max_batched_tokens, 4096) : o.max_batched_tokens,
+           .max_batched_tokens = gpu ? std::max(r.workload.max_batched_tokens, 4096) : r.workload.max_batched_tokens,
            .kv_tokens = room,
            .prefix_hit_fraction = o.prefix_hits}};
 }

@@ -293,6 +293,9 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only-make", action="store_true", help="make the models and measure nothing")
     options = parser.parse_args()
+    known = {"Q4_K", "Q2_K", "Q6_K", "Q8_0", "FP8"} if options.shape == "r1-layers" else {*FILE_TYPES, "FP8"}
+    if wrong := set(options.types) - known:
+        parser.error(f"--shape {options.shape} takes the types {', '.join(sorted(known))}, not {', '.join(sorted(wrong))}")
     options.folder.mkdir(parents=True, exist_ok=True)
     quiet = llama_cpp.llama_log_callback(lambda *_: None)
     llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))

@@ -14,6 +14,10 @@ namespace shoal {
 
 KvType kv_type_from(const std::string& name);  // Error (wrong usage) lists the types
 
+/// Tokens of one rank in a step, where nobody says: GPUs multiply hundreds of rows in the time that reading weights
+/// takes, CPUs tens.
+constexpr int default_step_tokens(bool gpu) { return gpu ? 2048 : 512; }
+
 /// What is asked of the machines.
 struct Workload {
   int context = 4096;   // tokens of a sequence, prompt and answer

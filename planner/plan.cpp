@@ -132,12 +132,12 @@ Chosen choose_layout(const PlanRequest& r, const HeldWeights& weights) {
   if (experts > 0) chosen.ranks = expert_ranks(r, weights, chosen.layout);
   if (r.slice_experts) chosen.ranks.slots.assign(chosen.ranks.slots.size(), experts);
   chosen.fits = true;
-  std::map<std::tuple<const NodeGroup*, int, int, int>, RankMemory> known;  // ranks are of a few kinds
+  std::map<std::tuple<const NodeGroup*, bool, int, int, int>, RankMemory> known;  // ranks are of a few kinds
   for (int rank = 0; rank < ranks; ++rank) {
     const int slots = experts > 0 ? chosen.ranks.slots[static_cast<std::size_t>(rank)] : 0;
-    const auto [kind, fresh] =
-        known.try_emplace({&r.cluster.group_of(rank), rank % tp, sequences_on(r.workload, chosen.layout, rank),
-                           r.slice_experts ? static_cast<int>(weights.slice_part(ranks, rank) * 1e6) : slots});
+    const auto [kind, fresh] = known.try_emplace(
+        {&r.cluster.group_of(rank), rank == 0, rank % tp, sequences_on(r.workload, chosen.layout, rank),
+         r.slice_experts ? static_cast<int>(weights.slice_part(ranks, rank) * 1e6) : slots});
     if (fresh) {
       kind->second = rank_memory(r.config, weights, r.workload, chosen.layout, r.cluster, rank,
                                  held_counts(r.config, weights, slots, ranks));

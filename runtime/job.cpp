@@ -13,6 +13,7 @@
 #include "collectives/mpi.h"
 #include "collectives/nccl/nccl.h"
 #include "kernels/cuda/cuda_backend.h"
+#include "planner/memory.h"
 #include "planner/placement.h"
 #include "planner/plan.h"
 #include "runtime/checkpoint.h"
@@ -425,10 +426,9 @@ Checkpoint job_checkpoint(const JobOptions& options) {
 }
 
 namespace {
-/// GPUs multiply hundreds of rows in the time that reading weights takes, CPUs tens.
 void choose_step(JobOptions& options) {
   const bool gpu = options.device != "cpu" && find_cuda_devices().count > 0;
-  if (options.max_batched_tokens == 0) options.max_batched_tokens = gpu ? 2048 : 512;
+  if (options.max_batched_tokens == 0) options.max_batched_tokens = default_step_tokens(gpu);
   if (options.max_prefill_tokens == 0) options.max_prefill_tokens = gpu ? 512 : 256;
 }
 }  // namespace

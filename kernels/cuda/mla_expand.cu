@@ -187,8 +187,8 @@ __device__ __forceinline__ void copy_rotated(const CachedRows& cached, int lengt
 ///   order      ascending columns of the rank in one sum
 ///   traffic    R1: 640 B written for a position and head, 335 MB for 4,096 positions, 70 us of an H200; latents and
 ///              weights come from L2: 33 KB for 128 positions and 128 outputs a step, 64 FLOP a byte, which limits it
-///   limit      arithmetic: 33.6 MFLOP a position, 139 us of an H200 (989 TFLOP/s) for 4,096; some 390 us by L2 at 5.5
-///   TB/s
+///   limit      arithmetic: 33.6 MFLOP a position, 139 us of an H200 (989 TFLOP/s) for 4,096; some 390 us by L2 at
+///              5.5 TB/s
 template <WeightForm kForm>
 __global__ void __launch_bounds__(kThreads, 1)
     mla_expand_kernel(CacheView cache, QueryTable queries, int length, Matrices matrices, ExpandedKv out) {

@@ -42,15 +42,14 @@ __device__ __forceinline__ void bring(Shared& s, const ExpandedKv& kv, int head,
 /// Attention of many queries of one sequence over keys and values of each head, on Hopper's tensor cores (the form of
 /// FlashAttention-3, arXiv 2407.08608, without its overlap within a warp group).
 ///   shape      q [tokens, heads * 192] FP32, keys and values BF16 in tiles (ExpandedKv) -> out [tokens, heads * 128]
-///   FP32 precision  queries, keys, values and exp(s - m) rounded to BF16; scores and sums FP32 grid       (tiles of
-///   128 queries, heads); one warp group has the copy engine bring 128 positions, keys 48 KB and
+///   precision  queries, keys, values and exp(s - m) rounded to BF16; scores, sums and results FP32
+///   grid       (tiles of 128 queries, heads); one warp group has the copy engine bring 128 positions, keys 48 KB and
 ///              values 32 KB, two stages; two take 64 queries each: scores of queries and keys in shared memory, then
 ///              values, the shares staying in registers. While one computes shares the other multiplies
 ///   order      blocks of 128 positions ascending with a running maximum, in one part; scores are masked by each
 ///              query's own length, so a query's result does not depend on its neighbours
-///   traffic    keys and values of a head once for 128 queries, 640 B a position, after the first time from L2: 128
-///   FLOP
-///              a byte
+///   traffic    keys and values of a head once for 128 queries, 640 B a position, after the first time from L2:
+///              128 FLOP a byte
 ///   limit      the tensor cores: 82 kFLOP a query and position seen, 695 us of an H200 (989 TFLOP/s) for a prompt of
 ///              4,096. The absorbed form takes 278 kFLOP, and 34 MFLOP a query for absorbing, this one 34 MFLOP a
 ///              position for mla_expand(): less arithmetic from 171 queries on, however many positions they see, with
