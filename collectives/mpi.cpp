@@ -4,7 +4,6 @@
 #include <sched.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
@@ -16,10 +15,13 @@
 namespace shoal {
 namespace {
 
-/// Those that this rank may run on; none where the system does not say.
+/// Those that this rank may run on; one where the system does not say.
 cpu_set_t usable_cores() {
   cpu_set_t cores;
-  if (sched_getaffinity(0, sizeof cores, &cores) != 0) CPU_ZERO(&cores);
+  if (sched_getaffinity(0, sizeof cores, &cores) != 0) {
+    CPU_ZERO(&cores);
+    CPU_SET(0, &cores);
+  }
   return cores;
 }
 
@@ -29,7 +31,7 @@ bool share_cores(MPI_Comm host) {
   check_mpi(MPI_Allreduce(MPI_IN_PLACE, &cores, sizeof cores, MPI_BYTE, MPI_BOR, host), "MPI_Allreduce");
   int ranks = 1;
   MPI_Comm_size(host, &ranks);
-  return ranks > std::max(1, CPU_COUNT(&cores));
+  return ranks > CPU_COUNT(&cores);
 }
 
 /// "Open MPI v4.1.4, package: ..." -> "Open MPI 4.1.4"

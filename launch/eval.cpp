@@ -193,8 +193,8 @@ class Evaluation {
     for (const Text& text : texts) {
       const auto tokens = engine_.tokenizer->encode(text.text, false);
       auto context = begin;
-      if (const auto prompt = engine_.tokenizer->encode(text.prompt, false); !prompt.empty())
-        context.insert(context.end(), prompt.begin(), prompt.end());
+      const auto prompt = engine_.tokenizer->encode(text.prompt, false);
+      context.insert(context.end(), prompt.begin(), prompt.end());
       for (auto at = tokens.begin(); at != tokens.end(); context = begin) {
         if (options_.max_windows > 0 && windows.size() == static_cast<std::size_t>(options_.max_windows))
           return windows;

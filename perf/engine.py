@@ -7,8 +7,8 @@
 
 The model is made here: R1's architecture with 1.6 billion parameters and random weights, quantized by llama.cpp's own
 quantizer; or (--shape r1-layers --types Q4_K Q2_K) layers of R1's full size, whose matrices have one type each and whose
-experts are copies of one, because 256 different ones would take an hour to quantize. Nothing is downloaded. A cell is the best of --rounds rounds; the table gives tokens/s of all sequences
-together. FP8 is of random weights, and Shoal's alone.
+experts are copies of one, because 256 different ones would take an hour to quantize. Nothing is downloaded. A cell is the
+best of --rounds rounds; the table gives tokens/s of all sequences together. FP8 is of random weights, and Shoal's alone.
 """
 
 import argparse
@@ -39,6 +39,7 @@ SHAPES = {
 }
 MODEL = SHAPES["moe-1.6b"]
 FILE_TYPES = {"BF16": 32, "Q8_0": 7, "Q6_K": 18, "Q5_K_M": 17, "Q4_K_M": 15, "Q4_0": 2, "Q3_K_M": 12, "Q2_K": 10}
+TYPES = {"moe-1.6b": [*FILE_TYPES, "FP8"], "r1-layers": ["Q8_0", "Q6_K", "Q4_K", "Q2_K", "FP8"]}
 PROMPT, STEPS = 256, 24
 HAS_AMX = b"AMX_INT8 = 1" in llama_cpp.llama_print_system_info()
 
@@ -286,16 +287,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True, help="where the models are made and kept (8 GB each)")
     parser.add_argument("--types", nargs="+", default=["Q8_0", "Q4_K_M", "BF16", "FP8"],
-                        choices=sorted({*FILE_TYPES, "FP8", "Q4_K"}))
+                        help="; ".join(f"of {shape}: {', '.join(types)}" for shape, types in TYPES.items()))
     parser.add_argument("--shape", choices=SHAPES, default="moe-1.6b")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 16, 64])
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only-make", action="store_true", help="make the models and measure nothing")
     options = parser.parse_args()
-    known = {"Q4_K", "Q2_K", "Q6_K", "Q8_0", "FP8"} if options.shape == "r1-layers" else {*FILE_TYPES, "FP8"}
-    if wrong := set(options.types) - known:
-        parser.error(f"--shape {options.shape} takes the types {', '.join(sorted(known))}, not {', '.join(sorted(wrong))}")
+    if wrong := set(options.types) - set(TYPES[options.shape]):
+        parser.error(f"--shape {options.shape} takes {', '.join(TYPES[options.shape])}, not {', '.join(sorted(wrong))}")
     options.folder.mkdir(parents=True, exist_ok=True)
     quiet = llama_cpp.llama_log_callback(lambda *_: None)
     llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))

@@ -7,13 +7,12 @@
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import time
 
 import pytest
 import requests
-from serving import BINARY, ROOT, serve
+from serving import BINARY, ROOT, free_port, serve
 
 PROGRAM = os.environ.get("SHOAL_OPEN_WEBUI")
 pytestmark = [pytest.mark.skipif(not BINARY.exists(), reason=f"{BINARY} is not built"),
@@ -25,9 +24,7 @@ QUESTION = [{"role": "user", "content": "What is 47 + 38?"}]
 @contextlib.contextmanager
 def open_webui(upstream, folder):
     """Its address and a session's headers; without accounts, and without asking the internet for anything."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     environment = {**os.environ, "OFFLINE_MODE": "true", "HF_HUB_OFFLINE": "1", "RAG_EMBEDDING_ENGINE": "openai",
                    "WEBUI_AUTH": "False", "WEBUI_SECRET_KEY": "any", "DATA_DIR": str(folder), "ENABLE_OLLAMA_API": "False",
                    "OPENAI_API_BASE_URL": upstream + "/v1", "OPENAI_API_KEY": "any"}

@@ -18,7 +18,7 @@ from pathlib import Path
 import openai
 import pytest
 from conftest import DEMO_MODEL, needs_demo_model
-from serving import BINARY, MPI_ENVIRONMENT
+from serving import BINARY, MPI_ENVIRONMENT, free_port
 
 CHAT = {"messages": [{"role": "user", "content": "What is 47 + 38?"}], "max_tokens": 16, "temperature": 0}
 
@@ -91,9 +91,7 @@ def test_prometheus_takes_the_metrics(server, tmp_path):
     complaints = [line for line in (checked.stdout + checked.stderr).decode().splitlines() if line]
     # vLLM's way of naming has a colon, which promtool would rather see in rules only.
     assert all("should not contain ':'" in line for line in complaints), complaints
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     config = tmp_path / "prometheus.yml"
     config.write_text(json.dumps({"scrape_configs": [{
         "job_name": "shoal", "scrape_interval": "1s", "static_configs": [{"targets": [server.url.split("/")[-1]]}]}]}))
@@ -140,9 +138,7 @@ class serve_with:
     """A server on one rank with further options: its `url`, its `process`. It need not be ready yet."""
 
     def __init__(self, *options, ready=True, model=DEMO_MODEL):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self.url = f"{'https' if '--tls-cert' in options else 'http'}://127.0.0.1:{port}"
         self.log = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen([BINARY, "serve", "--model", model, "--port", str(port), *options],
