@@ -10,7 +10,7 @@
 
 #include "base/error.h"
 #include "collectives/expert_exchange.h"
-#include "runtime/host_memory.h"
+#include "runtime/host.h"
 
 namespace shoal {
 namespace {

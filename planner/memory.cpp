@@ -11,11 +11,9 @@ namespace shoal {
 namespace {
 
 constexpr int panel_rows = 16;          // kernels/matrix.h
-constexpr int page_tokens = 16;         // runtime/job.cpp
 constexpr double cpu_reserve = 28e6;    // program, MPI and threads of an idle rank, measured
 constexpr double server_reserve = 3e6;  // more on rank 0, which answers clients and batches their requests, measured
 constexpr double gpu_reserve = 3e9;     // CUDA context, libraries' workspaces, NCCL, fragmentation
-constexpr int logit_rows = 32;          // runtime/job.cpp: logits are made for so many rows at a time
 constexpr double packed_f32 = 6;        // bytes of an FP32 activation in three BF16 parts on AMX; 4 elsewhere
 constexpr double packed_bf16 = 2;
 constexpr double packed_int8 = 1.63;  // for weights of blocks: kernels/cpu/gemm_quantized.inl, block_bytes_of
@@ -208,8 +206,8 @@ RankMemory rank_memory(const ModelConfig& config, const HeldWeights& weights, co
     const HeadSlice mine = head_slice(config.num_attention_heads, config.num_key_value_heads, tp, in_group);
     per_token *= static_cast<double>(mine.kv_heads.count) / config.num_key_value_heads;
   }
-  m.kv =
-      sequences_on(workload, layout, rank) * static_cast<double>(round_up(workload.context, page_tokens)) * per_token;
+  m.kv = sequences_on(workload, layout, rank) * static_cast<double>(round_up(workload.context, kv_page_tokens)) *
+         per_token;
 
   const double tokens = workload.max_batched_tokens;
   const bool bf16_rows = workload.bf16_rows;

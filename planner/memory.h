@@ -14,6 +14,9 @@ namespace shoal {
 
 KvType kv_type_from(const std::string& name);  // Error (wrong usage) lists the types
 
+constexpr int kv_page_tokens = 16;  // of a page of the KV cache
+constexpr int logit_rows = 32;      // logits are made for so many rows at a time
+
 /// Tokens of one rank in a step, where nobody says: GPUs multiply hundreds of rows in the time that reading weights
 /// takes, CPUs tens.
 constexpr int default_step_tokens(bool gpu) { return gpu ? 2048 : 512; }

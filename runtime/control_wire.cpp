@@ -14,6 +14,7 @@
 #include <random>
 
 #include "base/error.h"
+#include "runtime/host.h"
 
 namespace shoal::control {
 namespace {
@@ -128,11 +129,7 @@ GreetingCheck check_greeting(std::span<const std::byte, kGreetingBytes> bytes, c
   return version == kVersion ? GreetingCheck::ours : GreetingCheck::other_version;
 }
 
-Process Process::self() {
-  char name[256] = {};
-  gethostname(name, sizeof name - 1);
-  return {name, static_cast<std::uint32_t>(getpid())};
-}
+Process Process::self() { return {host_name(), static_cast<std::uint32_t>(getpid())}; }
 
 std::vector<std::byte> encode(const Process& process) {
   std::vector<std::byte> out;

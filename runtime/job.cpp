@@ -16,36 +16,23 @@
 #include "planner/memory.h"
 #include "planner/placement.h"
 #include "planner/plan.h"
-#include "runtime/checkpoint.h"
 #include "runtime/control_plane.h"
-#include "runtime/host_memory.h"
+#include "runtime/host.h"
 #include "runtime/importance_recorder.h"
-#include "runtime/kv_cache.h"
 #include "runtime/model.h"
 #include "runtime/model_source.h"
 #include "runtime/planned_job.h"
 #include "runtime/random_weights.h"
-#include "runtime/weights.h"
+#include "runtime/rank_model.h"
 #include "runtime/worker.h"
 
 namespace shoal {
 namespace {
 
-constexpr int kPageTokens = 16;
-constexpr int kMaxLogitRows = 32;
-
 /// Ends this rank at once, whatever its threads are doing: one of them may wait in MPI for a rank that is gone.
 [[noreturn]] void end_now(ExitCode code) {
   std::fflush(nullptr);
   _exit(static_cast<int>(code));
-}
-
-bool bf16(const JobOptions& options) { return options.compute != Compute::f32; }
-
-std::string host_name() {
-  char name[256] = {};
-  gethostname(name, sizeof name - 1);
-  return name;
 }
 
 /// What every rank of the job has before the model is read.
@@ -71,9 +58,6 @@ std::string share_contact(Communicator& comm, const std::string& contact) {
   return text.data();
 }
 
-/// The GPU of a rank: the host's ranks take its GPUs in turn.
-int gpu_of(const LaunchEnvironment& launch, const CudaDevices& gpus) { return launch.local_rank % gpus.count; }
-
 /// Data between ranks goes from GPU to GPU; the launcher's communicator only brings them together.
 void use_nccl(Rank& rank, const JobOptions& options) {
   const CudaDevices gpus = find_cuda_devices();
@@ -81,7 +65,7 @@ void use_nccl(Rank& rank, const JobOptions& options) {
     throw Error("--collectives nccl needs GPUs; it does not go with --device cpu", ExitCode::usage);
   if (gpus.count == 0) fail("--collectives nccl: {}; check nvidia-smi on {}", gpus.reason, host_name());
   rank.start_up_comm = std::move(rank.comm);
-  rank.comm = make_nccl_communicator(load_nccl(), *rank.start_up_comm, {.device = gpu_of(rank.launch, gpus)});
+  rank.comm = make_nccl_communicator(load_nccl(), *rank.start_up_comm, {.device = gpu_of(rank.launch)});
 }
 
 Rank join_job(int* argc, char*** argv, const JobOptions& options) {
@@ -102,110 +86,6 @@ Rank join_job(int* argc, char*** argv, const JobOptions& options) {
   return rank;
 }
 
-/// One rank's share of the model, read and packed.
-struct LoadedModel {
-  Placement placement;
-  std::unique_ptr<Backend> backend;
-  const ImportanceRecorder* recorder = nullptr;  // the backend, where importance is asked for
-  std::unique_ptr<KvCache> cache;
-  ModelWeights weights;
-  std::shared_ptr<const grammar::TokenTable> tokens;  // null: the model has no tokenizer
-};
-
-/// What computes on this rank: a GPU where there is one, unless the CPU is asked for.
-std::unique_ptr<Backend> make_backend(const JobOptions& options, const LaunchEnvironment& launch) {
-  if (options.device != "cpu") {
-    const CudaDevices gpus = find_cuda_devices();
-    if (gpus.count > 0) return make_cuda_backend({gpu_of(launch, gpus), options.compute});
-    if (options.device == "cuda")
-      throw Error(
-          fmt::format("--device cuda: {}; check nvidia-smi on {}, or use --device cpu", gpus.reason, host_name()));
-  }
-  CpuOptions cpu{.threads = options.threads, .pin = options.pin, .compute = options.compute, .isa = options.isa};
-  cpu.local_rank = launch.local_rank;
-  cpu.local_ranks = launch.local_size;
-  return make_cpu_backend(cpu);
-}
-
-/// Bytes of its device's memory that this rank may still use: its GPU's, or the host's, shared with the other ranks
-/// there.
-std::uint64_t share_of_memory(const Backend& backend, const LaunchEnvironment& launch) {
-  int sharers = std::max(1, launch.local_size);
-  const std::optional<std::uint64_t> on_gpu = backend.free_bytes();
-  if (on_gpu) {
-    const int gpus = std::max(1, find_cuda_devices().count);
-    sharers = (sharers + gpus - 1) / gpus;
-  }
-  return on_gpu.value_or(available_memory_bytes()) / static_cast<std::uint64_t>(sharers);
-}
-
-int kv_pages(const ModelConfig& config, const JobOptions& options, std::uint64_t page_bytes,
-             std::uint64_t share_bytes) {
-  const int wanted_len = options.max_model_len > 0 ? options.max_model_len : config.max_position_embeddings;
-  const auto pages_of = [](std::uint64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; };
-  std::uint64_t pages;
-  if (options.kv_cache_gb > 0) {
-    pages = static_cast<std::uint64_t>(options.kv_cache_gb * 1e9) / page_bytes;
-  } else {
-    // Enough for 32 full-length sequences, in four fifths of this rank's share of what the host or its GPU has left.
-    const std::uint64_t budget = share_bytes / 5 * 4;
-    pages = std::min(budget / page_bytes, 32 * pages_of(static_cast<std::uint64_t>(wanted_len)));
-  }
-  const std::uint64_t least = options.max_model_len > 0 ? pages_of(static_cast<std::uint64_t>(wanted_len)) : 1;
-  if (pages < least)
-    throw Error(fmt::format("the KV cache does not fit: {} tokens need {:.2f} GB on each rank and {:.2f} GB are there; "
-                            "lower --max-model-len, raise --kv-cache-gb, or use more ranks on more hosts",
-                            wanted_len, static_cast<double>(least * page_bytes) / 1e9,
-                            static_cast<double>(pages * page_bytes) / 1e9),
-                ExitCode::does_not_fit);
-  return static_cast<int>(std::min<std::uint64_t>(pages, 1u << 30));
-}
-
-/// Makes no collective call, so it may run on any thread.
-LoadedModel load_model(const ModelConfig& config, const Checkpoint& checkpoint, const JobOptions& options,
-                       const Rank& rank) {
-  LoadedModel loaded;
-  loaded.backend = make_backend(options, rank.launch);
-  if (loaded.backend->free_bytes() && options.on_importance)
-    throw Error("importance is measured on CPUs only; use --device cpu", ExitCode::usage);
-  if (options.on_importance) {
-    auto recorder = std::make_unique<ImportanceRecorder>(std::move(loaded.backend));
-    loaded.recorder = recorder.get();
-    loaded.backend = std::move(recorder);
-  }
-
-  const Placement& placement = loaded.placement = job_placement(options, config, rank.comm->size());
-  if (options.on_importance && placement.tensor_parallel && rank.comm->size() > 1)
-    throw Error("importance of a model without experts is measured on one rank", ExitCode::usage);
-  refuse_what_does_not_fit(config, options, placement, rank.comm->rank(),
-                           share_of_memory(*loaded.backend, rank.launch));
-  const int cores = static_cast<int>(std::thread::hardware_concurrency());
-  const LoadOptions load{.threads = std::clamp(2 * cores / rank.launch.local_size, 1, 16),
-                         .progress = rank.leads() && !options.quiet,
-                         .mtp = options.mtp,
-                         .device = loaded.backend.get()};
-  loaded.weights = load_weights(config, checkpoint, placement, rank.comm->rank(), load);
-
-  const HeadSlice heads = placement.tensor_parallel ? head_slice(config.num_attention_heads, config.num_key_value_heads,
-                                                                 rank.comm->size(), rank.comm->rank())
-                                                    : HeadSlice{};
-  const int width =
-      placement.tensor_parallel ? static_cast<int>(2 * heads.kv_heads.count * config.head_dim) : config.kv_width();
-  const KvType kv_type = options.kv_cache_dtype.value_or(bf16(options) ? KvType::bf16 : KvType::f32);
-  if (has_scales(kv_type) && !config.is_mla() && config.head_dim % kKvGroup != 0)
-    throw Error(fmt::format("--kv-cache-dtype {} needs heads of a multiple of {} elements; this model's have {}",
-                            name_of(kv_type), kKvGroup, config.head_dim),
-                ExitCode::usage);
-  const int layers = config.num_hidden_layers + (options.mtp ? 1 : 0);
-  const std::uint64_t page_bytes = static_cast<std::uint64_t>(kv_row_bytes(kv_type, std::max(width, 1))) * kPageTokens *
-                                   static_cast<std::uint64_t>(layers);
-  const int pages = kv_pages(config, options, page_bytes, share_of_memory(*loaded.backend, rank.launch));
-  loaded.cache = std::make_unique<KvCache>(*loaded.backend, layers, pages, kPageTokens, width, kv_type);
-  if (const auto tokenizer = options.random_weights.empty() ? read_tokenizer(options.model) : nullptr)
-    loaded.tokens = std::make_shared<grammar::TokenTable>(*tokenizer, config.vocab_size);
-  return loaded;
-}
-
 bool moves_experts(const JobOptions& options, const Placement& placement) {
   return options.rebalance_steps > 0 && placement.ranks > 1 && !placement.tensor_parallel;
 }
@@ -223,7 +103,7 @@ std::string summarize(const ModelConfig& config, const JobOptions& options, cons
   for (const WorkerReady& r : ranks) {
     weights = std::max(weights, r.weight_bytes);
     kv = std::max(kv, r.kv_bytes);
-    tokens += static_cast<std::int64_t>(r.kv_pages) * kPageTokens;
+    tokens += static_cast<std::int64_t>(r.kv_pages) * kv_page_tokens;
   }
   std::string text =
       fmt::format("model     {} ({}, {} layers", options.model.string(), config.model_type, config.num_hidden_layers);
@@ -280,13 +160,13 @@ class Lead {
     Placement placement = job_placement(options_, config, engine.ranks);
     if (!options_.mtp) placement.experts.resize(static_cast<std::size_t>(config.num_hidden_layers));
     c.tensor_parallel = placement.tensor_parallel;
-    c.page_tokens = kPageTokens;
+    c.page_tokens = kv_page_tokens;
     for (const WorkerReady& r : ready) c.kv_pages.push_back(r.kv_pages);
     const int largest = *(c.tensor_parallel ? std::min_element(c.kv_pages.begin(), c.kv_pages.end())
                                             : std::max_element(c.kv_pages.begin(), c.kv_pages.end()));
     const int allowed = options_.max_model_len > 0 ? options_.max_model_len : config.max_position_embeddings;
     c.max_model_len = engine.max_model_len =
-        static_cast<int>(std::min<std::int64_t>(allowed, static_cast<std::int64_t>(largest) * kPageTokens));
+        static_cast<int>(std::min<std::int64_t>(allowed, static_cast<std::int64_t>(largest) * kv_page_tokens));
     c.max_num_seqs = options_.max_num_seqs;
     c.max_batched_tokens = options_.max_batched_tokens;
     c.max_prefill_tokens = engine.max_prefill_tokens = options_.max_prefill_tokens;
@@ -347,10 +227,11 @@ void work(const JobOptions& options, Rank& rank) {
   ControlClient& client = *rank.client;
   ModelConfig config;
   auto loading = std::async(std::launch::async, [&] {
-    LoadedModel loaded;
+    RankModel loaded;
     report_failure(rank, [&] {
       config = job_model_config(options);
-      loaded = load_model(config, job_checkpoint(options), options, rank);
+      loaded =
+          load_rank_model(config, job_checkpoint(options), options, rank.launch, rank.comm->rank(), rank.comm->size());
       client.send(
           frame(Message::ready, encode(WorkerReady{loaded.weights.bytes, loaded.cache->bytes(), loaded.cache->pages(),
                                                    loaded.backend->description(), host_name()})));
@@ -358,7 +239,7 @@ void work(const JobOptions& options, Rank& rank) {
     return loaded;
   });
 
-  LoadedModel loaded;
+  RankModel loaded;
   std::unique_ptr<Model> model;
   std::unique_ptr<Worker> worker;
   while (auto received = client.receive()) {
@@ -369,11 +250,11 @@ void work(const JobOptions& options, Rank& rank) {
     report_failure(rank, [&] {
       if (!worker) {  // the first step reaches all ranks together: the time for collective set-up
         loaded = loading.get();
-        model =
-            std::make_unique<Model>(config, std::move(loaded.weights), loaded.placement, *loaded.backend, *rank.comm,
-                                    *loaded.cache, bf16(options), answers_of(options, loaded.placement));
+        model = std::make_unique<Model>(config, std::move(loaded.weights), loaded.placement, *loaded.backend,
+                                        *rank.comm, *loaded.cache, options.computes_in_16_bits(),
+                                        answers_of(options, loaded.placement));
         const bool outputs = rank.leads() || !loaded.placement.tensor_parallel;
-        worker = std::make_unique<Worker>(*model, *loaded.cache, kMaxLogitRows, outputs, loaded.tokens);
+        worker = std::make_unique<Worker>(*model, *loaded.cache, logit_rows, outputs, loaded.tokens);
       }
       client.send(frame(Message::result, encode(worker->run(decode_step_plan(received->payload)))));
     });
@@ -427,7 +308,7 @@ Checkpoint job_checkpoint(const JobOptions& options) {
 
 namespace {
 void choose_step(JobOptions& options) {
-  const bool gpu = options.device != "cpu" && find_cuda_devices().count > 0;
+  const bool gpu = computes_on_gpu(options);
   if (options.max_batched_tokens == 0) options.max_batched_tokens = default_step_tokens(gpu);
   if (options.max_prefill_tokens == 0) options.max_prefill_tokens = gpu ? 512 : 256;
 }

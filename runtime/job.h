@@ -38,6 +38,7 @@ struct JobOptions {
   std::string collectives = "auto";  // auto, mpi, nccl
   std::string isa = "auto";
   Compute compute = Compute::f32;
+  bool computes_in_16_bits() const { return compute != Compute::f32; }
   std::optional<KvType> kv_cache_dtype;  // not set: FP32 or BF16, as `compute`
   bool mtp = false;                      // speculative decoding with the model's MTP layer
   int rebalance_steps = 0;               // look at the experts' loads so often and move them; 0: never

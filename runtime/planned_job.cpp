@@ -74,17 +74,19 @@ namespace {
 /// What a rank is about to hold, and what else would do.
 class StartCheck {
  public:
-  StartCheck(const ModelConfig& config, const JobOptions& options, const Placement& placement, int rank)
+  StartCheck(const ModelConfig& config, const JobOptions& options, const Placement& placement, int rank,
+             Device::Kind device)
       : config_(config),
         options_(options),
         placement_(placement),
         rank_(rank),
+        device_(device),
         precision_(precision_of(options, config)),
-        weights_(config, precision_, Device::Kind::cpu, options.mtp) {
+        weights_(config, precision_, device, options.mtp) {
     workload_.context = std::max(1, options.max_model_len);
     workload_.concurrency = placement.tensor_parallel ? 1 : placement.ranks;
     workload_.kv = options.kv_cache_dtype.value_or(options.compute == Compute::f32 ? KvType::f32 : KvType::bf16);
-    workload_.bf16_rows = options.compute == Compute::bf16;
+    workload_.bf16_rows = options.compute != Compute::f32;
     workload_.max_batched_tokens = options.max_batched_tokens;
     workload_.mtp = options.mtp;
   }
@@ -127,7 +129,7 @@ class StartCheck {
       found.push_back("no --kv-cache-gb, and the cache takes what is free");
     }
     if (options_.mtp) {
-      const HeldWeights trunk(config_, precision_, Device::Kind::cpu);
+      const HeldWeights trunk(config_, precision_, device_);
       Workload workload = workload_;
       workload.mtp = false;
       if (memory(trunk, workload, placement_, rank_).total() <= share) found.push_back("--speculative none");
@@ -147,7 +149,7 @@ class StartCheck {
       for (const char* name : {"fp8", "Q8_0", "Q6_K", "Q4_K_M", "Q3_K_M", "Q2_K"}) {
         const Precision precision = Precision::from_name(name);
         if (static_cast<double>(checkpoint_bytes(config_, precision)) >= now) continue;
-        const HeldWeights smaller(config_, precision, Device::Kind::cpu, options_.mtp);
+        const HeldWeights smaller(config_, precision, device_, options_.mtp);
         Workload workload = workload_;
         if (shorter) workload.context = 4096;
         if (memory(smaller, workload, placement_, rank_).total() > share) continue;
@@ -162,12 +164,12 @@ class StartCheck {
   RankMemory memory(const HeldWeights& weights, const Workload& workload, const Placement& placement, int rank) const {
     const Layout layout{placement.ranks, placement.tensor_parallel ? placement.ranks : 1,
                         placement.has_replicas() || options_.rebalance_steps > 0, placement.sliced_experts};
-    Cluster hosts;
-    hosts.groups.push_back({.nodes = 1, .ranks_per_node = placement.ranks, .device = {.kind = Device::Kind::cpu}});
+    Cluster cluster;
+    cluster.groups.push_back({.nodes = 1, .ranks_per_node = placement.ranks, .device = {.kind = device_}});
     std::vector<int> held;
     for (int layer = 0; layer < weights.layers(); ++layer)
       held.push_back(static_cast<int>(placement.experts_on(layer, rank).size()));
-    RankMemory m = rank_memory(config_, weights, workload, layout, hosts, rank, held);
+    RankMemory m = rank_memory(config_, weights, workload, layout, cluster, rank, held);
     if (options_.kv_cache_gb > 0) m.kv = options_.kv_cache_gb * 1e9;
     if (options_.rebalance_steps > 0) {  // an expert on its way out and one on its way in
       double expert = 0;
@@ -181,6 +183,7 @@ class StartCheck {
   const JobOptions& options_;
   const Placement& placement_;
   const int rank_;
+  const Device::Kind device_;
   const Precision precision_;
   const HeldWeights weights_;
   Workload workload_;
@@ -188,19 +191,18 @@ class StartCheck {
 
 }  // namespace
 
-void refuse_what_does_not_fit(const ModelConfig& config, const JobOptions& options, const Placement& placement,
-                              int rank, std::uint64_t share_bytes) {
-  const StartCheck check(config, options, placement, rank);
+RankMemory start_memory(const ModelConfig& config, const JobOptions& options, const Placement& placement, int rank,
+                        Device::Kind device, std::uint64_t share_bytes) {
+  const StartCheck check(config, options, placement, rank, device);
   const RankMemory m = check.memory();
   const auto share = static_cast<double>(share_bytes);
-  if (m.total() <= share) return;
+  if (m.total() <= share) return m;
   std::string message = fmt::format(
       "rank {} would hold {} = weights {} + KV cache {} ({}) + activations {} + exchange {} + program {}, and its "
-      "share "
-      "of this host's free memory is {}",
+      "share of this {}'s free memory is {}",
       rank, human_bytes(m.total()), human_bytes(m.weights), human_bytes(m.kv),
       options.kv_cache_gb > 0 ? "as asked" : "of one sequence", human_bytes(m.activations), human_bytes(m.exchange),
-      human_bytes(m.reserve), human_bytes(share));
+      human_bytes(m.reserve), device == Device::Kind::gpu ? "GPU" : "host", human_bytes(share));
   const auto changes = check.changes(share);
   if (!changes.empty())
     message += fmt::format(". Any one of these would make it fit:\n  {}", fmt::join(changes, "\n  "));

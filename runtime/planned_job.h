@@ -1,6 +1,7 @@
 #pragma once
 #include <cstdint>
 
+#include "planner/memory.h"
 #include "planner/placement.h"
 #include "runtime/job.h"
 
@@ -15,10 +16,10 @@ void read_plan(JobOptions& options);
 /// parts of an expert model cut over ranks).
 Placement job_placement(const JobOptions& options, const ModelConfig& config, int ranks);
 
-/// Throws Error (does not fit) with the sum written out, and changes that would make it fit, where what `rank` is about
-/// to hold, with the KV cache that was asked for or else of one sequence of `max_model_len` tokens (0: a page), is more
-/// than `share_bytes`, its part of the host's free memory.
-void refuse_what_does_not_fit(const ModelConfig& config, const JobOptions& options, const Placement& placement,
-                              int rank, std::uint64_t share_bytes);
+/// What `rank` is about to hold in the memory of its device, with the KV cache that was asked for or else of one
+/// sequence of `max_model_len` tokens (0: a page). Throws Error (does not fit) with the sum written out, and changes
+/// that would make it fit, where that is more than `share_bytes`, its part of the free memory there.
+RankMemory start_memory(const ModelConfig& config, const JobOptions& options, const Placement& placement, int rank,
+                        Device::Kind device, std::uint64_t share_bytes);
 
 }  // namespace shoal

@@ -1,9 +1,16 @@
-#include "runtime/host_memory.h"
+#include "runtime/host.h"
+
+#include <unistd.h>
 
 #include <fstream>
-#include <string>
 
 namespace shoal {
+
+std::string host_name() {
+  char name[256] = {};
+  gethostname(name, sizeof name - 1);
+  return name;
+}
 
 std::uint64_t available_memory_bytes() {
   std::ifstream meminfo("/proc/meminfo");

@@ -1,0 +1,121 @@
+#include "runtime/rank_model.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <optional>
+#include <thread>
+
+#include "kernels/cuda/cuda_backend.h"
+#include "planner/memory.h"
+#include "runtime/host.h"
+#include "runtime/importance_recorder.h"
+#include "runtime/model_source.h"
+#include "runtime/planned_job.h"
+
+namespace shoal {
+namespace {
+
+/// What computes on this rank: a GPU where there is one, unless the CPU is asked for.
+std::unique_ptr<Backend> make_backend(const JobOptions& options, const LaunchEnvironment& launch) {
+  if (options.device != "cpu") {
+    const CudaDevices gpus = find_cuda_devices();
+    if (gpus.count > 0) return make_cuda_backend({gpu_of(launch), options.compute});
+    if (options.device == "cuda")
+      throw Error(
+          fmt::format("--device cuda: {}; check nvidia-smi on {}, or use --device cpu", gpus.reason, host_name()));
+  }
+  CpuOptions cpu{.threads = options.threads, .pin = options.pin, .compute = options.compute, .isa = options.isa};
+  cpu.local_rank = launch.local_rank;
+  cpu.local_ranks = launch.local_size;
+  return make_cpu_backend(cpu);
+}
+
+/// Bytes of its device's memory that this rank may still use: its GPU's, or the host's, shared with the other ranks
+/// there.
+std::uint64_t share_of_memory(const Backend& backend, const LaunchEnvironment& launch) {
+  int sharers = std::max(1, launch.local_size);
+  const std::optional<std::uint64_t> on_gpu = backend.free_bytes();
+  if (on_gpu) {
+    const int gpus = std::max(1, find_cuda_devices().count);
+    sharers = (sharers + gpus - 1) / gpus;
+  }
+  return on_gpu.value_or(available_memory_bytes()) / static_cast<std::uint64_t>(sharers);
+}
+
+/// Pages of KV cache where `share_bytes` are free, of which steps take `step_bytes`.
+int kv_pages(const ModelConfig& config, const JobOptions& options, std::uint64_t page_bytes, std::uint64_t share_bytes,
+             std::uint64_t step_bytes) {
+  const int wanted_len = options.max_model_len > 0 ? options.max_model_len : config.max_position_embeddings;
+  const auto pages_of = [](std::uint64_t tokens) { return (tokens + kv_page_tokens - 1) / kv_page_tokens; };
+  std::uint64_t pages;
+  if (options.kv_cache_gb > 0) {
+    pages = static_cast<std::uint64_t>(options.kv_cache_gb * 1e9) / page_bytes;
+  } else {
+    // Enough for 32 full-length sequences, in four fifths of this rank's share of what the host or its GPU has left.
+    const std::uint64_t budget = (share_bytes - std::min(step_bytes, share_bytes)) / 5 * 4;
+    pages = std::min(budget / page_bytes, 32 * pages_of(static_cast<std::uint64_t>(wanted_len)));
+  }
+  const std::uint64_t least = options.max_model_len > 0 ? pages_of(static_cast<std::uint64_t>(wanted_len)) : 1;
+  if (pages < least)
+    throw Error(fmt::format("the KV cache does not fit: {} tokens need {:.2f} GB on each rank and {:.2f} GB are there; "
+                            "lower --max-model-len, raise --kv-cache-gb, or use more ranks on more hosts",
+                            wanted_len, static_cast<double>(least * page_bytes) / 1e9,
+                            static_cast<double>(pages * page_bytes) / 1e9),
+                ExitCode::does_not_fit);
+  return static_cast<int>(std::min<std::uint64_t>(pages, 1u << 30));
+}
+
+}  // namespace
+
+bool computes_on_gpu(const JobOptions& options) { return options.device != "cpu" && find_cuda_devices().count > 0; }
+
+int gpu_of(const LaunchEnvironment& launch) { return launch.local_rank % std::max(1, find_cuda_devices().count); }
+
+RankModel load_rank_model(const ModelConfig& config, const Checkpoint& checkpoint, const JobOptions& options,
+                          const LaunchEnvironment& launch, int rank, int ranks) {
+  RankModel loaded;
+  loaded.backend = make_backend(options, launch);
+  if (loaded.backend->free_bytes() && options.on_importance)
+    throw Error("importance is measured on CPUs only; use --device cpu", ExitCode::usage);
+  if (options.on_importance) {
+    auto recorder = std::make_unique<ImportanceRecorder>(std::move(loaded.backend));
+    loaded.recorder = recorder.get();
+    loaded.backend = std::move(recorder);
+  }
+
+  const Placement& placement = loaded.placement = job_placement(options, config, ranks);
+  if (options.on_importance && placement.tensor_parallel && ranks > 1)
+    throw Error("importance of a model without experts is measured on one rank", ExitCode::usage);
+  const RankMemory planned = start_memory(config, options, placement, rank,
+                                          loaded.backend->free_bytes() ? Device::Kind::gpu : Device::Kind::cpu,
+                                          share_of_memory(*loaded.backend, launch));
+  const int cores = static_cast<int>(std::thread::hardware_concurrency());
+  const LoadOptions load{.threads = std::clamp(2 * cores / launch.local_size, 1, 16),
+                         .progress = rank == 0 && !options.quiet,
+                         .mtp = options.mtp,
+                         .device = loaded.backend.get()};
+  loaded.weights = load_weights(config, checkpoint, placement, rank, load);
+
+  const HeadSlice heads = placement.tensor_parallel
+                              ? head_slice(config.num_attention_heads, config.num_key_value_heads, ranks, rank)
+                              : HeadSlice{};
+  const int width =
+      placement.tensor_parallel ? static_cast<int>(2 * heads.kv_heads.count * config.head_dim) : config.kv_width();
+  const KvType kv_type = options.kv_cache_dtype.value_or(options.computes_in_16_bits() ? KvType::bf16 : KvType::f32);
+  if (has_scales(kv_type) && !config.is_mla() && config.head_dim % kKvGroup != 0)
+    throw Error(fmt::format("--kv-cache-dtype {} needs heads of a multiple of {} elements; this model's have {}",
+                            name_of(kv_type), kKvGroup, config.head_dim),
+                ExitCode::usage);
+  const int layers = config.num_hidden_layers + (options.mtp ? 1 : 0);
+  const std::uint64_t page_bytes = static_cast<std::uint64_t>(kv_row_bytes(kv_type, std::max(width, 1))) *
+                                   kv_page_tokens * static_cast<std::uint64_t>(layers);
+  const int pages = kv_pages(config, options, page_bytes, share_of_memory(*loaded.backend, launch),
+                             static_cast<std::uint64_t>(planned.activations + planned.exchange));
+  loaded.cache = std::make_unique<KvCache>(*loaded.backend, layers, pages, kv_page_tokens, width, kv_type);
+  if (const auto tokenizer = options.random_weights.empty() ? read_tokenizer(options.model) : nullptr)
+    loaded.tokens = std::make_shared<grammar::TokenTable>(*tokenizer, config.vocab_size);
+  return loaded;
+}
+
+}  // namespace shoal

@@ -1,0 +1,38 @@
+#pragma once
+#include <memory>
+
+#include "collectives/mpi.h"
+#include "kernels/backend.h"
+#include "planner/placement.h"
+#include "runtime/checkpoint.h"
+#include "runtime/grammar/token_table.h"
+#include "runtime/job.h"
+#include "runtime/kv_cache.h"
+#include "runtime/weights.h"
+
+namespace shoal {
+
+class ImportanceRecorder;
+
+/// Whether ranks compute on GPUs: where there are any, unless the CPU is asked for.
+bool computes_on_gpu(const JobOptions& options);
+
+/// The GPU of a rank: the host's ranks take its GPUs in turn.
+int gpu_of(const LaunchEnvironment& launch);
+
+/// One rank's share of the model, read and packed, with what computes on it and room for its sequences.
+struct RankModel {
+  Placement placement;
+  std::unique_ptr<Backend> backend;
+  const ImportanceRecorder* recorder = nullptr;  // the backend, where importance is asked for
+  std::unique_ptr<KvCache> cache;
+  ModelWeights weights;
+  std::shared_ptr<const grammar::TokenTable> tokens;  // null: the model has no tokenizer
+};
+
+/// Makes no collective call, so it may run on any thread. Error where a GPU is asked for and absent, where what is
+/// asked for does not go together, or (does not fit) where memory is short.
+RankModel load_rank_model(const ModelConfig& config, const Checkpoint& checkpoint, const JobOptions& options,
+                          const LaunchEnvironment& launch, int rank, int ranks);
+
+}  // namespace shoal
