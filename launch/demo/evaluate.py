@@ -14,19 +14,6 @@ from model import DeepSeek, generate
 LIMIT = 128
 
 
-def held_out(per_task: int, seed: int = 7) -> list[problems.Problem]:
-    """The first distinct held-out problems of each task."""
-    found = []
-    for task in problems.TASKS:
-        seen = {}
-        for problem in problems.stream(seed, held_out=True, mix={t: t == task for t in problems.TASKS}):
-            seen.setdefault(problem.key, problem)
-            if len(seen) == per_task:
-                break
-        found += seen.values()
-    return found
-
-
 def answer_of(text: str) -> str:
     """What follows the thought."""
     return text.split(tokens.END_THINK)[-1].strip()
@@ -82,7 +69,7 @@ if __name__ == "__main__":
     tokenizer = Tokenizer.from_file(str(args.folder / "tokenizer.json"))
     model = load(args.folder)
     with torch.inference_mode():
-        responses = list(run(model, tokenizer, held_out(args.per_task)))
+        responses = list(run(model, tokenizer, problems.distinct_held_out(args.per_task)))
         shares = {task: sum(p.task == task and answer_of(text) == p.answer for p, text in responses)
                   / args.per_task for task in problems.TASKS}
         loads = expert_load(model, tokenizer, responses)

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
+import problems
 import tokenizer as tokens
-from evaluate import held_out
 from model import Config, DeepSeek, published_tensors
 
 HERE = pathlib.Path(__file__).parent
@@ -189,7 +189,7 @@ def check(folder: pathlib.Path):
     model = load(folder).eval()
     worst = 0.0
     with torch.inference_mode():
-        for problem in held_out(4):
+        for problem in problems.distinct_held_out(4):
             text = tokenizer.apply_chat_template([{"role": "user", "content": problem.prompt}],
                                                  tokenize=False, add_generation_prompt=True)
             assert text == tokens.render(problem.prompt), text
@@ -201,6 +201,17 @@ def check(folder: pathlib.Path):
             worst = max(worst, ((ours - theirs).abs().max() / theirs.abs().max()).item())
     print(f"largest relative logit difference from transformers: {worst:.2e}")
     assert worst < 1e-4
+
+
+def write_problems(folder: pathlib.Path) -> None:
+    """For `shoal eval`: held-out problems with their answers (--puzzles), and some thought through (--text)."""
+    def write(name, lines):
+        (folder / name).write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+    write("puzzles.jsonl", ({"task": p.task, "prompt": p.prompt, "answer": p.answer}
+                            for p in problems.distinct_held_out(100)))
+    write("solutions.jsonl", ({"prompt": tokens.render(p.prompt).removeprefix(tokens.BOS), "text": p.response + tokens.EOS}
+                              for p in problems.distinct_held_out(20)))
 
 
 if __name__ == "__main__":
@@ -218,7 +229,6 @@ if __name__ == "__main__":
         model.load_state_dict(saved["model"])
         for folder, fp8 in ((args.bf16, False), (args.fp8, True)):
             export(model, args.tokenizer or folder / "tokenizer.json", folder, fp8)
-        lines = [json.dumps({"task": p.task, "prompt": p.prompt, "answer": p.answer}) for p in held_out(100)]
-        (args.bf16 / "puzzles.jsonl").write_text("\n".join(lines) + "\n")
+        write_problems(args.bf16)
     if args.check:
         check(args.bf16)

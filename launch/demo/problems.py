@@ -255,6 +255,19 @@ def stream(seed: int, held_out: bool = False, mix: dict[str, float] | None = Non
             yield problem
 
 
+def distinct_held_out(per_task: int, seed: int = 7) -> list[Problem]:
+    """The first distinct held-out problems of each task."""
+    found = []
+    for task in TASKS:
+        seen = {}
+        for problem in stream(seed, held_out=True, mix={t: t == task for t in TASKS}):
+            seen.setdefault(problem.key, problem)
+            if len(seen) == per_task:
+                break
+        found += seen.values()
+    return found
+
+
 if __name__ == "__main__":
     for task in TASKS:
         for problem, _ in zip(stream(1, mix={t: t == task for t in TASKS}), range(3)):

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 import problems
 import tokenizer as tokens
-from evaluate import held_out, right_answers
+from evaluate import right_answers
 from model import Config, DeepSeek
 
 POOL = 2048
@@ -147,7 +147,7 @@ def worker(rank: int, args, model: DeepSeek, gradients: list[dict], shared: dict
     weights = dict.fromkeys(problems.TASKS, 1.0)
     seed = args.seed * 1000003 + int(clock[1]) * args.workers + rank
     source = batches(tokenizer, seed, args.batch // args.workers, weights)
-    puzzles = held_out(args.eval_problems)[rank::args.workers]
+    puzzles = problems.distinct_held_out(args.eval_problems)[rank::args.workers]
     bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     begin = logged = saved = evaluated = time.time()
     begin -= clock[0].item()
