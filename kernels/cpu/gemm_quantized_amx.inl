@@ -8,7 +8,7 @@ namespace {
 /// token's result does not depend on which of them it meets.
 template <class Tiles>
 struct Amx : Convert512 {
-  static constexpr int kWidths[] = {16};
+  static constexpr int kWidths[1] = {16};
   static constexpr int kTokensOfTiles = 16;
 
   template <int T, int G>
