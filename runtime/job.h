@@ -38,7 +38,6 @@ struct JobOptions {
   std::string collectives = "auto";  // auto, mpi, nccl
   std::string isa = "auto";
   Compute compute = Compute::f32;
-  bool computes_in_16_bits() const { return compute != Compute::f32; }
   std::optional<KvType> kv_cache_dtype;  // not set: FP32 or BF16, as `compute`
   bool mtp = false;                      // speculative decoding with the model's MTP layer
   int rebalance_steps = 0;               // look at the experts' loads so often and move them; 0: never
@@ -48,6 +47,9 @@ struct JobOptions {
   /// When the work is over, every rank calls it with what its part of the model was given (importance.h); null: nothing
   /// is recorded. Of rank 0 alone the result is of use.
   std::function<void(const Importance&)> on_importance;
+
+  bool computes_in_16_bits() const { return compute != Compute::f32; }
+  KvType kv_type() const { return kv_cache_dtype.value_or(computes_in_16_bits() ? KvType::bf16 : KvType::f32); }
 };
 
 /// Rank 0's view of a job that is up: what the command line and the API server stand on.

@@ -85,8 +85,8 @@ class StartCheck {
         weights_(config, precision_, device, options.mtp) {
     workload_.context = std::max(1, options.max_model_len);
     workload_.concurrency = placement.tensor_parallel ? 1 : placement.ranks;
-    workload_.kv = options.kv_cache_dtype.value_or(options.compute == Compute::f32 ? KvType::f32 : KvType::bf16);
-    workload_.bf16_rows = options.compute != Compute::f32;
+    workload_.kv = options.kv_type();
+    workload_.bf16_rows = options.computes_in_16_bits();
     workload_.max_batched_tokens = options.max_batched_tokens;
     workload_.mtp = options.mtp;
   }

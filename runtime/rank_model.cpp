@@ -18,13 +18,10 @@ namespace {
 
 /// What computes on this rank: a GPU where there is one, unless the CPU is asked for.
 std::unique_ptr<Backend> make_backend(const JobOptions& options, const LaunchEnvironment& launch) {
-  if (options.device != "cpu") {
-    const CudaDevices gpus = find_cuda_devices();
-    if (gpus.count > 0) return make_cuda_backend({gpu_of(launch), options.compute});
-    if (options.device == "cuda")
-      throw Error(
-          fmt::format("--device cuda: {}; check nvidia-smi on {}, or use --device cpu", gpus.reason, host_name()));
-  }
+  if (computes_on_gpu(options)) return make_cuda_backend({gpu_of(launch), options.compute});
+  if (options.device == "cuda")
+    throw Error(fmt::format("--device cuda: {}; check nvidia-smi on {}, or use --device cpu",
+                            find_cuda_devices().reason, host_name()));
   CpuOptions cpu{.threads = options.threads, .pin = options.pin, .compute = options.compute, .isa = options.isa};
   cpu.local_rank = launch.local_rank;
   cpu.local_ranks = launch.local_size;
@@ -76,7 +73,8 @@ RankModel load_rank_model(const ModelConfig& config, const Checkpoint& checkpoin
                           const LaunchEnvironment& launch, int rank, int ranks) {
   RankModel loaded;
   loaded.backend = make_backend(options, launch);
-  if (loaded.backend->free_bytes() && options.on_importance)
+  const bool gpu = computes_on_gpu(options);
+  if (gpu && options.on_importance)
     throw Error("importance is measured on CPUs only; use --device cpu", ExitCode::usage);
   if (options.on_importance) {
     auto recorder = std::make_unique<ImportanceRecorder>(std::move(loaded.backend));
@@ -87,8 +85,7 @@ RankModel load_rank_model(const ModelConfig& config, const Checkpoint& checkpoin
   const Placement& placement = loaded.placement = job_placement(options, config, ranks);
   if (options.on_importance && placement.tensor_parallel && ranks > 1)
     throw Error("importance of a model without experts is measured on one rank", ExitCode::usage);
-  const RankMemory planned = start_memory(config, options, placement, rank,
-                                          loaded.backend->free_bytes() ? Device::Kind::gpu : Device::Kind::cpu,
+  const RankMemory planned = start_memory(config, options, placement, rank, gpu ? Device::Kind::gpu : Device::Kind::cpu,
                                           share_of_memory(*loaded.backend, launch));
   const int cores = static_cast<int>(std::thread::hardware_concurrency());
   const LoadOptions load{.threads = std::clamp(2 * cores / launch.local_size, 1, 16),
@@ -102,7 +99,7 @@ RankModel load_rank_model(const ModelConfig& config, const Checkpoint& checkpoin
                               : HeadSlice{};
   const int width =
       placement.tensor_parallel ? static_cast<int>(2 * heads.kv_heads.count * config.head_dim) : config.kv_width();
-  const KvType kv_type = options.kv_cache_dtype.value_or(options.computes_in_16_bits() ? KvType::bf16 : KvType::f32);
+  const KvType kv_type = options.kv_type();
   if (has_scales(kv_type) && !config.is_mla() && config.head_dim % kKvGroup != 0)
     throw Error(fmt::format("--kv-cache-dtype {} needs heads of a multiple of {} elements; this model's have {}",
                             name_of(kv_type), kKvGroup, config.head_dim),
