@@ -128,12 +128,8 @@ void Balance::start_with(const LayerPlacement& placement) {
 void Balance::even_out(int expert) {
   const auto& ranks = ranks_of_[at(expert)];
   if (ranks.size() < 2) return;
-  struct Ground {
-    double level, speed;
-    Held* held;
-    std::size_t rank;
-  };
-  std::vector<Ground> ground;
+  std::vector<Ground>& ground = ground_;
+  ground.clear();
   for (const int r : ranks) {
     auto& held = held_[at(r)];
     Held& mine = *std::find_if(held.begin(), held.end(), [&](const Held& h) { return h.expert == expert; });

@@ -42,6 +42,11 @@ class Balance {
     int expert;
     double load;
   };
+  struct Ground {
+    double level, speed;
+    Held* held;
+    std::size_t rank;
+  };
   struct Swap {
     double level;  // the larger of both ranks' loads after it
     int other;
@@ -66,6 +71,7 @@ class Balance {
   std::vector<std::vector<Held>> held_;     // [ranks]
   std::vector<std::vector<int>> ranks_of_;  // [experts]
   std::vector<double> load_;                // [ranks]
+  std::vector<Ground> ground_;              // of even_out(), which is called too often to allocate
 };
 
 }  // namespace shoal

@@ -114,6 +114,7 @@ class GroupPacking {
 constexpr double slacks[] = {1.0008, 1.004, 1.01, 1.02, 1.04, 1.08};
 constexpr double cut_above[] = {1.0, 0.8, 0.6, 0.4, 0.2, 0};
 constexpr double most_slack = 1.08, paired_step = 0.004;
+constexpr int few_slots = 4;
 
 /// A placement that fills ranks just to the lowest level for which that works; the best of those tried where none does.
 std::optional<Balance> fill(std::span<const double> loads, std::span<const int> slots, std::span<const double> speed,
@@ -147,17 +148,26 @@ std::optional<Balance> fill(std::span<const double> loads, std::span<const int> 
   return best;
 }
 
+std::optional<Balance> from_scratch(std::span<const double> loads, std::span<const int> slots,
+                                    std::span<const double> speed) {
+  Balance placed(loads, slots, speed);
+  placed.place_from_scratch();
+  return placed;
+}
+
 LayerPlacement place_flat(std::span<const double> loads, std::span<const int> slots, std::span<const double> speed) {
   const double bound = flat_bound(loads, slots, speed), aim = bound * slacks[0];
-  Balance best(loads, slots, speed);
-  best.place_from_scratch();
-  best.improve(aim);
-  if (best.largest() <= aim) return best.placement();
-  if (auto filled = fill(loads, slots, speed, bound)) {
-    filled->improve(aim);
-    if (filled->largest() < best.largest()) return filled->placement();
+  // Ranks of few slots have to be filled to the point; with many, exchanges get there, and sooner.
+  const bool few = *std::max_element(slots.begin(), slots.end()) <= few_slots;
+  std::optional<Balance> best;
+  for (const bool filling : {few, !few}) {
+    std::optional<Balance> found = filling ? fill(loads, slots, speed, bound) : from_scratch(loads, slots, speed);
+    if (!found) continue;
+    found->improve(aim);
+    if (!best || found->largest() < best->largest()) best.emplace(std::move(*found));
+    if (best->largest() <= aim) break;
   }
-  return best.placement();
+  return best->placement();
 }
 
 void check(std::span<const double> loads, const ExpertRanks& ranks) {

@@ -10,6 +10,7 @@
 #include <atomic>
 #include <chrono>
 #include <future>
+#include <memory>
 #include <thread>
 
 #include "base/error.h"
@@ -41,24 +42,27 @@ std::vector<std::unique_ptr<ControlClient>> connect_all(ControlServer& server, i
   return clients;
 }
 
-/// What an on_lost handler was told.
+/// What an on_lost handler was told. A handler may outlive it: connections end when servers and clients do.
 class Lost {
  public:
   LostHandler handler() {
-    return [this](int rank, const std::string& why) {
-      if (calls_++ == 0) told_.set_value({rank, why});
+    return [heard = heard_](int rank, const std::string& why) {
+      if (heard->calls++ == 0) heard->told.set_value({rank, why});
     };
   }
   std::pair<int, std::string> wait() {
-    auto future = told_.get_future();
+    auto future = heard_->told.get_future();
     if (future.wait_for(20s) != std::future_status::ready) return {-1, "nothing was lost in 20 s"};
     return future.get();
   }
-  int calls() const { return calls_; }
+  int calls() const { return heard_->calls; }
 
  private:
-  std::promise<std::pair<int, std::string>> told_;
-  std::atomic<int> calls_{0};
+  struct Heard {
+    std::promise<std::pair<int, std::string>> told;
+    std::atomic<int> calls{0};
+  };
+  std::shared_ptr<Heard> heard_ = std::make_shared<Heard>();
 };
 
 /// A process that is no rank of the job, or pretends to be one.
