@@ -9,7 +9,7 @@ build_packages=(
   openmpi-bin libopenmpi-dev
 )
 test_packages=(
-  libgtest-dev libgmock-dev libbenchmark-dev librapidcheck-dev libboost-context-dev python3-venv git openssl
+  libgtest-dev libgmock-dev libbenchmark-dev librapidcheck-dev libboost-context-dev python3-venv git openssl iproute2
   prometheus json-schema-test-suite fonts-dejavu-core
 )
 # Ubuntu has Chromium as a snap only; the tests of the pages are skipped without it.

@@ -276,8 +276,11 @@ int run_ranks(int* argc, char*** argv, const JobOptions& options, const std::fun
     return 0;
   }
 
-  rank.server->on_lost([&rank](int, const std::string& why) {
-    std::thread([&rank, why] { end_job(rank, Error(why + "; ending the job")); }).detach();
+  // A host that goes silent is what mpirun never notices.
+  const bool several_hosts = rank.launch.local_size < rank.comm->size();
+  const std::string end = several_hosts ? "; ending the job (should mpirun stay, Ctrl-C ends it)" : "; ending the job";
+  rank.server->on_lost([&rank, end](int, const std::string& why) {
+    std::thread([&rank, why, end] { end_job(rank, Error(why + end)); }).detach();
   });
   int code = 0;
   std::thread lead([&] {

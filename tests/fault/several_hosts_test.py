@@ -1,0 +1,99 @@
+"""A job over several hosts, which share no memory: the same answers as on one, and an end where a host is lost."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from hosts import Hosts, wait_until
+from serving import BINARY, ROOT, wait_for_address
+
+DEMO = ROOT / "launch" / "demo-model"
+
+pytestmark = pytest.mark.skipif(not BINARY.exists(), reason=f"{BINARY} is not built")
+
+
+@pytest.fixture(scope="module")
+def hosts():
+    try:
+        made = Hosts(3).__enter__()
+    except OSError as why:
+        pytest.skip(f"this machine makes no hosts of its own: {why}")
+    yield made
+    made.__exit__()
+
+
+@pytest.fixture
+def running(hosts):
+    """Starts a job; ends it after the test, whatever mpirun thinks of it."""
+    jobs = []
+
+    def start(slots, *words):
+        log = tempfile.TemporaryFile("w+")
+        process = hosts.mpirun(slots, *words, stdout=log, stderr=subprocess.STDOUT)
+        jobs.append((process, log))
+        return process, log
+
+    yield start
+    for process, log in jobs:
+        process.kill()
+        process.wait()
+        log.close()
+    for host in hosts.hosts:
+        for pid in host.pids(BINARY.name) + host.pids("orted"):
+            os.kill(pid, signal.SIGKILL)
+
+
+def text_of(log):
+    log.seek(0)
+    return log.read()
+
+
+def test_communicator(running):
+    process, log = running([2, 2, 1], BINARY.parent / "tests" / "mpi_communicator_test")
+    assert process.wait(120) == 0, text_of(log)
+
+
+@pytest.mark.parametrize("slots", [[1, 1, 1], [2, 2, 1]], ids=str)
+def test_same_answers_as_on_one_host(running, tmp_path, slots):
+    options = ["eval", "--model", DEMO, "--json"]
+    for name, option in (("puzzles", "--puzzles"), ("solutions", "--text")):
+        lines = (DEMO / f"{name}.jsonl").read_text().splitlines()
+        some = tmp_path / f"{name}.jsonl"
+        some.write_text("\n".join(lines[::len(lines) // 20]) + "\n")
+        options += [option, some]
+    alone = subprocess.run([str(BINARY), *map(str, options)], stdout=subprocess.PIPE, text=True, timeout=120, check=True)
+    process, log = running(slots, BINARY, *options)
+    assert process.wait(120) == 0, text_of(log)
+    one, many = json.loads(alone.stdout), json.loads(text_of(log))
+    assert many["accuracy"]["tasks"] == one["accuracy"]["tasks"]
+    assert many["perplexity"]["perplexity"] == pytest.approx(one["perplexity"]["perplexity"], rel=1e-6)
+
+
+def serving(start, slots):
+    process, log = start(slots, BINARY, "serve", "--model", DEMO, "--host", "127.0.0.1", "--port", "0")
+    wait_for_address(process, log, time.monotonic() + 60)
+    return process, log
+
+
+def test_killed_rank_of_another_host_is_named(hosts, running):
+    process, log = serving(running, [1, 2, 1])
+    os.kill(hosts.hosts[1].pids(BINARY.name)[0], signal.SIGKILL)
+    assert process.wait(30) != 0
+    assert re.search(rf"shoal: rank [12] \(host {hosts.hosts[1].name}, .*ending the job", text_of(log)), text_of(log)
+
+
+def test_host_without_network_is_named_and_all_end(hosts, running):
+    """mpirun itself may wait for that host for ever; no rank does."""
+    process, log = serving(running, [1, 1, 1])
+    hosts.pull_cable(2)
+    alive = lambda: [pid for host in hosts.hosts for pid in host.pids(BINARY.name)]  # noqa: E731
+    assert wait_until(lambda: not alive(), 40), text_of(log)
+    assert re.search(rf"shoal: rank 2 \(host {hosts.hosts[2].name}, .*no sign of life.*ending the job", text_of(log)), \
+        text_of(log)
+    assert "Ctrl-C" in text_of(log)
