@@ -5,7 +5,6 @@
 #include <string>
 
 #include "base/error.h"
-#include "collectives/patience.h"
 
 namespace shoal {
 namespace {
@@ -28,19 +27,22 @@ void check_mpi(int code, const char* what) {
   fail("{}: {}", what, std::string(text, static_cast<std::size_t>(length)));
 }
 
-MpiAllToAll::MpiAllToAll(MPI_Comm parent, bool crowded, MpiMessageSizes sizes) : crowded_(crowded), sizes_(sizes) {
+MpiAllToAll::MpiAllToAll(MPI_Comm parent, bool crowded, MpiMessageSizes sizes) : sizes_(sizes), patience_(crowded) {
   check_mpi(MPI_Comm_dup(parent, &comm_), "MPI_Comm_dup");
   MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN);
   MPI_Comm_rank(comm_, &rank_);
   MPI_Comm_size(comm_, &ranks_);
+  if (sizes.slot > 0 && ranks_ > 1) slots_ = std::make_unique<HostSlots>(comm_, sizes.slot);
+  if (slots_ && !slots_->any()) slots_.reset();
   const auto n = static_cast<std::size_t>(ranks_);
   for (Round& r : rounds_) {
     r.send.resize(n);
     r.receive.resize(n);
+    r.asked.resize(n);
     r.received.resize(n);
     r.requests.reserve(4 * n);
-    for (std::size_t peer = 0; peer < n; ++peer)
-      if (static_cast<int>(peer) != rank_) r.receive[peer].reserve(kPayload + sizes_.eager);
+    for (int peer = 0; peer < ranks_; ++peer)
+      if (peer != rank_ && !on_host(peer)) r.receive[static_cast<std::size_t>(peer)].reserve(kPayload + sizes_.eager);
   }
 }
 
@@ -61,7 +63,10 @@ void MpiAllToAll::check_room() const {
 
 std::span<std::byte> MpiAllToAll::outgoing(int dest, std::size_t bytes) {
   check_room();
-  AlignedBuffer& buffer = dest == rank_ ? own(posts_) : round(posts_).send[static_cast<std::size_t>(dest)];
+  Round& r = round(posts_);
+  r.asked[static_cast<std::size_t>(dest)] = bytes;
+  if (in_slot(dest, bytes)) return {slots_->outgoing(posts_, dest), bytes};
+  AlignedBuffer& buffer = dest == rank_ ? own(posts_) : r.send[static_cast<std::size_t>(dest)];
   const std::size_t before = dest == rank_ ? 0 : kPayload;
   buffer.reserve(before + bytes);
   return {buffer.data() + before, bytes};
@@ -70,60 +75,80 @@ std::span<std::byte> MpiAllToAll::outgoing(int dest, std::size_t bytes) {
 void MpiAllToAll::post(std::span<const std::size_t> bytes) {
   check_room();
   Round& r = round(posts_);
+  for (int dest = 0; dest < ranks_; ++dest) {
+    const auto d = static_cast<std::size_t>(dest);
+    if (bytes[d] > r.asked[d])
+      fail("all-to-all: rank {} sends {} bytes to rank {} and asked for less", rank_, bytes[d], dest);
+  }
   r.requests.assign(2 * static_cast<std::size_t>(ranks_), MPI_REQUEST_NULL);
-  r.first_messages = r.pending = static_cast<std::size_t>(ranks_ - 1);
+  r.first_messages = r.pending = 0;
+  r.from_host.clear();
   // Each rank starts with its successor, so that not all talk to rank 0 first.
   for (int i = 1; i < ranks_; ++i) {
     const int src = (rank_ + ranks_ - i) % ranks_;
     const auto s = static_cast<std::size_t>(src);
+    if (on_host(src)) {
+      r.from_host.push_back(src);
+      continue;
+    }
     check_mpi(MPI_Irecv(r.receive[s].data() + kMessage, static_cast<int>(kLength + sizes_.eager), MPI_BYTE, src,
                         first_tag(posts_), comm_, &r.requests[s]),
               "MPI_Irecv");
+    ++r.first_messages;
+    ++r.pending;
   }
   for (int i = 1; i < ranks_; ++i) {
     const int dest = (rank_ + i) % ranks_;
-    send(r, rest_tag(posts_), dest, bytes[static_cast<std::size_t>(dest)]);
+    send(posts_, dest, bytes[static_cast<std::size_t>(dest)]);
   }
   own_bytes_[posts_ % 3] = bytes[static_cast<std::size_t>(rank_)];
-  if (own_bytes_[posts_ % 3] > own(posts_).capacity())
-    fail("all-to-all: rank {} sends {} bytes to itself and asked for less", rank_, own_bytes_[posts_ % 3]);
+  std::ranges::fill(r.asked, 0);
   ++posts_;
 }
 
-void MpiAllToAll::send(Round& r, int tag, int dest, std::size_t bytes) {
+void MpiAllToAll::send(std::uint64_t exchange, int dest, std::size_t bytes) {
   const auto d = static_cast<std::size_t>(dest);
+  Round& r = round(exchange);
   AlignedBuffer& buffer = r.send[d];
-  buffer.reserve(kPayload);
-  if (kPayload + bytes > buffer.capacity())
-    fail("all-to-all: rank {} sends {} bytes to rank {} and asked for less", rank_, bytes, dest);
-  const std::uint64_t length = bytes;
-  std::memcpy(buffer.data() + kMessage, &length, kLength);
-  const std::size_t first = std::min(bytes, sizes_.eager);
-  check_mpi(MPI_Isend(buffer.data() + kMessage, static_cast<int>(kLength + first), MPI_BYTE, dest, first_tag(posts_),
-                      comm_, &r.requests[static_cast<std::size_t>(ranks_) + d]),
-            "MPI_Isend");
-  ++r.pending;
+  const std::size_t first = std::min(bytes, first_part(dest));
+  if (on_host(dest)) {
+    // What was asked as a long record lies in the buffer, short as it may have become.
+    if (first > 0 && !in_slot(dest, r.asked[d]))
+      std::memcpy(slots_->outgoing(exchange, dest), buffer.data() + kPayload, first);
+    slots_->post(exchange, dest, bytes);
+  } else {
+    buffer.reserve(kPayload);
+    const std::uint64_t length = bytes;
+    std::memcpy(buffer.data() + kMessage, &length, kLength);
+    check_mpi(MPI_Isend(buffer.data() + kMessage, static_cast<int>(kLength + first), MPI_BYTE, dest,
+                        first_tag(exchange), comm_, &r.requests[static_cast<std::size_t>(ranks_) + d]),
+              "MPI_Isend");
+    ++r.pending;
+  }
   for (std::size_t at = first; at < bytes; at += sizes_.chunk) {
     const std::size_t n = std::min(bytes - at, sizes_.chunk);
     r.requests.push_back(MPI_REQUEST_NULL);
-    check_mpi(
-        MPI_Isend(buffer.data() + kPayload + at, static_cast<int>(n), MPI_BYTE, dest, tag, comm_, &r.requests.back()),
-        "MPI_Isend");
+    check_mpi(MPI_Isend(buffer.data() + kPayload + at, static_cast<int>(n), MPI_BYTE, dest, rest_tag(exchange), comm_,
+                        &r.requests.back()),
+              "MPI_Isend");
     ++r.pending;
   }
 }
 
-void MpiAllToAll::receive_rest(Round& r, int tag, int src) {
+/// The first part of a record is here; what it has beyond that is asked for.
+void MpiAllToAll::receive_rest(std::uint64_t exchange, int src, std::size_t bytes) {
   const auto s = static_cast<std::size_t>(src);
-  std::uint64_t length = 0;
-  std::memcpy(&length, r.receive[s].data() + kMessage, kLength);
-  r.received[s] = length;
-  r.receive[s].reserve(kPayload + length, kPayload + sizes_.eager);
-  for (std::size_t at = std::min<std::size_t>(length, sizes_.eager); at < length; at += sizes_.chunk) {
-    const std::size_t n = std::min(length - at, sizes_.chunk);
+  Round& r = round(exchange);
+  r.received[s] = bytes;
+  const std::size_t first = first_part(src);
+  if (bytes <= first) return;
+  r.receive[s].reserve(kPayload + bytes, on_host(src) ? 0 : kPayload + first);
+  if (on_host(src)) std::memcpy(r.receive[s].data() + kPayload, slots_->incoming(exchange, src), first);
+  for (std::size_t at = first; at < bytes; at += sizes_.chunk) {
+    const std::size_t n = std::min(bytes - at, sizes_.chunk);
     r.requests.push_back(MPI_REQUEST_NULL);
-    check_mpi(MPI_Irecv(r.receive[s].data() + kPayload + at, static_cast<int>(n), MPI_BYTE, src, tag, comm_,
-                        &r.requests.back()),
+    check_mpi(MPI_Irecv(r.receive[s].data() + kPayload + at, static_cast<int>(n), MPI_BYTE, src, rest_tag(exchange),
+                        comm_, &r.requests.back()),
               "MPI_Irecv");
     ++r.pending;
   }
@@ -132,6 +157,11 @@ void MpiAllToAll::receive_rest(Round& r, int tag, int src) {
 /// Completes what can be completed of an exchange; asks for the rest of long records.
 void MpiAllToAll::progress(std::uint64_t exchange) {
   Round& r = round(exchange);
+  std::erase_if(r.from_host, [&](int src) {
+    const auto bytes = slots_->arrived(exchange, src);
+    if (bytes) receive_rest(exchange, src, *bytes);
+    return bytes.has_value();
+  });
   if (r.pending == 0) return;
   completed_.resize(std::max(completed_.size(), r.requests.size()));
   int n = 0;
@@ -144,19 +174,32 @@ void MpiAllToAll::progress(std::uint64_t exchange) {
     const int index = completed_[static_cast<std::size_t>(i)];
     if (index >= ranks_) continue;
     --r.first_messages;
-    receive_rest(r, rest_tag(exchange), index);
+    std::uint64_t length = 0;
+    std::memcpy(&length, r.receive[static_cast<std::size_t>(index)].data() + kMessage, kLength);
+    receive_rest(exchange, index, length);
   }
+}
+
+void MpiAllToAll::progress_all() {
+  for (std::uint64_t exchange = waits_; exchange < posts_; ++exchange) progress(exchange);
 }
 
 void MpiAllToAll::wait() {
   if (waits_ == posts_) fail("all-to-all: rank {} waits for an exchange that it did not post", rank_);
   const Round& r = round(waits_);
-  Patience patience(crowded_);
+  patience_.begin();
   // Own sends are waited for, too: MPI moves long messages only while both sides are inside it.
   for (;;) {
-    for (std::uint64_t exchange = waits_; exchange < posts_; ++exchange) progress(exchange);
-    if (r.pending == 0) break;
-    patience.pause(r.first_messages > 0 && r.requests.size() == 2 * static_cast<std::size_t>(ranks_));
+    const std::uint32_t seen = slots_ ? slots_->posts() : 0;
+    progress_all();
+    if (r.complete()) break;
+    const bool only_slots = std::ranges::all_of(rounds_, [](const Round& x) { return x.pending == 0; });
+    if (only_slots && patience_.at_end()) {
+      slots_->sleep(seen);
+    } else {
+      patience_.pause(only_slots ||
+                      (r.first_messages > 0 && r.requests.size() == 2 * static_cast<std::size_t>(ranks_)));
+    }
   }
   ++waits_;
 }
@@ -166,6 +209,7 @@ std::span<const std::byte> MpiAllToAll::incoming(int src) const {
   if (src == rank_) return {own_[exchange % 3].data(), own_bytes_[exchange % 3]};
   const auto s = static_cast<std::size_t>(src);
   const Round& r = round(exchange);
+  if (in_slot(src, r.received[s])) return {slots_->incoming(exchange, src), r.received[s]};
   return {r.receive[s].data() + kPayload, r.received[s]};
 }
 

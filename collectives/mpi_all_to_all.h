@@ -4,10 +4,13 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "collectives/aligned_buffer.h"
 #include "collectives/communicator.h"
+#include "collectives/host_slots.h"
+#include "collectives/patience.h"
 
 namespace shoal {
 
@@ -15,6 +18,7 @@ namespace shoal {
 struct MpiMessageSizes {
   std::size_t eager = 64 << 10;  // what travels with the length, in the first message
   std::size_t chunk = 1 << 30;   // MPI counts in int
+  std::size_t slot = 16 << 20;   // of a record between ranks of a host, what goes through shared memory
 };
 
 /// AllToAll over MPI messages between each pair of ranks, on a communicator of its own.
@@ -22,6 +26,10 @@ struct MpiMessageSizes {
 /// The first message is {u64 bytes, payload up to `eager`}: short records need no second one, and no exchange of counts
 /// goes ahead of them. What is longer follows in messages whose size the receiver then knows. Buffers grow when a
 /// record is longer than any before and are kept.
+///
+/// Between ranks of one host the first message is a slot of HostSlots, where records are written and read in place (it
+/// is as long as they usually are; memory is taken when they come), and who waits for such alone sleeps until they
+/// come.
 class MpiAllToAll : public AllToAll {
  public:
   /// Collective over `parent`. crowded: see Patience.
@@ -39,31 +47,40 @@ class MpiAllToAll : public AllToAll {
   /// One of the two exchanges that may be under way, with its buffers.
   struct Round {
     std::vector<AlignedBuffer> send, receive;  // [ranks]; the length lies just before the payload, which is aligned
-    std::vector<std::size_t> received;         // [ranks] bytes of payload
+    std::vector<std::size_t> asked, received;  // [ranks] bytes of payload
     /// [2 * ranks] first messages: from each rank, to each rank; then those that carry what did not fit.
     std::vector<MPI_Request> requests;
-    std::size_t first_messages = 0;  // not yet here
+    std::size_t first_messages = 0;  // not yet here, by MPI
     std::size_t pending = 0;         // requests not yet complete
+    std::vector<int> from_host;      // ranks whose first message is not yet in its slot
+    bool complete() const { return pending == 0 && from_host.empty(); }
   };
 
   Round& round(std::uint64_t exchange) { return rounds_[exchange % 2]; }
   const Round& round(std::uint64_t exchange) const { return rounds_[exchange % 2]; }
   AlignedBuffer& own(std::uint64_t exchange) { return own_[exchange % 3]; }
   void check_room() const;
-  void send(Round& r, int tag, int dest, std::size_t bytes);
-  void receive_rest(Round& r, int tag, int src);
+  bool on_host(int peer) const { return slots_ && slots_->reaches(peer); }
+  /// What the first message between this rank and `peer` holds of a record.
+  std::size_t first_part(int peer) const { return on_host(peer) ? sizes_.slot : sizes_.eager; }
+  /// Whether a record between this rank and `peer` is in a slot, whole.
+  bool in_slot(int peer, std::size_t bytes) const { return on_host(peer) && bytes <= sizes_.slot; }
+  void send(std::uint64_t exchange, int dest, std::size_t bytes);
+  void receive_rest(std::uint64_t exchange, int src, std::size_t bytes);
   void progress(std::uint64_t exchange);
+  void progress_all();
 
   MPI_Comm comm_ = MPI_COMM_NULL;
-  const bool crowded_;
   const MpiMessageSizes sizes_;
   int rank_ = 0, ranks_ = 1;
+  std::unique_ptr<HostSlots> slots_;
   std::array<Round, 2> rounds_;
   /// What a rank sends to itself stays where it was written. It may be read until the second post() after the exchange,
   /// and the next record is written before that post: hence three.
   std::array<AlignedBuffer, 3> own_;
   std::array<std::size_t, 3> own_bytes_{};
   std::vector<int> completed_;
+  Patience patience_;
   std::uint64_t posts_ = 0, waits_ = 0;
 };
 

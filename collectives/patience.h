@@ -9,35 +9,59 @@ namespace shoal {
 
 /// How a rank waits for others without taking the cores that they compute on: it polls for as long as an exchange
 /// usually takes, then lets others run between polls, then sleeps for a small share of what it has waited already.
+///
+/// Where a program that is no rank wants the core too, it has it for milliseconds after each sched_yield(), and a rank
+/// that yields would wait for that and not for the others. So one yield that takes so long is followed by many short
+/// sleeps instead: who wakes up is served before who computes.
 class Patience {
  public:
   /// crowded: there are more ranks on this host than cores, so that polling alone would hold up the very rank waited
   /// for.
   explicit Patience(bool crowded) : crowded_(crowded) {}
 
+  /// A new wait begins.
+  void begin() {
+    begin_ = {};
+    wary_ = std::max(0, wary_ - 1);
+  }
+
+  /// Whether to sleep until woken, where something wakes: an exchange takes longer than it usually does.
+  bool at_end() const {
+    if (crowded_ && wary_ > 0) return true;
+    return begin_ != Clock::time_point{} && Clock::now() - begin_ >= (crowded_ ? kYieldBeforeSleep : kPoll);
+  }
+
   /// Call after each poll that found nothing. may_sleep: false while bytes are flowing that only polls move along.
   void pause(bool may_sleep) {
-    using namespace std::chrono_literals;
     const auto now = Clock::now();
     if (begin_ == Clock::time_point{}) begin_ = now;
     const auto waited = now - begin_;
     if (!crowded_ && waited < kPoll) return;
-    if (!may_sleep || waited < kYield) {
+    if (may_sleep && waited >= kYield) {
+      nap(std::min<std::chrono::nanoseconds>(waited / 32, kLongestNap));
+    } else if (wary_ > 0) {
+      nap(kShortestNap);
+    } else {
       sched_yield();
-      return;
+      if (Clock::now() - now > kSlice) wary_ = kWaits;
     }
-    const auto nap = std::min<std::chrono::nanoseconds>(waited / 32, 500us);
-    const timespec t{0, static_cast<long>(nap.count())};
-    nanosleep(&t, nullptr);
   }
 
  private:
   using Clock = std::chrono::steady_clock;
-  static constexpr std::chrono::microseconds kPoll{60};
-  static constexpr std::chrono::microseconds kYield{1000};
+  static constexpr std::chrono::microseconds kPoll{60}, kYieldBeforeSleep{30}, kYield{1000};
+  static constexpr std::chrono::microseconds kShortestNap{1}, kLongestNap{500};
+  static constexpr std::chrono::microseconds kSlice{700};  // no rank of a step so short computes that long
+  static constexpr int kWaits = 1000;
+
+  static void nap(std::chrono::nanoseconds time) {
+    const timespec t{0, static_cast<long>(time.count())};
+    nanosleep(&t, nullptr);
+  }
 
   const bool crowded_;
   Clock::time_point begin_{};
+  int wary_ = 0;  // waits that are left without sched_yield()
 };
 
 }  // namespace shoal

@@ -1,7 +1,16 @@
-#include "tests/unit/communicator_suite.h"
+#include <unistd.h>
 
+#include <array>
+#include <chrono>
+#include <ctime>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "collectives/host_slots.h"
 #include "collectives/mpi.h"
 #include "collectives/mpi_all_to_all.h"
+#include "tests/unit/communicator_suite.h"
 #include "tests/unit/expert_exchange_suite.h"
 
 namespace shoal {
@@ -13,12 +22,46 @@ TEST(Mpi, DoesWhatEveryCommunicatorDoes) { test::check_communicator(*world); }
 TEST(Mpi, CarriesLongData) { test::check_long_data(*world); }
 TEST(Mpi, CarriesExpertExchanges) { test::check_expert_exchanges(*world); }
 
-/// Records of many messages, as those beyond 1 GiB are.
+/// Records of many messages, as those beyond 1 GiB are; between ranks of a host with shared memory, and without.
 TEST(Mpi, CutsRecordsIntoMessages) {
-  for (const MpiMessageSizes sizes : {MpiMessageSizes{16, 1000}, MpiMessageSizes{1, 77}, MpiMessageSizes{4096, 64}}) {
+  using Sizes = MpiMessageSizes;
+  for (const Sizes sizes : {Sizes{16, 1000, 0}, Sizes{1, 77, 0}, Sizes{4096, 64, 0}, Sizes{16, 1000, 300},
+                            Sizes{16, 77, 1}, Sizes{16, 64, 4096}, Sizes{16, 64, 5000}}) {
     MpiAllToAll exchange(MPI_COMM_WORLD, true, sizes);
     test::check_exchanges(*world, exchange, 5000, 20);
     test::check_overlapping_exchanges(*world, exchange, 5000, 10);
+  }
+}
+
+TEST(Mpi, RanksOfAHostShareMemory) {
+  const HostSlots slots(MPI_COMM_WORLD, 100);
+  std::array<char, 256> name{};
+  gethostname(name.data(), name.size() - 1);
+  std::vector<char> names(name.size() * static_cast<std::size_t>(world->size()));
+  MPI_Allgather(name.data(), name.size(), MPI_BYTE, names.data(), name.size(), MPI_BYTE, MPI_COMM_WORLD);
+  for (int r = 0; r < world->size(); ++r) {
+    const std::string its = names.data() + name.size() * static_cast<std::size_t>(r);
+    EXPECT_EQ(slots.reaches(r), r != world->rank() && its == name.data()) << "rank " << r << " on " << its;
+  }
+}
+
+/// A rank that waits leaves its core to those that compute: here to nobody.
+TEST(Mpi, SleepsWhileItWaits) {
+  using namespace std::chrono_literals;
+  for (const bool crowded : {true, false}) {
+    MpiAllToAll exchange(MPI_COMM_WORLD, crowded);
+    const std::vector<std::size_t> nothing(static_cast<std::size_t>(world->size()));
+    world->barrier();
+    const auto cpu_ms = [] {
+      timespec t{};
+      clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+      return static_cast<double>(t.tv_sec) * 1e3 + static_cast<double>(t.tv_nsec) / 1e6;
+    };
+    const double before = cpu_ms();
+    if (world->rank() == world->size() - 1) std::this_thread::sleep_for(500ms);
+    exchange.post(nothing);
+    exchange.wait();
+    EXPECT_LT(cpu_ms() - before, 150);
   }
 }
 

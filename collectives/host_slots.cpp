@@ -1,0 +1,167 @@
+#include "collectives/host_slots.h"
+
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <climits>
+#include <string>
+
+#include <fmt/format.h>
+
+#include "collectives/aligned_buffer.h"
+#include "collectives/mpi_all_to_all.h"
+
+namespace shoal {
+namespace {
+
+constexpr std::uint64_t slots_of_pair = 4;
+
+/// How others find a rank's region.
+struct Address {
+  std::uint64_t mark;  // stands in the region too: the process of that number may be another one where this rank looks
+  std::int64_t bytes;
+  int pid, descriptor;
+};
+
+/// Not std::atomic::wait, which wakes threads of the own process alone.
+long futex(std::atomic<std::uint32_t>& word, int operation, std::uint32_t value) {
+  return syscall(SYS_futex, &word, operation, value, nullptr, nullptr, 0);
+}
+
+}  // namespace
+
+/// At the start of a region.
+struct HostSlots::Bell {
+  std::atomic<std::uint64_t> mark;
+  alignas(64) std::atomic<std::uint32_t> posts;
+  std::atomic<std::uint32_t> sleeping;
+};
+
+/// Before the bytes of a record, which begin at the next 64-byte boundary.
+struct alignas(64) HostSlots::Slot {
+  std::atomic<std::uint64_t> exchange;  // the one that was posted here last, plus one
+  std::uint64_t bytes;
+
+  std::byte* data() { return reinterpret_cast<std::byte*>(this + 1); }
+};
+
+HostSlots::HostSlots(MPI_Comm comm, std::size_t capacity) : capacity_(align_up(capacity)) {
+  MPI_Comm host = MPI_COMM_NULL;
+  int rank = 0, ranks = 1, here = 1;
+  MPI_Comm_rank(comm, &rank);
+  MPI_Comm_size(comm, &ranks);
+  check_mpi(MPI_Comm_split_type(comm, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &host), "MPI_Comm_split_type");
+  MPI_Comm_rank(host, &me_);
+  MPI_Comm_size(host, &here);
+  of_rank_.assign(static_cast<std::size_t>(ranks), -1);
+  std::vector<int> on_host(static_cast<std::size_t>(here));
+  check_mpi(MPI_Allgather(&rank, 1, MPI_INT, on_host.data(), 1, MPI_INT, host), "MPI_Allgather");
+  regions_.resize(on_host.size());
+  if (here > 1 && share(host)) {
+    for (int i = 0; i < here; ++i)
+      if (i != me_) of_rank_[static_cast<std::size_t>(on_host[static_cast<std::size_t>(i)])] = i;
+  } else {
+    unmap();
+  }
+  MPI_Comm_free(&host);
+}
+
+HostSlots::~HostSlots() { unmap(); }
+
+void HostSlots::unmap() {
+  for (Region& r : regions_) {
+    if (r.data) munmap(r.data, r.bytes);
+    r = {};
+  }
+}
+
+bool HostSlots::share(MPI_Comm host) {
+  const std::size_t bytes = sizeof(Bell) + regions_.size() * slots_of_pair * (sizeof(Slot) + capacity_);
+  const auto map = [&](int descriptor) {
+    void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0);
+    return Region{data == MAP_FAILED ? nullptr : static_cast<std::byte*>(data), bytes};
+  };
+  const auto m = static_cast<std::size_t>(me_);
+  // No name in the file system: nothing is left behind, however ranks end, and no limit of /dev/shm applies.
+  const int mine = memfd_create("shoal-slots", MFD_CLOEXEC);
+  if (mine >= 0 && ftruncate(mine, static_cast<off_t>(bytes)) == 0) regions_[m] = map(mine);
+  timespec now{};
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  Address address{.mark = static_cast<std::uint64_t>(now.tv_sec) << 32 | static_cast<std::uint64_t>(now.tv_nsec),
+                  .bytes = regions_[m].data ? static_cast<std::int64_t>(bytes) : 0,
+                  .pid = getpid(),
+                  .descriptor = mine};
+  address.mark = (address.mark ^ static_cast<std::uint64_t>(getpid()) << 20) | 1;
+  if (regions_[m].data) bell(me_).mark = address.mark;
+  std::vector<Address> all(regions_.size());
+  check_mpi(MPI_Allgather(&address, sizeof address, MPI_BYTE, all.data(), sizeof address, MPI_BYTE, host),
+            "MPI_Allgather");
+  int shared = 1;
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    if (i == m || all[i].bytes != static_cast<std::int64_t>(bytes)) {
+      shared &= i == m && regions_[m].data;
+      continue;
+    }
+    const int its =
+        open(fmt::format("/proc/{}/fd/{}", all[i].pid, all[i].descriptor).c_str(), O_RDWR | O_CLOEXEC | O_NONBLOCK);
+    struct stat status {};
+    if (its >= 0 && fstat(its, &status) == 0 && status.st_size == static_cast<off_t>(bytes)) regions_[i] = map(its);
+    if (its >= 0) close(its);
+    shared &= regions_[i].data && bell(static_cast<int>(i)).mark == all[i].mark;
+  }
+  check_mpi(MPI_Allreduce(MPI_IN_PLACE, &shared, 1, MPI_INT, MPI_MIN, host), "MPI_Allreduce");
+  if (mine >= 0) close(mine);
+  return shared == 1;
+}
+
+HostSlots::Bell& HostSlots::bell(int of) const {
+  return *reinterpret_cast<Bell*>(regions_[static_cast<std::size_t>(of)].data);
+}
+
+HostSlots::Slot& HostSlots::slot(int receiver, int sender, std::uint64_t exchange) const {
+  const std::size_t index = static_cast<std::size_t>(sender) * slots_of_pair + exchange % slots_of_pair;
+  return *reinterpret_cast<Slot*>(regions_[static_cast<std::size_t>(receiver)].data + sizeof(Bell) +
+                                  index * (sizeof(Slot) + capacity_));
+}
+
+std::byte* HostSlots::outgoing(std::uint64_t exchange, int dest) {
+  return slot(of_rank_[static_cast<std::size_t>(dest)], me_, exchange).data();
+}
+
+void HostSlots::post(std::uint64_t exchange, int dest, std::uint64_t bytes) {
+  const int receiver = of_rank_[static_cast<std::size_t>(dest)];
+  Slot& s = slot(receiver, me_, exchange);
+  s.bytes = bytes;
+  s.exchange.store(exchange + 1, std::memory_order_release);
+  // In this order on both sides: who is about to sleep says so and then looks whether there was another post.
+  Bell& b = bell(receiver);
+  b.posts.fetch_add(1);
+  if (b.sleeping.load() != 0) futex(b.posts, FUTEX_WAKE, INT_MAX);
+}
+
+std::optional<std::uint64_t> HostSlots::arrived(std::uint64_t exchange, int src) const {
+  const Slot& s = slot(me_, of_rank_[static_cast<std::size_t>(src)], exchange);
+  if (s.exchange.load(std::memory_order_acquire) != exchange + 1) return {};
+  return s.bytes;
+}
+
+const std::byte* HostSlots::incoming(std::uint64_t exchange, int src) const {
+  return slot(me_, of_rank_[static_cast<std::size_t>(src)], exchange).data();
+}
+
+std::uint32_t HostSlots::posts() const { return bell(me_).posts.load(std::memory_order_acquire); }
+
+void HostSlots::sleep(std::uint32_t posts) {
+  Bell& b = bell(me_);
+  b.sleeping.store(1);
+  futex(b.posts, FUTEX_WAIT, posts);
+  b.sleeping.store(0);
+}
+
+}  // namespace shoal
