@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "launch/api_error.h"
+#include "launch/bounded_json.h"
 #include "runtime/grammar/gbnf.h"
 #include "runtime/grammar/gbnf_text.h"
 #include "runtime/grammar/json_schema.h"
@@ -15,8 +16,6 @@ namespace {
 
 using Json = RequestFields::Json;
 
-constexpr std::size_t max_grammar_bytes = 256 << 10;
-
 const std::string& text_of(const Json& value, const std::string& field) {
   if (!value.is_string()) throw bad_field(field, fmt::format("'{}' must be a string", field));
   return value.get_ref<const std::string&>();
@@ -25,7 +24,7 @@ const std::string& text_of(const Json& value, const std::string& field) {
 std::string of_schema(const Json& value, const std::string& field) {
   if (!value.is_string()) return grammar::gbnf_of_json_schema(value);
   try {
-    return grammar::gbnf_of_json_schema(Json::parse(value.get_ref<const std::string&>()));
+    return grammar::gbnf_of_json_schema(parse_bounded_json(value.get_ref<const std::string&>()));
   } catch (const Json::exception& error) {
     throw bad_field(field, fmt::format("'{}' is not valid JSON: {}", field, error.what()));
   }
@@ -35,6 +34,7 @@ std::string of_choice(const Json& value, const std::string& field) {
   if (!value.is_array() || value.empty()) throw bad_field(field, fmt::format("'{}' must be a list of texts", field));
   std::string gbnf = "root ::= ";
   for (const Json& option : value) {
+    if (gbnf.size() > grammar::max_gbnf_bytes) break;  // and is refused
     if (gbnf.back() == '"') gbnf += " | ";
     gbnf += grammar::gbnf_literal(text_of(option, field));
   }
@@ -85,8 +85,9 @@ std::string read_answer_format(RequestFields& fields) {
       std::string found = convert(*value);
       if (found.empty()) return;
       if (!chosen.empty()) throw bad_field(field, fmt::format("'{}' and '{}' cannot both be given", chosen, field));
-      if (found.size() > max_grammar_bytes) {
-        throw bad_field(field, fmt::format("'{}' makes a grammar of more than {} bytes", field, max_grammar_bytes));
+      if (found.size() > grammar::max_gbnf_bytes) {
+        throw bad_field(field,
+                        fmt::format("'{}' makes a grammar of more than {} bytes", field, grammar::max_gbnf_bytes));
       }
       grammar::parse_gbnf(found);  // so that what is wrong with it is said here
       gbnf = std::move(found);

@@ -6,6 +6,7 @@
 #include <chrono>
 
 #include "launch/answer_job.h"
+#include "launch/bounded_json.h"
 #include "launch/chat_fields.h"
 
 namespace shoal::ollama {
@@ -107,9 +108,12 @@ class OllamaJob : public AnswerJob {
     thinking_ += delta.reasoning;
     content_ += delta.content;
     for (const ToolCall& call : delta.tool_calls) {
-      const Json arguments = Json::parse(call.arguments, nullptr, false);
-      calls_.push_back(
-          {{"function", {{"name", call.name}, {"arguments", arguments.is_discarded() ? Json::object() : arguments}}}});
+      Json arguments = Json::object();
+      try {
+        arguments = parse_bounded_json(call.arguments);
+      } catch (const std::exception&) {  // the model wrote something else
+      }
+      calls_.push_back({{"function", {{"name", call.name}, {"arguments", arguments}}}});
     }
     if (streaming() && (!thinking_.empty() || !content_.empty() || !calls_.empty())) send_event(take(false));
   }

@@ -5,32 +5,25 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/error.h"
 #include "launch/api_error.h"
+#include "launch/bounded_json.h"
 
 namespace shoal {
 namespace {
-
-constexpr int max_depth = 64;
-constexpr int max_keys = 10000;  // of all objects; objects that keep their order are searched from end to end
 
 std::string number_text(double value) { return fmt::format("{:g}", value); }
 
 }  // namespace
 
 RequestFields RequestFields::parse(std::string_view body) {
-  int keys = 0;
-  const auto check_size = [&keys](int depth, Json::parse_event_t event, Json&) {
-    if (depth > max_depth) throw ApiError(400, fmt::format("the JSON is nested more than {} deep", max_depth));
-    if (event == Json::parse_event_t::key && ++keys > max_keys) {
-      throw ApiError(400, fmt::format("the JSON has more than {} keys", max_keys));
-    }
-    return true;
-  };
   Json json;
   try {
-    json = Json::parse(body, check_size);
+    json = parse_bounded_json(body);
   } catch (const Json::exception& error) {
     throw ApiError(400, fmt::format("the body is not valid JSON: {}", error.what()), {}, "invalid_json");
+  } catch (const Error& error) {
+    throw ApiError(400, error.what());
   }
   if (!json.is_object()) throw ApiError(400, "the body must be a JSON object", {}, "invalid_json");
   return RequestFields(std::move(json));

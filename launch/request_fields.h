@@ -16,7 +16,7 @@ class RequestFields {
  public:
   using Json = nlohmann::ordered_json;
 
-  /// Parses a body: an object, of UTF-8, nested at most 64 deep, with at most 10,000 keys in all.
+  /// Parses a body: an object, of UTF-8, within the bounds of parse_bounded_json().
   static RequestFields parse(std::string_view body);
   explicit RequestFields(Json object);
 

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "launch/api_error.h"
+#include "launch/bounded_json.h"
 #include "runtime/grammar/gbnf_text.h"
 #include "runtime/grammar/json_schema.h"
 
@@ -212,7 +213,12 @@ void ToolCallFinder::advance(Piece& piece, bool last) {
 
 bool ToolCallFinder::parse_call(std::string_view body, ToolCall& call) const {
   if (syntax_ == ToolSyntax::hermes) {
-    const Json json = Json::parse(body, nullptr, false);
+    Json json;
+    try {
+      json = parse_bounded_json(body);
+    } catch (const std::exception&) {  // no call, or none that anyone would want
+      return false;
+    }
     if (!json.is_object() || !json.contains("name") || !json["name"].is_string()) return false;
     call.name = json["name"].get<std::string>();
     const Json arguments = json.value("arguments", json.value("parameters", Json::object()));

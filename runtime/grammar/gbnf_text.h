@@ -1,4 +1,5 @@
 #pragma once
+#include <cstddef>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -6,6 +7,10 @@
 
 /// Writing GBNF.
 namespace shoal::grammar {
+
+/// Grammars that would be longer are refused before they are written: a few characters of a pattern or a schema may
+/// take a thousand of GBNF, and those a hundred times their number in memory.
+constexpr std::size_t max_gbnf_bytes = 256 << 10;
 
 using CharacterRanges = std::vector<std::pair<char32_t, char32_t>>;
 

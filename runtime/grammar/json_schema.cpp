@@ -77,11 +77,15 @@ const std::map<std::string, std::set<std::string>> keywords_of = {
     {"string", {"minLength", "maxLength", "pattern", "format"}},
     {"number", {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}}};
 
+constexpr std::size_t max_schema_bytes = 1 << 20;  // in memory
+constexpr int max_nesting = 200;
+
 class SchemaWriter {
  public:
   SchemaWriter(const Json& root, const std::string& name) : root_(root), rules_(name) {}
 
   std::string write() {
+    check_size();
     const std::string start = visit(root_, "#");
     return rules_.name() + " ::= " + start + "\n" + rules_.text();
   }
@@ -90,7 +94,34 @@ class SchemaWriter {
   [[noreturn]] static void refuse(const std::string& place, const std::string& what) { refuse_schema(place, what); }
   std::string rule(const std::string& body) { return rules_.add(body); }
 
+  /// Merged schemas are copies, a few at a time.
+  void check_size() const {
+    std::size_t bytes = 0;
+    std::vector<const Json*> open{&root_};
+    while (!open.empty()) {
+      const Json& json = *open.back();
+      open.pop_back();
+      bytes += sizeof(Json) + (json.is_string() ? json.get_ref<const std::string&>().size() : 0);
+      if (json.is_structured()) {
+        for (const auto& [key, value] : json.items()) {
+          bytes += json.is_object() ? key.size() : 0;
+          open.push_back(&value);
+        }
+      }
+      if (bytes > max_schema_bytes) fail("the JSON schema is larger than {} bytes", max_schema_bytes);
+    }
+  }
+
+  /// A schema becomes an expression. Recursive: by nesting, and by references, of which a chain may be long.
   std::string visit(const Json& schema, const std::string& place) {
+    if (depth_ >= max_nesting) refuse(place, fmt::format("schemas are nested more than {} deep", max_nesting));
+    ++depth_;
+    std::string expression = visit_one(schema, place);
+    --depth_;
+    return expression;
+  }
+
+  std::string visit_one(const Json& schema, const std::string& place) {
     if (schema.is_boolean()) {
       if (!schema.get<bool>()) refuse(place, "nothing satisfies it (false)");
       return "value";
@@ -568,7 +599,7 @@ class SchemaWriter {
 
   const Json& root_;
   SchemaRules rules_;
-  int merges_ = 0;
+  int merges_ = 0, depth_ = 0;
   std::map<std::string, std::string> references_;
 };
 

@@ -67,7 +67,7 @@ class RegexWriter {
       const std::string anything = characters(complement({})) + "*";
       if (!from_start) branch = anything + " " + branch;
       if (!to_end) branch += " " + anything;
-      out += (out.empty() ? "" : " | ") + branch;
+      add(out, (out.empty() ? "" : " | ") + branch);
     } while (take('|'));
     if (at_ < regex_.size()) wrong(fmt::format("'{}' is not expected", regex_[at_]));
     return "(" + out + ")";
@@ -76,6 +76,12 @@ class RegexWriter {
  private:
   [[noreturn]] void wrong(const std::string& what) const {
     fail("the regular expression '{}', character {}: {}", std::string(regex_.substr(0, 200)), at_ + 1, what);
+  }
+  /// A character that may be many in JSON takes a hundred times its size.
+  void add(std::string& out, const std::string& more) const {
+    if (out.size() + more.size() > max_gbnf_bytes)
+      wrong(fmt::format("it makes a grammar of more than {} bytes", max_gbnf_bytes));
+    out += more;
   }
   char peek() const { return at_ < regex_.size() ? regex_[at_] : '\0'; }
   bool take(char c) {
@@ -87,14 +93,14 @@ class RegexWriter {
   std::string choice(int depth) {
     if (depth > max_nesting) wrong("it is nested too deep");
     std::string out = sequence(depth);
-    while (take('|')) out += " | " + sequence(depth);
+    while (take('|')) add(out, " | " + sequence(depth));
     return "(" + out + ")";
   }
 
   std::string sequence(int depth) {
     std::string out = "\"\"";
     while (at_ < regex_.size() && peek() != '|' && peek() != ')' && !(depth == 0 && peek() == '$')) {
-      out += " " + repeated(atom(depth));
+      add(out, " " + repeated(atom(depth)));
     }
     return out;
   }

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "runtime/grammar/gbnf_text.h"
 
 namespace shoal::grammar {
 
@@ -23,7 +24,11 @@ class SchemaRules {
     add(name, body);
     return name;
   }
-  void add(const std::string& name, const std::string& body) { text_ += name + " ::= " + body + "\n"; }
+  void add(const std::string& name, const std::string& body) {
+    if (text_.size() + body.size() > max_gbnf_bytes)
+      fail("the JSON schema makes a grammar of more than {} bytes", max_gbnf_bytes);
+    text_ += name + " ::= " + body + "\n";
+  }
 
   const std::string& name() const { return name_; }
   const std::string& text() const { return text_; }

@@ -99,6 +99,34 @@ def test_what_takes_long_elsewhere(address, body):
     assert time.monotonic() - begin < 30
 
 
+def peak_mb(server, field="VmHWM"):
+    """Resident memory of all ranks together, its peak or (VmRSS) as it is."""
+    return sum(int(line.split()[1]) // 1024 for pid in server.rank_pids()
+               for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith(field))
+
+
+EXPLODING = {
+    "chain of references": {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {
+        "$ref": "#/$defs/a0", "$defs": {f"a{i}": {"items": {"$ref": f"#/$defs/a{i + 1}"}} for i in range(3000)}}}}},
+    "deep in a text": {"guided_json": '{"items":' * 100_000 + "{}" + "}" * 100_000},
+    "pattern of many empty branches": {"json_schema": {"type": "string", "pattern": "|" * 8_000_000}},
+    "patterns of many properties": {"json_schema": {"type": "object", "properties": {
+        f"a{i}": {"type": "string", "pattern": "|" * 1000} for i in range(5000)}}},
+    "regular expression of wide classes": {"guided_regex": "[^a]" * 4_000_000},
+    "copies of what is merged": {"json_schema": {"description": "x" * 30_000_000, "allOf": [{"allOf": [{"allOf": [{}]}]}]}},
+    "copies of long lists": {"json_schema": {"allOf": [{"allOf": [{"allOf": [{"enum": [1] * 8_000_000}]}]}]}}}
+
+
+@pytest.mark.parametrize("name", EXPLODING)
+def test_forms_made_to_explode(server, address, name):
+    """A form of some megabytes that would take gigabytes, or a recursion deeper than the stack: refused, in seconds."""
+    before, begin = peak_mb(server), time.monotonic()
+    received = post(address, json.dumps({"model": "default", "prompt": "x", "max_tokens": 1, **EXPLODING[name]}).encode())
+    assert status(received) == 400, received[:300]
+    assert time.monotonic() - begin < 20
+    assert peak_mb(server) - before < 1000
+
+
 def test_long_prompts(address):
     received = post(address, json.dumps({"model": "default", "prompt": "a " * 5_000_000}).encode())
     assert status(received) == 400 and b"context_length_exceeded" in received
@@ -163,17 +191,15 @@ def test_half_open_connections(server, address):
 
 def test_memory_is_bounded(server, address):
     """Eight clients at a time with the largest bodies that are taken, and the most tokens."""
-    def rss(field):
-        return sum(int(line.split()[1]) // 1024 for pid in server.rank_pids()
-                   for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith(field))
-    before = rss("VmRSS")
+    before = peak_mb(server, "VmRSS")
     body = json.dumps({"model": "default", "prompt": [7] * 8_000_000}).encode()
     threads = [threading.Thread(target=post, args=(address, body)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert rss("VmHWM") - before < 3000 and rss("VmRSS") - before < 1000, (before, rss("VmRSS"), rss("VmHWM"))
+    after = peak_mb(server, "VmRSS")
+    assert peak_mb(server) - before < 3000 and after - before < 1000, (before, after, peak_mb(server))
 
 
 def test_many_idle_connections(server, address):

@@ -9,6 +9,8 @@
 #include "base/error.h"
 #include "runtime/grammar/automaton.h"
 #include "runtime/grammar/gbnf.h"
+#include "runtime/grammar/gbnf_text.h"
+#include "runtime/grammar/json_schema.h"
 #include "runtime/grammar/token_grammar.h"
 #include "runtime/grammar/utf8_ranges.h"
 #include "runtime/text/utf8.h"
@@ -119,6 +121,37 @@ TEST(Gbnf, FaultsAreNamedWithTheirLine) {
                             "root ::= \"a\"\nroot ::= \"b\"", "root ::= \"a\" %"}) {
     EXPECT_NE(why_refused(wrong), "taken") << wrong;
   }
+}
+
+std::string why_schema_refused(const nlohmann::ordered_json& schema) {
+  try {
+    gbnf_of_json_schema(schema);
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "taken";
+}
+
+/// What takes a few megabytes to say and would take gigabytes, or a stack without end, to follow.
+TEST(JsonSchema, WhatWouldGrowWithoutBoundIsRefused) {
+  using Json = nlohmann::ordered_json;
+  Json deep = Json::object(), chain = {{"$ref", "#/$defs/0"}};
+  for (int i = 0; i < 300; ++i) deep = {{"type", "array"}, {"items", deep}};
+  for (int i = 0; i < 3000; ++i)
+    chain["$defs"][std::to_string(i)] = {{"items", {{"$ref", "#/$defs/" + std::to_string(i + 1)}}}};
+  EXPECT_THAT(why_schema_refused(deep), testing::HasSubstr("nested more than"));
+  EXPECT_THAT(why_schema_refused(chain), testing::HasSubstr("nested more than"));
+  Json alike = Json::object();
+  for (int i = 0; i < 150; ++i) alike = {{"type", "array"}, {"items", alike}};
+  EXPECT_EQ(why_schema_refused(alike), "taken");
+  const std::string branches(100000, '|');
+  EXPECT_THAT(why_schema_refused({{"type", "string"}, {"pattern", branches}}),
+              testing::HasSubstr("grammar of more than"));
+  EXPECT_THAT(why_schema_refused({{"description", std::string(2 << 20, 'x')}}), testing::HasSubstr("larger than"));
+  Json many = {{"type", "object"}};
+  for (int i = 0; i < 1000; ++i) many["properties"][std::to_string(i)] = {{"type", "string"}, {"pattern", "|||"}};
+  EXPECT_THAT(why_schema_refused(many), testing::HasSubstr("grammar of more than"));
+  EXPECT_THROW(gbnf_of_regex(std::string(100000, '.'), Quoting::none, true), Error);
 }
 
 TEST(Gbnf, RandomTextDoesNoHarm) {
