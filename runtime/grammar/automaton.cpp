@@ -9,6 +9,7 @@ namespace {
 constexpr Automaton::State unknown = -2;
 constexpr std::uint64_t accepted = ~std::uint64_t{0};  // among a state's places: the text may end
 constexpr std::int32_t end_node = 0;
+constexpr std::size_t bytes_of_entry = 64;  // of a hash table
 
 std::int32_t node_of(std::uint64_t place) { return static_cast<std::int32_t>(place >> 32); }
 std::int32_t frame_of(std::uint64_t place) { return static_cast<std::int32_t>(place & 0xFFFFFFFF); }
@@ -37,7 +38,10 @@ std::int32_t Automaton::frame(std::int32_t node, std::int32_t outer) {
   if (node == end_node) return outer;
   const auto [at, is_new] =
       frame_numbers_.try_emplace(place_of(node, outer), static_cast<std::int32_t>(frames_.size()));
-  if (is_new) frames_.push_back({node, outer});
+  if (is_new) {
+    frames_.push_back({node, outer});
+    bytes_ += sizeof(Frame) + bytes_of_entry;
+  }
   return at->second;
 }
 
@@ -85,6 +89,7 @@ Automaton::State Automaton::state_of(std::vector<Place> places) {
     state.accepts = places.back() == accepted;
     if (state.accepts) places.pop_back();
     state.places = std::move(places);
+    bytes_ += sizeof(StateData) + 2 * at->first.size() * sizeof(Place) + bytes_of_entry;
     states_.push_back(std::move(state));
   }
   return at->second;
@@ -116,6 +121,7 @@ Automaton::State Automaton::after(State state, std::uint8_t byte) {
   StateData& data = states_[static_cast<std::size_t>(state)];
   if (!data.next) {
     data.next = std::make_unique<std::array<State, 256>>();
+    bytes_ += sizeof *data.next;
     data.next->fill(unknown);
   }
   const State known = (*data.next)[byte];

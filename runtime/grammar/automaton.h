@@ -27,7 +27,8 @@ class Automaton {
   /// A state of another automaton of the same network, as a state of this one.
   State adopt(const Automaton& other, State state);
 
-  std::size_t states() const { return states_.size(); }
+  /// Memory of the states and frames found so far, in bytes, as good as.
+  std::size_t bytes() const { return bytes_; }
   /// Places looked at for new states since construction: the measure of work.
   std::uint64_t work() const { return work_; }
   /// New states are `dead` from when work() has reached this: a grammar made to explode is not followed for ever.
@@ -58,6 +59,7 @@ class Automaton {
   std::unordered_map<std::uint64_t, std::int32_t> frame_numbers_;
   std::vector<StateData> states_;
   std::unordered_map<std::vector<Place>, State, PlacesHash> state_numbers_;
+  std::size_t bytes_ = 0;
   std::uint64_t work_ = 0, work_limit_ = ~std::uint64_t{0};
   State start_ = dead;
 };

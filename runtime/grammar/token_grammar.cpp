@@ -7,7 +7,7 @@
 namespace shoal::grammar {
 namespace {
 
-constexpr std::size_t max_states = 20000;
+constexpr std::size_t max_bytes = 32 << 20;  // of states kept
 constexpr std::size_t max_masks = 1024;
 constexpr std::size_t max_cached_grammars = 32;
 constexpr std::uint64_t max_work_per_mask = 4000000;  // places; JSON takes some thousand
@@ -22,7 +22,7 @@ TokenGrammar::TokenGrammar(std::string_view gbnf, std::shared_ptr<const TokenTab
       none_((tokens_->vocab_size() + 63) / 64) {}
 
 std::shared_ptr<Automaton> TokenGrammar::automaton() {
-  if (automaton_->states() > max_states) {
+  if (automaton_->bytes() > max_bytes) {
     masks_.clear();
     automaton_ = std::make_shared<Automaton>(network_);
   }

@@ -24,7 +24,7 @@ class TokenGrammar {
   const TokenTable& tokens() const { return *tokens_; }
   /// The tokens that may follow an answer that has led to this state of automaton(); none where no token does.
   const TokenMask& allowed(Automaton::State state);
-  /// Another one from time to time, when the states seen have become many. Who holds a state of the old one takes it
+  /// Another one from time to time, when the states seen take much memory. Who holds a state of the old one takes it
   /// along (Automaton::adopt).
   std::shared_ptr<Automaton> automaton();
 
