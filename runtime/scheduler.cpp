@@ -282,8 +282,9 @@ Scheduler::Events Scheduler::apply(int rank, StepResult result) {
 
 void Scheduler::check_answer(const Sequence& sequence, const SequenceOutput& output) const {
   const int tokens = static_cast<int>(output.tokens.size()), scores = static_cast<int>(output.scored.size());
-  const bool right_number = sequence.samples() ? tokens >= 1 && tokens <= 1 + sequence.drafted : tokens == 0;
-  if (!right_number || scores != sequence.expected_scores()) {
+  const bool right_number =
+      sequence.samples() && !output.later ? tokens >= 1 && tokens <= 1 + sequence.drafted : tokens == 0;
+  if (!right_number || (output.later && !sequence.samples()) || scores != sequence.expected_scores()) {
     fail("lane {} answered sequence {} with {} tokens and {} scores; {} and {} scores were asked for", sequence.lane,
          sequence.id, tokens, scores, sequence.samples() ? "tokens" : "none", sequence.expected_scores());
   }
@@ -298,7 +299,7 @@ void Scheduler::advance(Sequence& sequence, SequenceOutput output, Events& event
   const int right = std::max(0, static_cast<int>(output.tokens.size()) - 1);
   totals_.drafted += static_cast<std::uint64_t>(sequence.drafted);
   totals_.accepted += static_cast<std::uint64_t>(right);
-  sequence.computed += sequence.planned + right;
+  sequence.computed += sequence.planned + right - (output.later ? 1 : 0);
   const int read = std::max(sequence.prompt_read, std::min(sequence.computed, sequence.prompt_tokens));
   totals_.prompt_tokens += static_cast<std::uint64_t>(read - std::exchange(sequence.prompt_read, read));
   sequence.planned = sequence.drafted = 0;

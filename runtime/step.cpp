@@ -143,7 +143,7 @@ constexpr std::size_t min_start_bytes = 8 + (4 + 4 + 4 + 4 + 8 + min_rules_bytes
 constexpr std::size_t min_chunk_bytes = 8 + 4 + 4 + 4 + 4 + 1 + 1 + 4;
 constexpr std::size_t min_logprob_bytes = 4 + 4 + 4;
 constexpr std::size_t top_entry_bytes = 4 + 4;
-constexpr std::size_t min_output_bytes = 8 + 4 + 4 + 4 + 4;
+constexpr std::size_t min_output_bytes = 8 + 4 + 1 + 4 + 4 + 4;
 
 void put(Writer& out, const std::vector<std::pair<std::int32_t, float>>& pairs) {
   out.count(pairs.size());
@@ -306,6 +306,7 @@ std::vector<std::byte> encode(const StepResult& result) {
   for (const SequenceOutput& output : result.outputs) {
     out.number(output.sequence);
     out.numbers(output.tokens);
+    out.flag(output.later);
     put(out, output.sampled);
     put(out, output.scored);
     out.numbers(output.drafts);
@@ -326,6 +327,7 @@ StepResult decode_step_result(std::span<const std::byte> bytes) {
   for (SequenceOutput& output : result.outputs) {
     in.number(output.sequence);
     in.numbers(output.tokens);
+    output.later = in.flag();
     get(in, output.sampled);
     get(in, output.scored);
     in.numbers(output.drafts);

@@ -71,6 +71,7 @@ struct SequenceOutput {
   std::vector<TokenLogprob> sampled;  // one entry a token if log-probabilities were asked for
   std::vector<std::int32_t> drafts;   // guesses at the tokens after these
   std::vector<TokenLogprob> scored;   // for `score`: one entry a position that has a next token
+  bool later = false;                 // for `sample`: no token yet, the last one is to be computed again
 };
 
 /// What a rank answers. Under tensor parallelism rank 0 alone has outputs; the others answer too, empty.

@@ -47,6 +47,10 @@ std::optional<std::int32_t> TokenSteering::forced() const {
   return rules_->thinking.closing[closing_];
 }
 
+bool TokenSteering::prepare(std::chrono::steady_clock::time_point until) {
+  return !matcher_ || thinking_ || forced() || matcher_->prepare(until);
+}
+
 void TokenSteering::push(std::int32_t token) {
   ++tokens_;
   ++counts_[token];

@@ -1,4 +1,5 @@
 #pragma once
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -21,6 +22,8 @@ class TokenSteering {
   void push(std::int32_t token);
   /// What comes next, whatever the model thinks.
   std::optional<std::int32_t> forced() const;
+  /// Whether apply() takes next to no time; works towards that until then where it does not.
+  bool prepare(std::chrono::steady_clock::time_point until);
   /// Changes a row of logits [vocab] so that sampling from it keeps to the rules. Leaves at least one token possible.
   void apply(std::span<float> logits);
 

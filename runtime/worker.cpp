@@ -7,6 +7,11 @@
 #include "runtime/sampler.h"
 
 namespace shoal {
+namespace {
+
+constexpr std::chrono::microseconds least_steering{300};
+
+}  // namespace
 
 Worker::Worker(Model& model, const KvCache& cache, int max_logit_rows, bool outputs,
                std::shared_ptr<const grammar::TokenTable> tokens)
@@ -57,9 +62,13 @@ TokenBatch Worker::make_batch(const StepPlan& plan, std::vector<LogitRow>& wante
   return batch;
 }
 
-std::int32_t Worker::next_token(Sequence& sequence, std::span<const float> logits, std::int32_t position) {
+std::optional<std::int32_t> Worker::next_token(Sequence& sequence, std::span<const float> logits,
+                                               std::int32_t position) {
   if (!sequence.steering) return sample(logits, sequence.sampling, position);
   TokenSteering& steering = *sequence.steering;
+  // Half of what is left, so that those behind it get on as well.
+  const auto now = std::chrono::steady_clock::now();
+  if (!steering.prepare(now + std::max(steer_until_ - now, {}) / 2)) return {};
   std::int32_t token;
   if (const auto forced = steering.forced()) {
     token = *forced;
@@ -101,9 +110,11 @@ void Worker::read_logits(const LogitRow& row, std::span<const float> logits, Seq
   const int top = std::max(0, sequence.logprobs);
   if (row.scored >= 0) output.scored.push_back(log_probability(logits, row.scored, top));
   if (!is_next(row, output)) return;
-  const std::int32_t token = next_token(sequence, logits, row.position);
-  output.tokens.push_back(token);
-  if (sequence.logprobs >= 0) output.sampled.push_back(log_probability(logits, token, top));
+  const auto token = next_token(sequence, logits, row.position);
+  output.later = !token && row.sample == 0;
+  if (!token) return;
+  output.tokens.push_back(*token);
+  if (sequence.logprobs >= 0) output.sampled.push_back(log_probability(logits, *token, top));
 }
 
 void Worker::draft(const StepPlan& plan, const TokenBatch& batch, StepResult& result) {
@@ -129,7 +140,7 @@ void Worker::draft(const StepPlan& plan, const TokenBatch& batch, StepResult& re
       ahead.slots.push_back(batch.slots[from]);
       ahead.queries.push_back(batch.queries[from]);
     }
-    if (chunk.sample) {
+    if (chunk.sample && !output->later) {
       last_rows.push_back(ahead.size() - 1);
       outputs.push_back(&*output);
     }
@@ -178,6 +189,8 @@ StepResult Worker::run(const StepPlan& plan) {
   std::vector<LogitRow> wanted;
   const TokenBatch batch = make_batch(plan, wanted, result);
   model_.forward(batch);
+  const auto computed = std::chrono::steady_clock::now();
+  steer_until_ = computed + std::max<std::chrono::steady_clock::duration>((computed - begin) / 2, least_steering);
 
   // The vocabulary is wide: logits are made for a few rows at a time.
   std::vector<std::int64_t> rows;

@@ -1,4 +1,5 @@
 #pragma once
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -18,6 +19,9 @@ namespace shoal {
 /// step the guess is computed along with the token before it, and is right if the model's own logits there yield, with
 /// the draw of that position, that very token. So answers are the same, bit for bit, with guesses and without, at any
 /// temperature; a draft model changes how many tokens a step yields and nothing else.
+///
+/// What tokens a grammar allows may take long to find out. All other answers would wait: so no more than half of a
+/// step's time so far goes into that, and an answer that needs more gets its token in a later step.
 class Worker {
  public:
   /// `outputs`: this rank answers for the sequences (under tensor parallelism rank 0 alone does). `tokens` may be null:
@@ -52,7 +56,8 @@ class Worker {
   /// Whether a row's token is the next of its sequence: those before it were as they were guessed.
   static bool is_next(const LogitRow& row, const SequenceOutput& output);
   void read_logits(const LogitRow& row, std::span<const float> logits, SequenceOutput& output);
-  std::int32_t next_token(Sequence& sequence, std::span<const float> logits, std::int32_t position);
+  /// Nothing where the rules of its answer take longer to apply than this step may.
+  std::optional<std::int32_t> next_token(Sequence& sequence, std::span<const float> logits, std::int32_t position);
   /// Guesses what comes behind the new tokens.
   void draft(const StepPlan& plan, const TokenBatch& batch, StepResult& result);
 
@@ -60,6 +65,7 @@ class Worker {
   const KvCache& cache_;
   const int max_logit_rows_;
   const bool outputs_;
+  std::chrono::steady_clock::time_point steer_until_;  // in this step
   std::optional<grammar::GrammarCache> grammars_;
   std::vector<float> steered_;  // [vocab] the row being changed
   std::unordered_map<std::uint64_t, Sequence> sequences_;

@@ -21,60 +21,86 @@ TokenGrammar::TokenGrammar(std::string_view gbnf, std::shared_ptr<const TokenTab
       automaton_(std::make_shared<Automaton>(network_)),
       none_((tokens_->vocab_size() + 63) / 64) {}
 
-std::shared_ptr<Automaton> TokenGrammar::automaton() {
-  if (automaton_->bytes() > max_bytes) {
-    masks_.clear();
-    automaton_ = std::make_shared<Automaton>(network_);
-  }
-  return automaton_;
+void TokenGrammar::trim() {
+  // What is unfinished is worth waiting for, unless it is too much by itself.
+  if (automaton_->bytes() <= max_bytes * (unfinished_ ? 4 : 1)) return;
+  masks_.clear();
+  unfinished_.reset();
+  automaton_ = std::make_shared<Automaton>(network_);
 }
 
 const TokenMask& TokenGrammar::allowed(Automaton::State state) {
   if (state == Automaton::dead) return none_;
-  if (const auto known = masks_.find(state); known != masks_.end()) return known->second;
-  if (masks_.size() >= max_masks) masks_.clear();
-  return masks_[state] = make_mask(state);
+  prepare(state, Clock::time_point::max());
+  return masks_.at(state);
 }
 
-TokenMask TokenGrammar::make_mask(Automaton::State state) {
-  automaton_->stop_at(automaton_->work() + max_work_per_mask);
-  TokenMask mask(none_.size());
-  // Neighbours share their beginnings: path[n] is where the first n bytes of the token at hand lead to.
-  std::vector<Automaton::State> path{state};
-  std::size_t walked = 0;  // bytes of the previous token that led somewhere
-  for (const TokenTable::Entry& entry : tokens_->sorted()) {
-    const std::string_view bytes = tokens_->bytes(entry.id);
-    if (entry.common > walked) continue;  // it begins with what was a dead end
-    walked = entry.common;
-    path.resize(bytes.size() + 1);
-    Automaton::State at = path[walked];
-    while (walked < bytes.size()) {
-      at = automaton_->after(at, static_cast<std::uint8_t>(bytes[walked]));
-      if (at == Automaton::dead) break;
-      path[++walked] = at;
-    }
-    if (walked < bytes.size()) continue;
-    const auto id = static_cast<std::size_t>(entry.id);
-    mask[id / 64] |= std::uint64_t{1} << (id % 64);
+bool TokenGrammar::prepare(Automaton::State state, Clock::time_point until) {
+  if (state == Automaton::dead) return true;
+  while (!masks_.contains(state)) {
+    // One at a time, whoever began it: so memory has a bound.
+    if (!unfinished_) unfinished_.emplace(Unfinished{state, TokenMask(none_.size()), max_work_per_mask, 0, {state}, 0});
+    if (!work_on(*unfinished_, until)) return false;
+    if (masks_.size() >= max_masks) masks_.clear();
+    masks_[unfinished_->state] = std::move(unfinished_->mask);
+    unfinished_.reset();
   }
-  return mask;
+  return true;
+}
+
+bool TokenGrammar::work_on(Unfinished& m, Clock::time_point until) {
+  constexpr std::uint64_t work_between_looks = 1000;
+  const std::uint64_t before = automaton_->work();
+  automaton_->stop_at(before + m.work_left);
+  const auto& entries = tokens_->sorted();
+  std::uint64_t look_at = before + work_between_looks;
+  bool in_time = true;
+  for (; m.entry < entries.size(); ++m.entry) {
+    if (automaton_->work() >= look_at || m.entry % 256 == 255) {
+      in_time = Clock::now() < until;
+      if (!in_time) break;
+      look_at = automaton_->work() + work_between_looks;
+    }
+    const TokenTable::Entry& entry = entries[m.entry];
+    const std::string_view bytes = tokens_->bytes(entry.id);
+    if (entry.common > m.walked) continue;  // it begins with what was a dead end
+    m.walked = entry.common;
+    m.path.resize(bytes.size() + 1);
+    Automaton::State at = m.path[m.walked];
+    while (m.walked < bytes.size()) {
+      at = automaton_->after(at, static_cast<std::uint8_t>(bytes[m.walked]));
+      if (at == Automaton::dead) break;
+      m.path[++m.walked] = at;
+    }
+    if (m.walked < bytes.size()) continue;
+    const auto id = static_cast<std::size_t>(entry.id);
+    m.mask[id / 64] |= std::uint64_t{1} << (id % 64);
+  }
+  m.work_left -= std::min(m.work_left, automaton_->work() - before);
+  return in_time;
 }
 
 Matcher::Matcher(std::shared_ptr<TokenGrammar> grammar)
     : grammar_(std::move(grammar)), automaton_(grammar_->automaton()), state_(automaton_->start()) {}
 
 void Matcher::catch_up() {
-  auto latest = grammar_->automaton();
+  const auto& latest = grammar_->automaton();
   if (latest == automaton_) return;
   state_ = latest->adopt(*automaton_, state_);
-  automaton_ = std::move(latest);
+  automaton_ = latest;
 }
 
 bool Matcher::push(std::string_view bytes) {
+  grammar_->trim();
   catch_up();
   automaton_->stop_at(automaton_->work() + max_work_per_token);
   for (const char c : bytes) state_ = automaton_->after(state_, static_cast<std::uint8_t>(c));
   return state_ != Automaton::dead;
+}
+
+bool Matcher::prepare(TokenGrammar::Clock::time_point until) {
+  catch_up();
+  return grammar_->prepare(state_, until);
 }
 
 const TokenMask& Matcher::allowed() {

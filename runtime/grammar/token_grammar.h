@@ -1,7 +1,9 @@
 #pragma once
+#include <chrono>
 #include <cstdint>
 #include <list>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -21,20 +23,36 @@ class TokenGrammar {
  public:
   TokenGrammar(std::string_view gbnf, std::shared_ptr<const TokenTable> tokens);
 
+  using Clock = std::chrono::steady_clock;
+
   const TokenTable& tokens() const { return *tokens_; }
   /// The tokens that may follow an answer that has led to this state of automaton(); none where no token does.
   const TokenMask& allowed(Automaton::State state);
-  /// Another one from time to time, when the states seen take much memory. Who holds a state of the old one takes it
-  /// along (Automaton::adopt).
-  std::shared_ptr<Automaton> automaton();
+  /// Works on what allowed() needs until then; true when it is there. A grammar may be made so that this takes long.
+  bool prepare(Automaton::State state, Clock::time_point until);
+  const std::shared_ptr<Automaton>& automaton() const { return automaton_; }
+  /// Begins another automaton when the states seen take much memory. Who holds a state of the old one takes it along
+  /// (Automaton::adopt).
+  void trim();
 
  private:
-  TokenMask make_mask(Automaton::State state);
+  /// A mask on the way.
+  struct Unfinished {
+    Automaton::State state;
+    TokenMask mask;
+    std::uint64_t work_left;
+    std::size_t entry = 0;  // of the sorted tokens, the next to look at
+    /// Neighbours share their beginnings: path[n] is where the first n bytes of the token at hand lead to.
+    std::vector<Automaton::State> path;
+    std::size_t walked = 0;  // bytes of the previous token that led somewhere
+  };
+  bool work_on(Unfinished& mask, Clock::time_point until);
 
   const std::shared_ptr<const Network> network_;
   std::shared_ptr<const TokenTable> tokens_;
   std::shared_ptr<Automaton> automaton_;
   std::unordered_map<Automaton::State, TokenMask> masks_;
+  std::optional<Unfinished> unfinished_;
   TokenMask none_;
 };
 
@@ -46,6 +64,8 @@ class Matcher {
   /// Takes a token's bytes. False, and the answer matches no more, when it does not fit.
   bool push(std::string_view bytes);
   const TokenMask& allowed();
+  /// As TokenGrammar::prepare().
+  bool prepare(TokenGrammar::Clock::time_point until);
   /// The answer may end here.
   bool accepts() const;
   const TokenTable& tokens() const { return grammar_->tokens(); }

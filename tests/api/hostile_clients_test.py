@@ -155,14 +155,15 @@ def gaps(server, attack=lambda: None):
 HEAVY = {"long_prompt": {"prompt": "a " * 5_000_000}, "deep_json": {"prompt": [[[[1]]]] * 100000},
          "large_schema": {"prompt": "x", "json_schema": {"anyOf": [
              {"type": "string", "pattern": "(a|b)*a(a|b){%d}" % n} for n in range(1, 300)]}},
-         "many_stops": {"prompt": "x", "stop": ["s" * 100] * 10000}}
+         "many_stops": {"prompt": "x", "stop": ["s" * 100] * 10000},
+         "exploding_grammar": {"prompt": "x", "guided_regex": "(.*a.{50}){40}", "max_tokens": 30, "temperature": 1.5}}
 
 
 @pytest.mark.parametrize("name", HEAVY)
 def test_other_streams_go_on_beside_heavy_requests(server, address, name):
-    """While the server reads, tokenizes or compiles what somebody sent, others' tokens come as they did: at most twice as
-    far apart as without (and 10 ms, because this test takes a share of the cores). Measured in turn, up to three times:
-    the cores may have been somebody else's in one of them."""
+    """While the server reads, tokenizes, compiles or follows what somebody sent, others' tokens come as they did: at most
+    twice as far apart as without (and 10 ms, because this test takes a share of the cores). Measured in turn, up to three
+    times: the cores may have been somebody else's in one of them."""
     body = json.dumps({"model": "default", "max_tokens": 1, **HEAVY[name]}).encode()
     rounds = []
     for _ in range(3):

@@ -61,10 +61,12 @@ inline Expected expected_of(const GenerationRequest& request, int max_model_len)
 /// pages that the coordinator gave. Checks every plan against what a rank may rely on.
 class FakeWorker {
  public:
-  /// `drafts`: guesses it makes after each token, about half of them right.
-  FakeWorker(const CoordinatorOptions& options, int rank, int drafts = 0)
+  /// `drafts`: guesses it makes after each token, about half of them right. `late`: about one token in so many comes in
+  /// a later step; 0: none.
+  FakeWorker(const CoordinatorOptions& options, int rank, int drafts = 0, unsigned late = 0)
       : options_(options),
         drafts_(drafts),
+        late_(late),
         cache_(static_cast<std::size_t>(options.kv_pages[static_cast<std::size_t>(rank)] * options.page_tokens), -1) {}
 
   StepResult run(const StepPlan& plan) {
@@ -135,7 +137,11 @@ class FakeWorker {
         output.scored.push_back(fake_logprob(cached_state(sequence, position + 1), next));
     }
     sequence.computed += known;
-    if (chunk.sample) sample(chunk, known, sequence, output);
+    output.later = chunk.sample && late_ > 0 && mix(last_step_, chunk.sequence) % late_ == 0;
+    if (output.later)
+      --sequence.computed;
+    else if (chunk.sample)
+      sample(chunk, known, sequence, output);
     if (chunk.sample || chunk.score) result.outputs.push_back(std::move(output));
   }
 
@@ -169,6 +175,7 @@ class FakeWorker {
 
   CoordinatorOptions options_;
   int drafts_;
+  unsigned late_;
   std::vector<std::int32_t> cache_;  // [pages * page_tokens]
   std::map<std::uint64_t, Sequence> sequences_;
   std::map<std::int32_t, int> owners_;  // of each page in use

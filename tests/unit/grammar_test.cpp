@@ -1,6 +1,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <random>
@@ -304,11 +305,47 @@ TEST(TokenGrammar, AllowsExactlyTheTokensThatFit) {
   }
 }
 
+/// Answers of one grammar that get a moment each in turn: in the end each has the mask that it would have got at once.
+TEST(TokenGrammar, MasksPreparedBitByBitAreTheSame) {
+  std::vector<std::string> words;
+  Random random(7);
+  for (int i = 0; i < 3000; ++i) {
+    words.emplace_back();
+    for (unsigned length = 1 + random() % 6; length > 0; --length)
+      words.back() += static_cast<char>('a' + random() % 4);
+  }
+  const auto tokens = std::make_shared<const TokenTable>(words);
+  const char* gbnf = "root ::= (.* \"a\" .{50}){40}";
+  const auto grammar = std::make_shared<TokenGrammar>(gbnf, tokens);
+  std::vector<Matcher> matchers(3, Matcher(grammar));
+  std::vector<std::vector<std::string>> said(matchers.size());
+  int unfinished = 0;
+  for (int turn = 0; turn < 1000; ++turn) {
+    for (std::size_t i = 0; i < matchers.size(); ++i) {
+      if (said[i].size() > 11) continue;
+      if (!matchers[i].prepare(std::chrono::steady_clock::now() + std::chrono::microseconds(50))) {
+        ++unfinished;
+        continue;
+      }
+      Matcher alone(std::make_shared<TokenGrammar>(gbnf, tokens));
+      for (const std::string& word : said[i]) ASSERT_TRUE(alone.push(word));
+      const TokenMask mask = matchers[i].allowed();
+      ASSERT_EQ(mask, alone.allowed());
+      std::size_t id = random() % words.size();
+      while (!holds(mask, id)) id = (id + 1) % words.size();
+      said[i].push_back(words[id]);
+      ASSERT_TRUE(matchers[i].push(words[id]));
+    }
+  }
+  for (const auto& words_said : said) EXPECT_EQ(words_said.size(), 12u);
+  EXPECT_GT(unfinished, 0);
+}
+
 TEST(TokenGrammar, AGrammarMadeToExplodeIsGivenUpInTime) {
   // Which of the `a`s is the one n from the end: 2^n states for an automaton, each of up to n places.
   const auto tokens = std::make_shared<const TokenTable>(std::vector<std::string>{"a", "b", "ab", "ba", "aabb"});
-  for (const auto& [gbnf, steps] : {std::pair{"root ::= [ab]* \"a\" [ab]{20}", 30000},
-                                    std::pair{"root ::= [ab]* \"a\" [ab]{3000}", 6000}}) {
+  for (const auto& [gbnf, steps] :
+       {std::pair{"root ::= [ab]* \"a\" [ab]{20}", 30000}, std::pair{"root ::= [ab]* \"a\" [ab]{3000}", 6000}}) {
     const auto grammar = std::make_shared<TokenGrammar>(gbnf, tokens);
     Matcher matcher(grammar);
     Random random(6);

@@ -29,9 +29,9 @@ struct Outcome {
 /// A scheduler and its ranks, stepped by hand.
 class Job {
  public:
-  explicit Job(const CoordinatorOptions& options, unsigned seed = 1, int drafts = 0)
+  explicit Job(const CoordinatorOptions& options, unsigned seed = 1, int drafts = 0, unsigned late = 0)
       : options_(options), random_(seed), scheduler(options) {
-    for (int rank = 0; rank < options.ranks; ++rank) workers.emplace_back(options, rank, drafts);
+    for (int rank = 0; rank < options.ranks; ++rank) workers.emplace_back(options, rank, drafts, late);
   }
 
   std::uint64_t submit(const GenerationRequest& request) {
@@ -202,7 +202,7 @@ TEST_P(SchedulerInCompany, EveryRequestGetsWhatItWouldGetAlone) {
     options.max_batched_tokens = 1 + static_cast<int>(random() % 30);
     options.max_prefill_tokens = 1 + static_cast<int>(random() % 30);
     for (int& pages : options.kv_pages) pages = 100 / options.page_tokens + static_cast<int>(random() % 60);
-    Job job(options, seed, static_cast<int>(random() % 4));
+    Job job(options, seed, static_cast<int>(random() % 4), seed % 3 == 0 ? 2 + seed % 4 : 0);
 
     std::map<std::uint64_t, GenerationRequest> requests;
     const auto disturb = [&](unsigned one_in) {
@@ -659,6 +659,19 @@ TEST(Scheduler, NewcomersWithoutEndStarveNobody) {
     job.step();
   }
   EXPECT_LT(steps, 1000);
+}
+
+/// A token that takes a rank longer comes later and is the same; meanwhile others get theirs.
+TEST(Scheduler, LateTokensHoldUpNobodyElse) {
+  for (const int drafts : {0, 2}) {
+    Job job(options_for(2), 1, drafts, 2);
+    for (int i = 0; i < 4; ++i) job.submit(request_of(5 + i, 20));
+    job.finish();
+    for (int i = 0; i < 4; ++i)
+      expect_outcome(job.outcomes.at(static_cast<std::uint64_t>(i) + 1), request_of(5 + i, 20), 100);
+    EXPECT_GT(job.scheduler.totals().steps, drafts > 0 ? 15u : 25u);
+    EXPECT_LT(job.scheduler.totals().steps, 70u);
+  }
 }
 
 /// Guesses change how fast answers come, never what they are; those that cannot be used are not made.

@@ -102,6 +102,7 @@ StepResult any_result(Random& random) {
     output.drafts = any_tokens(random, 3);
     output.sampled = any_logprobs(random);
     output.scored = any_logprobs(random);
+    output.later = random() % 2 == 0;
   }
   result.expert_tokens.resize(static_cast<std::size_t>(number_up_to(random, 20)));
   for (auto& tokens : result.expert_tokens) tokens = static_cast<std::uint32_t>(random() >> (32 + random() % 32));
@@ -174,6 +175,7 @@ TEST(Step, ResultSurvivesTheWire) {
       EXPECT_EQ(copy.outputs[j].drafts, result.outputs[j].drafts);
       expect_equal(copy.outputs[j].sampled, result.outputs[j].sampled);
       expect_equal(copy.outputs[j].scored, result.outputs[j].scored);
+      EXPECT_EQ(copy.outputs[j].later, result.outputs[j].later);
     }
     EXPECT_EQ(copy.expert_tokens, result.expert_tokens);
     EXPECT_EQ(copy.expert_work, result.expert_work);
