@@ -11,8 +11,8 @@ namespace shoal {
 /// usually takes, then lets others run between polls, then sleeps for a small share of what it has waited already.
 ///
 /// Where a program that is no rank wants the core too, it has it for milliseconds after each sched_yield(), and a rank
-/// that yields would wait for that and not for the others. So one yield that takes so long is followed by many short
-/// sleeps instead: who wakes up is served before who computes.
+/// that yields would wait for that and not for the others. So after a yield that took so long it sleeps instead, for the
+/// next thousand waits: who wakes up is served before who computes.
 class Patience {
  public:
   /// crowded: there are more ranks on this host than cores, so that polling alone would hold up the very rank waited
@@ -25,10 +25,12 @@ class Patience {
     wary_ = std::max(0, wary_ - 1);
   }
 
-  /// Whether to sleep until woken, where something wakes: an exchange takes longer than it usually does.
+  /// Whether to sleep until woken, where something wakes: when this takes longer than an exchange usually does and, if
+  /// ranks have cores of their own, than it takes to wake one whose core has gone to rest.
   bool at_end() const {
     if (crowded_ && wary_ > 0) return true;
-    return begin_ != Clock::time_point{} && Clock::now() - begin_ >= (crowded_ ? kYieldBeforeSleep : kPoll);
+    const auto most = crowded_ ? kYieldBeforeSleep : wary_ > 0 ? kPoll : kYield;
+    return begin_ != Clock::time_point{} && Clock::now() - begin_ >= most;
   }
 
   /// Call after each poll that found nothing. may_sleep: false while bytes are flowing that only polls move along.
@@ -49,9 +51,10 @@ class Patience {
 
  private:
   using Clock = std::chrono::steady_clock;
-  static constexpr std::chrono::microseconds kPoll{60}, kYieldBeforeSleep{30}, kYield{1000};
+  static constexpr std::chrono::microseconds kPoll{60}, kYield{1000};
+  static constexpr std::chrono::microseconds kYieldBeforeSleep{30};  // among ranks that share cores
   static constexpr std::chrono::microseconds kShortestNap{1}, kLongestNap{500};
-  static constexpr std::chrono::microseconds kSlice{700};  // no rank of a step so short computes that long
+  static constexpr std::chrono::microseconds kSlice{700};  // longer than the turn of another rank
   static constexpr int kWaits = 1000;
 
   static void nap(std::chrono::nanoseconds time) {
