@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <linux/futex.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -90,7 +91,10 @@ bool HostSlots::share(MPI_Comm host) {
   const auto m = static_cast<std::size_t>(me_);
   // No name in the file system: nothing is left behind, however ranks end, and no limit of /dev/shm applies.
   const int mine = memfd_create("shoal-slots", MFD_CLOEXEC);
-  if (mine >= 0 && ftruncate(mine, static_cast<off_t>(bytes)) == 0) regions_[m] = map(mine);
+  rlimit most{};  // beyond which ftruncate() would end the process
+  const bool allowed =
+      getrlimit(RLIMIT_FSIZE, &most) == 0 && (most.rlim_cur == RLIM_INFINITY || bytes <= most.rlim_cur);
+  if (mine >= 0 && allowed && ftruncate(mine, static_cast<off_t>(bytes)) == 0) regions_[m] = map(mine);
   timespec now{};
   clock_gettime(CLOCK_MONOTONIC, &now);
   Address address{.mark = static_cast<std::uint64_t>(now.tv_sec) << 32 | static_cast<std::uint64_t>(now.tv_nsec),

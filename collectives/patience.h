@@ -11,8 +11,8 @@ namespace shoal {
 /// usually takes, then lets others run between polls, then sleeps for a small share of what it has waited already.
 ///
 /// Where a program that is no rank wants the core too, it has it for milliseconds after each sched_yield(), and a rank
-/// that yields would wait for that and not for the others. So after a yield that took so long it sleeps instead, for the
-/// next thousand waits: who wakes up is served before who computes.
+/// that yields would wait for that and not for the others. So after a yield that took so long it sleeps instead, for
+/// the next thousand waits: who wakes up is served before who computes.
 class Patience {
  public:
   /// crowded: there are more ranks on this host than cores, so that polling alone would hold up the very rank waited

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "launch/chat_messages.h"
+#include "runtime/grammar/gbnf.h"
 
 namespace shoal {
 namespace {
@@ -52,7 +53,9 @@ void bind_to_tools(const ToolFields& tools, ToolSyntax syntax, ChatFields& resul
     throw bad_field("tool_choice", "an answer cannot have to be a call of a tool and be of another form");
   }
   try {
-    result.sampling.rules.grammar = tool_call_grammar(tools, syntax);
+    std::string calls = tool_call_grammar(tools, syntax);
+    grammar::parse_gbnf(calls);  // so that what is wrong with it is said here
+    result.sampling.rules.grammar = std::move(calls);
   } catch (const Error& error) {
     throw bad_field("tools", fmt::format("a tool's 'parameters' cannot be held to: {}", error.what()));
   }

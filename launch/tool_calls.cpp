@@ -113,6 +113,8 @@ std::string tool_call_grammar(const ToolFields& fields, ToolSyntax syntax) {
   for (std::size_t i = 0; i < fields.tools.size(); ++i) {
     const std::string name = name_of(fields.tools[i]), arguments = fmt::format("arguments{}", i);
     rules += grammar::json_schema_rules(parameters_of(fields.tools[i]), arguments);
+    if (rules.size() + calls.size() > grammar::max_gbnf_bytes)
+      fail("all tools together make a grammar of more than {} bytes", grammar::max_gbnf_bytes);
     if (i) calls += " | ";
     if (syntax == ToolSyntax::deepseek) {
       calls += literal(fmt::format("{}function{}{}\n```json\n", call_begin, separator, name)) + " " + arguments + " " +

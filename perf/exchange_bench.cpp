@@ -52,7 +52,9 @@ int main(int argc, char** argv) {
   MpiJob job(&argc, &argv);
   const auto world = job.world();
   const int rank = world->rank(), ranks = world->size();
-  const bool crowded = ranks > static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
+  cpu_set_t cores;
+  const bool crowded =
+      sched_getaffinity(0, sizeof cores, &cores) == 0 && read_launch_environment().local_size > CPU_COUNT(&cores);
   MpiAllToAll ours(MPI_COMM_WORLD, crowded), messages(MPI_COMM_WORLD, crowded, {.slot = 0});
   if (rank == 0) {
     fmt::print("{} ranks, µs of an exchange, the middle of {} turns\n\n", ranks, turns);

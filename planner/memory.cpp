@@ -221,8 +221,10 @@ RankMemory rank_memory(const ModelConfig& config, const HeldWeights& weights, co
     const double answers = layout.replicas ? tokens * config.num_experts_per_tok : arriving;
     m.exchange = (arriving + answers) * row * peak;
   } else if (tp > 1) {
-    // Sums go out and come in by slices, each through four slots that both of its ranks have in their memory.
-    m.exchange = 8 * (tp - 1.0) / tp * tokens * config.hidden_size * 4.0;
+    // Sums go out and come in by slices of a piece, each through four slots that both of its ranks have in their
+    // memory.
+    const double piece = std::min(tokens * config.hidden_size * 4.0, 16.0 * (1 << 20));
+    m.exchange = 8 * (tp - 1.0) / tp * piece;
   }
   // A slice is asked for every token with all of its experts.
   const bool sliced = layout.sliced_experts;

@@ -277,7 +277,7 @@ int run_ranks(int* argc, char*** argv, const JobOptions& options, const std::fun
   }
 
   // A host that goes silent is what mpirun never notices.
-  const bool several_hosts = rank.launch.local_size < rank.comm->size();
+  const bool several_hosts = rank.launch.launcher == "Open MPI" && rank.launch.local_size < rank.comm->size();
   const std::string end = several_hosts ? "; ending the job (should mpirun stay, Ctrl-C ends it)" : "; ending the job";
   rank.server->on_lost([&rank, end](int, const std::string& why) {
     std::thread([&rank, why, end] { end_job(rank, Error(why + end)); }).detach();

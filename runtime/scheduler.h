@@ -21,8 +21,9 @@ namespace shoal {
 /// A *lane* is a set of ranks that hold the same sequences: one rank each, or all of them under tensor parallelism.
 ///
 /// Invariants:
-/// - Who decodes gets a token in every step, unless it has to leave. Prompts share what the step has left, at most
-///   max_prefill_tokens of it while anybody decodes, so that no prompt, however long, holds up answers for longer.
+/// - Who decodes gets a token in every step, unless it has to leave or its rules take longer (SequenceOutput::later).
+///   Prompts share what the step has left, at most max_prefill_tokens of it while anybody decodes, so that no prompt,
+///   however long, holds up answers for longer.
 /// - Pages are given as sequences grow. Where none is left the youngest in the lane leaves, keeps its tokens and comes
 ///   back before anybody new; so the oldest always goes on, and everyone becomes the oldest in the end.
 /// - A client's requests are admitted in the order in which they came; clients take turns (FairQueue).

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <utility>
 
 #include "base/error.h"
 #include "runtime/sampler.h"
@@ -9,7 +10,8 @@
 namespace shoal {
 namespace {
 
-constexpr std::chrono::microseconds least_steering{300};
+using Duration = std::chrono::steady_clock::duration;
+constexpr std::chrono::microseconds least_steering{300}, least_steering_of_one{20};
 
 }  // namespace
 
@@ -67,8 +69,10 @@ std::optional<std::int32_t> Worker::next_token(Sequence& sequence, std::span<con
   if (!sequence.steering) return sample(logits, sequence.sampling, position);
   TokenSteering& steering = *sequence.steering;
   // Half of what is left, so that those behind it get on as well.
-  const auto now = std::chrono::steady_clock::now();
-  if (!steering.prepare(now + std::max(steer_until_ - now, {}) / 2)) return {};
+  const auto start = std::chrono::steady_clock::now();
+  const bool ready = steering.prepare(start + std::max<Duration>(steering_left_ / 2, least_steering_of_one));
+  steering_left_ -= std::chrono::steady_clock::now() - start;
+  if (!ready) return {};
   std::int32_t token;
   if (const auto forced = steering.forced()) {
     token = *forced;
@@ -189,11 +193,10 @@ StepResult Worker::run(const StepPlan& plan) {
   std::vector<LogitRow> wanted;
   const TokenBatch batch = make_batch(plan, wanted, result);
   model_.forward(batch);
-  const auto computed = std::chrono::steady_clock::now();
-  steer_until_ = computed + std::max<std::chrono::steady_clock::duration>((computed - begin) / 2, least_steering);
 
   // The vocabulary is wide: logits are made for a few rows at a time.
   std::vector<std::int64_t> rows;
+  bool timed = false;
   for (std::size_t first = 0; first < wanted.size(); first += static_cast<std::size_t>(max_logit_rows_)) {
     const std::size_t count = std::min(wanted.size() - first, static_cast<std::size_t>(max_logit_rows_));
     rows.clear();
@@ -201,6 +204,9 @@ StepResult Worker::run(const StepPlan& plan) {
     if (outputs_ && draw_on_device(std::span(wanted).subspan(first, count), rows, result)) continue;
     const Rows<const float> logits = model_.logits(rows);
     if (!outputs_) continue;
+    // Known only now: a GPU may have been computing until here.
+    if (!std::exchange(timed, true))
+      steering_left_ = std::max<Duration>((std::chrono::steady_clock::now() - begin) / 2, least_steering);
     for (std::size_t i = 0; i < count; ++i) {
       const LogitRow& row = wanted[first + i];
       read_logits(row, {logits[static_cast<std::int64_t>(i)], static_cast<std::size_t>(logits.cols)},

@@ -65,7 +65,7 @@ class Worker {
   const KvCache& cache_;
   const int max_logit_rows_;
   const bool outputs_;
-  std::chrono::steady_clock::time_point steer_until_;  // in this step
+  std::chrono::steady_clock::duration steering_left_{};  // for finding out what grammars allow, in this step
   std::optional<grammar::GrammarCache> grammars_;
   std::vector<float> steered_;  // [vocab] the row being changed
   std::unordered_map<std::uint64_t, Sequence> sequences_;

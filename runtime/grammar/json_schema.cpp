@@ -77,15 +77,17 @@ const std::map<std::string, std::set<std::string>> keywords_of = {
     {"string", {"minLength", "maxLength", "pattern", "format"}},
     {"number", {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}}};
 
-constexpr std::size_t max_schema_bytes = 1 << 20;  // in memory
-constexpr int max_nesting = 200;
+constexpr std::size_t max_schema_bytes = 2 << 20, max_copied_bytes = 64 << 20;  // in memory
+constexpr std::size_t max_required = 10000;
+constexpr int max_nesting = 500;
 
 class SchemaWriter {
  public:
   SchemaWriter(const Json& root, const std::string& name) : root_(root), rules_(name) {}
 
   std::string write() {
-    check_size();
+    if (bytes_of(root_, max_schema_bytes) > max_schema_bytes)
+      fail("the JSON schema is larger than {} bytes", max_schema_bytes);
     const std::string start = visit(root_, "#");
     return rules_.name() + " ::= " + start + "\n" + rules_.text();
   }
@@ -94,27 +96,38 @@ class SchemaWriter {
   [[noreturn]] static void refuse(const std::string& place, const std::string& what) { refuse_schema(place, what); }
   std::string rule(const std::string& body) { return rules_.add(body); }
 
-  /// Merged schemas are copies, a few at a time.
-  void check_size() const {
+  /// Memory that `json` takes, as good as; stops counting above `most`.
+  static std::size_t bytes_of(const Json& json, std::size_t most) {
     std::size_t bytes = 0;
-    std::vector<const Json*> open{&root_};
-    while (!open.empty()) {
-      const Json& json = *open.back();
+    std::vector<const Json*> open{&json};
+    while (!open.empty() && bytes <= most) {
+      const Json& at = *open.back();
       open.pop_back();
-      bytes += sizeof(Json) + (json.is_string() ? json.get_ref<const std::string&>().size() : 0);
-      if (json.is_structured()) {
-        for (const auto& [key, value] : json.items()) {
-          bytes += json.is_object() ? key.size() : 0;
+      bytes += sizeof(Json);
+      if (at.is_string()) bytes += sizeof(std::string) + at.get_ref<const std::string&>().size();
+      if (at.is_array())
+        for (const Json& value : at) open.push_back(&value);
+      if (at.is_object()) {
+        for (const auto& [key, value] : at.get_ref<const Json::object_t&>()) {
+          bytes += sizeof(std::string) + key.size();
           open.push_back(&value);
         }
       }
-      if (bytes > max_schema_bytes) fail("the JSON schema is larger than {} bytes", max_schema_bytes);
     }
+    return bytes;
+  }
+
+  /// To be called before a part of the schema is copied, which merging does: again and again where schemas are nested.
+  const Json& copied(const Json& json, const std::string& place) {
+    copied_ += bytes_of(json, max_copied_bytes);
+    if (copied_ > max_copied_bytes) refuse(place, "too much would have to be merged");
+    return json;
   }
 
   /// A schema becomes an expression. Recursive: by nesting, and by references, of which a chain may be long.
   std::string visit(const Json& schema, const std::string& place) {
-    if (depth_ >= max_nesting) refuse(place, fmt::format("schemas are nested more than {} deep", max_nesting));
+    if (depth_ >= max_nesting)
+      refuse(place, fmt::format("schemas are nested or refer to one another more than {} deep", max_nesting));
     ++depth_;
     std::string expression = visit_one(schema, place);
     --depth_;
@@ -163,7 +176,7 @@ class SchemaWriter {
   std::string reference(const Json& schema, const std::string& place) {
     const Json& target = resolve(schema["$ref"], place);
     if (has_assertions_beside(schema, "$ref")) {
-      Json both = schema;
+      Json both = copied(schema, place);
       both.erase("$ref");
       merge_into(both, target, place);
       if (both.contains("$ref")) refuse(place, "keywords beside a '$ref' to another '$ref' are not supported");
@@ -184,7 +197,7 @@ class SchemaWriter {
 
   Json merged(const Json& schema, const std::string& place) {
     if (++merges_ > 1000) refuse(place, "'allOf' is nested too deep");
-    Json all = schema;
+    Json all = copied(schema, place);
     all.erase("allOf");
     if (!schema["allOf"].is_array()) refuse(place, "'allOf' must be a list");
     for (const Json& part : schema["allOf"]) merge_into(all, part, place);
@@ -199,17 +212,18 @@ class SchemaWriter {
     if (part.contains("$ref") && part.size() == 1) return merge_into(into, resolve(part["$ref"], place), place);
     for (const auto& [key, value] : part.items()) {
       if (!into.contains(key)) {
-        into[key] = value;
+        into[key] = copied(value, place);
       } else if (key == "properties" && value.is_object() && into[key].is_object()) {
         for (const auto& [name, schema] : value.items()) {
           if (!into[key].contains(name)) {
-            into[key][name] = schema;
+            into[key][name] = copied(schema, place);
           } else if (into[key][name] != schema) {
             refuse(place, fmt::format("'allOf' gives the property '{}' two schemas", name));
           }
         }
       } else if (key == "required" && value.is_array() && into[key].is_array()) {
-        for (const Json& name : value) into[key].push_back(name);
+        if (into[key].size() + value.size() > max_required) refuse(place, "too many names are 'required'");
+        for (const Json& name : copied(value, place)) into[key].push_back(name);
       } else if (has_assertions_beside({{key, value}}, "") && into[key] != value) {
         refuse(place, fmt::format("'allOf' with several '{}' is not supported", key));
       }
@@ -217,7 +231,7 @@ class SchemaWriter {
   }
 
   std::string alternatives(const Json& schema, const char* keyword, const std::string& place) {
-    Json rest = schema;
+    Json rest = copied(schema, place);
     rest.erase(keyword);
     const bool plain = !has_assertions_beside(rest, "");
     const Json& options = schema[keyword];
@@ -225,9 +239,9 @@ class SchemaWriter {
     std::string out;
     for (std::size_t i = 0; i < options.size(); ++i) {
       const std::string at = fmt::format("{}/{}/{}", place, keyword, i);
-      Json option = options[i];
+      Json option = copied(options[i], at);
       if (!plain) {
-        option = rest;
+        option = copied(rest, at);
         merge_into(option, options[i], at);
       }
       out += (i ? " | " : "") + visit(option, at);
@@ -248,8 +262,8 @@ class SchemaWriter {
       values = schema["enum"].get<std::vector<Json>>();
     }
     std::string out;
+    const auto wanted = types_of(schema, place);
     for (const Json& value : values) {
-      const auto wanted = types_of(schema, place);
       const auto fits = [&](const std::string& type) { return has_type(value, type); };
       if (schema.contains("type") && std::none_of(wanted.begin(), wanted.end(), fits)) continue;
       if (schema.contains("const") && schema.contains("enum") &&
@@ -403,6 +417,7 @@ class SchemaWriter {
     const Json required = schema.value("required", Json::array());
     if (!properties.is_object()) refuse(place, "'properties' must be an object");
     if (!required.is_array()) refuse(place, "'required' must be a list");
+    if (required.size() > max_required) refuse(place, "too many names are 'required'");
     Json additional = schema.value("additionalProperties", Json(!schema.contains("properties")));
     std::set<std::string> must;
     for (const Json& name : required) {
@@ -450,6 +465,10 @@ class SchemaWriter {
 
   /// Strings that are none of these names. Escapes are left out, since a name can be written in many ways with them.
   std::string other_names(const std::vector<std::string>& names) {
+    constexpr std::size_t longest = 500;  // each character is a rule
+    for (const std::string& name : names)
+      if (name.size() > longest)
+        fail("the JSON schema: names of more than {} bytes beside others that may come are not supported", longest);
     return "\"\\\"\" " + other_than({names.begin(), names.end()}) + " \"\\\"\"";
   }
   std::string other_than(const std::set<std::string>& endings) {
@@ -558,7 +577,8 @@ class SchemaWriter {
                                  const std::string& place) {
     static const std::regex form(R"(^\^(\[(?:[^\]\\]|\\.)+\]|\\[dws]|\.)(\*|\+|\{(\d{1,5})(,(\d{1,5})?)?\})?\$$)");
     std::smatch found;
-    if (!std::regex_match(regex, found, form))
+    constexpr std::size_t longest = 1000;  // std::regex calls itself for each character
+    if (regex.size() > longest || !std::regex_match(regex, found, form))
       refuse(place, "a length beside 'pattern' is supported for one class of characters from ^ to $ only");
     const std::string times = found[2].str();
     int from = 1;
@@ -600,6 +620,7 @@ class SchemaWriter {
   const Json& root_;
   SchemaRules rules_;
   int merges_ = 0, depth_ = 0;
+  std::size_t copied_ = 0;
   std::map<std::string, std::string> references_;
 };
 

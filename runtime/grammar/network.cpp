@@ -105,7 +105,11 @@ class Builder {
     } else {
       for (int i = expression.least; i < expression.most; ++i) at = split({compile(body, at), next});
     }
-    for (int i = 0; i < expression.least; ++i) at = compile(body, at);
+    for (int i = 0; i < expression.least; ++i) {
+      const std::int32_t again = compile(body, at);
+      if (again == at) break;  // nothing, however often
+      at = again;
+    }
     return at;
   }
 

@@ -59,6 +59,7 @@ class RegexWriter {
   RegexWriter(std::string_view regex, Quoting quoting) : regex_(regex), quoting_(quoting) {}
 
   std::string write(bool whole) {
+    if (regex_.size() > max_gbnf_bytes) wrong(fmt::format("it is longer than {} bytes", max_gbnf_bytes));
     std::string out;
     do {
       const bool from_start = take('^') || whole;

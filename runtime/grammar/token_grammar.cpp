@@ -49,17 +49,23 @@ bool TokenGrammar::prepare(Automaton::State state, Clock::time_point until) {
 }
 
 bool TokenGrammar::work_on(Unfinished& m, Clock::time_point until) {
-  constexpr std::uint64_t work_between_looks = 1000;
+  // Between looks at the clock, the first of which comes when something is done: so it ends, however little time it
+  // gets.
+  constexpr std::uint64_t most_work = 1000;
+  constexpr std::size_t most_entries = 256;
   const std::uint64_t before = automaton_->work();
   automaton_->stop_at(before + m.work_left);
   const auto& entries = tokens_->sorted();
-  std::uint64_t look_at = before + work_between_looks;
+  std::uint64_t look_at = before + most_work;
+  std::size_t look_at_entry = m.entry + most_entries;
   bool in_time = true;
   for (; m.entry < entries.size(); ++m.entry) {
-    if (automaton_->work() >= look_at || m.entry % 256 == 255) {
+    if (automaton_->work() >= look_at || m.entry >= look_at_entry) {
       in_time = Clock::now() < until;
       if (!in_time) break;
-      look_at = automaton_->work() + work_between_looks;
+      if (automaton_->bytes() > 4 * max_bytes) automaton_->stop_at(0);  // nothing new is followed any more
+      look_at = automaton_->work() + most_work;
+      look_at_entry = m.entry + most_entries;
     }
     const TokenTable::Entry& entry = entries[m.entry];
     const std::string_view bytes = tokens_->bytes(entry.id);

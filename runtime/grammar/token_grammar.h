@@ -28,7 +28,8 @@ class TokenGrammar {
   const TokenTable& tokens() const { return *tokens_; }
   /// The tokens that may follow an answer that has led to this state of automaton(); none where no token does.
   const TokenMask& allowed(Automaton::State state);
-  /// Works on what allowed() needs until then; true when it is there. A grammar may be made so that this takes long.
+  /// Works on what allowed() needs until then, and a little even if that has passed; true when it is there. A grammar
+  /// may be made so that this takes long.
   bool prepare(Automaton::State state, Clock::time_point until);
   const std::shared_ptr<Automaton>& automaton() const { return automaton_; }
   /// Begins another automaton when the states seen take much memory. Who holds a state of the old one takes it along

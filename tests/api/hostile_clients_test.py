@@ -88,6 +88,11 @@ def test_bodies(address, body):
     {"grammar": 'root ::= (a | "b" root)* "c"\na ::= "a"* "a"* "a"*'}, {"grammar": "root ::= " + '("a"? ' * 3000 + ")" * 3000},
     {"grammar": "\n".join(f"r{i} ::= r{i + 1} r{i + 1}" for i in range(60)).replace("r0", "root", 1) + '\nr60 ::= "a"'},
     {"stop": ["a" * 100000] * 16}, {"logit_bias": {str(i): 1 for i in range(1000)}},
+    {"grammar": 'root ::= ""{100000}{100000}{100000} "a"'}, {"guided_regex": "(((){100000}){100000}){100000}a"},
+    {"tool_choice": "required", "tools": [{"type": "function", "function": {"name": "f", "parameters": {
+        "type": "object", "properties": {"a": {"type": "string", "maxLength": 200000}}}}}]},
+    {"tool_choice": "required", "tools": [{"type": "function", "function": {"name": f"f{i}", "parameters": {
+        "type": "object", "properties": {"a": {"enum": ["x" * 1000]}}}}} for i in range(1000)]},
     {"tools": [{"type": "function", "function": {"name": f"f{i}", "parameters": {"type": "object"}}} for i in range(500)]}],
     ids=lambda body: json.dumps(body)[:40])
 def test_what_takes_long_elsewhere(address, body):
@@ -114,6 +119,9 @@ EXPLODING = {
         f"a{i}": {"type": "string", "pattern": "|" * 1000} for i in range(5000)}}},
     "regular expression of wide classes": {"guided_regex": "[^a]" * 4_000_000},
     "copies of what is merged": {"json_schema": {"description": "x" * 30_000_000, "allOf": [{"allOf": [{"allOf": [{}]}]}]}},
+    "a name that is a rule for each letter": {"json_schema": {"type": "object", "properties": {"n" * 100_000: {}},
+                                                                              "additionalProperties": True}},
+    "a class that a regular expression looks for": {"json_schema": {"type": "string", "minLength": 1, "pattern": f"^[{'a' * 300_000}]$"}},
     "copies of long lists": {"json_schema": {"allOf": [{"allOf": [{"allOf": [{"enum": [1] * 8_000_000}]}]}]}}}
 
 

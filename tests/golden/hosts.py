@@ -16,7 +16,7 @@ class Host:
 
     def __init__(self, name):
         self.name = name
-        script = f'hostname {name} && mount -t tmpfs tmpfs /dev/shm && echo up; while :; do sleep 1000 & wait $!; done'
+        script = f'hostname {name} && mount -t tmpfs tmpfs /dev/shm && echo up && while :; do sleep 1000 & wait $!; done'
         self.process = subprocess.Popen(
             ["unshare", "--net", "--uts", "--ipc", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-c",
              script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
