@@ -8,10 +8,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <atomic>
 #include <climits>
-#include <string>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -76,17 +75,15 @@ HostSlots::HostSlots(MPI_Comm comm, std::size_t capacity) : capacity_(align_up(c
 HostSlots::~HostSlots() { unmap(); }
 
 void HostSlots::unmap() {
-  for (Region& r : regions_) {
-    if (r.data) munmap(r.data, r.bytes);
-    r = {};
-  }
+  for (std::byte*& region : regions_)
+    if (region) munmap(std::exchange(region, nullptr), region_bytes_);
 }
 
 bool HostSlots::share(MPI_Comm host) {
-  const std::size_t bytes = sizeof(Bell) + regions_.size() * slots_of_pair * (sizeof(Slot) + capacity_);
+  const std::size_t bytes = region_bytes_ = sizeof(Bell) + regions_.size() * slots_of_pair * (sizeof(Slot) + capacity_);
   const auto map = [&](int descriptor) {
     void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0);
-    return Region{data == MAP_FAILED ? nullptr : static_cast<std::byte*>(data), bytes};
+    return data == MAP_FAILED ? nullptr : static_cast<std::byte*>(data);
   };
   const auto m = static_cast<std::size_t>(me_);
   // No name in the file system: nothing is left behind, however ranks end, and no limit of /dev/shm applies.
@@ -98,18 +95,18 @@ bool HostSlots::share(MPI_Comm host) {
   timespec now{};
   clock_gettime(CLOCK_MONOTONIC, &now);
   Address address{.mark = static_cast<std::uint64_t>(now.tv_sec) << 32 | static_cast<std::uint64_t>(now.tv_nsec),
-                  .bytes = regions_[m].data ? static_cast<std::int64_t>(bytes) : 0,
+                  .bytes = regions_[m] ? static_cast<std::int64_t>(bytes) : 0,
                   .pid = getpid(),
                   .descriptor = mine};
   address.mark = (address.mark ^ static_cast<std::uint64_t>(getpid()) << 20) | 1;
-  if (regions_[m].data) bell(me_).mark = address.mark;
+  if (regions_[m]) bell(me_).mark = address.mark;
   std::vector<Address> all(regions_.size());
   check_mpi(MPI_Allgather(&address, sizeof address, MPI_BYTE, all.data(), sizeof address, MPI_BYTE, host),
             "MPI_Allgather");
   int shared = 1;
   for (std::size_t i = 0; i < all.size(); ++i) {
     if (i == m || all[i].bytes != static_cast<std::int64_t>(bytes)) {
-      shared &= i == m && regions_[m].data;
+      shared &= i == m && regions_[m];
       continue;
     }
     const int its =
@@ -117,7 +114,7 @@ bool HostSlots::share(MPI_Comm host) {
     struct stat status {};
     if (its >= 0 && fstat(its, &status) == 0 && status.st_size == static_cast<off_t>(bytes)) regions_[i] = map(its);
     if (its >= 0) close(its);
-    shared &= regions_[i].data && bell(static_cast<int>(i)).mark == all[i].mark;
+    shared &= regions_[i] && bell(static_cast<int>(i)).mark == all[i].mark;
   }
   check_mpi(MPI_Allreduce(MPI_IN_PLACE, &shared, 1, MPI_INT, MPI_MIN, host), "MPI_Allreduce");
   if (mine >= 0) close(mine);
@@ -125,12 +122,12 @@ bool HostSlots::share(MPI_Comm host) {
 }
 
 HostSlots::Bell& HostSlots::bell(int of) const {
-  return *reinterpret_cast<Bell*>(regions_[static_cast<std::size_t>(of)].data);
+  return *reinterpret_cast<Bell*>(regions_[static_cast<std::size_t>(of)]);
 }
 
 HostSlots::Slot& HostSlots::slot(int receiver, int sender, std::uint64_t exchange) const {
   const std::size_t index = static_cast<std::size_t>(sender) * slots_of_pair + exchange % slots_of_pair;
-  return *reinterpret_cast<Slot*>(regions_[static_cast<std::size_t>(receiver)].data + sizeof(Bell) +
+  return *reinterpret_cast<Slot*>(regions_[static_cast<std::size_t>(receiver)] + sizeof(Bell) +
                                   index * (sizeof(Slot) + capacity_));
 }
 

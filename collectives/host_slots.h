@@ -24,7 +24,7 @@ class HostSlots {
   HostSlots& operator=(const HostSlots&) = delete;
 
   /// Whether there is a rank to share memory with. Where there is none, only reaches() may be called.
-  bool any() const { return regions_[static_cast<std::size_t>(me_)].data != nullptr; }
+  bool any() const { return regions_[static_cast<std::size_t>(me_)] != nullptr; }
   /// Whether records to and from `rank` go through slots; the same on both sides.
   bool reaches(int rank) const { return of_rank_[static_cast<std::size_t>(rank)] >= 0; }
 
@@ -42,12 +42,6 @@ class HostSlots {
  private:
   struct Bell;
   struct Slot;
-  /// What ranks write for one of them. It lies in that rank's memory, and all map it.
-  struct Region {
-    std::byte* data = nullptr;
-    std::size_t bytes = 0;
-  };
-
   Bell& bell(int of) const;
   /// A slot of local rank `receiver` for what local rank `sender` writes.
   Slot& slot(int receiver, int sender, std::uint64_t exchange) const;
@@ -56,9 +50,11 @@ class HostSlots {
   void unmap();
 
   const std::size_t capacity_;
-  int me_ = 0;                   // among the ranks of this host
-  std::vector<int> of_rank_;     // [ranks of comm] among the ranks of this host; -1: not reached
-  std::vector<Region> regions_;  // [ranks of this host]
+  int me_ = 0;                // among the ranks of this host
+  std::vector<int> of_rank_;  // [ranks of comm] among the ranks of this host; -1: not reached
+  /// [ranks of this host] what the others write for a rank: in that rank's memory, and all map it.
+  std::vector<std::byte*> regions_;
+  std::size_t region_bytes_ = 0;
 };
 
 }  // namespace shoal

@@ -43,8 +43,8 @@ int main() {
              layers, experts);
   fmt::print("| ranks | redundant | groups | Zipf | EPLB | Shoal | bound | Shoal over bound | s, all layers |\n");
   fmt::print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n");
-  for (const Shape& s : {Shape{32, 32, 8}, Shape{32, 32, 1}, Shape{64, 64, 1}, Shape{144, 32, 1}, Shape{320, 64, 1},
-                         Shape{320, 384, 1}}) {
+  for (const Shape& s : {Shape{32, 32, 8}, Shape{32, 32, 1}, Shape{64, 64, 1}, Shape{144, 32, 1}, Shape{160, 64, 1},
+                         Shape{192, 128, 1}, Shape{320, 64, 1}, Shape{320, 384, 1}}) {
     for (const double exponent : {0.5, 1.0, 1.5}) {
       double ours = 0, peer = 0, bound = 0, seconds = 0;
       for (const auto& loads : zipf_layers(exponent)) {

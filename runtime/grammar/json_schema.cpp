@@ -239,11 +239,8 @@ class SchemaWriter {
     std::string out;
     for (std::size_t i = 0; i < options.size(); ++i) {
       const std::string at = fmt::format("{}/{}/{}", place, keyword, i);
-      Json option = copied(options[i], at);
-      if (!plain) {
-        option = copied(rest, at);
-        merge_into(option, options[i], at);
-      }
+      Json option = copied(plain ? options[i] : rest, at);
+      if (!plain) merge_into(option, options[i], at);
       out += (i ? " | " : "") + visit(option, at);
     }
     return rule(out);
