@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "planner/balance.h"
+#include "planner/expert_trees.h"
 #include "planner/flat_bound.h"
 
 namespace shoal {
@@ -115,6 +116,9 @@ constexpr double slacks[] = {1.0008, 1.004, 1.01, 1.02, 1.04, 1.08};
 constexpr double cut_above[] = {1.0, 0.8, 0.6, 0.4, 0.2, 0};
 constexpr double most_slack = 1.08, paired_step = 0.004;
 constexpr int few_slots = 4;
+/// Levels that are searched for below the one that was found.
+constexpr double search_below[] = {0.99, 0.98};
+constexpr int search_steps = 60'000;
 
 /// A placement that fills ranks just to the lowest level for which that works; the best of those tried where none does.
 std::optional<Balance> fill(std::span<const double> loads, std::span<const int> slots, std::span<const double> speed,
@@ -155,6 +159,26 @@ std::optional<Balance> from_scratch(std::span<const double> loads, std::span<con
   return placed;
 }
 
+/// Searched for among the ways of joining experts by ranks, where these are equal and have two slots each.
+std::optional<Balance> regroup(const Balance& placed, std::span<const double> loads, std::span<const int> slots,
+                               std::span<const double> speed) {
+  const auto all = [](const auto& values, auto value) {
+    return std::ranges::all_of(values, [&](auto v) { return v == value; });
+  };
+  if (!all(slots, 2) || !all(speed, speed[0]) || loads.size() <= slots.size() || loads.size() == 2 * slots.size())
+    return {};
+  const ExpertTrees start(loads, placed.placement(), static_cast<int>(slots.size()));
+  std::optional<ExpertTrees> best;
+  for (const double part : search_below) {
+    ExpertTrees trees = start;
+    trees.search(part * placed.largest() * speed[0], search_steps);
+    if (!best || trees.largest() < best->largest()) best.emplace(std::move(trees));
+  }
+  Balance regrouped(loads, slots, speed);
+  regrouped.start_with(best->placement());
+  return regrouped;
+}
+
 LayerPlacement place_flat(std::span<const double> loads, std::span<const int> slots, std::span<const double> speed) {
   const double bound = flat_bound(loads, slots, speed), aim = bound * slacks[0];
   // Ranks of few slots have to be filled to the point; with many, exchanges get there, and sooner.
@@ -166,6 +190,10 @@ LayerPlacement place_flat(std::span<const double> loads, std::span<const int> sl
     found->improve(aim);
     if (!best || found->largest() < best->largest()) best.emplace(std::move(*found));
     if (best->largest() <= aim) break;
+  }
+  if (best->largest() > aim) {
+    std::optional<Balance> regrouped = regroup(*best, loads, slots, speed);
+    if (regrouped && regrouped->largest() < best->largest()) best.swap(regrouped);
   }
   return best->placement();
 }
