@@ -2,11 +2,12 @@
 """What no placement of experts on equal ranks of two slots can be below, by linear programming: tighter than load_bound()
 where few slots are spare, and slower. For the shapes of placement_bench (R1's 256 experts, Zipf loads).
 
-A placement makes E - R trees or more, of k experts on k - 1 ranks each (planner/expert_trees.h). At a level T an expert of
-load w gives its tree T - w, and a tree needs T at least. So each expert gets a price, heavier ones a lower one (or below
-zero), such that no tree costs less than 1: if all experts together cost less than E - R, there is no placement of level T.
-Such prices are a linear program with a row for each tree, and the trees that matter are found one by one: the cheapest at
-the prices so far is a knapsack problem, solved exactly on a grid onto which loads are rounded in the bound's favour."""
+A placement is a partition of E experts into E - R trees, of k experts on k - 1 ranks each (planner/expert_trees.h). At a
+level T an expert of load w gives its tree T - w, and a tree needs T at least. So each expert gets a price, heavier ones a
+lower one (or below zero), such that no tree costs less than 1: if all experts together cost less than E - R, there is no
+placement of level T. Such prices are a linear program with a row for each tree, and the trees that matter are found one by
+one: the cheapest at the prices so far is a knapsack problem, solved exactly on a grid onto which loads are rounded so that
+the bound is lower, if anything."""
 
 import argparse
 import math
@@ -64,11 +65,11 @@ def excluded(loads, trees, level):
             cost, members = cheapest_tree(between, gives)
             if cost > 0 and between.sum() / cost < seen.sum():
                 seen = between / cost
-            if found[members].sum() < 1 - 1e-7:
+            if found[members].sum() < 1 - 1e-6:
                 program.addConstr(sum(prices[int(e)] for e in np.nonzero(members)[0]) >= 1)
                 break
         else:
-            return True  # no tree is too cheap at `found`, which costs `lowest`
+            return seen.sum() < trees - 1e-6  # no tree is too cheap at `found`
 
 
 def bound(loads, ranks):
@@ -98,7 +99,7 @@ def main():
             sys.exit(f"--ranks {ranks}: with two slots a rank, 256 experts make trees on 129 to 255 ranks")
         for exponent in arguments.zipf:
             loads = [math.floor(1e6 / (r + 1)**exponent) + 1 for r in range(256)]
-            print(f"| {ranks} | {2 * ranks - 256} | {exponent:g} | {bound(loads, ranks):.3f} |", flush=True)
+            print(f"| {ranks} | {2 * ranks - 256} | {exponent:g} | {math.floor(1e3 * bound(loads, ranks)) / 1e3:.3f} |", flush=True)
 
 
 if __name__ == "__main__":

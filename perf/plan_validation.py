@@ -94,13 +94,17 @@ def predict(folder, model, measured, concurrency, chunk):
 
 
 def row(folder, model, measured):
-    """The first prompt is read alone, for it came first; of the others, while answers are generated, each rank reads 256 tokens
-    a step (`serve`'s --max-prefill-tokens)."""
+    """All prompts are there when the first step begins, which reads 512 tokens a rank of them (`serve`'s --max-batched-tokens);
+    while answers are generated, each rank reads 256 a step (--max-prefill-tokens)."""
     result, ranks = measured["result"], measured["ranks"]
     concurrency = result["concurrency"]
-    others = PROMPT * -(-(concurrency - 1) // ranks)  # tokens, on the rank with most of them
-    plan = predict(folder, model, measured, concurrency, max(PROMPT, min(256, others)))
-    seconds = plan["ttft_ms"] / 1e3 + others * ranks / plan["prefill_tokens_per_s"]
+    longest = PROMPT * -(-concurrency // ranks)  # tokens, on the rank with most of them
+    first = min(longest, 512)
+    plan = predict(folder, model, measured, concurrency, first)
+    seconds = plan["ttft_ms"] / 1e3 if concurrency == 1 else first * ranks / plan["prefill_tokens_per_s"]
+    if longest > first:
+        later = predict(folder, model, measured, concurrency, 256)
+        seconds += (longest - first) * ranks / later["prefill_tokens_per_s"]
     prompts, what = PROMPT * concurrency / seconds, result["prefill_tokens_per_s"]
     return [plan["tpot_ms"] / result["tpot_ms"], prompts / what], (
         f"| {ranks} | {measured['precision']} | {concurrency} | {plan['tpot_ms']:.1f} | {result['tpot_ms']:.1f} | "

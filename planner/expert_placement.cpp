@@ -159,9 +159,10 @@ std::optional<Balance> from_scratch(std::span<const double> loads, std::span<con
   return placed;
 }
 
-/// Searched for among the ways of joining experts by ranks, where these are equal and have two slots each.
+/// Searched for among the ways of joining experts by ranks, where these are equal and have two slots each. (Without
+/// spare slots all trees are pairs, the largest with the smallest, which is what there is.)
 std::optional<Balance> regroup(const Balance& placed, std::span<const double> loads, std::span<const int> slots,
-                               std::span<const double> speed) {
+                               std::span<const double> speed, double bound) {
   const auto all = [](const auto& values, auto value) {
     return std::ranges::all_of(values, [&](auto v) { return v == value; });
   };
@@ -170,8 +171,10 @@ std::optional<Balance> regroup(const Balance& placed, std::span<const double> lo
   const ExpertTrees start(loads, placed.placement(), static_cast<int>(slots.size()));
   std::optional<ExpertTrees> best;
   for (const double part : search_below) {
+    const double level = std::max(part * placed.largest(), bound);
+    if (best && best->largest() <= level * speed[0]) break;
     ExpertTrees trees = start;
-    trees.search(part * placed.largest() * speed[0], search_steps);
+    trees.search(level * speed[0], search_steps);
     if (!best || trees.largest() < best->largest()) best.emplace(std::move(trees));
   }
   Balance regrouped(loads, slots, speed);
@@ -192,7 +195,7 @@ LayerPlacement place_flat(std::span<const double> loads, std::span<const int> sl
     if (best->largest() <= aim) break;
   }
   if (best->largest() > aim) {
-    std::optional<Balance> regrouped = regroup(*best, loads, slots, speed);
+    std::optional<Balance> regrouped = regroup(*best, loads, slots, speed, bound);
     if (regrouped && regrouped->largest() < best->largest()) best.swap(regrouped);
   }
   return best->placement();

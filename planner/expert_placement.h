@@ -40,9 +40,10 @@ double load_bound(std::span<const double> loads, const ExpertRanks& ranks, int n
 /// Places one layer's experts with `loads` [n_routed_experts] (any unit) so that the largest rank load is small:
 /// replica counts for the smallest feasible level, largest first onto the least loaded rank, then exchanges between the
 /// most loaded rank and the others, with the replicas' shares evened out (the minimum of the sum of squared loads,
-/// which also has the smallest maximum). `n_group` > 1: the experts of a routing group, and their replicas, stay on one
-/// node where there are at least as many groups as nodes and nodes are equal; else groups do not matter. Error where
-/// the slots do not suffice.
+/// which also has the smallest maximum). Ranks of few slots are filled up to a level instead, the lowest that works,
+/// and equal ones of two slots searched further (expert_trees.h). `n_group` > 1: the experts of a routing group, and
+/// their replicas, stay on one node where there are at least as many groups as nodes and nodes are equal; else groups
+/// do not matter. Error where the slots do not suffice.
 LayerPlacement place_experts(std::span<const double> loads, const ExpertRanks& ranks, int n_group);
 
 /// Replicas that `after` has on ranks where `before` has none of that expert: what has to be moved.

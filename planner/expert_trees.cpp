@@ -8,12 +8,14 @@
 #include <numeric>
 #include <random>
 
+#include "base/error.h"
+
 namespace shoal {
 namespace {
 
 std::size_t at(std::integral auto i) { return static_cast<std::size_t>(i); }
 
-/// Changes for the worse that are accepted, in squares of a level: first, and last.
+/// Changes for the worse that are accepted, in squares of a part of the level: first, and last.
 constexpr double first_heat = 1e-5, last_heat = 1e-9;
 
 }  // namespace
@@ -30,24 +32,27 @@ ExpertTrees::ExpertTrees(std::span<const double> loads, const LayerPlacement& pl
       join(tree_of_[at(other)], tree_of_[e]);
     }
 
-  // Parts of the graph with a rank for each expert are no trees: joined with the most loaded one they are.
-  std::vector<int> spare(loads.size(), 1);  // ranks of a part beyond those of a tree
-  for (std::size_t t = 0; t < trees_.size(); ++t) spare[t] -= static_cast<int>(trees_[t].experts.size());
+  number_trees();
+  std::vector<int> spare;  // ranks beyond those of a tree
+  for (const Tree& t : trees_) spare.push_back(1 - static_cast<int>(t.experts.size()));
   for (const int e : held)
     if (e >= 0) ++spare[tree_of_[at(e)]];
-  for (auto part = std::ranges::find_if(spare, [](int s) { return s > 0; }); part != spare.end();
-       part = std::ranges::find_if(spare, [](int s) { return s > 0; })) {
-    const auto mine = static_cast<std::size_t>(part - spare.begin());
-    std::size_t other = loads.size();
-    for (std::size_t t = 0; t < trees_.size(); ++t)
-      if (t != mine && trees_[t].experts.size() > 1 &&
-          (other == loads.size() || trees_[t].level() > trees_[other].level()))
-        other = t;
-    if (other == loads.size()) break;
-    join(mine, other);
-    spare[mine] += spare[other] - 1;
-    spare[other] = 0;
-  }
+  for (std::size_t t = 0; t < trees_.size(); ++t)
+    for (; spare[t] > 0; --spare[t]) {  // joined with the most loaded tree it is one
+      std::size_t other = trees_.size();
+      for (std::size_t o = 0; o < trees_.size(); ++o)
+        if (o != t && spare[o] == 0 && trees_[o].experts.size() > 1 &&
+            (other == trees_.size() || trees_[o].level() > trees_[other].level()))
+          other = o;
+      if (other == trees_.size()) fail("{} experts make no trees on {} ranks", loads.size(), ranks);
+      join(t, other);
+      spare[other] = -1;
+    }
+  number_trees();
+}
+
+/// Without the empty ones.
+void ExpertTrees::number_trees() {
   std::erase_if(trees_, [](const Tree& t) { return t.experts.empty(); });
   for (std::size_t t = 0; t < trees_.size(); ++t)
     for (const int e : trees_[t].experts) tree_of_[at(e)] = t;
@@ -69,18 +74,19 @@ double ExpertTrees::largest() const {
 }
 
 void ExpertTrees::search(double level, int steps) {
+  if (trees_.size() < 2) return;
   std::mt19937 random(1);
   const auto draw = [&](std::size_t n) { return random() % n; };
   const auto excess = [&](double load, std::size_t experts) {
-    const double x = std::max(0.0, load / static_cast<double>(experts - 1) - level);
+    const double x = std::max(0.0, load / static_cast<double>(experts - 1) / level - 1);
     return x * x;
   };
   double excesses = 0;
   for (const Tree& t : trees_) excesses += excess(t.load, t.experts.size());
 
-  double heat = first_heat * level * level;
+  double heat = first_heat;
   const double cooling = std::pow(last_heat / first_heat, 1.0 / steps);
-  for (int step = 0; step < steps && excesses > 1e-12 * level * level; ++step, heat *= cooling) {
+  for (int step = 0; step < steps && excesses > 1e-12; ++step, heat *= cooling) {
     // One expert of `here` for none, one (most often) or two of `there`.
     const std::size_t kind = draw(4), taken = kind < 2 ? 2 * kind : 1;
     const auto given = static_cast<int>(draw(loads_.size()));
@@ -108,6 +114,10 @@ void ExpertTrees::search(double level, int steps) {
     there.experts.push_back(given);
     tree_of_[at(given)] = to;
   }
+  for (Tree& t : trees_) {  // anew, so that thousands of changes leave no error
+    t.load = 0;
+    for (const int e : t.experts) t.load += loads_[at(e)];
+  }
 }
 
 LayerPlacement ExpertTrees::placement() const {
@@ -115,7 +125,8 @@ LayerPlacement ExpertTrees::placement() const {
   std::int32_t rank = 0;
   const auto hold = [&](int expert, double load) {
     const double whole = loads_[at(expert)];
-    placement[at(expert)].push_back({rank, static_cast<float>(whole > 0 ? load / whole : 1)});
+    auto& replicas = placement[at(expert)];
+    replicas.push_back({rank, whole > 0 ? static_cast<float>(load / whole) : replicas.empty() ? 1.0f : 0.0f});
   };
   for (const Tree& tree : trees_) {
     struct Left {
@@ -128,7 +139,8 @@ LayerPlacement ExpertTrees::placement() const {
     const double level = tree.level();
     for (std::size_t lightest = 0; lightest + 1 < left.size(); ++lightest, ++rank) {
       Left& heaviest = left.back();
-      const double part = std::clamp(level - left[lightest].load, 0.0, heaviest.load);
+      const bool last = lightest + 2 == left.size();  // and takes what rounding leaves
+      const double part = last ? heaviest.load : std::clamp(level - left[lightest].load, 0.0, heaviest.load);
       hold(left[lightest].expert, left[lightest].load);
       hold(heaviest.expert, part);
       heaviest.load -= part;

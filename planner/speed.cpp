@@ -70,10 +70,10 @@ SpeedModel::Products SpeedModel::products(const Device& device, const Weights& w
                                                          : Arithmetic::int8)};
     if (const auto known = device.linear.find(type->name); known != device.linear.end()) rate = known->second;
     if (const auto known = rates.find(type->name); known != rates.end()) rate = known->second;
-    rate.flops *= constants_.measured.products;
-    const double reading = rate.seconds(count * read, 1);  // the first token's share is in it
+    const auto seconds = [&](double each) { return rate.seconds(count * read, each) / constants_.measured.products; };
+    const double reading = seconds(1);  // the first token's share is in it
     sum.reading += reading / std::min(rate.alone > 0 ? rate.alone : device.alone_memory, 1 / part);
-    sum.multiplying += (rate.seconds(count * read, tokens) - reading) / std::min(device.alone_products, 1 / part);
+    sum.multiplying += (seconds(tokens) - reading) / std::min(device.alone_products, 1 / part);
   }
   return sum;
 }

@@ -27,6 +27,31 @@ double best_partition(const std::vector<double>& loads, std::size_t next, std::v
   return best;
 }
 
+/// Of a placement that trees made: shares, slots, and all ranks of a tree equally loaded.
+void check(const LayerPlacement& placement, const std::vector<double>& loads, int ranks, double largest) {
+  std::vector<double> load(static_cast<std::size_t>(ranks));
+  std::vector<int> held(static_cast<std::size_t>(ranks));
+  for (std::size_t e = 0; e < loads.size(); ++e) {
+    double shares = 0;
+    int before = -1;
+    for (const Replica& r : placement[e]) {
+      EXPECT_GT(r.rank, before) << "expert " << e;
+      before = r.rank;
+      load[static_cast<std::size_t>(r.rank)] += loads[e] * static_cast<double>(r.share);
+      ++held[static_cast<std::size_t>(r.rank)];
+      shares += static_cast<double>(r.share);
+    }
+    EXPECT_NEAR(shares, 1, 1e-5) << "expert " << e;
+  }
+  EXPECT_LE(*std::ranges::max_element(held), 2);
+  EXPECT_NEAR(*std::ranges::max_element(load), largest, 1e-5 * largest);
+  // An expert's replicas are on ranks of one tree, which all carry the same.
+  for (const auto& replicas : placement)
+    for (const Replica& r : replicas)
+      EXPECT_NEAR(load[static_cast<std::size_t>(r.rank)], load[static_cast<std::size_t>(replicas[0].rank)],
+                  1e-5 * largest);
+}
+
 /// Dealt out in turn: some ranks hold two, and the others one.
 LayerPlacement in_turn(std::size_t experts, int ranks) {
   LayerPlacement placement(experts);
@@ -53,22 +78,24 @@ TEST(ExpertTrees, FindTheBestPartitionNearlyAndSpreadEachTreeEvenly) {
     EXPECT_LE(trees.largest(), best * 1.1) << "round " << round << ", before " << before / best;
     found += trees.largest() <= best * (1 + 1e-5);
 
-    std::vector<double> load(static_cast<std::size_t>(ranks));
-    std::vector<int> held(static_cast<std::size_t>(ranks));
-    const LayerPlacement placement = trees.placement();
-    for (std::size_t e = 0; e < experts; ++e) {
-      double shares = 0;
-      for (const Replica& r : placement[e]) {
-        load[static_cast<std::size_t>(r.rank)] += loads[e] * static_cast<double>(r.share);
-        ++held[static_cast<std::size_t>(r.rank)];
-        shares += static_cast<double>(r.share);
-      }
-      EXPECT_NEAR(shares, 1, 1e-5);
-    }
-    EXPECT_LE(*std::ranges::max_element(held), 2);
-    EXPECT_NEAR(*std::ranges::max_element(load), trees.largest(), 1e-5 * trees.largest());
+    check(trees.placement(), loads, ranks, trees.largest());
   }
   EXPECT_GE(found, 50);
+}
+
+TEST(ExpertTrees, StartWithPartsThatAreNoTrees) {
+  // Experts 0 and 1 on the same two ranks, 2 alone on one; 3 and 4, 5 and 6 on one each: 7 experts, 5 ranks, 4 parts.
+  const LayerPlacement placement = {
+      {{0, 0.5f}, {1, 0.5f}}, {{0, 0.5f}, {1, 0.5f}}, {{2, 1}}, {{3, 1}}, {{3, 1}}, {{4, 1}}, {{4, 1}}};
+  for (const std::vector<double>& loads : {std::vector<double>{5, 4, 3, 2, 1, 1, 1},
+                                           {1, 1, 1, 1, 1, 1, 1},
+                                           {7, 0, 0, 0, 0, 0, 0},
+                                           {3, 0, 0, 1e-300, 0, 1, 0}}) {
+    ExpertTrees trees(loads, placement, 5);
+    const double before = trees.largest();
+    trees.search(before / 2, 5'000);
+    check(trees.placement(), loads, 5, trees.largest());
+  }
 }
 
 }  // namespace

@@ -115,7 +115,7 @@ TEST(PlanSpeed, MeasuredRatesOfATypeAreUsed) {
   cluster.groups.push_back({.nodes = 1, .ranks_per_node = 1, .device = measured_cpu(), .intra_node = {}});
   cluster.groups[0].device.linear["BF16"] = {5e9, 100e9};
   const SpeedModel model(config, Precision::from_name("bf16"), cluster, {1, 1}, Workload{}, 0);
-  const double weights = 7.07e9;  // without the embedding
+  const double weights = 7.07e9 / SpeedConstants{}.measured.products;  // without the embedding
   EXPECT_NEAR(model.step({.tokens = 1, .context = 1}).dense, weights / 5e9 * 1e6, 0.02e6);
   EXPECT_NEAR(model.step({.tokens = 11, .context = 1}).dense, (weights / 5e9 + 10 * 2 * weights / 100e9) * 1e6, 0.04e6);
   const Cluster read = Cluster::from_json(nlohmann::json(cluster.to_json()), "again");

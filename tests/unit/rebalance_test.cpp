@@ -42,7 +42,8 @@ struct Shape {
 
 TEST(Rebalance, RestoresBalanceWithFewMoves) {
   Random random(1);
-  for (const Shape& s : {Shape{16, 4, 0}, {8, 2, 2}, {64, 8, 16}, {256, 32, 32}, {256, 64, 64}, {160, 16, 0}})
+  for (const Shape& s :
+       {Shape{16, 4, 0}, {8, 2, 2}, {64, 8, 16}, {256, 32, 32}, {256, 64, 64}, {256, 160, 64}, {160, 16, 0}})
     for (const double exponent : {0.3, 0.8, 1.2})
       for (int trial = 0; trial < 5; ++trial) {
         SCOPED_TRACE(testing::Message() << s.experts << " experts, " << s.ranks << " ranks, " << s.redundant
