@@ -17,6 +17,8 @@ void refuse_what_is_not_there(RequestFields& fields) {
   fields.only("modalities", {Json::array({"text"})});
   for (const char* name : {"audio", "web_search_options"}) fields.only(name, {});
   for (const char* name : {"reasoning_effort", "verbosity"}) fields.only(name, {"medium"});  // OpenAI's default
+  fields.only("add_generation_prompt", {true});
+  fields.only("continue_final_message", {false});
   fields.ignore({"prediction"});
 }
 
@@ -42,7 +44,8 @@ void read_thinking_budget(RequestFields& fields, const ServedModel& model, ChatF
   if (end) rules.thinking.end_token = *end;
   const auto most = fields.integer("max_reasoning_tokens", 0, INT32_MAX);
   if (!most) return;
-  if (!end) throw bad_field("max_reasoning_tokens", "this model has no token </think>, so its thinking has no end");
+  if (!end && *most > 0)  // none is what a model does that does not think
+    throw bad_field("max_reasoning_tokens", "this model has no token </think>, so its thinking has no end");
   if (!result.starts_in_reasoning) return;
   rules.thinking.max_tokens = static_cast<int>(*most);
   rules.thinking.closing = model.tokenizer->encode("\n</think>\n\n", false);

@@ -60,6 +60,8 @@ Json read_message(const Json& message, const std::string& place) {
                                                  "assistant, tool",
                                                  place, role));
   }
+  if (message.contains("prefix") && message["prefix"] == true)
+    throw bad_field(place + ".prefix", fmt::format("'{}.prefix' is not supported: an answer is not continued", place));
   Json result = message;
   if (role == "developer") result["role"] = "system";
 

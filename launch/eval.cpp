@@ -6,12 +6,14 @@
 #include <chrono>
 #include <cmath>
 #include <condition_variable>
+#include <filesystem>
 #include <fstream>
 #include <functional>
 #include <map>
 #include <mutex>
 #include <sstream>
 
+#include "collectives/mpi.h"
 #include "launch/divergence.h"
 #include "launch/generation.h"
 #include "launch/job_options.h"
@@ -365,6 +367,16 @@ CLI::App* add_eval(CLI::App& root, EvalOptions& options) {
 int eval(const EvalOptions& options, int* argc, char*** argv) {
   if (options.text.empty() && options.reference.empty() && options.puzzles.empty()) {
     throw Error("eval: give --text, --reference or --puzzles", ExitCode::usage);
+  }
+  if (read_launch_environment().rank == 0) {  // before a model is read for them
+    for (const auto& file : {options.text, options.reference, options.puzzles})
+      if (!file.empty() && !std::ifstream(file)) throw Error(fmt::format("{}: cannot be read", file.string()));
+    for (const auto& file : {options.save, options.importance}) {
+      if (file.empty()) continue;
+      const bool there = std::filesystem::exists(file);
+      if (!std::ofstream(file, std::ios::app)) throw Error(fmt::format("{}: cannot be written", file.string()));
+      if (!there) std::filesystem::remove(file);
+    }
   }
   JobOptions job = options.job;
   std::uint32_t windows = 0;  // on rank 0

@@ -23,12 +23,13 @@ std::uint64_t random_seed() {
   return generator();
 }
 
-SamplingParams read_sampling(RequestFields& fields) {
+SamplingParams read_sampling(RequestFields& fields, const SamplingDefaults& defaults) {
   SamplingParams sampling;
-  sampling.temperature = static_cast<float>(fields.number("temperature", 0, 2).value_or(1));
-  sampling.top_p = static_cast<float>(fields.number("top_p", 0, 1).value_or(1));
-  sampling.top_k = static_cast<int>(std::max<std::int64_t>(0, fields.integer("top_k", -1, INT32_MAX).value_or(0)));
-  sampling.min_p = static_cast<float>(fields.number("min_p", 0, 1).value_or(0));
+  sampling.temperature = static_cast<float>(fields.number("temperature", 0, 2).value_or(defaults.temperature));
+  sampling.top_p = static_cast<float>(fields.number("top_p", 0, 1).value_or(defaults.top_p));
+  const auto top_k = fields.integer("top_k", -1, INT32_MAX).value_or(defaults.top_k);
+  sampling.top_k = static_cast<int>(std::max<std::int64_t>(0, top_k));
+  sampling.min_p = static_cast<float>(fields.number("min_p", 0, 1).value_or(defaults.min_p));
   const auto seed = fields.integer("seed", INT64_MIN, INT64_MAX);
   sampling.seed = seed ? static_cast<std::uint64_t>(*seed) : random_seed();
   return sampling;
@@ -59,7 +60,8 @@ TokenRules read_rules(RequestFields& fields, const ServedModel& model) {
   TokenRules rules;
   rules.presence_penalty = static_cast<float>(fields.number("presence_penalty", -2, 2).value_or(0));
   rules.frequency_penalty = static_cast<float>(fields.number("frequency_penalty", -2, 2).value_or(0));
-  rules.repetition_penalty = static_cast<float>(fields.number("repetition_penalty", 0.01, 100).value_or(1));
+  rules.repetition_penalty =
+      static_cast<float>(fields.number("repetition_penalty", 0.01, 100).value_or(model.sampling.repetition_penalty));
   rules.logit_bias = read_logit_bias(fields, model);
   if (const auto allowed = fields.integers("allowed_token_ids")) {
     rules.allowed = checked_token_ids(model, "allowed_token_ids", *allowed);
@@ -79,13 +81,17 @@ void read_stream(RequestFields& fields, GenerationFields& result) {
   if (!options->is_object()) throw bad_field("stream_options", "'stream_options' must be an object");
   RequestFields inner(*options);
   result.include_usage = inner.boolean("include_usage").value_or(false);
-  inner.ignore({"include_obfuscation", "continuous_usage_stats"});
+  inner.only("continuous_usage_stats", {false});
+  inner.ignore({"include_obfuscation"});
   inner.finish();
 }
 
 /// What changes answers elsewhere and is not here yet, and what changes none.
 void refuse_what_is_not_there(RequestFields& fields) {
   fields.only("use_beam_search", {false});
+  fields.only("length_penalty", {1});
+  fields.only("spaces_between_special_tokens", {true});
+  fields.only("priority", {0});
   fields.ignore(
       {"metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"});
 }
@@ -144,7 +150,7 @@ GenerationFields read_generation_fields(RequestFields& fields, const ServedModel
   result.model = model.names.front();
 
   result.n = static_cast<int>(fields.integer("n", 1, 128).value_or(1));
-  result.sampling = read_sampling(fields);
+  result.sampling = read_sampling(fields, model.sampling);
   result.client = fields.client;
   if (const auto user = fields.string("user")) result.client += "/" + user->substr(0, 256);
   result.cache_salt = fields.string("cache_salt").value_or("");

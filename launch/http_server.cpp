@@ -504,10 +504,13 @@ class Session : public std::enable_shared_from_this<Session> {
     own_headers_ = cors_headers(request);
     own_headers_.emplace_back("X-Request-Id", request.id);
     if (is_preflight(request)) {
-      Responder(exchange_).send(204, "", "",
-                                {{"Access-Control-Allow-Methods", "GET, POST, OPTIONS"},
-                                 {"Access-Control-Allow-Headers", "Authorization, Content-Type"},
-                                 {"Access-Control-Max-Age", "600"}});
+      // OpenAI's client for JavaScript sends headers of its own; none of them lets a page do more.
+      const std::string asked(request.header("Access-Control-Request-Headers"));
+      Responder(exchange_).send(
+          204, "", "",
+          {{"Access-Control-Allow-Methods", "GET, POST, OPTIONS"},
+           {"Access-Control-Allow-Headers", asked.empty() ? "Authorization, Content-Type" : asked},
+           {"Access-Control-Max-Age", "600"}});
     } else {
       dispatch_.run(std::move(request), Responder(exchange_));
     }
@@ -562,9 +565,15 @@ class Session : public std::enable_shared_from_this<Session> {
     const auto is = [&](std::string_view name) {
       return std::find(allowed.begin(), allowed.end(), name) != allowed.end();
     };
-    if (is("*")) return {{"Access-Control-Allow-Origin", "*"}};
-    if (origin.empty() || !is(origin)) return {};
-    return {{"Access-Control-Allow-Origin", std::string(origin)}, {"Vary", "Origin"}};
+    HttpHeaders headers = {{"Access-Control-Expose-Headers", "X-Request-Id, Retry-After"}};
+    if (is("*")) {
+      headers.emplace_back("Access-Control-Allow-Origin", "*");
+    } else {
+      if (origin.empty() || !is(origin)) return {};
+      headers.emplace_back("Access-Control-Allow-Origin", origin);
+      headers.emplace_back("Vary", "Origin");
+    }
+    return headers;
   }
 
   // The exchange's status, content_type, headers and streaming never change once `begins` was seen.

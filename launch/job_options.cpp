@@ -9,8 +9,8 @@ void add_job_options(CLI::App& app, JobOptions& options) {
   const std::string group = "Model and job";
   app.add_option("--model", options.model, "The model: a Hugging Face folder or a GGUF file")->required()->group(group);
   app.add_option("--plan", options.plan,
-                 "Plan from 'shoal plan --json': places experts, and sets context, step, KV cache and computing type")
-      ->check(CLI::ExistingFile)
+                 "Plan from 'shoal plan --json' (on every host): places experts, and sets context, step, KV cache, "
+                 "computing type and --speculative, whatever the options for these say")
       ->group(group);
   app.add_option("--max-model-len", options.max_model_len,
                  "Longest prompt and answer together, in tokens; 0: what the model and the memory allow")

@@ -65,7 +65,9 @@ Json translated(RequestFields& fields) {
   }
   // A level ("low") or true asks for thinking, which R1 does anyway.
   if (const Json* think = fields.find("think"); think && *think == Json(false)) body["max_reasoning_tokens"] = 0;
-  fields.ignore({"keep_alive", "logprobs", "top_logprobs"});
+  fields.only("logprobs", {false});
+  fields.only("top_logprobs", {0});
+  fields.ignore({"keep_alive"});
   return body;
 }
 
@@ -236,13 +238,15 @@ Json show(const ServedModel& model, RequestFields fields, std::int64_t loaded) {
   fields.finish();
   check_model(model, without_tag(*name));
   const Json card = describe(model, loaded);
+  Json capabilities = {"completion", "tools"};
+  if (model.tokenizer && model.tokenizer->token_to_id("</think>")) capabilities.push_back("thinking");
   return {
       {"modelfile", ""},
       {"parameters", ""},
       {"template", ""},
       {"details", card["details"]},
       {"model_info", {{"general.architecture", model.family}, {model.family + ".context_length", model.max_model_len}}},
-      {"capabilities", Json::array({"completion", "tools", "thinking"})},
+      {"capabilities", std::move(capabilities)},
       {"modified_at", card["modified_at"]}};
 }
 

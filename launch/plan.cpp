@@ -175,7 +175,9 @@ CLI::App* add_plan(CLI::App& root, PlanOptions& o) {
   app->add_option("--nodes", o.nodes, "Nodes of the cluster; 0: what its card says")->check(CLI::Range(0, most_nodes));
   app->add_option("--precision", o.precision,
                   "bf16, fp8, int8, int4, a GGUF type (Q4_K_M) or mix (UD-IQ1_S); empty: what the checkpoint holds");
-  app->add_option("--kv-type", o.kv_type, "Type of the KV cache: f32, bf16, fp8, int8");
+  app->add_option(
+      "--kv-type", o.kv_type,
+      "Type of the KV cache: f32, bf16, fp8, int8; computing is in bf16 but for f32, which is serve's own default");
   app->add_option("--context", o.context, "Tokens of a sequence, prompt and answer");
   app->add_option("--concurrency", o.concurrency, "Sequences at once, over all ranks");
   app->add_option("--prompt", o.prompt, "Tokens of a prompt, for times; 0: half of the context");
@@ -183,7 +185,9 @@ CLI::App* add_plan(CLI::App& root, PlanOptions& o) {
                   "Tokens of one rank in one step; without: 512, on GPUs 2048")
       ->check(CLI::Range(1, 1 << 20));
   app->add_option("--redundant-experts", o.redundant_experts, "Further replicas of experts in each layer");
-  app->add_option("--loads", o.loads, "JSON file with the load of each expert: [layers with experts][experts]");
+  app->add_option(
+      "--loads", o.loads,
+      "JSON file with the load of each expert: [layers with experts][experts], or {\"layers\": {\"3\": [...]}}");
   app->add_option("--tensor-parallel", o.tensor_parallel,
                   "Ranks that share the dense parts, as other engines have it; 0: as serve runs the model");
   app->add_flag("--slice-experts", o.slice_experts,

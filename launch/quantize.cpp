@@ -76,7 +76,8 @@ Json quantize_model(const QuantizeOptions& given) {
     throw Error(fmt::format("{}: OUT must not be IN", options.out.string()), ExitCode::usage);
   }
   if (!folder && fs::is_directory(options.out, ignored)) {
-    throw Error(fmt::format("{}: is a folder; {} is written as a GGUF file", options.out.string(), options.type),
+    throw Error(fmt::format("{}: is a folder; {} is written as a GGUF file", options.out.string(),
+                            options.size.empty() ? options.type : "a mix of " + options.size),
                 ExitCode::usage);
   }
   const ModelConfig config = read_model_config(options.in);

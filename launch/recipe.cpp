@@ -79,7 +79,8 @@ const QuantFormat& fitting(const QuantFormat* wanted, std::int64_t cols) {
 Recipe::Recipe(std::string_view name) {
   const auto* entry = std::find_if(kRecipes.begin(), kRecipes.end(), [&](const Entry& e) { return e.name == name; });
   if (entry == kRecipes.end()) {
-    throw Error(fmt::format("--type {} is not known; there are {}", name, fmt::join(names(), ", ")), ExitCode::usage);
+    throw Error(fmt::format("--type {} is not known; there are FP8, INT8, INT4, {}", name, fmt::join(names(), ", ")),
+                ExitCode::usage);
   }
   base_ = find_format(entry->base);
   head_ = find_format(entry->head);

@@ -47,8 +47,7 @@ Json to_json(const Answer& answer) {
                                                                     : "cancelled"}};
 }
 
-int answer_once(Asker& asker, const RunOptions& options) {
-  const std::string prompt = read_prompt(*options.prompt);
+int answer_once(Asker& asker, const RunOptions& options, const std::string& prompt) {
   Answer answer;
   if (options.raw || !asker.can_chat()) {
     if (!options.raw) fmt::print(stderr, "the model has no chat template: it continues the prompt as it is\n");
@@ -96,10 +95,12 @@ int run(const RunOptions& options, int* argc, char*** argv) {
   // With --prompt a signal ends the program as usual, and a chat only listens on rank 0, where the terminal is.
   std::optional<StopSignals> signals;
   if (!options.prompt && read_launch_environment().rank == 0) signals.emplace();
+  std::string prompt;
+  if (options.prompt && read_launch_environment().rank == 0) prompt = read_prompt(*options.prompt);
   return run_job(argc, argv, options.job, [&](Engine& engine) {
     if (!options.job.quiet && !options.json) fmt::print(stderr, "{}\n", engine.summary);
     Asker asker(engine, options);
-    if (options.prompt) return answer_once(asker, options);
+    if (options.prompt) return answer_once(asker, options, prompt);
     if (!asker.can_chat()) fail("{} has no chat template; give a --prompt to continue", options.job.model.string());
     return chat(asker, options.system, *signals);
   });

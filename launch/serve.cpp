@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <signal.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -29,8 +30,9 @@ void print_line(const std::string& text) {
   std::fflush(stdout);
 }
 
-ServedModel model_of(const Engine& engine, const ServeOptions& options) {
+ServedModel model_of(const Engine& engine, const ServeOptions& options, const SamplingDefaults& sampling) {
   ServedModel model = served_model(engine);
+  model.sampling = sampling;
   if (!options.model_names.empty()) model.names = options.model_names;
   model.names.push_back(options.job.model.string());  // as other servers call their models
   return model;
@@ -75,6 +77,8 @@ HttpServerOptions http_options(const ServeOptions& options) {
   if (options.tls_cert.empty() != options.tls_key.empty()) {
     throw Error("--tls-cert and --tls-key go together", ExitCode::usage);
   }
+  if (std::ranges::find(options.api_keys, "") != options.api_keys.end())
+    throw Error("--api-key: a key is empty", ExitCode::usage);
   HttpServerOptions http;
   http.host = options.host;
   http.port = options.port;
@@ -87,8 +91,9 @@ HttpServerOptions http_options(const ServeOptions& options) {
 }
 
 /// Rank 0, once the model is there.
-int serve_engine(Engine& engine, const ServeOptions& options, HttpServer& server, Entrance& entrance,
-                 StopSignals& signals) {
+int serve_engine(Engine& engine, const ServeOptions& options, const SamplingDefaults& sampling, HttpServer& server,
+                 Entrance& entrance, StopSignals& signals) {
+  if (!options.model_names.empty()) engine.model_name = options.model_names.front();
   const auto metrics = std::make_shared<RequestMetrics>();
   const ServerStatus status(engine, *metrics);
   GenerationService service(generator_of(*engine.coordinator), engine.tokenizer, metrics);
@@ -99,13 +104,16 @@ int serve_engine(Engine& engine, const ServeOptions& options, HttpServer& server
                                   {"largest_over_mean", std::round(change.before * 1000) / 1000},
                                   {"then", std::round(change.after * 1000) / 1000}});
     });
-  entrance.open(std::make_shared<const OpenAiApi>(model_of(engine, options), service, options.api_keys, &status));
+  entrance.open(
+      std::make_shared<const OpenAiApi>(model_of(engine, options, sampling), service, options.api_keys, &status));
 
   std::promise<void> told_to_end;
   signals.on_signal([&told_to_end](int signal, int count) {
     if (count > 1) StopSignals::end_process(signal);
     told_to_end.set_value();
   });
+  if (const std::string differs = sampling.describe(); !differs.empty())
+    engine.summary += fmt::format("sampling  {}, unless a request says otherwise\n", differs);
   print_line(engine.summary);
   print_line("listening on " + server.url());
   log::info("ready", {{"model", engine.model_name}, {"ranks", engine.ranks}, {"address", server.url()}});
@@ -139,12 +147,9 @@ CLI::App* add_serve(CLI::App& root, ServeOptions& options) {
       ->expected(1)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
       ->type_name("KEY");
-  app->add_option("--tls-cert", options.tls_cert, "PEM file with the certificate (chain), for https")
-      ->check(CLI::ExistingFile)
+  app->add_option("--tls-cert", options.tls_cert, "PEM file with the certificate (chain), for https, on rank 0's host")
       ->type_name("FILE");
-  app->add_option("--tls-key", options.tls_key, "PEM file with the certificate's key")
-      ->check(CLI::ExistingFile)
-      ->type_name("FILE");
+  app->add_option("--tls-key", options.tls_key, "PEM file with the certificate's key")->type_name("FILE");
   app->add_option("--cors-origin", options.cors_origins,
                   "Origin whose web pages may use the server, '*': all (may be repeated) [default: none]")
       ->expected(1)
@@ -175,14 +180,16 @@ int serve(const ServeOptions& options, int* argc, char*** argv) {
   // Rank 0 listens from the start: who asks early is told to come back instead of being turned away.
   Entrance entrance;
   std::optional<HttpServer> server;
+  SamplingDefaults sampling;
   if (read_launch_environment().rank == 0) {
+    if (options.job.random_weights.empty()) sampling = SamplingDefaults::of_model(options.job.model);
     server.emplace(http_options(options), [&entrance](HttpRequest request, Responder responder) {
       entrance.handle(std::move(request), std::move(responder));
     });
     log::info("loading", {{"model", options.job.model.string()}, {"address", server->url()}});
   }
   return run_job(argc, argv, options.job,
-                 [&](Engine& engine) { return serve_engine(engine, options, *server, entrance, signals); });
+                 [&](Engine& engine) { return serve_engine(engine, options, sampling, *server, entrance, signals); });
 }
 
 }  // namespace shoal

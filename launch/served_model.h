@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "launch/sampling_defaults.h"
 #include "runtime/text/tokenizer.h"
 
 namespace shoal {
@@ -20,6 +21,7 @@ struct ServedModel {
   std::string family;              // as config.json calls it: deepseek_v3
   int vocab_size = 0;
   int max_model_len = 0;  // tokens, prompt and answer together
+  SamplingDefaults sampling;
   std::vector<std::int32_t> eos_token_ids;
   std::shared_ptr<const Tokenizer> tokenizer;  // null: token ids only
   /// A conversation (OpenAI's messages) as a prompt that ends where the model is to answer; `tools` (may be null) are

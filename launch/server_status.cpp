@@ -72,7 +72,8 @@ std::string ServerStatus::metrics() const {
   one("kv_cache_usage_perc", "gauge", "Share of the KV pages in use, 0 to 1.",
       share(load.kv_pages_used, load.kv_pages));
   one("kv_cache_pages", "gauge", "KV pages of all ranks.", static_cast<double>(load.kv_pages));
-  one("prompt_tokens_total", "counter", "Prompt tokens computed.", static_cast<double>(load.prompt_tokens));
+  one("prompt_tokens_total", "counter", "Prompt tokens read: computed, or found in the prefix cache.",
+      static_cast<double>(load.prompt_tokens));
   one("generation_tokens_total", "counter", "Tokens generated.", static_cast<double>(load.generated_tokens));
   one("prefix_cache_queries_total", "counter", "Prompt tokens looked up in the prefix cache.",
       static_cast<double>(load.prefix_queries));

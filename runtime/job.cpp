@@ -97,7 +97,7 @@ Answers answers_of(const JobOptions& options, const Placement& placement) {
 
 /// The start-up summary: model, ranks, devices, memory by part.
 std::string summarize(const ModelConfig& config, const JobOptions& options, const Communicator& comm,
-                      const std::vector<WorkerReady>& ranks, int max_model_len) {
+                      const std::vector<WorkerReady>& ranks, int max_model_len, bool moves) {
   std::uint64_t weights = 0, kv = 0;
   std::int64_t tokens = 0;
   for (const WorkerReady& r : ranks) {
@@ -116,8 +116,10 @@ std::string summarize(const ModelConfig& config, const JobOptions& options, cons
   text += fmt::format("context   {} tokens a request, {} tokens of KV cache in all\n", max_model_len, tokens);
   if (options.planned && options.planned->layout.sliced_experts)
     text += "experts   a slice of every expert on every rank\n";
-  if (options.rebalance_steps > 0)
+  if (moves)
     text += fmt::format("experts   moved to even out loads, looked at every {} steps\n", options.rebalance_steps);
+  else if (options.rebalance_steps > 0)
+    text += "experts   stay where they are: --rebalance-steps takes several ranks, and a model with experts\n";
   if (options.mtp) text += "guesses   one token ahead, by the model's MTP layer\n";
   return text;
 }
@@ -183,7 +185,8 @@ class Lead {
     };
     if (engine.rebalancer) c.move_experts = [rebalancer = engine.rebalancer] { return rebalancer->next(); };
     c.on_failed = [this](const Error& error) { end_job(rank_, error); };
-    engine.summary = summarize(config, options_, *rank_.comm, ready, engine.max_model_len);
+    engine.summary =
+        summarize(config, options_, *rank_.comm, ready, engine.max_model_len, moves_experts(options_, placement));
 
     Coordinator coordinator(server, c);
     engine.coordinator = &coordinator;
@@ -324,7 +327,12 @@ int run_job(int* argc, char*** argv, const JobOptions& asked, const std::functio
     choose_step(options);
     return run_ranks(argc, argv, options, front);
   } catch (const Error& error) {
-    std::fprintf(stderr, "shoal: %s\n", error.what());
+    // All ranks have the same options: about these one of them speaks.
+    if (const int rank = read_launch_environment().rank; rank == 0) {
+      std::fprintf(stderr, "shoal: %s\n", error.what());
+    } else if (error.exit_code != ExitCode::usage) {
+      std::fprintf(stderr, "shoal: rank %d: %s\n", rank, error.what());
+    }
     return static_cast<int>(error.exit_code);
   }
 }

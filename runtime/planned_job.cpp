@@ -7,6 +7,7 @@
 #include "base/units.h"
 #include "planner/expert_slices.h"
 #include "planner/plan.h"
+#include "runtime/gguf.h"
 #include "runtime/model_source.h"
 
 namespace shoal {
@@ -61,8 +62,12 @@ void read_plan(JobOptions& options) {
   const Plan& plan = *options.planned;
   options.max_model_len = plan.workload.context;
   options.max_batched_tokens = plan.workload.max_batched_tokens;
-  options.compute = plan.workload.bf16_rows ? Compute::bf16 : Compute::f32;
+  // Plans tell 16 bits from 32; FP8 computes the rest in 16.
+  if (!(plan.workload.bf16_rows && options.compute == Compute::fp8))
+    options.compute = plan.workload.bf16_rows ? Compute::bf16 : Compute::f32;
   options.kv_cache_dtype = plan.workload.kv;
+  if (options.mtp && !plan.workload.mtp)
+    throw Error("--speculative mtp: the plan was made without it, and has no room for its weights", ExitCode::usage);
   options.mtp = plan.workload.mtp;
   double kv = 0;
   for (const RankMemory& m : plan.memory) kv = std::max(kv, m.kv);
@@ -110,7 +115,9 @@ class StartCheck {
                                   options_.planned ? "a plan for " : "", ranks));
       break;
     }
-    if (options_.kv_cache_gb <= 0) {
+    if (options_.planned) {
+      found.push_back("a plan with a shorter --context or less --concurrency");
+    } else if (options_.kv_cache_gb <= 0) {
       for (const KvType type : {KvType::bf16, KvType::int8}) {
         Workload workload = workload_;
         workload.kv = type;
@@ -132,7 +139,8 @@ class StartCheck {
       const HeldWeights trunk(config_, precision_, device_);
       Workload workload = workload_;
       workload.mtp = false;
-      if (memory(trunk, workload, placement_, rank_).total() <= share) found.push_back("--speculative none");
+      if (memory(trunk, workload, placement_, rank_).total() <= share)
+        found.push_back(options_.planned ? "a plan without --speculative mtp" : "--speculative none");
     }
     add_smaller_weights(share, found);
     if (!options_.random_weights.empty()) found.push_back("fewer --layers");
@@ -142,12 +150,13 @@ class StartCheck {
  private:
   /// The least coarse weights that fit; with a shorter context too, where nothing else was found.
   void add_smaller_weights(double share, std::vector<std::string>& found) const {
-    const bool made_up = !options_.random_weights.empty();
+    const bool made_up = !options_.random_weights.empty(), from_gguf = !made_up && is_gguf(options_.model);
     const double now = static_cast<double>(checkpoint_bytes(config_, precision_));
     for (const bool shorter : {false, true}) {
       if (shorter && (!found.empty() || options_.kv_cache_gb > 0 || workload_.context <= 4096)) return;
-      for (const char* name : {"fp8", "Q8_0", "Q6_K", "Q4_K_M", "Q3_K_M", "Q2_K"}) {
+      for (const char* name : {"FP8", "Q8_0", "Q6_K", "Q4_K_M", "Q3_K_M", "Q2_K"}) {
         const Precision precision = Precision::from_name(name);
+        if (from_gguf && precision.name() == "fp8") continue;  // which is made of a folder
         if (static_cast<double>(checkpoint_bytes(config_, precision)) >= now) continue;
         const HeldWeights smaller(config_, precision, device_, options_.mtp);
         Workload workload = workload_;

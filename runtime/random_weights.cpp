@@ -92,7 +92,7 @@ ModelConfig random_model_config(const std::string& model, const std::string& pre
     throw Error("--weights random comes in bf16, f16, f32, fp8, and GGUF types and mixes, not in " + precision,
                 ExitCode::usage);
   config.quantization.reset();
-  if (precision == "fp8")
+  if (Precision::from_name(precision).name() == "fp8")
     config.quantization = WeightQuantization{.method = "fp8", .block_rows = 128, .block_cols = 128};
   return config;
 }

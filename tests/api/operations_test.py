@@ -130,8 +130,17 @@ def test_keys_and_cors():
         origin = {"Origin": "http://app.example"}
         preflight = request(url, "/v1/models", headers={**origin, "Access-Control-Request-Method": "POST"}, method="OPTIONS")
         assert preflight[0] == 204 and "Authorization" in preflight[1]["Access-Control-Allow-Headers"]
+        wanted = {**origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,x-stainless-os"}
+        assert "x-stainless-os" in request(url, "/v1/models", headers=wanted, method="OPTIONS")[1]["Access-Control-Allow-Headers"]
         assert request(url, "/health", headers=origin)[1]["Access-Control-Allow-Origin"] == "http://app.example"
+        assert "X-Request-Id" in request(url, "/health", headers=origin)[1]["Access-Control-Expose-Headers"]
         assert request(url, "/health", headers={"Origin": "http://evil.example"})[1]["Access-Control-Allow-Origin"] is None
+
+
+def test_an_empty_key_is_refused_at_once():
+    needs_demo_model()
+    with serve_with("--api-key", "", ready=False) as server:
+        assert server.process.wait(30) == 2 and "a key is empty" in server.text()
 
 
 class serve_with:

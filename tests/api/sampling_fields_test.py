@@ -130,8 +130,31 @@ def test_wrong_values_are_refused(complete, field, value):
 
 @pytest.mark.parametrize("field, value", [
     ("repetition_penalty", 0), ("min_tokens", 17), ("allowed_token_ids", []), ("allowed_token_ids", [99999]),
-    ("use_beam_search", True), ("bad_words", ["x"])])
+    ("use_beam_search", True), ("bad_words", ["x"]), ("length_penalty", 0.5), ("priority", 1),
+    ("spaces_between_special_tokens", False)])
 def test_wrong_extra_values_are_refused(complete, field, value):
     with pytest.raises(openai.BadRequestError) as raised:
         complete(extra_body={field: value})
     assert raised.value.param == field
+
+
+def test_what_changes_nothing_is_taken(complete):
+    assert complete().token_ids == complete(extra_body={"length_penalty": 1.0, "priority": 0, "use_beam_search": False,
+                                                        "spaces_between_special_tokens": True}).token_ids
+
+
+def test_a_request_that_does_not_say_is_sampled_as_the_model_recommends(complete):
+    """The demo model's generation_config.json has R1's temperature and top_p."""
+    unsaid, differ = {"temperature": openai.NOT_GIVEN}, 0
+    for seed in range(5):
+        said = complete(STRANGE, **unsaid, seed=seed).token_ids
+        assert said == complete(STRANGE, temperature=0.6, top_p=0.95, seed=seed).token_ids
+        differ += said != complete(STRANGE, temperature=1, top_p=1, seed=seed).token_ids
+    assert differ > 0
+
+
+def test_an_answer_that_is_begun_is_refused(server):
+    client = openai.OpenAI(base_url=server.url + "/v1", api_key="any", max_retries=0)
+    with pytest.raises(openai.BadRequestError, match="prefix"):
+        client.chat.completions.create(model=server.model, messages=[
+            {"role": "user", "content": PROMPT}, {"role": "assistant", "content": "The", "prefix": True}])

@@ -60,6 +60,8 @@ def test_plans_for_other_jobs_are_refused(tmp_path):
     file.write_text(json.dumps(plan_for(4, tmp_path)))
     run = start(2, "--plan", file)
     assert run.returncode == 2 and "is for 4 ranks, and this job has 2" in run.stderr
+    run = start(4, "--plan", file, "--speculative", "mtp")
+    assert run.returncode == 2 and run.stderr.count("the plan was made without it") == 1
     run = start(4, "--plan", file, model=ROOT / "tests" / "fixtures" / "models" / "llama3")
     assert run.returncode == 2 and "0 experts" in run.stderr
 

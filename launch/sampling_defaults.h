@@ -1,0 +1,19 @@
+#pragma once
+#include <filesystem>
+#include <string>
+
+namespace shoal {
+
+/// How a token is drawn where a request does not say: as OpenAI does, or as the model's authors recommend.
+struct SamplingDefaults {
+  float temperature = 1, top_p = 1, min_p = 0, repetition_penalty = 1;
+  int top_k = 0;  // 0: all
+
+  /// What the folder's generation_config.json says of these, which other servers heed too (R1's: 0.6 and 0.95). Error
+  /// for values that no request could have.
+  static SamplingDefaults of_model(const std::filesystem::path& folder);
+  /// "temperature 0.6, top_p 0.95": what differs from OpenAI's; empty where nothing does.
+  std::string describe() const;
+};
+
+}  // namespace shoal

@@ -1,0 +1,57 @@
+#include "launch/sampling_defaults.h"
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+
+#include "base/error.h"
+
+namespace shoal {
+namespace {
+
+class SamplingDefaultsTest : public testing::Test {
+ protected:
+  SamplingDefaultsTest() { std::filesystem::create_directory(folder_); }
+  ~SamplingDefaultsTest() override { std::filesystem::remove_all(folder_); }
+  SamplingDefaults read(const std::string& text) {
+    std::ofstream(folder_ / "generation_config.json") << text;
+    return SamplingDefaults::of_model(folder_);
+  }
+  const std::filesystem::path folder_ =
+      std::filesystem::path(testing::TempDir()) /
+      testing::UnitTest::GetInstance()->current_test_info()->name();
+};
+
+TEST_F(SamplingDefaultsTest, AreTheModelsWhereItSays) {
+  const SamplingDefaults r1 = read(R"({"do_sample": true, "temperature": 0.6, "top_p": 0.95, "eos_token_id": 1})");
+  EXPECT_EQ(r1.temperature, 0.6f);
+  EXPECT_EQ(r1.top_p, 0.95f);
+  EXPECT_EQ(r1.describe(), "temperature 0.6, top_p 0.95");
+  const SamplingDefaults qwen = read(R"({"temperature": 0.7, "top_k": 20, "top_p": 0.8, "repetition_penalty": 1.05})");
+  EXPECT_EQ(qwen.describe(), "temperature 0.7, top_p 0.8, top_k 20, repetition_penalty 1.05");
+  EXPECT_EQ(read(R"({"top_k": -1, "temperature": null})").describe(), "");
+}
+
+TEST_F(SamplingDefaultsTest, AreOpenAIsWhereItSaysNothing) {
+  const SamplingDefaults none = SamplingDefaults::of_model(folder_);
+  EXPECT_EQ(none.temperature, 1);
+  EXPECT_EQ(none.top_p, 1);
+  EXPECT_EQ(none.describe(), "");
+  EXPECT_EQ(SamplingDefaults::of_model(folder_ / "model.gguf").describe(), "");
+}
+
+TEST_F(SamplingDefaultsTest, ThatNoRequestCouldHaveAreRefused) {
+  for (const char* text : {R"({"temperature": 7})", R"({"top_p": -0.1})", R"({"temperature": "hot"})", R"({"top_k": -5})",
+                           R"([])", R"({"temperature")"}) {
+    try {
+      read(text);
+      FAIL() << text;
+    } catch (const Error& error) {
+      EXPECT_NE(std::string(error.what()).find("generation_config.json"), std::string::npos) << error.what();
+    }
+  }
+}
+
+}  // namespace
+}  // namespace shoal
