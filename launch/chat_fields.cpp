@@ -44,7 +44,8 @@ void read_thinking_budget(RequestFields& fields, const ServedModel& model, ChatF
   if (end) rules.thinking.end_token = *end;
   const auto most = fields.integer("max_reasoning_tokens", 0, INT32_MAX);
   if (!most) return;
-  if (!end && *most > 0)  // none is what a model does that does not think
+  // None is what a model does that does not think.
+  if (!end && (*most > 0 || result.starts_in_reasoning))
     throw bad_field("max_reasoning_tokens", "this model has no token </think>, so its thinking has no end");
   if (!result.starts_in_reasoning) return;
   rules.thinking.max_tokens = static_cast<int>(*most);
@@ -85,6 +86,8 @@ std::string read_conversation(const ServedModel& model, RequestFields& fields, c
   const Json* extra = fields.find("chat_template_kwargs");
   if (extra && !extra->is_object()) throw bad_field("chat_template_kwargs", "'chat_template_kwargs' must be an object");
   const Json variables = extra ? *extra : Json::object();
+  if (variables.contains("add_generation_prompt"))
+    throw bad_field("chat_template_kwargs", "'chat_template_kwargs' must leave add_generation_prompt alone");
   try {
     const std::string plain = model.render_chat(messages, nullptr, variables);
     if (tools.tools.empty()) return plain;

@@ -13,7 +13,6 @@
 #include <mutex>
 #include <sstream>
 
-#include "collectives/mpi.h"
 #include "launch/divergence.h"
 #include "launch/generation.h"
 #include "launch/job_options.h"
@@ -339,6 +338,20 @@ void print_text(const Json& report) {
   }
 }
 
+/// A model may take long to read: what is wrong with other files is told meanwhile.
+void check_files(const EvalOptions& options) {
+  std::error_code ignored;
+  for (const auto& file : {options.text, options.reference, options.puzzles})
+    if (!file.empty() && (std::filesystem::is_directory(file, ignored) || !std::ifstream(file)))
+      fail("{}: cannot be read", file.string());
+  for (const auto& file : {options.save, options.importance}) {
+    if (file.empty()) continue;
+    const bool there = std::filesystem::symlink_status(file, ignored).type() != std::filesystem::file_type::not_found;
+    if (!std::ofstream(file, std::ios::app)) fail("{}: cannot be written", file.string());
+    if (!there) std::filesystem::remove(file, ignored);
+  }
+}
+
 }  // namespace
 
 CLI::App* add_eval(CLI::App& root, EvalOptions& options) {
@@ -368,17 +381,8 @@ int eval(const EvalOptions& options, int* argc, char*** argv) {
   if (options.text.empty() && options.reference.empty() && options.puzzles.empty()) {
     throw Error("eval: give --text, --reference or --puzzles", ExitCode::usage);
   }
-  if (read_launch_environment().rank == 0) {  // before a model is read for them
-    for (const auto& file : {options.text, options.reference, options.puzzles})
-      if (!file.empty() && !std::ifstream(file)) throw Error(fmt::format("{}: cannot be read", file.string()));
-    for (const auto& file : {options.save, options.importance}) {
-      if (file.empty()) continue;
-      const bool there = std::filesystem::exists(file);
-      if (!std::ofstream(file, std::ios::app)) throw Error(fmt::format("{}: cannot be written", file.string()));
-      if (!there) std::filesystem::remove(file);
-    }
-  }
   JobOptions job = options.job;
+  job.before_loading = [&] { check_files(options); };
   std::uint32_t windows = 0;  // on rank 0
   if (!options.importance.empty()) {
     job.rebalance_steps = 0;  // what is recorded belongs to an expert where it was at the start

@@ -5,12 +5,19 @@
 
 namespace shoal {
 
+CLI::Validator not_empty() {
+  return CLI::Validator([](const std::string& value) { return value.empty() ? "must not be empty" : std::string(); },
+                        "");
+}
+
 void add_job_options(CLI::App& app, JobOptions& options) {
   const std::string group = "Model and job";
   app.add_option("--model", options.model, "The model: a Hugging Face folder or a GGUF file")->required()->group(group);
-  app.add_option("--plan", options.plan,
-                 "Plan from 'shoal plan --json' (on every host): places experts, and sets context, step, KV cache, "
-                 "computing type and --speculative, whatever the options for these say")
+  app.add_option(
+         "--plan", options.plan,
+         "Plan from 'shoal plan --json' (on every host): places experts, and sets context, step, KV cache and its "
+         "type, computing type (fp8 stays with a plan in 16 bits) and --speculative (mtp must be planned)")
+      ->check(not_empty())
       ->group(group);
   app.add_option("--max-model-len", options.max_model_len,
                  "Longest prompt and answer together, in tokens; 0: what the model and the memory allow")

@@ -112,9 +112,7 @@ OpenAiApi::OpenAiApi(ServedModel model, GenerationService& service, std::vector<
       service_(service),
       api_keys_(std::move(api_keys)),
       status_(status),
-      started_(std::time(nullptr)) {
-  if (std::count(api_keys_.begin(), api_keys_.end(), "") > 0) throw Error("an API key is empty", ExitCode::usage);
-}
+      started_(std::time(nullptr)) {}
 
 void OpenAiApi::handle(HttpRequest request, Responder responder) const {
   try {

@@ -16,7 +16,7 @@ class ServerStatus;
 class OpenAiApi {
  public:
   /// With api_keys, all paths but /health, /version and the pages ask for one of them (`Authorization: Bearer …`).
-  /// Throws Error for an empty key. Service and status must live longer; status may be null.
+  /// None may be empty. Service and status must live longer; status may be null.
   OpenAiApi(ServedModel model, GenerationService& service, std::vector<std::string> api_keys,
             const ServerStatus* status = nullptr);
 

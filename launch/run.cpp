@@ -96,8 +96,9 @@ int run(const RunOptions& options, int* argc, char*** argv) {
   std::optional<StopSignals> signals;
   if (!options.prompt && read_launch_environment().rank == 0) signals.emplace();
   std::string prompt;
-  if (options.prompt && read_launch_environment().rank == 0) prompt = read_prompt(*options.prompt);
-  return run_job(argc, argv, options.job, [&](Engine& engine) {
+  JobOptions job = options.job;
+  if (options.prompt) job.before_loading = [&] { prompt = read_prompt(*options.prompt); };
+  return run_job(argc, argv, job, [&](Engine& engine) {
     if (!options.job.quiet && !options.json) fmt::print(stderr, "{}\n", engine.summary);
     Asker asker(engine, options);
     if (options.prompt) return answer_once(asker, options, prompt);

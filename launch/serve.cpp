@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 #include <signal.h>
 
-#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -74,11 +73,6 @@ void log_access(const HttpRecord& record) {
 }
 
 HttpServerOptions http_options(const ServeOptions& options) {
-  if (options.tls_cert.empty() != options.tls_key.empty()) {
-    throw Error("--tls-cert and --tls-key go together", ExitCode::usage);
-  }
-  if (std::ranges::find(options.api_keys, "") != options.api_keys.end())
-    throw Error("--api-key: a key is empty", ExitCode::usage);
   HttpServerOptions http;
   http.host = options.host;
   http.port = options.port;
@@ -93,7 +87,10 @@ HttpServerOptions http_options(const ServeOptions& options) {
 /// Rank 0, once the model is there.
 int serve_engine(Engine& engine, const ServeOptions& options, const SamplingDefaults& sampling, HttpServer& server,
                  Entrance& entrance, StopSignals& signals) {
+  // Before anyone can look at it.
   if (!options.model_names.empty()) engine.model_name = options.model_names.front();
+  if (const std::string differs = sampling.describe(); !differs.empty())
+    engine.summary += fmt::format("sampling  {}, unless a request says otherwise\n", differs);
   const auto metrics = std::make_shared<RequestMetrics>();
   const ServerStatus status(engine, *metrics);
   GenerationService service(generator_of(*engine.coordinator), engine.tokenizer, metrics);
@@ -112,8 +109,6 @@ int serve_engine(Engine& engine, const ServeOptions& options, const SamplingDefa
     if (count > 1) StopSignals::end_process(signal);
     told_to_end.set_value();
   });
-  if (const std::string differs = sampling.describe(); !differs.empty())
-    engine.summary += fmt::format("sampling  {}, unless a request says otherwise\n", differs);
   print_line(engine.summary);
   print_line("listening on " + server.url());
   log::info("ready", {{"model", engine.model_name}, {"ranks", engine.ranks}, {"address", server.url()}});
@@ -144,12 +139,16 @@ CLI::App* add_serve(CLI::App& root, ServeOptions& options) {
   app->add_option("--api-key", options.api_keys,
                   "Key that requests must bring (may be repeated) [default: none needed]")
       ->envname("SHOAL_API_KEY")
+      ->check(not_empty())
       ->expected(1)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
       ->type_name("KEY");
   app->add_option("--tls-cert", options.tls_cert, "PEM file with the certificate (chain), for https, on rank 0's host")
+      ->check(not_empty())
       ->type_name("FILE");
-  app->add_option("--tls-key", options.tls_key, "PEM file with the certificate's key")->type_name("FILE");
+  app->add_option("--tls-key", options.tls_key, "PEM file with the certificate's key")
+      ->check(not_empty())
+      ->type_name("FILE");
   app->add_option("--cors-origin", options.cors_origins,
                   "Origin whose web pages may use the server, '*': all (may be repeated) [default: none]")
       ->expected(1)
@@ -167,6 +166,8 @@ CLI::App* add_serve(CLI::App& root, ServeOptions& options) {
 }
 
 int serve(const ServeOptions& options, int* argc, char*** argv) {
+  if (options.tls_cert.empty() != options.tls_key.empty())
+    throw Error("--tls-cert and --tls-key go together", ExitCode::usage);
   StopSignals signals;
   // A reader of stdout that goes, or a client, is no reason to end.
   ::signal(SIGPIPE, SIG_IGN);
@@ -182,7 +183,7 @@ int serve(const ServeOptions& options, int* argc, char*** argv) {
   std::optional<HttpServer> server;
   SamplingDefaults sampling;
   if (read_launch_environment().rank == 0) {
-    if (options.job.random_weights.empty()) sampling = SamplingDefaults::of_model(options.job.model);
+    sampling = SamplingDefaults::of_model(options.job.model);
     server.emplace(http_options(options), [&entrance](HttpRequest request, Responder responder) {
       entrance.handle(std::move(request), std::move(responder));
     });

@@ -8,11 +8,11 @@ namespace shoal {
 
 /// How experts share equal ranks of two slots, of which there are fewer than experts. An expert is a point, and a rank
 /// joins the two that it holds: E experts on R ranks make E - R trees at least. (Parts with as many ranks as experts or
-/// more, and ranks that hold nothing, join trees without raising the largest load: then there are E - R.) A tree of k
-/// experts has k - 1 ranks, and its load can be spread evenly over them, whichever experts it has: the lightest, which
-/// is below the level, lies whole on a rank, and the heaviest fills that up (the two are never below the level), and so
-/// on with what is left. So a placement is a partition of the experts into E - R trees, and its largest load is that of
-/// the tree with the largest load for each of its ranks.
+/// more join trees without raising the largest load, and so might ranks that hold nothing: then there are E - R.) A
+/// tree of k experts has k - 1 ranks, and its load can be spread evenly over them, whichever experts it has: the
+/// lightest, which is below the level, lies whole on a rank, and the heaviest fills that up (the two are never below
+/// the level), and so on with what is left. So a placement is a partition of the experts into E - R trees, and its
+/// largest load is that of the tree with the largest load for each of its ranks.
 class ExpertTrees {
  public:
   /// The trees of a placement on so many `ranks`, fewer than experts.

@@ -71,8 +71,6 @@ void use_nccl(Rank& rank, const JobOptions& options) {
 Rank join_job(int* argc, char*** argv, const JobOptions& options) {
   Rank rank;
   rank.launch = read_launch_environment();
-  if (options.collectives != "auto" && options.collectives != "mpi" && options.collectives != "nccl")
-    throw Error("--collectives " + options.collectives + ": there are auto, mpi and nccl", ExitCode::usage);
   if (rank.launch.launched) {
     rank.mpi = std::make_unique<MpiJob>(argc, argv);
     rank.comm = rank.mpi->world();
@@ -148,6 +146,7 @@ class Lead {
   int serve(const std::function<int(Engine&)>& front) {
     ControlServer& server = *rank_.server;
     server.wait_for_all();
+    if (options_.before_loading) options_.before_loading();
     const std::vector<WorkerReady> ready = wait_until_loaded();
     Engine engine;
     const ModelConfig config = engine.config = job_model_config(options_);
@@ -267,8 +266,6 @@ void work(const JobOptions& options, Rank& rank) {
 }
 
 int run_ranks(int* argc, char*** argv, const JobOptions& options, const std::function<int(Engine&)>& front) {
-  if (options.device != "auto" && options.device != "cpu" && options.device != "cuda")
-    throw Error("--device " + options.device + ": there are auto, cpu and cuda", ExitCode::usage);
   Rank rank = join_job(argc, argv, options);
   rank.client->on_lost([me = rank.comm->rank()](int, const std::string& why) {
     if (me != 0) std::fprintf(stderr, "shoal: rank %d: lost rank 0 (%s); ending\n", me, why.c_str());
@@ -313,6 +310,14 @@ Checkpoint job_checkpoint(const JobOptions& options) {
 }
 
 namespace {
+
+void check_words(const JobOptions& options) {
+  if (options.device != "auto" && options.device != "cpu" && options.device != "cuda")
+    throw Error("--device " + options.device + ": there are auto, cpu and cuda", ExitCode::usage);
+  if (options.collectives != "auto" && options.collectives != "mpi" && options.collectives != "nccl")
+    throw Error("--collectives " + options.collectives + ": there are auto, mpi and nccl", ExitCode::usage);
+}
+
 void choose_step(JobOptions& options) {
   const bool gpu = computes_on_gpu(options);
   if (options.max_batched_tokens == 0) options.max_batched_tokens = default_step_tokens(gpu);
@@ -321,19 +326,29 @@ void choose_step(JobOptions& options) {
 }  // namespace
 
 int run_job(int* argc, char*** argv, const JobOptions& asked, const std::function<int(Engine&)>& front) {
+  const int rank = read_launch_environment().rank;
+  try {
+    check_words(asked);
+  } catch (const Error& error) {  // the same on all ranks
+    if (rank == 0) std::fprintf(stderr, "shoal: %s\n", error.what());
+    // Launchers end all ranks when the first one goes: the one that speaks must not be cut short.
+    if (rank != 0) std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    return static_cast<int>(error.exit_code);
+  }
+  const auto failed = [rank](const char* why, ExitCode code) {
+    const std::string who = rank == 0 ? "" : fmt::format("rank {} on {}: ", rank, host_name());
+    std::fprintf(stderr, "shoal: %s%s\n", who.c_str(), why);
+    return static_cast<int>(code);
+  };
   try {
     JobOptions options = asked;
     read_plan(options);
     choose_step(options);
     return run_ranks(argc, argv, options, front);
   } catch (const Error& error) {
-    // All ranks have the same options: about these one of them speaks.
-    if (const int rank = read_launch_environment().rank; rank == 0) {
-      std::fprintf(stderr, "shoal: %s\n", error.what());
-    } else if (error.exit_code != ExitCode::usage) {
-      std::fprintf(stderr, "shoal: rank %d: %s\n", rank, error.what());
-    }
-    return static_cast<int>(error.exit_code);
+    return failed(error.what(), error.exit_code);
+  } catch (const std::exception& error) {
+    return failed(error.what(), ExitCode::failure);
   }
 }
 

@@ -44,6 +44,9 @@ struct JobOptions {
   std::string random_weights;            // a precision (planner/precision.h): `model` is a card, its weights made up
   int layers = 0;                        // with random weights: the first so many; 0: all
   bool quiet = false;
+  /// Rank 0 calls it as soon as all ranks are there, while they read the model: what it throws ends the job. May be
+  /// null.
+  std::function<void()> before_loading;
   /// When the work is over, every rank calls it with what its part of the model was given (importance.h); null: nothing
   /// is recorded. Of rank 0 alone the result is of use.
   std::function<void(const Importance&)> on_importance;

@@ -115,9 +115,7 @@ class StartCheck {
                                   options_.planned ? "a plan for " : "", ranks));
       break;
     }
-    if (options_.planned) {
-      found.push_back("a plan with a shorter --context or less --concurrency");
-    } else if (options_.kv_cache_gb <= 0) {
+    if (options_.kv_cache_gb <= 0) {
       for (const KvType type : {KvType::bf16, KvType::int8}) {
         Workload workload = workload_;
         workload.kv = type;
@@ -131,6 +129,8 @@ class StartCheck {
         found.push_back(fmt::format("--max-model-len {}", workload.context));
         break;
       }
+    } else if (memory().total() - options_.kv_cache_gb * 1e9 < share && options_.planned) {
+      found.push_back("a plan with a shorter --context or less --concurrency");
     } else if (memory().total() - options_.kv_cache_gb * 1e9 < share) {
       found.push_back(fmt::format("--kv-cache-gb {:.3f}", (share - memory().total()) / 1e9 + options_.kv_cache_gb));
       found.push_back("no --kv-cache-gb, and the cache takes what is free");

@@ -88,12 +88,12 @@ ModelConfig random_model_config(const std::string& model, const std::string& pre
   if (layers > 0) config.num_hidden_layers = layers;
   config.num_nextn_predict_layers = 0;
   config.first_k_dense_replace = std::min(config.first_k_dense_replace, config.num_hidden_layers);
-  if (Precision::from_name(precision).name().rfind("int", 0) == 0)
+  const std::string name = Precision::from_name(precision).name();
+  if (name.rfind("int", 0) == 0)
     throw Error("--weights random comes in bf16, f16, f32, fp8, and GGUF types and mixes, not in " + precision,
                 ExitCode::usage);
   config.quantization.reset();
-  if (Precision::from_name(precision).name() == "fp8")
-    config.quantization = WeightQuantization{.method = "fp8", .block_rows = 128, .block_cols = 128};
+  if (name == "fp8") config.quantization = WeightQuantization{.method = "fp8", .block_rows = 128, .block_cols = 128};
   return config;
 }
 

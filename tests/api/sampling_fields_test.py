@@ -153,6 +153,16 @@ def test_a_request_that_does_not_say_is_sampled_as_the_model_recommends(complete
     assert differ > 0
 
 
+@pytest.mark.parametrize("extra, field", [
+    ({"continue_final_message": True}, "continue_final_message"), ({"add_generation_prompt": False}, "add_generation_prompt"),
+    ({"chat_template_kwargs": {"add_generation_prompt": False}}, "chat_template_kwargs")])
+def test_a_prompt_in_which_nothing_is_to_be_answered_is_refused(server, extra, field):
+    client = openai.OpenAI(base_url=server.url + "/v1", api_key="any", max_retries=0)
+    with pytest.raises(openai.BadRequestError) as raised:
+        client.chat.completions.create(model=server.model, messages=[{"role": "user", "content": PROMPT}], extra_body=extra)
+    assert raised.value.param == field
+
+
 def test_an_answer_that_is_begun_is_refused(server):
     client = openai.OpenAI(base_url=server.url + "/v1", api_key="any", max_retries=0)
     with pytest.raises(openai.BadRequestError, match="prefix"):

@@ -71,6 +71,11 @@ def test_mistakes_are_told(tmp_path):
     assert failure()[0] == 2
     code, message = failure("--text", tmp_path / "none")
     assert code == 1 and "none: cannot be read" in message
+    code, message = failure("--text", tmp_path)
+    assert code == 1 and "cannot be read" in message
+    (tmp_path / "text").write_text("a text")
+    code, message = failure("--text", tmp_path / "text", "--save", tmp_path / "no" / "folder")
+    assert code == 1 and "folder: cannot be written" in message
     (tmp_path / "texts.jsonl").write_text('{"text": "abc"}\n{"txt": "abc"}\n')
     code, message = failure("--text", tmp_path / "texts.jsonl")
     assert code == 1 and "texts.jsonl:2" in message and "text" in message

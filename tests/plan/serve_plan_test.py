@@ -61,7 +61,7 @@ def test_plans_for_other_jobs_are_refused(tmp_path):
     run = start(2, "--plan", file)
     assert run.returncode == 2 and "is for 4 ranks, and this job has 2" in run.stderr
     run = start(4, "--plan", file, "--speculative", "mtp")
-    assert run.returncode == 2 and run.stderr.count("the plan was made without it") == 1
+    assert run.returncode == 2 and "the plan was made without it" in run.stderr
     run = start(4, "--plan", file, model=ROOT / "tests" / "fixtures" / "models" / "llama3")
     assert run.returncode == 2 and "0 experts" in run.stderr
 

@@ -93,6 +93,8 @@ TEST(ExpertTrees, StartWithPartsThatAreNoTrees) {
                                            {3, 0, 0, 1e-300, 0, 1, 0}}) {
     ExpertTrees trees(loads, placement, 5);
     const double before = trees.largest();
+    EXPECT_LE(before, std::max({(loads[0] + loads[1]) / 2, loads[2], loads[3] + loads[4], loads[5] + loads[6]}))
+        << "joining raises no load";
     trees.search(before / 2, 5'000);
     check(trees.placement(), loads, 5, trees.largest());
   }

@@ -2,25 +2,19 @@
 
 #include <gtest/gtest.h>
 
-#include <filesystem>
-#include <fstream>
-
 #include "base/error.h"
+#include "tests/unit/scratch_folder.h"
 
 namespace shoal {
 namespace {
 
 class SamplingDefaultsTest : public testing::Test {
  protected:
-  SamplingDefaultsTest() { std::filesystem::create_directory(folder_); }
-  ~SamplingDefaultsTest() override { std::filesystem::remove_all(folder_); }
-  SamplingDefaults read(const std::string& text) {
-    std::ofstream(folder_ / "generation_config.json") << text;
-    return SamplingDefaults::of_model(folder_);
+  SamplingDefaults read(const std::string& text) const {
+    folder_.write("generation_config.json", text);
+    return SamplingDefaults::of_model(folder_.path());
   }
-  const std::filesystem::path folder_ =
-      std::filesystem::path(testing::TempDir()) /
-      testing::UnitTest::GetInstance()->current_test_info()->name();
+  const ScratchFolder folder_;
 };
 
 TEST_F(SamplingDefaultsTest, AreTheModelsWhereItSays) {
@@ -34,16 +28,16 @@ TEST_F(SamplingDefaultsTest, AreTheModelsWhereItSays) {
 }
 
 TEST_F(SamplingDefaultsTest, AreOpenAIsWhereItSaysNothing) {
-  const SamplingDefaults none = SamplingDefaults::of_model(folder_);
+  const SamplingDefaults none = SamplingDefaults::of_model(folder_.path());
   EXPECT_EQ(none.temperature, 1);
   EXPECT_EQ(none.top_p, 1);
   EXPECT_EQ(none.describe(), "");
-  EXPECT_EQ(SamplingDefaults::of_model(folder_ / "model.gguf").describe(), "");
+  EXPECT_EQ(SamplingDefaults::of_model(folder_.path() / "model.gguf").describe(), "");
 }
 
 TEST_F(SamplingDefaultsTest, ThatNoRequestCouldHaveAreRefused) {
-  for (const char* text : {R"({"temperature": 7})", R"({"top_p": -0.1})", R"({"temperature": "hot"})", R"({"top_k": -5})",
-                           R"([])", R"({"temperature")"}) {
+  for (const char* text : {R"({"temperature": 7})", R"({"top_p": -0.1})", R"({"temperature": "hot"})",
+                           R"({"top_k": -5})", R"([])", R"({"temperature")"}) {
     try {
       read(text);
       FAIL() << text;
