@@ -45,9 +45,12 @@ void add_job_options(CLI::App& app, JobOptions& options) {
   app.add_flag("--pin", options.pin,
                "Keep each thread on a core of its own, on a machine that does little else: some kernels put two on one")
       ->group(group);
-  app.add_option("--device", options.device, "What computes: auto (a GPU where there is one), cpu, cuda")->group(group);
+  app.add_option("--device", options.device, "What computes: auto (a GPU where there is one), cpu, cuda")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+      ->group(group);
   app.add_option("--collectives", options.collectives,
                  "What carries data between ranks: auto (mpi), mpi, nccl (between GPUs)")
+      ->check(CLI::IsMember({"auto", "mpi", "nccl"}))
       ->group(group);
   app.add_option("--isa", options.isa, "CPU instructions: auto, portable, avx2, avx512, amx")->group(group);
   const std::map<std::string, Compute> types = {{"f32", Compute::f32}, {"bf16", Compute::bf16}, {"fp8", Compute::fp8}};

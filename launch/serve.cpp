@@ -181,15 +181,16 @@ int serve(const ServeOptions& options, int* argc, char*** argv) {
   // Rank 0 listens from the start: who asks early is told to come back instead of being turned away.
   Entrance entrance;
   std::optional<HttpServer> server;
-  SamplingDefaults sampling;
   if (read_launch_environment().rank == 0) {
-    sampling = SamplingDefaults::of_model(options.job.model);
     server.emplace(http_options(options), [&entrance](HttpRequest request, Responder responder) {
       entrance.handle(std::move(request), std::move(responder));
     });
     log::info("loading", {{"model", options.job.model.string()}, {"address", server->url()}});
   }
-  return run_job(argc, argv, options.job,
+  SamplingDefaults sampling;
+  JobOptions job = options.job;
+  job.before_loading = [&] { sampling = SamplingDefaults::of_model(job.model); };
+  return run_job(argc, argv, job,
                  [&](Engine& engine) { return serve_engine(engine, options, sampling, *server, entrance, signals); });
 }
 

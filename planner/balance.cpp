@@ -58,6 +58,11 @@ ReplicaCounts count_replicas(std::span<const double> loads, int slots, int most)
   return result;
 }
 
+bool equal_ranks(std::span<const int> slots, std::span<const double> speed) {
+  return std::ranges::all_of(slots, [&](int s) { return s == slots[0]; }) &&
+         std::ranges::all_of(speed, [&](double s) { return s == speed[0]; });
+}
+
 Balance::Balance(std::span<const double> loads, std::span<const int> slots, std::span<const double> speed)
     : loads_(loads), slots_(slots), speed_(speed), held_(slots.size()), ranks_of_(loads.size()), load_(slots.size()) {}
 

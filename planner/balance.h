@@ -15,6 +15,9 @@ struct ReplicaCounts {
 /// `most`: replicas that one expert may have (no two share a rank).
 ReplicaCounts count_replicas(std::span<const double> loads, int slots, int most);
 
+/// Whether all ranks have as many slots and the same speed.
+bool equal_ranks(std::span<const int> slots, std::span<const double> speed);
+
 /// Where each expert's replicas are and what they carry, without regard to groups or nodes; improved in place.
 class Balance {
  public:

@@ -74,9 +74,7 @@ bool Balance::place_filling(int split, double level) {
 bool Balance::place_paired(double level) {
   const auto ranks = std::ssize(slots_), experts = std::ssize(loads_), slots = std::ptrdiff_t{slots_[0]};
   const std::ptrdiff_t spare = ranks * slots - experts;
-  const bool equal = std::ranges::all_of(slots_, [&](int s) { return s == slots_[0]; }) &&
-                     std::ranges::all_of(speed_, [&](double s) { return s == speed_[0]; });
-  if (!equal || slots < 2 || spare < 1 || spare >= ranks) return false;
+  if (!equal_ranks(slots_, speed_) || slots < 2 || spare < 1 || spare >= ranks) return false;
   level *= speed_[0];
   const std::vector<std::size_t> order = descending(loads_);
   const std::ptrdiff_t neighbours = std::min(spare * (slots - 1), experts);

@@ -163,10 +163,7 @@ std::optional<Balance> from_scratch(std::span<const double> loads, std::span<con
 /// spare slots all trees are pairs, the largest with the smallest, which is what there is.)
 std::optional<Balance> regroup(const Balance& placed, std::span<const double> loads, std::span<const int> slots,
                                std::span<const double> speed, double bound) {
-  const auto all = [](const auto& values, auto value) {
-    return std::ranges::all_of(values, [&](auto v) { return v == value; });
-  };
-  if (!all(slots, 2) || !all(speed, speed[0]) || loads.size() <= slots.size() || loads.size() == 2 * slots.size())
+  if (slots[0] != 2 || !equal_ranks(slots, speed) || loads.size() <= slots.size() || loads.size() == 2 * slots.size())
     return {};
   const ExpertTrees start(loads, placed.placement(), static_cast<int>(slots.size()));
   std::optional<ExpertTrees> best;

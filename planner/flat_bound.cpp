@@ -44,10 +44,6 @@ double sums_bound(std::span<const double> loads, std::span<const int> slots, std
   return bound;
 }
 
-bool all_equal(const auto& values) {
-  return std::ranges::all_of(values, [&](const auto& v) { return v == values[0]; });
-}
-
 /// The least level from `bound` on that is not excluded, to a ten-thousandth.
 double raised(double bound, const auto& excludes) {
   double low = bound, high = 2 * low;
@@ -63,7 +59,7 @@ double raised(double bound, const auto& excludes) {
 
 std::optional<SpareSlots> spare_slots(std::span<const double> loads, std::span<const int> slots,
                                       std::span<const double> speed) {
-  if (slots[0] < 2 || !all_equal(slots) || !all_equal(speed) || std::cmp_less(loads.size(), slots[0])) return {};
+  if (slots[0] < 2 || !equal_ranks(slots, speed) || std::cmp_less(loads.size(), slots[0])) return {};
   std::vector<double> ascending(loads.begin(), loads.end());
   std::ranges::sort(ascending);
   const int spare = std::accumulate(slots.begin(), slots.end(), 0) - static_cast<int>(loads.size());

@@ -311,13 +311,6 @@ Checkpoint job_checkpoint(const JobOptions& options) {
 
 namespace {
 
-void check_words(const JobOptions& options) {
-  if (options.device != "auto" && options.device != "cpu" && options.device != "cuda")
-    throw Error("--device " + options.device + ": there are auto, cpu and cuda", ExitCode::usage);
-  if (options.collectives != "auto" && options.collectives != "mpi" && options.collectives != "nccl")
-    throw Error("--collectives " + options.collectives + ": there are auto, mpi and nccl", ExitCode::usage);
-}
-
 void choose_step(JobOptions& options) {
   const bool gpu = computes_on_gpu(options);
   if (options.max_batched_tokens == 0) options.max_batched_tokens = default_step_tokens(gpu);
@@ -327,14 +320,6 @@ void choose_step(JobOptions& options) {
 
 int run_job(int* argc, char*** argv, const JobOptions& asked, const std::function<int(Engine&)>& front) {
   const int rank = read_launch_environment().rank;
-  try {
-    check_words(asked);
-  } catch (const Error& error) {  // the same on all ranks
-    if (rank == 0) std::fprintf(stderr, "shoal: %s\n", error.what());
-    // Launchers end all ranks when the first one goes: the one that speaks must not be cut short.
-    if (rank != 0) std::this_thread::sleep_for(std::chrono::milliseconds(300));
-    return static_cast<int>(error.exit_code);
-  }
   const auto failed = [rank](const char* why, ExitCode code) {
     const std::string who = rank == 0 ? "" : fmt::format("rank {} on {}: ", rank, host_name());
     std::fprintf(stderr, "shoal: %s%s\n", who.c_str(), why);

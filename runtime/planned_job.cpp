@@ -129,11 +129,13 @@ class StartCheck {
         found.push_back(fmt::format("--max-model-len {}", workload.context));
         break;
       }
-    } else if (memory().total() - options_.kv_cache_gb * 1e9 < share && options_.planned) {
-      found.push_back("a plan with a shorter --context or less --concurrency");
     } else if (memory().total() - options_.kv_cache_gb * 1e9 < share) {
-      found.push_back(fmt::format("--kv-cache-gb {:.3f}", (share - memory().total()) / 1e9 + options_.kv_cache_gb));
-      found.push_back("no --kv-cache-gb, and the cache takes what is free");
+      if (options_.planned) {
+        found.push_back("a plan with a shorter --context or less --concurrency");
+      } else {
+        found.push_back(fmt::format("--kv-cache-gb {:.3f}", (share - memory().total()) / 1e9 + options_.kv_cache_gb));
+        found.push_back("no --kv-cache-gb, and the cache takes what is free");
+      }
     }
     if (options_.mtp) {
       const HeldWeights trunk(config_, precision_, device_);
