@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "launch/recipe.h"
+#include "launch/sampling_defaults.h"
 #include "launch/sized_mix.h"
 #include "planner/tensor_names.h"
 #include "runtime/gguf_describe.h"
@@ -76,6 +77,7 @@ class GgufPlan {
     describe_model(header_, config, model_name(options.in));
     if (options.size.empty()) header_.add("general.file_type", recipe_.file_type());
     header_.add("general.quantization_version", std::uint32_t{2});
+    SamplingDefaults::of_model(options.in).describe(header_);
     if (!options.importance.empty()) importance_ = Importance::read(options.importance);
     describe_tokenizer(header_, config, options.in);
     if (!options.size.empty()) choose(options);

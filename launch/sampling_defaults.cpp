@@ -8,28 +8,60 @@
 #include <vector>
 
 #include "planner/json_fields.h"
+#include "runtime/gguf.h"
 
 namespace shoal {
 
-SamplingDefaults SamplingDefaults::of_model(const std::filesystem::path& folder) {
+namespace {
+
+/// Where a field stands in generation_config.json and in GGUF metadata.
+struct Key {
+  const char *folder, *gguf;
+};
+constexpr Key kTemperature{"temperature", "general.sampling.temp"};
+constexpr Key kTopP{"top_p", "general.sampling.top_p"};
+constexpr Key kMinP{"min_p", "general.sampling.min_p"};
+constexpr Key kTopK{"top_k", "general.sampling.top_k"};
+constexpr Key kRepetitionPenalty{"repetition_penalty", "general.sampling.penalty_repeat"};
+
+SamplingDefaults read_fields(const nlohmann::json& document, const std::string& place, const char* Key::*spelling) {
   SamplingDefaults result;
-  std::error_code ignored;
-  const auto file = folder / "generation_config.json";
-  if (!std::filesystem::exists(file, ignored)) return result;
-  const auto document = read_json_file(file);
-  const JsonFields fields(document, file.string());
-  const auto read = [&](const char* key, float low, float high, float& value) {
-    const auto given = fields.number(key);
+  const JsonFields fields(document, place);
+  const auto read = [&](Key key, float low, float high, float& value) {
+    const auto given = fields.number(key.*spelling);
     if (!given) return;
-    if (!(*given >= low && *given <= high)) fields.reject(key, fmt::format("must be from {} to {}", low, high));
+    if (!(*given >= low && *given <= high))
+      fields.reject(key.*spelling, fmt::format("must be from {} to {}", low, high));
     value = *given;
   };
-  read("temperature", 0, 2, result.temperature);
-  read("top_p", 0, 1, result.top_p);
-  read("min_p", 0, 1, result.min_p);
-  read("repetition_penalty", 0.01f, 100, result.repetition_penalty);
-  result.top_k = std::max(0, fields.integer_or("top_k", 0, -1, INT32_MAX));
+  read(kTemperature, 0, 2, result.temperature);
+  read(kTopP, 0, 1, result.top_p);
+  read(kMinP, 0, 1, result.min_p);
+  read(kRepetitionPenalty, 0.01f, 100, result.repetition_penalty);
+  result.top_k = std::max(0, fields.integer_or(kTopK.*spelling, 0, -1, INT32_MAX));
   return result;
+}
+
+}  // namespace
+
+SamplingDefaults SamplingDefaults::of_model(const std::filesystem::path& model) {
+  if (is_gguf(model)) {
+    const Gguf gguf = Gguf::open(model);
+    return read_fields(gguf.metadata, gguf.place(), &Key::gguf);
+  }
+  std::error_code ignored;
+  const auto file = model / "generation_config.json";
+  if (!std::filesystem::exists(file, ignored)) return {};
+  return read_fields(read_json_file(file), file.string(), &Key::folder);
+}
+
+void SamplingDefaults::describe(GgufHeaderWriter& header) const {
+  const SamplingDefaults openai;
+  if (temperature != openai.temperature) header.add(kTemperature.gguf, temperature);
+  if (top_p != openai.top_p) header.add(kTopP.gguf, top_p);
+  if (min_p != openai.min_p) header.add(kMinP.gguf, min_p);
+  if (top_k != openai.top_k) header.add(kTopK.gguf, static_cast<std::uint32_t>(top_k));
+  if (repetition_penalty != openai.repetition_penalty) header.add(kRepetitionPenalty.gguf, repetition_penalty);
 }
 
 std::string SamplingDefaults::describe() const {

@@ -63,14 +63,15 @@ SpeedModel::Products SpeedModel::products(const Device& device, const Weights& w
   Products sum;
   if (read <= 0) return sum;
   const double tokens = std::max(1.0, multiplied / read);  // of each
-  for (const auto& [type, count] : weights) {
+  for (const auto& [type, parameters] : weights) {
     ProductRate rate{device.memory_bytes_per_s * constants_.measured.memory / (type->held().bits() / 8),
                      device.flops(type->bits() > 8.5     ? Arithmetic::bf16
                                   : type->block_rows > 1 ? Arithmetic::fp8
                                                          : Arithmetic::int8)};
     if (const auto known = device.linear.find(type->name); known != device.linear.end()) rate = known->second;
     if (const auto known = rates.find(type->name); known != rates.end()) rate = known->second;
-    const auto seconds = [&](double each) { return rate.seconds(count * read, each) / constants_.measured.products; };
+    const double count = parameters * read;
+    const auto seconds = [&](double each) { return rate.seconds(count, each) / constants_.measured.products; };
     const double reading = seconds(1);  // the first token's share is in it
     sum.reading += reading / std::min(rate.alone > 0 ? rate.alone : device.alone_memory, 1 / part);
     sum.multiplying += (seconds(tokens) - reading) / std::min(device.alone_products, 1 / part);

@@ -32,7 +32,27 @@ TEST_F(SamplingDefaultsTest, AreOpenAIsWhereItSaysNothing) {
   EXPECT_EQ(none.temperature, 1);
   EXPECT_EQ(none.top_p, 1);
   EXPECT_EQ(none.describe(), "");
-  EXPECT_EQ(SamplingDefaults::of_model(folder_.path() / "model.gguf").describe(), "");
+}
+
+TEST_F(SamplingDefaultsTest, AreThoseOfAGgufFile) {
+  const auto of_file = [&](const SamplingDefaults& written) {
+    GgufHeaderWriter header;
+    written.describe(header);
+    folder_.write("model.gguf", header.layout().header);
+    return SamplingDefaults::of_model(folder_.path() / "model.gguf");
+  };
+  const SamplingDefaults all{
+      .temperature = 0.7f, .top_p = 0.8f, .min_p = 0.05f, .repetition_penalty = 1.05f, .top_k = 20};
+  EXPECT_EQ(of_file(all).describe(), "temperature 0.7, top_p 0.8, top_k 20, min_p 0.05, repetition_penalty 1.05");
+  EXPECT_EQ(of_file({}).describe(), "");
+  try {
+    of_file({.temperature = 7});
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("model.gguf: general.sampling.temp must be from 0 to 2"),
+              std::string::npos)
+        << error.what();
+  }
 }
 
 TEST_F(SamplingDefaultsTest, ThatNoRequestCouldHaveAreRefused) {
