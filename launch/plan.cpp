@@ -74,7 +74,9 @@ PlanRequest read_request(const PlanOptions& o, int* argc, char*** argv) {
   r.cluster = read_cluster(o, r, argc, argv);
   if (o.nodes > 0) {
     if (r.cluster.groups.size() != 1) throw Error("--nodes is for clusters of equal nodes", ExitCode::usage);
-    r.cluster.groups[0].nodes = o.nodes;
+    int& nodes = r.cluster.groups[0].nodes;
+    r.cluster.price_per_hour *= static_cast<double>(o.nodes) / nodes;
+    nodes = o.nodes;
     if (o.nodes > 1 && r.cluster.inter_node.bytes_per_s <= 0)
       throw Error(fmt::format("cluster {}: inter_node is missing, and --nodes is {}", o.cluster, o.nodes),
                   ExitCode::usage);
@@ -201,21 +203,29 @@ CLI::App* add_plan(CLI::App& root, PlanOptions& o) {
   app->add_flag("--table", o.table,
                 "Print memory by context and concurrency, and the smallest bundled cluster for each");
   const std::string group = "Search and simulation";
-  app->add_flag("--sweep", o.sweep, "Find the best layout on up to --nodes nodes, and print the Pareto front")
-      ->group(group);
+  CLI::Option* sweep =
+      app->add_flag("--sweep", o.sweep, "Find the best layout on up to --nodes nodes, and print the Pareto front");
   app->add_option("--target-tpot-ms", o.target_tpot_ms, "With --sweep: the slowest next token that is good enough")
-      ->group(group);
-  app->add_option("--plot", o.plot, "With --sweep: write a drawing of all layouts to this SVG file")->group(group);
-  app->add_flag("--simulate", o.simulate, "Play a trace of requests on the planned layout")->group(group);
+      ->needs(sweep);
+  app->add_option("--plot", o.plot, "With --sweep: write a drawing of all layouts to this SVG file")->needs(sweep);
+  CLI::Option* simulate = app->add_flag("--simulate", o.simulate, "Play a trace of requests on the planned layout");
   app->add_option("--trace", o.trace,
                   "JSON file of [seconds, prompt tokens, answer tokens]; without it: random arrivals")
-      ->group(group);
-  app->add_option("--rate", o.rate, "Requests a second")->group(group);
-  app->add_option("--requests", o.requests, "Requests in all")->check(CLI::Range(1, most_requests))->group(group);
-  app->add_option("--output", o.output, "Tokens of an answer")->check(CLI::Range(1, 1 << 30))->group(group);
-  app->add_option("--prefix-hits", o.prefix_hits, "Part of the prompt tokens that the prefix cache has")->group(group);
+      ->needs(simulate);
+  app->add_option("--rate", o.rate, "Requests a second")->needs(simulate);
+  app->add_option("--requests", o.requests, "Requests in all")->check(CLI::Range(1, most_requests))->needs(simulate);
+  app->add_option("--output", o.output, "Tokens of an answer")->check(CLI::Range(1, 1 << 30))->needs(simulate);
+  app->add_option("--prefix-hits", o.prefix_hits, "Part of the prompt tokens that the prefix cache has")
+      ->needs(simulate);
   app->add_option("--prefill-nodes", o.prefill_nodes, "Nodes that compute prompts and nothing else; 0: all do both")
-      ->group(group);
+      ->needs(simulate);
+  sweep->excludes(simulate);
+  // The search tries its own.
+  for (const char* tried : {"--concurrency", "--redundant-experts", "--loads", "--slice-experts"})
+    sweep->excludes(app->get_option(tried));
+  for (const char* name : {"--sweep", "--target-tpot-ms", "--plot", "--simulate", "--trace", "--rate", "--requests",
+                           "--output", "--prefix-hits", "--prefill-nodes"})
+    app->get_option(name)->group("Search and simulation");
   return app;
 }
 
@@ -243,8 +253,8 @@ int plan(const PlanOptions& options, bool speaks, int* argc, char*** argv) {
   if (options.model.empty())
     throw Error("--model is required (a card, a folder, a config.json or a GGUF file)", ExitCode::usage);
   if (options.cluster.empty()) throw Error("--cluster is required (a card, a JSON file or auto)", ExitCode::usage);
+  if (options.pin && options.cluster != "auto") throw Error("--pin goes with --cluster auto", ExitCode::usage);
   const PlanRequest request = read_request(options, argc, argv);
-  if (!options.plot.empty() && !options.sweep) throw Error("--plot goes with --sweep", ExitCode::usage);
   if (options.sweep) return print_sweep(request, options, speaks);
   if (options.simulate) return print_simulation(request, options, speaks);
   const Plan result = make_plan(request);

@@ -50,23 +50,16 @@ std::vector<Arrival> read_trace(const std::string& path) {
   return arrivals;
 }
 
-/// Tokens of cache that a tensor-parallel group has room for once the weights are there.
-double kv_room(const PlanRequest& request) {
-  PlanRequest r = request;
-  r.workload.concurrency = 1;
-  r.workload.context = 1;
-  r.prompt = 0;
-  const Plan p = make_plan(r);
-  if (!p.fits)
-    throw Error("the weights alone do not fit; 'shoal plan' without --simulate says what would",
-                ExitCode::does_not_fit);
+/// Tokens of cache that a tensor-parallel group has room for beside the weights, of a plan with a sequence of one page
+/// on each.
+double kv_room(const Plan& p) {
   double least = 1e300;
   for (std::size_t rank = 0; rank < p.memory.size(); ++rank) {
     const Device& device = p.cluster.device_of(static_cast<int>(rank));
-    const double left = device.companion ? device.companion->memory_bytes - p.memory[rank].companion
-                                         : device.memory_bytes - p.memory[rank].total();
-    const double heads = request.config.is_mla() ? 1 : p.layout.tensor_parallel;
-    least = std::min(least, left / p.kv_bytes_per_token * heads);
+    const RankMemory& m = p.memory[rank];
+    const double left =
+        device.companion ? device.companion->memory_bytes - m.companion : device.memory_bytes - m.total();
+    if (m.kv > 0) least = std::min(least, (left + m.kv) / (m.kv / kv_page_tokens));
   }
   return least;
 }
@@ -81,24 +74,31 @@ struct Pool {
 Pool make_pool(const PlanRequest& request, const PlanOptions& o, int nodes) {
   PlanRequest r = request;
   if (nodes > 0) r.cluster.groups[0].nodes = nodes;
-  const double room = kv_room(r);
-  r.workload.concurrency = 1;
-  const Layout layout = make_plan(r).layout;
+  const int ranks = r.cluster.ranks();
+  const int tp = r.tensor_parallel > 0 ? r.tensor_parallel : served_tensor_parallel(r.config.n_routed_experts, ranks);
+  r.workload.concurrency = std::max(1, ranks / tp);
+  r.workload.context = 1;
+  r.prompt = 0;
+  const Plan p = make_plan(r);
+  if (!p.fits)
+    throw Error("the weights alone do not fit; 'shoal plan' without --simulate says what would",
+                ExitCode::does_not_fit);
   const bool gpu = r.cluster.groups[0].device.kind == Device::Kind::gpu;
-  return {layout,
-          SpeedModel(r.config, r.precision, r.cluster, layout, r.workload, r.redundant_experts),
+  return {p.layout,
+          SpeedModel(r.config, r.precision, r.cluster, p.layout, r.workload, r.redundant_experts),
           {.max_num_seqs = 256,
            .max_batched_tokens = gpu ? std::max(r.workload.max_batched_tokens, 4096) : r.workload.max_batched_tokens,
-           .kv_tokens = room,
-           .prefix_hit_fraction = o.prefix_hits}};
+           .kv_tokens = kv_room(p),
+           .prefix_hit_fraction = o.prefix_hits,
+           .imbalance = r.loads.empty() ? 0 : p.imbalance}};
 }
 
 }  // namespace
 
 int print_sweep(const PlanRequest& request, const PlanOptions& o, bool speaks) {
-  std::vector<std::string> precisions = {request.precision.name()};
+  std::vector<Precision> precisions = {request.precision};
   if (o.precision.empty())
-    for (const char* other : {"int8", "Q4_K_M"}) precisions.emplace_back(other);
+    for (const char* other : {"int8", "Q4_K_M"}) precisions.push_back(Precision::from_name(other));
   const auto all = sweep(request, precisions);
   const auto front = pareto_front(all);
   const Operating* best = nullptr;
@@ -134,6 +134,8 @@ int print_simulation(const PlanRequest& request, const PlanOptions& o, bool spea
   const auto arrivals =
       o.trace.empty() ? poisson_arrivals(o.requests, o.rate, prompt, o.output, 1) : read_trace(o.trace);
   const int nodes = request.cluster.groups[0].nodes;
+  if (o.prefill_nodes > 0 && request.cluster.groups.size() > 1)
+    throw Error("--prefill-nodes is for clusters of equal nodes", ExitCode::usage);
   if (o.prefill_nodes < 0 || o.prefill_nodes >= nodes)
     throw Error(fmt::format("--prefill-nodes is {}, and must leave some of the {} nodes", o.prefill_nodes, nodes),
                 ExitCode::usage);

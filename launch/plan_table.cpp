@@ -63,6 +63,7 @@ void add_rows(std::string& text, const std::string& model, const std::string& pr
         if (size.bytes < least && !size.cluster.groups[0].device.companion) continue;
         request.cluster = size.cluster;
         const bool gpu = size.cluster.groups[0].device.kind == Device::Kind::gpu;
+        request.workload.max_batched_tokens = default_step_tokens(gpu);
         if (!fits(request, gpu ? on_gpu : on_cpu)) continue;
         smallest = &size;
         break;

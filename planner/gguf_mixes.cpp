@@ -203,8 +203,9 @@ std::string_view standard_type(const ModelConfig& c, const Mix& mix, const Expec
   return type;
 }
 
-/// The type that stands in where a row of `cols` is no whole number of blocks.
-std::string_view fitting(std::string_view name, std::int64_t cols) {
+}  // namespace
+
+std::string_view fitting_gguf_type(std::string_view name, std::int64_t cols) {
   if (cols % weight_type(name).block_cols == 0) return name;
   std::string_view smaller = "IQ4_NL";
   if (name == "Q2_K" || name == "Q3_K" || name == "TQ1_0" || name == "TQ2_0") smaller = "Q4_0";
@@ -213,8 +214,6 @@ std::string_view fitting(std::string_view name, std::int64_t cols) {
   if (name == "Q6_K") smaller = "Q8_0";
   return cols % weight_type(smaller).block_cols == 0 ? smaller : "F16";
 }
-
-}  // namespace
 
 GgufRole gguf_role(const ExpectedTensor& tensor) {
   const auto is = [&](std::string_view leaf) { return tensor.name.ends_with(leaf); };
@@ -232,13 +231,21 @@ GgufRole gguf_role(const ExpectedTensor& tensor) {
 
 bool is_gguf_mix(std::string_view name) { return find_mix(name) || find_dynamic(name); }
 
+const WeightType& gguf_half_type(const ModelConfig& config, std::string_view mix, const ExpectedTensor& tensor,
+                                 std::int64_t cols) {
+  const Dynamic* dynamic = find_dynamic(mix);
+  const std::string_view wanted = dynamic ? dynamic_type(config, *dynamic, tensor, gguf_role(tensor))
+                                          : standard_type(config, *find_mix(mix), tensor, Role::other);
+  return weight_type(fitting_gguf_type(wanted, cols));
+}
+
 const WeightType& gguf_type(const ModelConfig& config, std::string_view mix, const ExpectedTensor& tensor) {
   if (tensor.shape.size() < 2 || tensor.part == Part::router || tensor.part == Part::norms) return weight_type("F32");
   const GgufRole role = gguf_role(tensor);
   const Dynamic* dynamic = find_dynamic(mix);
   const std::string_view wanted =
       dynamic ? dynamic_type(config, *dynamic, tensor, role) : standard_type(config, *find_mix(mix), tensor, role);
-  return weight_type(fitting(wanted, tensor.shape[1]));
+  return weight_type(fitting_gguf_type(wanted, tensor.shape[1]));
 }
 
 }  // namespace shoal

@@ -1,5 +1,5 @@
 #pragma once
-#include <optional>
+#include <cstdint>
 #include <string>
 #include <string_view>
 
@@ -21,5 +21,12 @@ bool is_gguf_mix(std::string_view name);
 /// do not divide gets a type of smaller blocks. An importance matrix is taken to be there for IQ1, IQ2 and IQ3_XXS,
 /// which need one, and for no other.
 const WeightType& gguf_type(const ModelConfig& config, std::string_view mix, const ExpectedTensor& tensor);
+/// The same for one of the halves that kv_b_proj is in where a file has them apart, with rows of `cols` elements:
+/// llama.cpp's rules for values then do not hold.
+const WeightType& gguf_half_type(const ModelConfig& config, std::string_view mix, const ExpectedTensor& tensor,
+                                 std::int64_t cols);
+
+/// `type`, or where its blocks do not divide rows of `cols` elements the type that llama.cpp puts in its place.
+std::string_view fitting_gguf_type(std::string_view type, std::int64_t cols);
 
 }  // namespace shoal

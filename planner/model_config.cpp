@@ -16,6 +16,7 @@ constexpr std::int64_t max_width = 1 << 20;
 constexpr std::int64_t max_vocab = 1 << 24;
 constexpr std::int64_t max_layers = 1 << 12;
 constexpr std::int64_t max_experts = 1 << 12;
+constexpr std::int64_t max_experts_of_all_layers = 1 << 17;  // each is a few tensors with a name; R1 has 15,616
 constexpr std::int64_t max_context = 1 << 30;
 
 /// What transformers' config classes assume where the file says nothing (configuration_<family>.py). Dimensions have
@@ -156,7 +157,8 @@ void read_experts(ModelConfig& c, const JsonFields& json) {
   const bool v3 = c.architecture == Architecture::deepseek_v3;
   if (v3) c.num_nextn_predict_layers = json.integer_or("num_nextn_predict_layers", 1, 0, 64);
   if (json.is_null("n_routed_experts")) return;  // every layer is dense
-  c.n_routed_experts = json.integer("n_routed_experts", 1, max_experts);
+  c.n_routed_experts =
+      json.integer("n_routed_experts", 1, std::min(max_experts, max_experts_of_all_layers / c.num_hidden_layers));
   c.n_shared_experts = json.is_null("n_shared_experts") ? 0 : json.integer_or("n_shared_experts", v3 ? 1 : 2, 0, 64);
   c.num_experts_per_tok = json.integer("num_experts_per_tok", 1, c.n_routed_experts);
   c.moe_intermediate_size = json.integer("moe_intermediate_size", 1, max_width);

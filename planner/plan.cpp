@@ -20,6 +20,8 @@ void refuse(bool wrong, const std::string& message) {
   if (wrong) throw Error(message, ExitCode::usage);
 }
 
+}  // namespace
+
 void check(const PlanRequest& r) {
   const int ranks = r.cluster.ranks();
   refuse(r.workload.context < 1, fmt::format("--context is {}, and must be at least 1", r.workload.context));
@@ -58,6 +60,8 @@ void check(const PlanRequest& r) {
   refuse(!r.loads.empty() && static_cast<int>(r.loads.size()) != moe_layers(),
          fmt::format("there are loads of {} layers, and the model has {} with experts", r.loads.size(), moe_layers()));
 }
+
+namespace {
 
 bool makes_sense(const PlanRequest& r) {
   try {
@@ -161,8 +165,12 @@ std::optional<int> first(int low, int high, const std::function<bool(int)>& good
 std::vector<std::string> changes_that_fit(const PlanRequest& request, const HeldWeights& weights) {
   std::vector<std::string> changes;
   PlanRequest r = request;
-  r.tensor_parallel = 0;
-  const auto would_do = [&](const HeldWeights& held) { return fits(r, held) && makes_sense(r); };
+  const auto would_do = [&](const HeldWeights& held) { return makes_sense(r) && fits(r, held); };
+  if (r.tensor_parallel > 0) {
+    r.tensor_parallel = 0;
+    if (would_do(weights)) changes.push_back("no --tensor-parallel: the dense parts as serve has them");
+    r.tensor_parallel = request.tensor_parallel;
+  }
   if (r.cluster.groups.size() == 1 && (r.cluster.inter_node.bytes_per_s > 0 || r.cluster.nodes() > 1)) {
     NodeGroup& group = r.cluster.groups[0];
     int high = group.nodes, most = longest_search_nodes;

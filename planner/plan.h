@@ -46,7 +46,7 @@ struct Plan {
   int sharing_that_fits = 0;  // --tensor-parallel with which it would fit, though serve does not run that; 0: none
   Prediction prediction;
 
-  /// Whether serve runs this layout: what is planned without --tensor-parallel always is.
+  /// Whether serve runs this: what is planned without --tensor-parallel is, but where a CPU has a companion GPU.
   bool served() const;
   nlohmann::ordered_json to_json() const;
   /// Error names the field that is missing or wrong: experts that are nowhere or twice on a rank, shares that do not
@@ -56,6 +56,9 @@ struct Plan {
 
 /// Error (wrong usage) where what is asked makes no sense: a context beyond the model's, a tensor parallelism that does
 /// not divide the ranks, loads of another shape.
+void check(const PlanRequest& request);
+
+/// Error as check().
 Plan make_plan(const PlanRequest& request);
 
 /// Whether the most loaded rank's share fits, without placing anything; what searches use.

@@ -89,7 +89,11 @@ double number_in(const JsonFields& json, const char* key) {
 
 }  // namespace
 
-bool Plan::served() const { return layout.tensor_parallel == served_tensor_parallel(n_routed_experts, layout.ranks); }
+bool Plan::served() const {
+  const auto has_companion = [](const NodeGroup& g) { return g.device.companion != nullptr; };
+  return layout.tensor_parallel == served_tensor_parallel(n_routed_experts, layout.ranks) &&
+         std::ranges::none_of(cluster.groups, has_companion);
+}
 
 Json Plan::to_json() const {
   Json json = {{"version", 1},

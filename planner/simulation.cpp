@@ -80,9 +80,10 @@ class Simulator {
     }
   }
 
-  /// All groups step together: the slowest sets the pace.
+  /// All groups step together: the one with the most tokens sets the pace, and experts get those of all.
   void step() {
     Work most;
+    double tokens = 0;
     for (Group& g : groups_) {
       Work w;
       int budget = options_.max_batched_tokens;
@@ -101,15 +102,15 @@ class Simulator {
         w.attended += n * (r.position + n / 2.0);
       }
       if (w.tokens > most.tokens) most = w;
+      tokens += w.tokens;
       batch_sum_ += static_cast<double>(g.running.size());
     }
     ++steps_;
-    now_ += model_
-                .step({.tokens = most.tokens,
-                       .context = most.attended / most.tokens,
-                       .prefill = most.prompt_tokens > most.tokens / 2})
-                .total /
-            1e6;
+    const Step step{.tokens = most.tokens,
+                    .mean = tokens / static_cast<double>(groups_.size()),
+                    .context = most.attended / most.tokens,
+                    .prefill = most.prompt_tokens > most.tokens / 2};
+    now_ += model_.step(step, options_.imbalance).total / 1e6;
     for (Group& g : groups_) advance(g);
   }
 
@@ -121,7 +122,7 @@ class Simulator {
       emit(r);
     }
     for (Running& r : g.running) {
-      if (r.prompt_left == 0 || budget == 0 || last_[r.request] == now_) continue;
+      if (r.prompt_left == 0 || budget == 0) continue;
       const int n = std::min(budget, r.prompt_left);
       budget -= n;
       r.prompt_left -= n;
@@ -159,6 +160,7 @@ class Simulator {
     if (result.seconds > 0) result.output_tokens_per_s = tokens / result.seconds;
     if (steps_ > 0) result.mean_batch = batch_sum_ / steps_ / static_cast<double>(groups_.size());
     result.first_token_s = first_;
+    result.last_token_s = last_;
     return result;
   }
 
@@ -212,12 +214,19 @@ SimulationResult simulate_disaggregated(const std::vector<Arrival>& arrivals, co
   options.prefix_hit_fraction = 1;
   SimulationResult result = simulate(rest, decode, decode_layout, options);
   result.ttft_ms = first.ttft_ms;
+  std::vector<double> tpot;
+  for (std::size_t i = 0; i < rest.size(); ++i)
+    tpot.push_back((result.last_token_s[i] - rest[i].at_s) / rest[i].output * 1e3);
+  result.tpot_ms = percentiles(std::move(tpot));
   double tokens = 0;
   for (const Arrival& a : arrivals) tokens += a.output;
   if (!rest.empty()) result.seconds += rest.front().at_s - arrivals.front().at_s;
   if (rest.empty()) result.seconds = first.seconds;
   if (result.seconds > 0) result.output_tokens_per_s = tokens / result.seconds;
+  std::vector<double> last = first.first_token_s;
+  for (std::size_t i = 0; i < order.size(); ++i) last[order[i]] = result.last_token_s[i];
   result.first_token_s = first.first_token_s;
+  result.last_token_s = std::move(last);
   return result;
 }
 

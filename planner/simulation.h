@@ -20,6 +20,7 @@ struct SimulationOptions {
   int max_batched_tokens = 512;    // of one group in a step
   double kv_tokens = 1e18;         // that one group's cache holds
   double prefix_hit_fraction = 0;  // of prompt tokens that need no computation
+  double imbalance = 0;            // of experts, as SpeedModel::step takes it
 };
 
 struct Percentiles {
@@ -30,8 +31,8 @@ struct SimulationResult {
   Percentiles ttft_ms, tpot_ms;  // tpot: of requests with two tokens and more
   double seconds = 0;            // from the first arrival to the last token
   double output_tokens_per_s = 0;
-  double mean_batch = 0;              // sequences of a group in a step
-  std::vector<double> first_token_s;  // [arrivals] when it came
+  double mean_batch = 0;                            // sequences of a group in a step
+  std::vector<double> first_token_s, last_token_s;  // [arrivals] when they came
 };
 
 /// Continuous batching as the scheduler does it, with the model's step times for a clock: every step each group's
@@ -41,6 +42,7 @@ SimulationResult simulate(const std::vector<Arrival>& arrivals, const SpeedModel
                           const SimulationOptions& options);
 
 /// The same where other ranks compute the prompts: `prefill` does them alone, `decode` goes on from the first token.
+/// What a request waits for between the two is part of its time a token.
 SimulationResult simulate_disaggregated(const std::vector<Arrival>& arrivals, const SpeedModel& prefill,
                                         const Layout& prefill_layout, const SimulationOptions& prefill_options,
                                         const SpeedModel& decode, const Layout& decode_layout,

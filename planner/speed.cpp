@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "planner/expert_slices.h"
+#include "planner/placement.h"
 
 namespace shoal {
 namespace {
@@ -108,17 +109,18 @@ double SpeedModel::attention_us(const Step& step, const Where& w) const {
   const double part = step.average() / step.tokens;
   const ModelConfig& c = config_;
   const double tp = layout_.tensor_parallel;
-  double width = 2.0 * c.head_dim, cached = kv_bytes(c, workload_.kv), shared_by = tp;
-  if (c.is_mla()) {
+  double width = 2.0 * c.head_dim, cached = kv_bytes(c, workload_.kv);
+  if (c.is_mla()) {  // every rank of a group has the latents
     const bool unpacked = step.prefill && device.kind == Device::Kind::gpu;
     width = unpacked ? c.qk_head_dim() + c.v_head_dim : c.kv_width() + c.kv_lora_rank;
-    shared_by = 1;  // every rank of a group has the latents
+  } else {
+    const HeadSlice most = head_slice(c.num_attention_heads, c.num_key_value_heads, layout_.tensor_parallel, 0);
+    cached *= static_cast<double>(most.kv_heads.count) / c.num_key_value_heads;
   }
   const double pairs = step.tokens * step.context * c.num_hidden_layers;
   const double computing = 2 * pairs * c.num_attention_heads * width / tp / (device.bf16_flops * k.attention);
   // Tokens of one prompt read the same cache; a prompt's chunk streams it about once for 128 of them.
-  const double streaming =
-      pairs * cached / shared_by / (step.prefill ? 128 : 1) / (device.memory_bytes_per_s * k.memory);
+  const double streaming = pairs * cached / (step.prefill ? 128 : 1) / (device.memory_bytes_per_s * k.memory);
   return std::max(streaming / w.memory(part), computing / w.products(part)) * 1e6;
 }
 
@@ -176,10 +178,11 @@ double SpeedModel::exchange_us(const Step& step) const {
     const double reached = cluster_.groups[0].device.measured ? 1 : constants_.link;
     return link.bytes_per_s > 0 ? bytes / (link.bytes_per_s * reached) * 1e6 : 0;
   };
+  const bool cpu = cluster_.groups[0].device.kind == Device::Kind::cpu;
   double us = 0;
   if (const double tp = layout_.tensor_parallel; tp > 1) {
-    // Two all-reduces a layer, as reduce-scatter and all-gather; small ones are bound by latency.
-    const double bytes = step.tokens * c.hidden_size * 2 * 2 * (tp - 1) / tp;
+    // Two all-reduces a layer, as reduce-scatter and all-gather, on a CPU in FP32; small ones are bound by latency.
+    const double bytes = step.tokens * c.hidden_size * (cpu ? 4 : 2) * 2 * (tp - 1) / tp;
     const bool within = tp <= cluster_.largest_node();
     const Link& link = within ? near : far;
     us += 2 * c.num_hidden_layers * (time(link, bytes) + 2 * link.latency_us);
@@ -188,13 +191,14 @@ double SpeedModel::exchange_us(const Step& step) const {
 
   const double tokens = step.tokens / layout_.tensor_parallel, ranks = layout_.ranks, nodes = cluster_.nodes();
   const double k = c.num_experts_per_tok;
-  const bool cpu = cluster_.groups[0].device.kind == Device::Kind::cpu;  // there rows travel as they are computed with
+  // On a CPU rows travel as they are computed with.
   const double sent = cpu ? (workload_.bf16_rows ? 2 : 4) : precision_.arithmetic() != Arithmetic::bf16 ? 1 : 2;
   const double row = c.hidden_size * (sent + (cpu ? sent : 2.0));  // dispatch and combine
   const double rank_count = layout_.sliced_experts ? ranks - 1 : distinct(ranks, k) * (ranks - 1) / ranks;
   // Prompts send a token once to a node, where it is passed on; decoding sends it to each rank, at the least latency.
   const double node_limit = c.n_group > 1 ? std::min<double>(c.topk_group, nodes) : nodes;
-  const double node_count = std::min(distinct(nodes, k), node_limit) * (nodes - 1) / nodes;
+  const double node_count =
+      layout_.sliced_experts ? nodes - 1 : std::min(distinct(nodes, k), node_limit) * (nodes - 1) / nodes;
   const double far_count = nodes == 1 ? 0 : step.prefill ? node_count : rank_count * (nodes - 1) / nodes;
   const double near_count = step.prefill ? rank_count : rank_count / nodes;
   const double latency = 2 * (nodes > 1 ? far.latency_us : near.latency_us);
@@ -245,10 +249,12 @@ Prediction predict(const SpeedModel& model, const Workload& workload, const Layo
   const Step busy{.tokens = chunk, .context = prompt / 2.0, .prefill = true};
   p.prefill = model.step(busy, imbalance);
   p.prefill_tokens_per_s = chunk * groups / p.prefill.total * 1e6;
-  const double alone = std::min<double>(chunk, prompt);
-  const StepTime first =
-      model.step({.tokens = alone, .mean = alone / groups, .context = prompt / 2.0, .prefill = true}, imbalance);
-  p.ttft_ms = first.total * std::ceil(prompt / alone) / 1e3;
+  const auto alone = [&](double tokens) {
+    if (tokens <= 0) return 0.0;
+    const Step step{.tokens = tokens, .mean = tokens / groups, .context = prompt / 2.0, .prefill = true};
+    return model.step(step, imbalance).total / 1e3;
+  };
+  p.ttft_ms = std::floor(prompt / chunk) * alone(chunk) + alone(std::fmod(prompt, chunk));
   return p;
 }
 

@@ -2,20 +2,23 @@
 
 #include <algorithm>
 
+#include "base/error.h"
 #include "planner/expert_slices.h"
 
 namespace shoal {
 
-std::vector<Operating> sweep(const PlanRequest& request, const std::vector<std::string>& precisions) {
+std::vector<Operating> sweep(const PlanRequest& request, const std::vector<Precision>& precisions) {
+  check(request);
+  if (request.cluster.groups.size() > 1) throw Error("--sweep is for clusters of equal nodes", ExitCode::usage);
   std::vector<Operating> all;
   const Device& device = request.cluster.groups[0].device;
   const bool gpu = device.kind == Device::Kind::gpu || device.companion;
   const bool moe = request.config.n_routed_experts > 0;
   const int prompt = request.prompt > 0 ? request.prompt : std::max(1, request.workload.context / 2);
   const int most_nodes = request.cluster.groups[0].nodes, per_node = request.cluster.groups[0].ranks_per_node;
-  for (const std::string& precision : precisions) {
+  for (const Precision& precision : precisions) {
     PlanRequest r = request;
-    r.precision = Precision::from_name(precision);
+    r.precision = precision;
     const int slices = most_slices(r.config, r.precision);
     const HeldWeights weights(r.config, r.precision, device.kind, r.workload.mtp);
     for (int nodes = 1;; nodes = std::min(nodes * 2, most_nodes)) {
@@ -30,6 +33,7 @@ std::vector<Operating> sweep(const PlanRequest& request, const std::vector<std::
       for (const auto& [redundant, sliced] :
            {Experts{0, false}, Experts{r.config.n_routed_experts / 8, false}, Experts{0, true}}) {
         if ((sliced && slices < ranks) || ranks % tp != 0) continue;
+        if (redundant > 0 && ranks == 1) continue;  // nowhere to put a replica
         r.redundant_experts = redundant;
         r.slice_experts = sliced;
         const Layout layout{ranks, tp, redundant > 0, sliced};
@@ -38,7 +42,7 @@ std::vector<Operating> sweep(const PlanRequest& request, const std::vector<std::
           r.workload.concurrency = each * ranks;
           if (!fits(r, weights)) break;  // more sequences take more memory
           const Prediction p = predict(speed, r.workload, layout, prompt, gpu, 0);
-          all.push_back({nodes, tp, redundant, sliced, precision, r.workload.concurrency, p.tpot_ms, p.ttft_ms,
+          all.push_back({nodes, tp, redundant, sliced, precision.name(), r.workload.concurrency, p.tpot_ms, p.ttft_ms,
                          p.decode_tokens_per_s, p.decode_tokens_per_s / nodes});
         }
         if (!moe) break;

@@ -140,6 +140,8 @@ std::vector<TensorInfo> under_hugging_face_names(const Gguf& gguf) {
     }
     if (tensor.shape.front() > 1 << 12)
       fail("{}: tensor {} has {} experts", gguf.place(), tensor.name, tensor.shape.front());
+    // R1 has 44,544 such matrices; a file that claims many more in few bytes would take memory by its claims alone.
+    if (renamed.size() > 1u << 19) fail("{}: has more than {} matrices of experts", gguf.place(), 1 << 19);
     for (std::int64_t e = 0; e < tensor.shape.front(); ++e) renamed.push_back(expert_of(copy, e));
   }
   return renamed;

@@ -75,6 +75,30 @@ def test_clusters(path, value, words, tmp_path):
     check(plan("--model", MODEL, "--cluster", tmp_path / "c.json"), 1, "c.json|" + words)
 
 
+def test_twice_the_nodes_cost_twice_as_much(tmp_path):
+    (tmp_path / "c.json").write_text(json.dumps(CLUSTER | dict(price_per_hour=64)))
+    (tmp_path / "d.json").write_text(json.dumps(CLUSTER | dict(price_per_hour=128, nodes=4)))
+    asked = ["--model", MODEL, "--concurrency", 64, "--json"]
+    one = plan(*asked, "--cluster", tmp_path / "c.json", "--nodes", 4)
+    other = plan(*asked, "--cluster", tmp_path / "d.json")
+    prices = [json.loads(run.stdout)["prediction"]["price_per_million_tokens"] for run in (one, other)]
+    assert prices[0] == pytest.approx(prices[1])
+
+
+@pytest.mark.parametrize("options, words", [
+    (["--rate", 5], "--rate requires --simulate"),
+    (["--output", 5], "--output requires --simulate"),
+    (["--target-tpot-ms", 5], "--target-tpot-ms requires --sweep"),
+    (["--plot", "p.svg"], "--plot requires --sweep"),
+    (["--sweep", "--simulate"], "excludes"),
+    (["--sweep", "--concurrency", 4], "--concurrency excludes --sweep"),
+    (["--sweep", "--context", 0], "--context is 0"),
+    (["--pin"], "--pin goes with --cluster auto"),
+])
+def test_options_that_would_be_ignored(options, words):
+    check(plan("--model", MODEL, "--cluster", "h800x8", *options), 2, words)
+
+
 @pytest.mark.parametrize("text", ["", "null", "[]", "[" * 5000, '{"nodes": NaN}', '{"nodes": 1, "nodes": 1}', '{"dev'])
 def test_files_that_are_no_cluster(text, tmp_path):
     (tmp_path / "c.json").write_text(text)
@@ -117,7 +141,6 @@ def test_configurations(path, value, words, tmp_path):
     ("--kv-type fp3", "KV cache type fp3"),
     ("--speculative mtp", "num_nextn_predict_layers"),
     ("--max-batched-tokens 0", "--max-batched-tokens"),
-    ("--plot x.svg", "--plot goes with --sweep"),
     ("--sweep --target-tpot-ms nan", "--target-tpot-ms is nan"),
     ("--simulate --rate nan", "--rate is nan"),
     ("--simulate --rate inf", "--rate is inf"),

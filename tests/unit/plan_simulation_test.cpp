@@ -25,14 +25,15 @@ Machine machine(const char* card, int nodes) {
           SpeedModel(find_model("deepseek-r1"), Precision::from_name("fp8"), cluster, layout, Workload{}, 0)};
 }
 
-/// A request alone takes exactly its steps.
+/// A request alone takes exactly its steps, on one of the groups; experts get its tokens alone.
 TEST(PlanSimulation, OneRequestTakesItsSteps) {
   const Machine m = machine("h200x8", 2);
   const SimulationResult r = simulate({{5, 1000, 3}}, m.model, m.layout, {.max_batched_tokens = 600});
-  const double first = m.model.step({.tokens = 600, .context = 300, .prefill = true}).total +
-                       m.model.step({.tokens = 400, .context = 800, .prefill = true}).total;
-  const double rest =
-      m.model.step({.tokens = 1, .context = 1001}).total + m.model.step({.tokens = 1, .context = 1002}).total;
+  const auto step = [&](double tokens, double context, bool prefill) {
+    return m.model.step({.tokens = tokens, .mean = tokens / 16, .context = context, .prefill = prefill}).total;
+  };
+  const double first = step(600, 300, true) + step(400, 800, true);
+  const double rest = step(1, 1001, false) + step(1, 1002, false);
   EXPECT_NEAR(r.ttft_ms.p50, first / 1e3, 1e-6);
   EXPECT_NEAR(r.tpot_ms.p99, rest / 2 / 1e3, 1e-6);
   EXPECT_NEAR(r.seconds, (first + rest) / 1e6, 1e-9);
@@ -72,6 +73,39 @@ TEST(PlanSimulation, DisaggregationSteadiesTheAnswers) {
   EXPECT_LT(apart.tpot_ms.p90, together.tpot_ms.p90);
 }
 
+/// Few requests take as long as the plan says of one, though most groups have nothing to do.
+TEST(PlanSimulation, AgreesWithThePlanOnOneRequestAtATime) {
+  PlanRequest request{
+      .model = "deepseek-r1", .config = find_model("deepseek-r1"), .precision = Precision::from_name("fp8")};
+  request.cluster = find_cluster("h800x8");
+  request.cluster.groups[0].nodes = 4;
+  request.workload = {.context = 2001, .concurrency = 1};
+  request.prompt = 2000;
+  const Plan plan = make_plan(request);
+  const SpeedModel speed(request.config, request.precision, request.cluster, plan.layout, request.workload, 0);
+  const SimulationResult r =
+      simulate(poisson_arrivals(20, 0.01, 2000, 2, 1), speed, plan.layout, {.max_batched_tokens = 16384});
+  EXPECT_NEAR(r.ttft_ms.p50, plan.prediction.ttft_ms, 0.01 * plan.prediction.ttft_ms);
+  EXPECT_NEAR(r.tpot_ms.p50, plan.prediction.tpot_ms, 0.01 * plan.prediction.tpot_ms);
+}
+
+/// An answer that waits for the ranks that generate it is not told as a quick one.
+TEST(PlanSimulation, WaitingBetweenThePoolsIsPartOfATokensTime) {
+  const Machine half = machine("h200x8", 1);
+  SimulationOptions narrow;
+  narrow.max_num_seqs = 1;  // of a group
+  const auto arrivals = poisson_arrivals(200, 1000, 500, 50, 4);
+  const SimulationResult r =
+      simulate_disaggregated(arrivals, half.model, half.layout, {}, half.model, half.layout, narrow);
+  // 200 answers on 8 groups, one after the other: the last waits for 24 others.
+  EXPECT_GT(r.tpot_ms.p99, 5 * half.model.step({.tokens = 1, .mean = 1, .context = 550}).total / 1e3);
+  for (std::size_t i = 0; i < arrivals.size(); ++i) EXPECT_GT(r.last_token_s[i], r.first_token_s[i]);
+  // Two tokens are a token's time, too.
+  const SimulationResult two = simulate_disaggregated(poisson_arrivals(50, 1000, 500, 2, 4), half.model, half.layout,
+                                                      {}, half.model, half.layout, narrow);
+  EXPECT_GT(two.tpot_ms.p50, 0);
+}
+
 TEST(PlanSimulation, ThousandsOfRanks) {
   const Machine m = machine("h800x8", 512);
   const SimulationResult r =
@@ -85,7 +119,7 @@ TEST(PlanSweep, TheFrontIsNotBeaten) {
       .model = "deepseek-r1", .config = find_model("deepseek-r1"), .precision = Precision::from_name("fp8")};
   request.cluster = find_cluster("h800x8");
   request.cluster.groups[0].nodes = 8;
-  const auto all = sweep(request, {"fp8", "Q4_K_M"});
+  const auto all = sweep(request, {Precision::from_name("fp8"), Precision::from_name("Q4_K_M")});
   const auto front = pareto_front(all);
   ASSERT_GT(front.size(), 3u);
   EXPECT_LT(front.size(), all.size());
@@ -94,6 +128,30 @@ TEST(PlanSweep, TheFrontIsNotBeaten) {
       EXPECT_FALSE(o.tpot_ms < f.tpot_ms && o.decode_tokens_per_s_per_node >= f.decode_tokens_per_s_per_node);
   // Fewer users answer faster; more of them get more out of the machines.
   EXPECT_LT(front.front().concurrency, front.back().concurrency);
+}
+
+/// A file's own types are no mix that has a name.
+TEST(PlanSweep, TakesWhatAFileHolds) {
+  const ModelConfig config = find_model("deepseek-r1-distill-qwen-7b");
+  std::map<std::string, const WeightType*, std::less<>> types;
+  for (const ExpectedTensor& t : expected_tensors(config))
+    types[t.name] = &weight_type(t.shape.size() < 2 ? "F32" : "Q4_K");
+  PlanRequest request{.model = "a file", .config = config, .precision = Precision::of_tensors("Q4_K", types)};
+  request.cluster = find_cluster("h100x8");
+  const auto all = sweep(request, {request.precision});
+  ASSERT_FALSE(all.empty());
+  EXPECT_EQ(all.front().precision, "Q4_K");
+  request.workload.context = 0;
+  EXPECT_THROW(sweep(request, {request.precision}), Error);
+}
+
+TEST(PlanSweep, PutsNoReplicasOnASingleRank) {
+  PlanRequest request{
+      .model = "deepseek-v2-lite", .config = find_model("deepseek-v2-lite"), .precision = Precision::from_name("int8")};
+  request.cluster = find_cluster("epyc-9135");
+  request.cluster.groups[0].nodes = 1;
+  ASSERT_EQ(request.cluster.ranks(), 1);
+  for (const Operating& o : sweep(request, {request.precision})) EXPECT_EQ(o.redundant_experts, 0);
 }
 
 TEST(Sweep, ThePlotsNumbersHaveTheirCommasBeforeThePoint) {

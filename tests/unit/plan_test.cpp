@@ -80,6 +80,7 @@ void expect_changes_fit(const PlanRequest& r, const Plan& plan) {
     if (change.starts_with("--nodes")) changed.cluster.groups[0].nodes = std::stoi(value);
     if (change.starts_with("--context")) changed.workload.context = std::stoi(value);
     if (change.starts_with("--concurrency")) changed.workload.concurrency = std::stoi(value);
+    if (change.starts_with("no --tensor-parallel")) changed.tensor_parallel = 0;
     if (change.starts_with("--precision")) changed.precision = Precision::from_name(value.substr(0, value.find(' ')));
     EXPECT_TRUE(make_plan(changed).fits) << change;
   }
@@ -91,6 +92,17 @@ TEST(Plan, EveryChangeThatIsOfferedFits) {
   const Plan plan = make_plan(r);
   ASSERT_FALSE(plan.fits);
   ASSERT_GE(plan.changes.size(), 2u);
+  expect_changes_fit(r, plan);
+}
+
+/// Also of a plan for engines that cut the dense parts otherwise.
+TEST(Plan, EveryChangeThatIsOfferedFitsWithTheTensorParallelismAskedFor) {
+  PlanRequest r = request("deepseek-r1-distill-llama-70b", "bf16", "rtx4090x8", 1);
+  r.workload = {.context = 8192, .concurrency = 1};
+  r.tensor_parallel = 1;
+  const Plan plan = make_plan(r);
+  ASSERT_FALSE(plan.fits);
+  EXPECT_TRUE(std::ranges::any_of(plan.changes, [](const auto& c) { return c.starts_with("no --tensor-parallel"); }));
   expect_changes_fit(r, plan);
 }
 
