@@ -105,7 +105,7 @@ class GgufPlan {
 
   std::string_view format_of(const std::string& gguf_name, const ExpectedTensor& tensor, std::int64_t cols) const {
     const auto it = chosen_.find(gguf_name);
-    return it != chosen_.end() ? it->second->name : recipe_.format_for(tensor, cols, config_.num_hidden_layers).name;
+    return it != chosen_.end() ? it->second->name : recipe_.format_for(config_, tensor, cols).name;
   }
 
   /// Formats for a file of options.size, in chosen_.

@@ -56,9 +56,9 @@ def compare(path, prompts, folder):
     run = folder / "reference"
     vocabulary = tables[0].shape[1]
     with open(run, "wb") as out:  # launch/scored_run.h
-        out.write(f"shoal scored run 1, vocabulary {vocabulary}\n".encode())
+        out.write(f"shoal scored run 2, vocabulary {vocabulary}\n".encode())
         for ids, table in zip(prompts, tables):
-            out.write(np.uint32(len(ids)).tobytes() + np.array(ids, np.int32).tobytes())
+            out.write(np.uint32(len(ids)).tobytes() + np.array(ids, np.int32).tobytes() + np.uint32(1).tobytes())
             for row, token in zip(table, ids[1:]):
                 order = np.argsort(-row, kind="stable")
                 pairs = np.zeros(vocabulary, [("token", "<i4"), ("logprob", "<f4")])

@@ -24,7 +24,7 @@ import problems  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not BINARY.exists(), reason=f"{BINARY} is not built")
 DEMO = ROOT / "launch" / "demo-model"
-NUMBERS = {"Q4_K_M": 15, "Q6_K": 18, "Q2_K": 10, "IQ2_XXS": 19, "IQ1_S": 24, "Q8_0": 7}
+NUMBERS = {"Q4_K_M": 15, "Q5_K_M": 17, "Q3_K_M": 12, "Q6_K": 18, "Q2_K": 10, "IQ2_XXS": 19, "IQ1_S": 24, "Q8_0": 7}
 # Both round activations to 8 bits, in groups of their own, so predictions differ by that noise.
 DENSE_KL, DENSE_TOP1 = 4e-3, 0.9
 # With experts, a choice between two may fall on the other side and change a position for good (in BF16 too: one of 800
@@ -84,6 +84,18 @@ def test_what_it_quantizes_runs_here(kind, demo, tmp_path, record_property):
     path = tmp_path / f"demo-{kind}.gguf"
     quantize_there(folder / "demo.gguf", path, NUMBERS[kind], importance if kind.startswith("IQ") else None)
     check(path, prompts, tmp_path, record_property)
+
+
+@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M"])
+def test_mixes_are_composed_alike(kind, demo, tmp_path):
+    """Every tensor has the type that llama.cpp gives it, but for one, of which it has a rule for eight experts."""
+    folder, _, _ = demo
+    there, here = tmp_path / "there.gguf", tmp_path / "here.gguf"
+    quantize_there(folder / "demo.gguf", there, NUMBERS[kind], None)
+    shoal("quantize", DEMO, here, "--type", kind)
+    types = [{t.name: t.tensor_type.name for t in gguf.GGUFReader(path).tensors if "attn_output" not in t.name}
+             for path in (there, here)]
+    assert types[0] == types[1]
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_K_M", "Q2_K", "IQ2_XXS", "IQ1_S"])
