@@ -33,14 +33,27 @@ double lowest(Communicator& comm, double mine) {
   return static_cast<double>(*std::min_element(all.begin(), all.end()));
 }
 
+/// Of each number, the largest that a rank has.
+std::vector<double> largest(Communicator& comm, const std::vector<double>& mine) {
+  const auto ranks = static_cast<std::size_t>(comm.size());
+  const std::vector<std::size_t> counts(ranks, mine.size());
+  const std::vector<float> values(mine.begin(), mine.end());
+  std::vector<float> all(ranks * mine.size());
+  comm.all_gather_v(values, counts, all);
+  std::vector<double> result = mine;
+  for (std::size_t i = 0; i < all.size(); ++i)
+    result[i % mine.size()] = std::max(result[i % mine.size()], static_cast<double>(all[i]));
+  return result;
+}
+
 struct Work {
   std::function<void()> run;
   Who who = Who::all;
 };
 
-/// Seconds of each piece of work, the mean of the middle half of its runs, each from when all ranks begin to when all
-/// are ready: ranks that share a core are not ready before the last of them is. The pieces take turns for `look`
-/// seconds at least.
+/// Seconds of each piece of work, the mean of the middle half of its runs, each from when the first rank begins to when
+/// all are ready: of ranks that share a core one may begin, and look at the clock, when the other is done. The pieces
+/// take turns for `look` seconds at least.
 std::vector<double> seconds_of(Communicator& comm, const std::vector<Work>& pieces, double look) {
   using Clock = std::chrono::steady_clock;
   const auto since = [](Clock::time_point t) { return std::chrono::duration<double>(Clock::now() - t).count(); };
@@ -67,11 +80,12 @@ std::vector<double> seconds_of(Communicator& comm, const std::vector<Work>& piec
     for (std::size_t i = 0; i < pieces.size(); ++i)
       for (int n = 0; n < runs_of_visit[i]; ++n) run(i);
   std::vector<double> means;
-  for (std::vector<double>& of : times) {
+  for (std::vector<double>& mine : times) {
+    std::vector<double> of = largest(comm, mine);
     std::sort(of.begin(), of.end());
     const auto out = static_cast<std::ptrdiff_t>(of.size() / 4);
     const double sum = std::accumulate(of.begin() + out, of.end() - out, 0.0);
-    means.push_back(-lowest(comm, -sum / static_cast<double>(std::ssize(of) - 2 * out)));
+    means.push_back(sum / static_cast<double>(std::ssize(of) - 2 * out));
   }
   return means;
 }
