@@ -122,12 +122,7 @@ struct Coordinator::Impl {
       const auto received = control.receive();
       if (!received) return lost(step);
       const auto& [rank, frame] = *received;
-      if (frame.type == static_cast<std::uint16_t>(Message::failed)) {
-        const Error why = decode_failure(frame.payload);
-        fail_all(why.what());
-        if (options.on_failed) options.on_failed(why);
-        return;
-      }
+      if (frame.type == static_cast<std::uint16_t>(Message::failed)) return fail_job(decode_failure(frame.payload));
       try {
         if (frame.type != static_cast<std::uint16_t>(Message::result)) {
           fail("rank {} sent a frame of type {} where the result of a step was expected", rank, frame.type);
@@ -139,7 +134,7 @@ struct Coordinator::Impl {
         for (std::size_t i = 0; i < result.expert_tokens.size(); ++i) expert_tokens[i] += result.expert_tokens[i];
         for (auto& event : scheduler.apply(rank, std::move(result))) events.push_back(std::move(event));
       } catch (const std::exception& error) {
-        return fail_all(fmt::format("rank {}: {}", rank, error.what()));
+        return fail_job(Error(fmt::format("rank {}: {}", rank, error.what())));
       }
     }
   }
@@ -151,7 +146,7 @@ struct Coordinator::Impl {
       const auto known = [this] { return stopping || !failure.empty(); };
       if (wake.wait_for(lock, std::chrono::seconds(1), known)) return;
     }
-    fail_all(fmt::format("the control plane was closed during step {}", step));
+    fail_job(Error(fmt::format("the control plane was closed during step {}", step)));
   }
 
   /// After a failure or at the end: whatever is still open gets its last event. True at the end.
@@ -171,6 +166,12 @@ struct Coordinator::Impl {
     }
     deliver(last);
     return end;
+  }
+
+  /// Nothing can be computed any more: whatever is open fails, and the job ends.
+  void fail_job(const Error& why) {
+    fail_all(why.what());
+    if (options.on_failed) options.on_failed(why);
   }
 
   void fail_all(const std::string& why) {

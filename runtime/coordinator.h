@@ -52,7 +52,7 @@ struct CoordinatorOptions {
   int max_waiting = 4096;        // requests that wait; beyond: Overloaded
   std::function<void(const StepResult&, int rank)> on_result;  // for counters; may be empty
   std::function<std::optional<ExpertLayer>()> move_experts;    // asked once a step, all ranks idle; may be empty
-  std::function<void(const Error&)> on_failed;  // a worker cannot go on, so neither can the job; may be empty
+  std::function<void(const Error&)> on_failed;  // steps cannot go on, so neither can the job; may be empty
 };
 
 /// Thrown by submit when the queue is full: the client should come back later (HTTP 429).

@@ -281,13 +281,17 @@ TEST(Coordinator, AnswersThatMakeNoSenseFailEverything) {
     return frame;
   };
   for (const int kind : {0, 1, 2, 3}) {
-    Job job(options_for(2), [&](int rank, FakeWorker& worker, const StepPlan& plan) {
+    CoordinatorOptions options = options_for(2);
+    std::vector<std::string> failures;
+    options.on_failed = [&](const Error& error) { failures.emplace_back(error.what()); };
+    Job job(options, [&](int rank, FakeWorker& worker, const StepPlan& plan) {
       return rank == 0 ? nonsense(plan, kind) : Job::compute(rank, worker, plan);
     });
     Answer answer;
     job.coordinator->submit(request_of(5, 5), answer.sink());
     EXPECT_EQ(answer.wait(), FinishReason::failed);
     EXPECT_EQ(answer.error().substr(0, 6), "rank 0") << answer.error();
+    EXPECT_EQ(failures, std::vector{answer.error()}) << "the job ends";
   }
 }
 
