@@ -51,6 +51,8 @@ class ControlServer {
   };
   /// Next frame of any rank, in order of arrival; nothing after close() or once a rank was lost.
   std::optional<Received> receive();
+  /// Sleeps until receive() would return at once; false when it would not after `limit`.
+  bool wait(std::chrono::milliseconds limit);
   /// Orderly end: the workers are told, later disconnects are no loss, receive() returns nothing.
   void close();
 

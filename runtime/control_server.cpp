@@ -245,6 +245,7 @@ void ControlServer::send_all(const Frame& frame) {
 }
 
 std::optional<ControlServer::Received> ControlServer::receive() { return impl_->inbox.next(); }
+bool ControlServer::wait(milliseconds limit) { return impl_->inbox.wait(limit); }
 void ControlServer::close() { impl_->close(); }
 
 }  // namespace shoal

@@ -4,6 +4,7 @@
 #include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/post.hpp>
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <mutex>
@@ -73,6 +74,11 @@ struct Inbox {
       discarded = discarded || discard;
     }
     changed.notify_all();
+  }
+  /// Whether next() would return at once: asked again until it is so or `limit` has passed.
+  bool wait(std::chrono::milliseconds limit) {
+    std::unique_lock lock(mutex);
+    return changed.wait_for(lock, limit, [&] { return !frames.empty() || over; });
   }
   std::optional<T> next() {
     std::unique_lock lock(mutex);

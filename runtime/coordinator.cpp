@@ -1,8 +1,10 @@
 #include "runtime/coordinator.h"
 
+#include <algorithm>
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
+#include <set>
 #include <string_view>
 #include <thread>
 #include <unordered_map>
@@ -15,6 +17,9 @@ namespace shoal {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+
+/// Tokens of one rank in one step that get answer_limit once more.
+constexpr std::size_t kTokensPerLimit = 256;
 
 /// A request that has not had its last event.
 struct OpenRequest {
@@ -68,7 +73,7 @@ struct Coordinator::Impl {
       send(plans);
       deliver(told);
       if (!plans.empty()) {
-        collect(plans.front().step);
+        collect(plans);
       } else if (close_open_requests()) {
         return;
       }
@@ -117,11 +122,17 @@ struct Coordinator::Impl {
   }
 
   /// Takes every rank's answer to the step in flight.
-  void collect(std::uint64_t step) {
-    for (int missing = options.ranks; missing > 0; --missing) {
+  void collect(const std::vector<StepPlan>& plans) {
+    const std::uint64_t step = plans.front().step;
+    const std::chrono::milliseconds limit = answer_limit(plans);
+    std::set<int> missing;
+    for (int rank = 0; rank < options.ranks; ++rank) missing.insert(rank);
+    while (!missing.empty()) {
+      if (!answer_comes(limit)) return hangs(step, missing, limit);
       const auto received = control.receive();
       if (!received) return lost(step);
       const auto& [rank, frame] = *received;
+      missing.erase(rank);
       if (frame.type == static_cast<std::uint16_t>(Message::failed)) return fail_job(decode_failure(frame.payload));
       try {
         if (frame.type != static_cast<std::uint16_t>(Message::result)) {
@@ -137,6 +148,30 @@ struct Coordinator::Impl {
         return fail_job(Error(fmt::format("rank {}: {}", rank, error.what())));
       }
     }
+  }
+
+  std::chrono::milliseconds answer_limit(const std::vector<StepPlan>& plans) const {
+    std::size_t most = 0;
+    for (const StepPlan& plan : plans) {
+      std::size_t tokens = 0;
+      for (const SequenceChunk& chunk : plan.chunks) tokens += chunk.tokens.size();
+      most = std::max(most, tokens);
+    }
+    return options.answer_limit * (kTokensPerLimit + most) / kTokensPerLimit;
+  }
+
+  bool answer_comes(std::chrono::milliseconds limit) {
+    // Counted, not measured: time in which the job stood still (Ctrl-Z) is not the ranks' silence.
+    constexpr int ticks = 100;
+    for (int i = 0; i < ticks; ++i)
+      if (control.wait(limit / ticks)) return true;
+    return false;
+  }
+
+  void hangs(std::uint64_t step, const std::set<int>& missing, std::chrono::milliseconds limit) {
+    fail_job(Error(fmt::format("{} of {} ranks did not answer step {} within {} s: rank{} {}", missing.size(),
+                               options.ranks, step, std::chrono::duration<double>(limit).count(),
+                               missing.size() > 1 ? "s" : "", fmt::join(missing, ", "))));
   }
 
   /// No more frames come: a rank was lost or the control plane was closed. Whoever knows why is about to say so.

@@ -1,4 +1,5 @@
 #pragma once
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -50,6 +51,7 @@ struct CoordinatorOptions {
   int max_batched_tokens = 512;  // tokens of one rank in one step
   int max_prefill_tokens = 256;  // of these, prompt tokens while any answer is being generated
   int max_waiting = 4096;        // requests that wait; beyond: Overloaded
+  std::chrono::milliseconds answer_limit{300'000};  // without any rank's answer: a rank hangs (see Coordinator)
   std::function<void(const StepResult&, int rank)> on_result;  // for counters; may be empty
   std::function<std::optional<ExpertLayer>()> move_experts;    // asked once a step, all ranks idle; may be empty
   std::function<void(const Error&)> on_failed;  // steps cannot go on, so neither can the job; may be empty
@@ -63,6 +65,11 @@ class Overloaded : public Error {
 
 /// Continuous batching on rank 0. A loop on its own thread: plan a step (Scheduler says how), send each rank its share,
 /// wait for all results, tell the sinks. It sleeps while there is nothing to do.
+///
+/// A rank may live without computing: its GPU never answers, or the network between ranks fails where the control
+/// plane's does not. So nobody waits for answers without end. `answer_limit` is far beyond what a step takes to start,
+/// with memory read back from disk, experts on their way and sanitizers; as much again is given for every 256 tokens
+/// that a rank computes, which a dense model of 70 billion parameters does in that time at 120 GFLOP/s, two slow cores.
 class Coordinator {
  public:
   Coordinator(ControlServer& control, CoordinatorOptions options);

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <future>
 #include <mutex>
 #include <optional>
 #include <random>
@@ -269,6 +270,43 @@ TEST(Coordinator, ARankThatVanishesFailsEverythingAndIsNamed) {
     EXPECT_EQ(answer.error().substr(0, 6), "rank 2") << answer.error();
   }
   EXPECT_THROW(job.coordinator->submit(request_of(5, 5), {}), Error);
+}
+
+/// A GPU that never answers, say: the rank's connection lives.
+TEST(Coordinator, RanksThatHangFailEverythingAndAreNamed) {
+  CoordinatorOptions options = options_for(4);
+  options.answer_limit = 1s;
+  std::vector<std::string> failures;
+  options.on_failed = [&](const Error& error) { failures.emplace_back(error.what()); };
+  std::promise<void> end;
+  const std::shared_future<void> ended = end.get_future().share();
+  Job job(options, [ended](int rank, FakeWorker& worker, const StepPlan& plan) {
+    if (rank % 2 == 1 && plan.step == 3) ended.wait();
+    return Job::compute(rank, worker, plan);
+  });
+  std::vector<Answer> answers(5);
+  for (Answer& answer : answers) job.coordinator->submit(request_of(5, 100), answer.sink());
+  for (Answer& answer : answers) {
+    EXPECT_EQ(answer.wait(), FinishReason::failed);
+    EXPECT_EQ(answer.error().substr(0, answer.error().find(" within")), "2 of 4 ranks did not answer step 3");
+    EXPECT_EQ(answer.error().substr(answer.error().find(": ")), ": ranks 1, 3");
+    EXPECT_EQ(failures, std::vector{answer.error()}) << "the job ends";
+  }
+  end.set_value();
+}
+
+TEST(Coordinator, ALongChunkMayTakeItsTime) {
+  CoordinatorOptions options = options_for(1);
+  options.answer_limit = 500ms;
+  options.kv_pages = {300};
+  options.max_model_len = options.max_batched_tokens = 1024;
+  Job job(options, [](int rank, FakeWorker& worker, const StepPlan& plan) {
+    if (plan.step == 1) std::this_thread::sleep_for(800ms);
+    return Job::compute(rank, worker, plan);
+  });
+  Answer answer;
+  job.coordinator->submit(request_of(768, 2), answer.sink());  // may take 2 s
+  EXPECT_EQ(answer.wait(), FinishReason::length);
 }
 
 TEST(Coordinator, AnswersThatMakeNoSenseFailEverything) {
