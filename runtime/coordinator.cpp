@@ -53,6 +53,7 @@ struct Coordinator::Impl {
       : control(server), options(std::move(wanted)), scheduler(options), thread([this] { run(); }) {}
 
   void run() {
+    std::optional<ExpertLayer> move;  // what was found to be moved before the next step
     for (;;) {
       std::vector<StepPlan> plans;
       Scheduler::Events told;
@@ -65,14 +66,14 @@ struct Coordinator::Impl {
         if (!stopping && failure.empty() && scheduler.has_work()) plans = scheduler.plan();
         note_first_steps(plans);
       }
-      if (!plans.empty() && options.move_experts) {
-        if (const auto layer = options.move_experts())
-          for (StepPlan& plan : plans) plan.experts.push_back(*layer);
-      }
-      // The workers compute while the sinks of the previous step are told.
+      if (move)
+        for (StepPlan& plan : plans) plan.experts.push_back(*move);
+      // The workers compute while the sinks of the previous step are told and while it is looked for experts to move,
+      // which may take tenths of a second where ranks are many.
       send(plans);
       deliver(told);
       if (!plans.empty()) {
+        move = options.move_experts ? options.move_experts() : std::nullopt;
         collect(plans);
       } else if (close_open_requests()) {
         return;

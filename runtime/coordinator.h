@@ -53,7 +53,7 @@ struct CoordinatorOptions {
   int max_waiting = 4096;        // requests that wait; beyond: Overloaded
   std::chrono::milliseconds answer_limit{300'000};  // without any rank's answer: a rank hangs (see Coordinator)
   std::function<void(const StepResult&, int rank)> on_result;  // for counters; may be empty
-  std::function<std::optional<ExpertLayer>()> move_experts;    // asked once a step, all ranks idle; may be empty
+  std::function<std::optional<ExpertLayer>()> move_experts;    // asked in every step, for the next one; may be empty
   std::function<void(const Error&)> on_failed;  // steps cannot go on, so neither can the job; may be empty
 };
 

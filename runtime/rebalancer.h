@@ -35,7 +35,7 @@ class Rebalancer {
 
   /// Every rank's answer to a step.
   void add(const StepResult& result);
-  /// Once a step, when all its answers are in: what is to be moved before the next one.
+  /// Once a step, before its answers: what is to be moved before the next one.
   std::optional<ExpertLayer> next();
 
   Totals totals() const;

@@ -365,6 +365,31 @@ TEST(Coordinator, StopCancelsWhatIsOpenAfterTheRunningStep) {
   }
 }
 
+TEST(Coordinator, LooksForExpertsToMoveWhileTheRanksComputeAndMovesThemBeforeTheNextStep) {
+  CoordinatorOptions options = options_for(2);
+  std::promise<void> sent;
+  int looks = 0;
+  options.move_experts = [&]() -> std::optional<ExpertLayer> {
+    const bool late = looks == 0 && sent.get_future().wait_for(60s) != std::future_status::ready;
+    EXPECT_FALSE(late) << "the ranks idle";
+    return ++looks % 2 == 0 ? std::nullopt : std::optional(ExpertLayer{looks, {{{1, 1}}}});
+  };
+  std::atomic<int> steps = 0, wrong = 0;
+  Job job(options, [&](int rank, FakeWorker& worker, const StepPlan& plan) {
+    if (rank == 0 && plan.step == 1) sent.set_value();
+    const int look = static_cast<int>(plan.step) - 1;
+    const std::vector<ExpertLayer> moved(look % 2 == 0 ? 0 : 1, ExpertLayer{look, {{{1, 1}}}});
+    wrong += plan.experts != moved;
+    ++steps;
+    return Job::compute(rank, worker, plan);
+  });
+  Answer answer;
+  job.coordinator->submit(request_of(5, 6), answer.sink());
+  EXPECT_EQ(answer.wait(), FinishReason::length);
+  EXPECT_EQ(steps, 12);
+  EXPECT_EQ(wrong, 0);
+}
+
 TEST(Coordinator, CountsWhatTheRanksReport) {
   CoordinatorOptions options = options_for(2);
   std::atomic<int> results = 0;
