@@ -13,7 +13,7 @@
 /// sleeps here (in epoll), never in MPI.
 namespace shoal {
 
-/// One message: a type and its payload. The wire adds {u32 length, u16 type, u16 version, u64 epoch}.
+/// One message: a type and its payload. The wire adds {u32 length, u16 type, u16 version}.
 struct Frame {
   std::uint16_t type = 0;
   std::vector<std::byte> payload;

@@ -57,7 +57,6 @@ HeaderBytes encode(const FrameHeader& header) {
   std::memcpy(bytes.data(), &header.bytes, 4);
   std::memcpy(bytes.data() + 4, &header.type, 2);
   std::memcpy(bytes.data() + 6, &header.version, 2);
-  std::memcpy(bytes.data() + 8, &header.epoch, 8);
   return bytes;
 }
 
@@ -66,7 +65,6 @@ FrameHeader decode_header(std::span<const std::byte, kHeaderBytes> bytes) {
   std::memcpy(&header.bytes, bytes.data(), 4);
   std::memcpy(&header.type, bytes.data() + 4, 2);
   std::memcpy(&header.version, bytes.data() + 6, 2);
-  std::memcpy(&header.epoch, bytes.data() + 8, 8);
   return header;
 }
 

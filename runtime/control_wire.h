@@ -11,11 +11,11 @@
 ///
 /// The server speaks first: a greeting that only a process of this job can recognise. The client answers with a hello
 /// that only a process of this job can write. So neither side tells a stranger what it would need to pass for the
-/// other. After that both sides send frames: {u32 payload bytes, u16 type, u16 version, u64 epoch}, then the payload.
+/// other. After that both sides send frames: {u32 payload bytes, u16 type, u16 version}, then the payload.
 /// Little-endian.
 namespace shoal::control {
 
-constexpr std::uint16_t kVersion = 1;
+constexpr std::uint16_t kVersion = 2;
 constexpr std::uint32_t kMaxPayloadBytes = 1u << 30;
 constexpr std::uint32_t kMaxHelloBytes = 4096;  // from a peer that has not proved itself
 
@@ -33,9 +33,8 @@ struct FrameHeader {
   std::uint32_t bytes = 0;
   std::uint16_t type = 0;
   std::uint16_t version = kVersion;
-  std::uint64_t epoch = 0;
 };
-constexpr std::size_t kHeaderBytes = 16;
+constexpr std::size_t kHeaderBytes = 8;
 using HeaderBytes = std::array<std::byte, kHeaderBytes>;
 HeaderBytes encode(const FrameHeader& header);
 FrameHeader decode_header(std::span<const std::byte, kHeaderBytes> bytes);

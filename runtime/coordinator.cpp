@@ -42,7 +42,6 @@ struct Coordinator::Impl {
   std::unordered_map<std::uint64_t, OpenRequest> open;
   Scheduler::Events events;  // to be told
   std::uint64_t last_request = 0;
-  std::vector<std::uint64_t> expert_tokens;
   std::string failure;  // why nothing works any more
   bool stopping = false;
 
@@ -142,8 +141,6 @@ struct Coordinator::Impl {
         StepResult result = decode_step_result(frame.payload);
         if (options.on_result) options.on_result(result, rank);
         const std::lock_guard lock(mutex);
-        if (expert_tokens.size() < result.expert_tokens.size()) expert_tokens.resize(result.expert_tokens.size());
-        for (std::size_t i = 0; i < result.expert_tokens.size(); ++i) expert_tokens[i] += result.expert_tokens[i];
         for (auto& event : scheduler.apply(rank, std::move(result))) events.push_back(std::move(event));
       } catch (const std::exception& error) {
         return fail_job(Error(fmt::format("rank {}: {}", rank, error.what())));
@@ -258,8 +255,7 @@ Coordinator::Load Coordinator::load() const {
           .prefix_hits = totals.prefix_hits,
           .preemptions = totals.preemptions,
           .drafted = totals.drafted,
-          .accepted = totals.accepted,
-          .expert_tokens = impl_->expert_tokens};
+          .accepted = totals.accepted};
 }
 
 void Coordinator::fail_all(const std::string& why) { impl_->fail_all(why); }

@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "runtime/control_plane.h"
+#include "runtime/step_counters.h"
 #include "tests/unit/fake_worker.h"
 
 namespace shoal {
@@ -392,11 +393,12 @@ TEST(Coordinator, LooksForExpertsToMoveWhileTheRanksComputeAndMovesThemBeforeThe
 
 TEST(Coordinator, CountsWhatTheRanksReport) {
   CoordinatorOptions options = options_for(2);
-  std::atomic<int> results = 0;
-  options.on_result = [&](const StepResult&, int) { ++results; };
-  Job job(options, [](int, FakeWorker& worker, const StepPlan& plan) {
+  StepCounters counters(Placement{.ranks = 2, .experts = {{}, {{{0, 1}}, {{0, 1}}, {{1, 1}}}}});
+  options.on_result = [&](const StepResult& result, int rank) { counters.add(result, rank); };
+  Job job(options, [](int rank, FakeWorker& worker, const StepPlan& plan) {
     StepResult result = worker.run(plan);
     result.expert_tokens = {1, 0, 2};
+    result.expert_work = {rank == 0 ? 2u : 4u};
     return Job::result_frame(result);
   });
   Answer answer;
@@ -404,10 +406,14 @@ TEST(Coordinator, CountsWhatTheRanksReport) {
   answer.wait();
   const Coordinator::Load load = job.coordinator->load();
   EXPECT_EQ(load.steps, 4u);
-  EXPECT_EQ(results, 8);
-  EXPECT_EQ(load.expert_tokens, (std::vector<std::uint64_t>{8, 0, 16}));
   EXPECT_EQ(load.prompt_tokens, 5u);
   EXPECT_EQ(load.generated_tokens, 4u);
+  const StepCounters::Totals totals = counters.totals();
+  EXPECT_EQ(totals.steps, 4u);
+  EXPECT_EQ(totals.expert_tokens, (std::vector<std::vector<std::uint64_t>>{{8, 0, 16}}));
+  EXPECT_EQ(totals.experts_read, 4u * 2) << "whatever the number of ranks that ask for them";
+  EXPECT_EQ(totals.ranks[0].expert_tokens, 8u);
+  EXPECT_EQ(totals.ranks[1].expert_tokens, 16u);
 }
 
 }  // namespace
