@@ -28,10 +28,12 @@ Rebalancer::Rebalancer(const Placement& placement, int every, int ranks_per_node
 }
 
 void Rebalancer::add(const StepResult& result) {
-  auto tokens = result.expert_tokens.begin();
-  for (Layer& layer : layers_)
-    for (double& count : layer.counted)
-      if (tokens != result.expert_tokens.end()) count += *tokens++;
+  std::size_t first = 0;
+  for (Layer& layer : layers_) {
+    const std::size_t n = std::min(layer.counted.size(), result.expert_tokens.size() - first);
+    for (std::size_t e = 0; e < n; ++e) layer.counted[e] += result.expert_tokens[first + e];
+    first += n;
+  }
 }
 
 std::optional<ExpertLayer> Rebalancer::next() {

@@ -1,5 +1,6 @@
 #include "runtime/step.h"
 
+#include <algorithm>
 #include <bit>
 #include <limits>
 #include <string_view>
@@ -9,10 +10,13 @@
 
 // The binary form: fields in the order of their declaration, little-endian, fixed width; a vector or string is a u32
 // count and its elements. The first byte tells the kind of message, since a control frame that went astray should not
-// decode by chance. Counters of experts are variable-length (most are small, and R1 has 14,848 of them a rank and
-// step).
+// decode by chance. Counters of experts take a byte each, and those too large for it follow in full behind the last:
+// most are small, and R1 has 14,848 of them a rank and step, which rank 0 reads for all ranks.
 namespace shoal {
 namespace {
+
+/// The byte of a counter that follows in full.
+constexpr std::uint32_t large_counter = 255;
 
 template <class T>
 using Bits = std::conditional_t<sizeof(T) == 8, std::uint64_t, std::uint32_t>;
@@ -33,12 +37,6 @@ class Writer {
     bytes_.insert(bytes_.end(), little, little + sizeof bits);
   }
 
-  /// Seven bits a byte, lowest first; the high bit says that more follow (LEB128).
-  void varint(std::uint32_t value) {
-    for (; value >= 0x80; value >>= 7) byte(static_cast<std::uint8_t>(value | 0x80));
-    byte(static_cast<std::uint8_t>(value));
-  }
-
   void count(std::size_t n) {
     if (n > std::numeric_limits<std::uint32_t>::max()) fail("a control message cannot hold {} elements", n);
     number(static_cast<std::uint32_t>(n));
@@ -51,6 +49,14 @@ class Writer {
     for (const T value : values) number(value);
   }
 
+  void counters(const std::vector<std::uint32_t>& values) {
+    count(values.size());
+    const auto cut = [](std::uint32_t value) { return static_cast<std::byte>(std::min(value, large_counter)); };
+    std::transform(values.begin(), values.end(), more(values.size()), cut);
+    for (const std::uint32_t value : values)
+      if (value >= large_counter) number(value);
+  }
+
   void text(std::string_view value) {
     count(value.size());
     for (const char c : value) byte(static_cast<std::uint8_t>(c));
@@ -59,6 +65,12 @@ class Writer {
   std::vector<std::byte> take() { return std::move(bytes_); }
 
  private:
+  /// Where `n` more bytes go.
+  std::vector<std::byte>::iterator more(std::size_t n) {
+    bytes_.resize(bytes_.size() + n);
+    return bytes_.end() - static_cast<std::ptrdiff_t>(n);
+  }
+
   std::vector<std::byte> bytes_;
 };
 
@@ -88,18 +100,6 @@ class Reader {
     value = std::bit_cast<T>(bits);
   }
 
-  std::uint32_t varint() {
-    std::uint64_t value = 0;
-    for (unsigned shift = 0; shift < 35; shift += 7) {
-      const std::uint8_t next = byte();
-      value |= static_cast<std::uint64_t>(next & 0x7F) << shift;
-      if (next & 0x80) continue;
-      if (value > std::numeric_limits<std::uint32_t>::max()) break;
-      return static_cast<std::uint32_t>(value);
-    }
-    malformed("a variable-length number is too long");
-  }
-
   /// The count of elements that take at least `element_bytes` each. Checked against what is left, so that a lie never
   /// makes us allocate much more than the message itself.
   std::size_t count(std::size_t element_bytes) {
@@ -113,6 +113,15 @@ class Reader {
   void numbers(std::vector<T>& values) {
     values.resize(count(sizeof(T)));
     for (T& value : values) number(value);
+  }
+
+  void counters(std::vector<std::uint32_t>& values) {
+    values.resize(count(1));
+    const std::string_view small(reinterpret_cast<const char*>(bytes_.data() + at_), values.size());
+    at_ += small.size();
+    std::transform(small.begin(), small.end(), values.begin(), [](char c) { return static_cast<std::uint8_t>(c); });
+    constexpr char large = static_cast<char>(large_counter);
+    for (auto i = small.find(large); i != small.npos; i = small.find(large, i + 1)) number(values[i]);
   }
 
   void text(std::string& value) {
@@ -311,8 +320,7 @@ std::vector<std::byte> encode(const StepResult& result) {
     put(out, output.scored);
     out.numbers(output.drafts);
   }
-  out.count(result.expert_tokens.size());
-  for (const std::uint32_t tokens : result.expert_tokens) out.varint(tokens);
+  out.counters(result.expert_tokens);
   out.numbers(result.expert_work);
   out.number(result.compute_us);
   out.number(result.exchange_us);
@@ -332,8 +340,7 @@ StepResult decode_step_result(std::span<const std::byte> bytes) {
     get(in, output.scored);
     in.numbers(output.drafts);
   }
-  result.expert_tokens.resize(in.count(1));
-  for (std::uint32_t& tokens : result.expert_tokens) tokens = in.varint();
+  in.counters(result.expert_tokens);
   in.numbers(result.expert_work);
   in.number(result.compute_us);
   in.number(result.exchange_us);

@@ -31,7 +31,7 @@ class StepCounters {
   mutable std::mutex mutex_;
   Totals totals_;
   std::uint64_t latest_step_ = 0;
-  std::vector<bool> read_;  // [MoE layers * n_routed_experts] in the latest step, by any rank's tokens
+  std::vector<std::uint8_t> read_;  // [MoE layers * n_routed_experts] in the latest step, by any rank's tokens
 };
 
 }  // namespace shoal

@@ -198,7 +198,7 @@ TEST(Step, ReadySurvivesTheWire) {
 TEST(Step, SpecialFloatsAndExtremeCountersSurvive) {
   StepResult result;
   result.outputs = {{7, {}, {{5, -std::numeric_limits<float>::infinity(), {}}}, {}, {}}};
-  result.expert_tokens = {0, 127, 128, 16383, 16384, std::numeric_limits<std::uint32_t>::max()};
+  result.expert_tokens = {0, 254, 255, 256, 65535, 65536, 1, std::numeric_limits<std::uint32_t>::max()};
   const StepResult copy = decode_step_result(encode(result));
   EXPECT_EQ(copy.outputs[0].sampled[0].logprob, -std::numeric_limits<float>::infinity());
   EXPECT_EQ(copy.expert_tokens, result.expert_tokens);
