@@ -1,10 +1,8 @@
 #pragma once
 #include <algorithm>
 #include <cstddef>
-#include <cstring>
 #include <memory>
 #include <new>
-#include <utility>
 
 namespace shoal {
 
@@ -17,14 +15,13 @@ class AlignedBuffer {
   const std::byte* data() const { return bytes_.get(); }
   std::size_t capacity() const { return capacity_; }
 
-  /// Room for `bytes`, of which the first `keep` stay as they are.
-  void reserve(std::size_t bytes, std::size_t keep = 0) {
+  /// Room for `bytes`; where that is more than before, what was in it is gone.
+  void reserve(std::size_t bytes) {
     if (bytes <= capacity_) return;
     const std::size_t wanted = std::max(bytes, capacity_ + capacity_ / 2);
-    std::unique_ptr<std::byte[], Free> grown(
-        static_cast<std::byte*>(::operator new[](wanted, std::align_val_t{kAlignment})));
-    if (keep > 0) std::memcpy(grown.get(), bytes_.get(), keep);
-    bytes_ = std::move(grown);
+    bytes_.reset();  // first, so that there are never two
+    capacity_ = 0;
+    bytes_.reset(static_cast<std::byte*>(::operator new[](wanted, std::align_val_t{kAlignment})));
     capacity_ = wanted;
   }
 

@@ -8,6 +8,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <climits>
 #include <utility>
@@ -20,7 +21,7 @@
 namespace shoal {
 namespace {
 
-constexpr std::uint64_t slots_of_pair = 4;
+constexpr std::size_t always_kept = 1 << 20;  // bytes: to give back less is not worth its time
 
 /// How others find a rank's region.
 struct Address {
@@ -63,6 +64,7 @@ HostSlots::HostSlots(MPI_Comm comm, std::size_t capacity) : capacity_(align_up(c
   std::vector<int> on_host(static_cast<std::size_t>(here));
   check_mpi(MPI_Allgather(&rank, 1, MPI_INT, on_host.data(), 1, MPI_INT, host), "MPI_Allgather");
   regions_.resize(on_host.size());
+  for (Written& w : written_) w.bytes = w.held = std::vector<std::size_t>(on_host.size());
   if (here > 1 && share(host)) {
     for (int i = 0; i < here; ++i)
       if (i != me_) of_rank_[static_cast<std::size_t>(on_host[static_cast<std::size_t>(i)])] = i;
@@ -80,7 +82,7 @@ void HostSlots::unmap() {
 }
 
 bool HostSlots::share(MPI_Comm host) {
-  const std::size_t bytes = region_bytes_ = sizeof(Bell) + regions_.size() * slots_of_pair * (sizeof(Slot) + capacity_);
+  const std::size_t bytes = region_bytes_ = sizeof(Bell) + regions_.size() * kSlotsOfPair * (sizeof(Slot) + capacity_);
   const auto map = [&](int descriptor) {
     void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0);
     return data == MAP_FAILED ? nullptr : static_cast<std::byte*>(data);
@@ -126,13 +128,41 @@ HostSlots::Bell& HostSlots::bell(int of) const {
 }
 
 HostSlots::Slot& HostSlots::slot(int receiver, int sender, std::uint64_t exchange) const {
-  const std::size_t index = static_cast<std::size_t>(sender) * slots_of_pair + exchange % slots_of_pair;
+  const std::size_t index = static_cast<std::size_t>(sender) * kSlotsOfPair + exchange % kSlotsOfPair;
   return *reinterpret_cast<Slot*>(regions_[static_cast<std::size_t>(receiver)] + sizeof(Bell) +
                                   index * (sizeof(Slot) + capacity_));
 }
 
-std::byte* HostSlots::outgoing(std::uint64_t exchange, int dest) {
-  return slot(of_rank_[static_cast<std::size_t>(dest)], me_, exchange).data();
+std::byte* HostSlots::outgoing(std::uint64_t exchange, int dest, std::size_t bytes) {
+  const int receiver = of_rank_[static_cast<std::size_t>(dest)];
+  count(exchange, receiver, bytes);
+  return slot(receiver, me_, exchange).data();
+}
+
+void HostSlots::count(std::uint64_t exchange, int receiver, std::size_t bytes) {
+  Written& w = written_[exchange % kSlotsOfPair];
+  if (w.exchange != exchange) {
+    w.exchange = exchange;
+    std::ranges::fill(w.bytes, 0);
+    w.all_bytes = 0;
+  }
+  const auto r = static_cast<std::size_t>(receiver);
+  w.bytes[r] = bytes;
+  w.all_bytes += bytes;
+  longest_ = std::max(longest_, w.all_bytes);
+  if (bytes <= w.held[r]) return;
+  w.all_held += bytes - w.held[r];
+  w.held[r] = bytes;
+  if (w.all_held <= std::max(longest_ + longest_ / 2, always_kept)) return;
+  const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
+  for (std::size_t i = 0; i < w.held.size(); ++i) {
+    if (w.held[i] == w.bytes[i]) continue;
+    const auto start = reinterpret_cast<std::uintptr_t>(slot(static_cast<int>(i), me_, exchange).data());
+    const std::uintptr_t from = (start + w.bytes[i] + page - 1) / page * page, to = (start + w.held[i]) / page * page;
+    if (from < to) madvise(reinterpret_cast<void*>(from), to - from, MADV_REMOVE);
+  }
+  w.held = w.bytes;
+  w.all_held = w.all_bytes;
 }
 
 void HostSlots::post(std::uint64_t exchange, int dest, std::uint64_t bytes) {

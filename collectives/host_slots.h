@@ -1,6 +1,7 @@
 #pragma once
 #include <mpi.h>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -14,6 +15,9 @@ namespace shoal {
 /// A slot is of one receiver, one sender and every fourth exchange. Four suffice without a word back: who writes for
 /// exchange n has waited for n - 2, so all have posted n - 2, and nobody reads n - 4 any more (see AllToAll: until the
 /// second post after it).
+///
+/// Slots are as long as records may become, and have memory as far as they were written. Who writes them gives memory
+/// back where it has come to more than records of one exchange ever took together, by half.
 class HostSlots {
  public:
   /// Collective over `comm`. `capacity`: bytes of a slot. Where the ranks of a host cannot share memory (each in a
@@ -28,8 +32,9 @@ class HostSlots {
   /// Whether records to and from `rank` go through slots; the same on both sides.
   bool reaches(int rank) const { return of_rank_[static_cast<std::size_t>(rank)] >= 0; }
 
-  /// [capacity] where to write for `dest`; then post() gives it away. `bytes`: any number that says what was sent.
-  std::byte* outgoing(std::uint64_t exchange, int dest);
+  /// [bytes] where to write for `dest`, once an exchange and at most `capacity`; then post() gives it away, and may say
+  /// any number of bytes.
+  std::byte* outgoing(std::uint64_t exchange, int dest, std::size_t bytes);
   void post(std::uint64_t exchange, int dest, std::uint64_t bytes);
   /// What `src` said with post(); nothing while it has not.
   std::optional<std::uint64_t> arrived(std::uint64_t exchange, int src) const;
@@ -42,12 +47,15 @@ class HostSlots {
  private:
   struct Bell;
   struct Slot;
+  static constexpr std::uint64_t kSlotsOfPair = 4;
   Bell& bell(int of) const;
   /// A slot of local rank `receiver` for what local rank `sender` writes.
   Slot& slot(int receiver, int sender, std::uint64_t exchange) const;
   /// Maps every rank's region; false where that does not work.
   bool share(MPI_Comm host);
   void unmap();
+  /// Counts what is about to be written into a slot, and gives memory of others back where there is too much.
+  void count(std::uint64_t exchange, int receiver, std::size_t bytes);
 
   const std::size_t capacity_;
   int me_ = 0;                // among the ranks of this host
@@ -55,6 +63,15 @@ class HostSlots {
   /// [ranks of this host] what the others write for a rank: in that rank's memory, and all map it.
   std::vector<std::byte*> regions_;
   std::size_t region_bytes_ = 0;
+
+  /// Of the slots that this rank writes in every fourth exchange.
+  struct Written {
+    std::uint64_t exchange = 0;            // the latest
+    std::vector<std::size_t> bytes, held;  // [ranks of this host] that it wrote, and that have memory
+    std::size_t all_bytes = 0, all_held = 0;
+  };
+  std::array<Written, kSlotsOfPair> written_;
+  std::size_t longest_ = 0;  // bytes of an exchange in all
 };
 
 }  // namespace shoal

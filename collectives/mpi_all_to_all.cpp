@@ -9,9 +9,8 @@
 namespace shoal {
 namespace {
 
-constexpr std::size_t kPayload = AlignedBuffer::kAlignment;         // where the payload starts in a buffer
-constexpr std::size_t kMessage = kPayload - sizeof(std::uint64_t);  // where the first message starts: with the length
-constexpr std::size_t kLength = sizeof(std::uint64_t);
+constexpr std::size_t kLength = sizeof(std::uint64_t);      // goes ahead of a payload, and lies just before it
+constexpr std::size_t kBefore = AlignedBuffer::kAlignment;  // room for that which keeps payloads aligned
 
 /// Consecutive exchanges differ in tag; messages of one tag arrive in the order in which they were sent.
 int first_tag(std::uint64_t exchange) { return static_cast<int>(exchange % 2); }
@@ -36,13 +35,12 @@ MpiAllToAll::MpiAllToAll(MPI_Comm parent, bool crowded, MpiMessageSizes sizes) :
   if (slots_ && !slots_->any()) slots_.reset();
   const auto n = static_cast<std::size_t>(ranks_);
   for (Round& r : rounds_) {
-    r.send.resize(n);
-    r.receive.resize(n);
+    r.to.resize(n);
+    r.from.resize(n);
     r.asked.resize(n);
     r.received.resize(n);
     r.requests.reserve(4 * n);
-    for (int peer = 0; peer < ranks_; ++peer)
-      if (peer != rank_ && !on_host(peer)) r.receive[static_cast<std::size_t>(peer)].reserve(kPayload + sizes_.eager);
+    r.first.reserve(n * (kBefore + align_up(sizes_.eager)));  // untouched, and no memory, where slots are used
   }
 }
 
@@ -61,15 +59,22 @@ void MpiAllToAll::check_room() const {
   if (posts_ - waits_ >= 2) fail("all-to-all: rank {} starts a third exchange before it waited for the first", rank_);
 }
 
+std::byte* MpiAllToAll::first_payload(Round& r, int src) const {
+  return r.first.data() + static_cast<std::size_t>(src) * (kBefore + align_up(sizes_.eager)) + kBefore;
+}
+
 std::span<std::byte> MpiAllToAll::outgoing(int dest, std::size_t bytes) {
   check_room();
   Round& r = round(posts_);
-  r.asked[static_cast<std::size_t>(dest)] = bytes;
-  if (in_slot(dest, bytes)) return {slots_->outgoing(posts_, dest), bytes};
-  AlignedBuffer& buffer = dest == rank_ ? own(posts_) : r.send[static_cast<std::size_t>(dest)];
-  const std::size_t before = dest == rank_ ? 0 : kPayload;
-  buffer.reserve(before + bytes);
-  return {buffer.data() + before, bytes};
+  const auto d = static_cast<std::size_t>(dest);
+  r.asked[d] = bytes;
+  if (dest == rank_) {
+    own(posts_).reserve(bytes);
+    return {own(posts_).data(), bytes};
+  }
+  if (on_host(dest) && in_first(dest, bytes)) return {slots_->outgoing(posts_, dest, bytes), bytes};
+  r.to[d] = r.send.take(kBefore + bytes) + kBefore;
+  return {r.to[d], bytes};
 }
 
 void MpiAllToAll::post(std::span<const std::size_t> bytes) {
@@ -83,16 +88,16 @@ void MpiAllToAll::post(std::span<const std::size_t> bytes) {
   r.requests.assign(2 * static_cast<std::size_t>(ranks_), MPI_REQUEST_NULL);
   r.first_messages = r.pending = 0;
   r.from_host.clear();
+  r.receive.clear();
   // Each rank starts with its successor, so that not all talk to rank 0 first.
   for (int i = 1; i < ranks_; ++i) {
     const int src = (rank_ + ranks_ - i) % ranks_;
-    const auto s = static_cast<std::size_t>(src);
     if (on_host(src)) {
       r.from_host.push_back(src);
       continue;
     }
-    check_mpi(MPI_Irecv(r.receive[s].data() + kMessage, static_cast<int>(kLength + sizes_.eager), MPI_BYTE, src,
-                        first_tag(posts_), comm_, &r.requests[s]),
+    check_mpi(MPI_Irecv(first_payload(r, src) - kLength, static_cast<int>(kLength + sizes_.eager), MPI_BYTE, src,
+                        first_tag(posts_), comm_, &r.requests[static_cast<std::size_t>(src)]),
               "MPI_Irecv");
     ++r.first_messages;
     ++r.pending;
@@ -103,63 +108,63 @@ void MpiAllToAll::post(std::span<const std::size_t> bytes) {
   }
   own_bytes_[posts_ % 3] = bytes[static_cast<std::size_t>(rank_)];
   std::ranges::fill(r.asked, 0);
+  std::ranges::fill(r.to, nullptr);
   ++posts_;
 }
 
 void MpiAllToAll::send(std::uint64_t exchange, int dest, std::size_t bytes) {
   const auto d = static_cast<std::size_t>(dest);
   Round& r = round(exchange);
-  AlignedBuffer& buffer = r.send[d];
-  const std::size_t first = std::min(bytes, first_part(dest));
+  const bool whole = in_first(dest, bytes);
   if (on_host(dest)) {
-    // What was asked as a long record lies in the buffer, short as it may have become.
-    if (first > 0 && !in_slot(dest, r.asked[d]))
-      std::memcpy(slots_->outgoing(exchange, dest), buffer.data() + kPayload, first);
+    // What was asked for as a long record lies elsewhere, short as it may have become.
+    if (whole && r.to[d]) std::memcpy(slots_->outgoing(exchange, dest, bytes), r.to[d], bytes);
     slots_->post(exchange, dest, bytes);
   } else {
-    buffer.reserve(kPayload);
+    if (!r.to[d]) r.to[d] = r.send.take(kBefore) + kBefore;
     const std::uint64_t length = bytes;
-    std::memcpy(buffer.data() + kMessage, &length, kLength);
-    check_mpi(MPI_Isend(buffer.data() + kMessage, static_cast<int>(kLength + first), MPI_BYTE, dest,
+    std::memcpy(r.to[d] - kLength, &length, kLength);
+    check_mpi(MPI_Isend(r.to[d] - kLength, static_cast<int>(kLength + (whole ? bytes : 0)), MPI_BYTE, dest,
                         first_tag(exchange), comm_, &r.requests[static_cast<std::size_t>(ranks_) + d]),
               "MPI_Isend");
     ++r.pending;
   }
-  for (std::size_t at = first; at < bytes; at += sizes_.chunk) {
+  for (std::size_t at = 0; !whole && at < bytes; at += sizes_.chunk) {
     const std::size_t n = std::min(bytes - at, sizes_.chunk);
     r.requests.push_back(MPI_REQUEST_NULL);
-    check_mpi(MPI_Isend(buffer.data() + kPayload + at, static_cast<int>(n), MPI_BYTE, dest, rest_tag(exchange), comm_,
-                        &r.requests.back()),
-              "MPI_Isend");
+    check_mpi(
+        MPI_Isend(r.to[d] + at, static_cast<int>(n), MPI_BYTE, dest, rest_tag(exchange), comm_, &r.requests.back()),
+        "MPI_Isend");
     ++r.pending;
   }
 }
 
-/// The first part of a record is here; what it has beyond that is asked for.
-void MpiAllToAll::receive_rest(std::uint64_t exchange, int src, std::size_t bytes) {
+/// The first message of a record of `bytes` is here; where the record is not in it, it is asked for.
+void MpiAllToAll::first_arrived(std::uint64_t exchange, int src, std::size_t bytes) {
   const auto s = static_cast<std::size_t>(src);
   Round& r = round(exchange);
   r.received[s] = bytes;
-  const std::size_t first = first_part(src);
-  if (bytes <= first) return;
-  r.receive[s].reserve(kPayload + bytes, on_host(src) ? 0 : kPayload + first);
-  if (on_host(src)) std::memcpy(r.receive[s].data() + kPayload, slots_->incoming(exchange, src), first);
-  for (std::size_t at = first; at < bytes; at += sizes_.chunk) {
+  if (in_first(src, bytes)) {
+    r.from[s] = on_host(src) ? slots_->incoming(exchange, src) : first_payload(r, src);
+    return;
+  }
+  std::byte* const to = r.receive.take(bytes);
+  r.from[s] = to;
+  for (std::size_t at = 0; at < bytes; at += sizes_.chunk) {
     const std::size_t n = std::min(bytes - at, sizes_.chunk);
     r.requests.push_back(MPI_REQUEST_NULL);
-    check_mpi(MPI_Irecv(r.receive[s].data() + kPayload + at, static_cast<int>(n), MPI_BYTE, src, rest_tag(exchange),
-                        comm_, &r.requests.back()),
+    check_mpi(MPI_Irecv(to + at, static_cast<int>(n), MPI_BYTE, src, rest_tag(exchange), comm_, &r.requests.back()),
               "MPI_Irecv");
     ++r.pending;
   }
 }
 
-/// Completes what can be completed of an exchange; asks for the rest of long records.
+/// Completes what can be completed of an exchange; asks for long records.
 void MpiAllToAll::progress(std::uint64_t exchange) {
   Round& r = round(exchange);
   std::erase_if(r.from_host, [&](int src) {
     const auto bytes = slots_->arrived(exchange, src);
-    if (bytes) receive_rest(exchange, src, *bytes);
+    if (bytes) first_arrived(exchange, src, *bytes);
     return bytes.has_value();
   });
   if (r.pending == 0) return;
@@ -175,8 +180,8 @@ void MpiAllToAll::progress(std::uint64_t exchange) {
     if (index >= ranks_) continue;
     --r.first_messages;
     std::uint64_t length = 0;
-    std::memcpy(&length, r.receive[static_cast<std::size_t>(index)].data() + kMessage, kLength);
-    receive_rest(exchange, index, length);
+    std::memcpy(&length, first_payload(r, index) - kLength, kLength);
+    first_arrived(exchange, index, length);
   }
 }
 
@@ -186,7 +191,7 @@ void MpiAllToAll::progress_all() {
 
 void MpiAllToAll::wait() {
   if (waits_ == posts_) fail("all-to-all: rank {} waits for an exchange that it did not post", rank_);
-  const Round& r = round(waits_);
+  Round& r = round(waits_);
   patience_.begin();
   // Own sends are waited for, too: MPI moves long messages only while both sides are inside it.
   for (;;) {
@@ -201,16 +206,15 @@ void MpiAllToAll::wait() {
                       (r.first_messages > 0 && r.requests.size() == 2 * static_cast<std::size_t>(ranks_)));
     }
   }
+  r.send.clear();
   ++waits_;
 }
 
 std::span<const std::byte> MpiAllToAll::incoming(int src) const {
   const std::uint64_t exchange = waits_ - 1;
   if (src == rank_) return {own_[exchange % 3].data(), own_bytes_[exchange % 3]};
-  const auto s = static_cast<std::size_t>(src);
   const Round& r = round(exchange);
-  if (in_slot(src, r.received[s])) return {slots_->incoming(exchange, src), r.received[s]};
-  return {r.receive[s].data() + kPayload, r.received[s]};
+  return {r.from[static_cast<std::size_t>(src)], r.received[static_cast<std::size_t>(src)]};
 }
 
 }  // namespace shoal

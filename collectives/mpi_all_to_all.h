@@ -11,6 +11,7 @@
 #include "collectives/communicator.h"
 #include "collectives/host_slots.h"
 #include "collectives/patience.h"
+#include "collectives/record_memory.h"
 
 namespace shoal {
 
@@ -23,9 +24,9 @@ struct MpiMessageSizes {
 
 /// AllToAll over MPI messages between each pair of ranks, on a communicator of its own.
 ///
-/// The first message is {u64 bytes, payload up to `eager`}: short records need no second one, and no exchange of counts
-/// goes ahead of them. What is longer follows in messages whose size the receiver then knows. Buffers grow when a
-/// record is longer than any before and are kept.
+/// The first message is {u64 bytes, the payload if it is no longer than `eager`}: short records need no second one, and
+/// no exchange of counts goes ahead of them. Longer ones follow in messages whose size the receiver then knows. They
+/// lie in memory that grows when an exchange is longer, in all, than any before.
 ///
 /// Between ranks of one host the first message is a slot of HostSlots, where records are written and read in place (it
 /// is as long as they usually are; memory is taken when they come), and who waits for such alone sleeps until they
@@ -44,9 +45,12 @@ class MpiAllToAll : public AllToAll {
   std::span<const std::byte> incoming(int src) const override;
 
  private:
-  /// One of the two exchanges that may be under way, with its buffers.
+  /// One of the two exchanges that may be under way, with its memory.
   struct Round {
-    std::vector<AlignedBuffer> send, receive;  // [ranks]; the length lies just before the payload, which is aligned
+    RecordMemory<> send, receive;              // what travels by MPI, but for:
+    AlignedBuffer first;                       // [ranks] first messages that come
+    std::vector<std::byte*> to;                // [ranks] payloads in `send`; null: not asked for, or in a slot
+    std::vector<const std::byte*> from;        // [ranks] payloads that came, wherever they lie
     std::vector<std::size_t> asked, received;  // [ranks] bytes of payload
     /// [2 * ranks] first messages: from each rank, to each rank; then those that carry what did not fit.
     std::vector<MPI_Request> requests;
@@ -61,12 +65,12 @@ class MpiAllToAll : public AllToAll {
   AlignedBuffer& own(std::uint64_t exchange) { return own_[exchange % 3]; }
   void check_room() const;
   bool on_host(int peer) const { return slots_ && slots_->reaches(peer); }
-  /// What the first message between this rank and `peer` holds of a record.
-  std::size_t first_part(int peer) const { return on_host(peer) ? sizes_.slot : sizes_.eager; }
-  /// Whether a record between this rank and `peer` is in a slot, whole.
-  bool in_slot(int peer, std::size_t bytes) const { return on_host(peer) && bytes <= sizes_.slot; }
+  /// Whether the first message between this rank and `peer` holds the record.
+  bool in_first(int peer, std::size_t bytes) const { return bytes <= (on_host(peer) ? sizes_.slot : sizes_.eager); }
+  /// Where the first message from `src` has its payload; the length lies just before.
+  std::byte* first_payload(Round& r, int src) const;
   void send(std::uint64_t exchange, int dest, std::size_t bytes);
-  void receive_rest(std::uint64_t exchange, int src, std::size_t bytes);
+  void first_arrived(std::uint64_t exchange, int src, std::size_t bytes);
   void progress(std::uint64_t exchange);
   void progress_all();
 

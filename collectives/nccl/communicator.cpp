@@ -12,6 +12,7 @@
 #include "collectives/nccl/record_layout.h"
 #include "collectives/over_all_to_all.h"
 #include "collectives/patience.h"
+#include "collectives/record_memory.h"
 
 namespace shoal {
 namespace {
@@ -85,8 +86,11 @@ class Member {
 class PinnedBuffer {
  public:
   std::byte* data() const { return block_.data(); }
+  std::size_t capacity() const { return block_.bytes(); }
   void reserve(std::size_t bytes) {
-    if (bytes > block_.bytes()) block_ = cuda::PinnedBlock(bytes + bytes / 2);
+    if (bytes <= block_.bytes()) return;
+    block_ = {};  // first, so that there are never two
+    block_ = cuda::PinnedBlock(bytes + bytes / 2);
   }
 
  private:
@@ -109,8 +113,8 @@ class NcclAllToAll final : public AllToAll {
       : member_(std::move(member)), layout_{member_->options().eager}, n_(static_cast<std::size_t>(member_->size())) {
     member_->use_device();
     for (Round& r : rounds_) {
-      r.send.resize(n_);
-      r.receive.resize(n_);
+      r.to.resize(n_);
+      r.from.resize(n_);
       r.sent.resize(n_);
       r.received.resize(n_);
       r.asked.resize(n_);
@@ -135,15 +139,15 @@ class NcclAllToAll final : public AllToAll {
     Round& r = round(posts_);
     r.asked[static_cast<std::size_t>(dest)] = bytes;
     if (bytes <= layout_.eager) return {r.outgoing.data() + layout_.slot(dest) + RecordLayout::kHeader, bytes};
-    PinnedBuffer& buffer = r.send[static_cast<std::size_t>(dest)];
-    buffer.reserve(bytes);
-    return {buffer.data(), bytes};
+    r.to[static_cast<std::size_t>(dest)] = r.send.take(bytes);
+    return {r.to[static_cast<std::size_t>(dest)], bytes};
   }
 
   void post(std::span<const std::size_t> bytes) override {
     check_room();
     member_->use_device();
     Round& r = round(posts_);
+    r.receive.clear();
     NcclGroup& group = member_->group();
     const cudaStream_t stream = member_->stream();
     std::byte *sends = r.device_send.reserve(0), *receives = r.device_receive.reserve(0);
@@ -156,8 +160,7 @@ class NcclAllToAll final : public AllToAll {
       if (own) continue;
       std::byte* slot = r.outgoing.data() + layout_.slot(static_cast<int>(d));
       std::memcpy(slot, &r.sent[d], sizeof r.sent[d]);
-      if (r.asked[d] > layout_.eager)
-        std::memcpy(slot + RecordLayout::kHeader, r.send[d].data(), layout_.first(bytes[d]));
+      if (r.asked[d] > layout_.eager) std::memcpy(slot + RecordLayout::kHeader, r.to[d], layout_.first(bytes[d]));
       longest = std::max(longest, layout_.first(bytes[d]));
     }
     std::fill(r.asked.begin(), r.asked.end(), 0);
@@ -190,6 +193,7 @@ class NcclAllToAll final : public AllToAll {
         std::memcpy(&r.received[s], r.slots.data() + layout_.slot(static_cast<int>(s)), sizeof r.received[s]);
     }
     exchange_rests(r);
+    r.send.clear();
     ++waits_;
   }
 
@@ -197,16 +201,16 @@ class NcclAllToAll final : public AllToAll {
     const Round& r = rounds_[(waits_ - 1) % 2];
     const auto s = static_cast<std::size_t>(src);
     if (src == member_->rank()) return {own_[(waits_ - 1) % 3].data(), r.received[s]};
-    const std::byte* from = layout_.rest(r.received[s]) > 0
-                                ? r.receive[s].data()
-                                : r.slots.data() + layout_.slot(src) + RecordLayout::kHeader;
+    const std::byte* from =
+        layout_.rest(r.received[s]) > 0 ? r.from[s] : r.slots.data() + layout_.slot(src) + RecordLayout::kHeader;
     return {from, r.received[s]};
   }
 
  private:
   /// One of the two exchanges that may be under way, with its buffers.
   struct Round {
-    std::vector<PinnedBuffer> send, receive;    // [ranks] long records
+    RecordMemory<PinnedBuffer> send, receive;   // long records
+    std::vector<std::byte*> to, from;           // [ranks] where they lie there
     std::vector<std::uint64_t> sent, received;  // [ranks] bytes
     std::vector<std::size_t> asked;             // [ranks] of outgoing()
     PinnedBuffer outgoing, slots;               // what goes and what arrives first, of all ranks
@@ -237,13 +241,12 @@ class NcclAllToAll final : public AllToAll {
     std::byte *sends = r.device_send_rests.reserve(to.back()), *receives = r.device_receive_rests.reserve(from.back());
     for (std::size_t p = 0; p < n_; ++p) {
       if (layout_.rest(sent[p]) > 0)
-        check(cudaMemcpyAsync(sends + to[p], r.send[p].data() + layout_.eager, layout_.rest(sent[p]),
-                              cudaMemcpyHostToDevice, stream),
+        check(cudaMemcpyAsync(sends + to[p], r.to[p] + layout_.eager, layout_.rest(sent[p]), cudaMemcpyHostToDevice,
+                              stream),
               "copying records to the GPU");
       if (layout_.rest(received[p]) == 0) continue;
-      r.receive[p].reserve(received[p]);
-      std::memcpy(r.receive[p].data(), r.slots.data() + layout_.slot(static_cast<int>(p)) + RecordLayout::kHeader,
-                  layout_.eager);
+      r.from[p] = r.receive.take(received[p]);
+      std::memcpy(r.from[p], r.slots.data() + layout_.slot(static_cast<int>(p)) + RecordLayout::kHeader, layout_.eager);
     }
     group.start();
     for_peers([&](int dest, int src) {
@@ -254,7 +257,7 @@ class NcclAllToAll final : public AllToAll {
     group.end();
     for (std::size_t s = 0; s < n_; ++s)
       if (layout_.rest(received[s]) > 0)
-        check(cudaMemcpyAsync(r.receive[s].data() + layout_.eager, receives + from[s], layout_.rest(received[s]),
+        check(cudaMemcpyAsync(r.from[s] + layout_.eager, receives + from[s], layout_.rest(received[s]),
                               cudaMemcpyDeviceToHost, stream),
               "copying records from the GPU");
     check(cudaEventRecord(r.arrived, stream), "cudaEventRecord");

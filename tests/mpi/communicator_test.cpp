@@ -2,7 +2,10 @@
 
 #include <array>
 #include <chrono>
+#include <cstring>
 #include <ctime>
+#include <fstream>
+#include <span>
 #include <string>
 #include <thread>
 #include <vector>
@@ -30,6 +33,42 @@ TEST(Mpi, CutsRecordsIntoMessages) {
     MpiAllToAll exchange(MPI_COMM_WORLD, true, sizes);
     test::check_exchanges(*world, exchange, 5000, 20);
     test::check_overlapping_exchanges(*world, exchange, 5000, 10);
+  }
+}
+
+/// This process's memory in MB; what several processes share counts in parts.
+float memory_mb() {
+  std::ifstream rollup("/proc/self/smaps_rollup");
+  for (std::string line; std::getline(rollup, line);)
+    if (line.starts_with("Pss:")) return std::stof(line.substr(4)) / 1024;
+  return 0;
+}
+
+/// Long records that go to another rank every few exchanges take the memory of one, not of one for each rank.
+TEST(Mpi, KeepsTheMemoryOfOneExchange) {
+  constexpr std::size_t kRecord = 8 << 20;
+  const int ranks = world->size(), me = world->rank();
+  if (ranks == 1 || memory_mb() == 0) GTEST_SKIP();
+  for (const std::size_t slot : {std::size_t{0}, 2 * kRecord}) {
+    MpiAllToAll exchange(MPI_COMM_WORLD, true, {.slot = slot});
+    const std::vector<std::byte> record(kRecord, std::byte{1});
+    const auto once = [&](int dest, std::size_t length) {
+      std::vector<std::size_t> bytes(static_cast<std::size_t>(ranks));
+      bytes[static_cast<std::size_t>(dest)] = length;
+      std::memcpy(exchange.outgoing(dest, length).data(), record.data(), length);
+      exchange.post(bytes);
+      exchange.wait();
+    };
+    once((me + 1) % ranks, 1000);
+    float taken = -memory_mb();
+    for (int i = 0; i < 8 * (ranks - 1); ++i) once((me + 1 + i / 4 % (ranks - 1)) % ranks, kRecord);
+    world->barrier();
+    taken += memory_mb();
+    world->barrier();
+    world->all_reduce_sum(std::span(&taken, 1));
+    // Two exchanges that may be under way, each going out and coming in; or four slots.
+    EXPECT_LT(taken / static_cast<float>(ranks), 4.5 * 8) << "slots of " << slot << " bytes";
+    EXPECT_GT(taken / static_cast<float>(ranks), 3.5 * 8) << "slots of " << slot << " bytes";
   }
 }
 
