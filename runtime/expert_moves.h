@@ -13,10 +13,14 @@ ExpertMap expert_map(const LayerPlacement& placement);
 /// The same where every rank has a slice of every expert: slice r of expert e, on rank r, is number e * ranks + r.
 ExpertMap slice_map(int experts, int ranks);
 
+/// Experts whose memory move_experts takes for a while, of the largest on a rank: in two exchanges that follow each
+/// other one goes out and one comes in, and what has come is there before another goes.
+constexpr int kExpertsOnTheWay = 5;
+
 /// Puts the experts of a layer where `placement` says: ranks that do not hold an expert yet get its weights, as they
 /// lie in memory, from one that does, and those that are to hold it no longer drop it. All ranks call it at the same
-/// time with the same placement; one expert at a time goes from and to a rank, so what it takes besides is that much
-/// memory twice. `backend` has placed the matrices, if it does, and places those that arrive.
+/// time with the same placement; one expert at a time goes from and to a rank. `backend` has placed the matrices, if it
+/// does, and places those that arrive.
 void move_experts(MoeWeights& weights, const LayerPlacement& placement, Communicator& comm, Backend& backend);
 
 }  // namespace shoal

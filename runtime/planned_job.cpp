@@ -7,6 +7,7 @@
 #include "base/units.h"
 #include "planner/expert_slices.h"
 #include "planner/plan.h"
+#include "runtime/expert_moves.h"
 #include "runtime/gguf.h"
 #include "runtime/model_source.h"
 
@@ -182,10 +183,10 @@ class StartCheck {
       held.push_back(static_cast<int>(placement.experts_on(layer, rank).size()));
     RankMemory m = rank_memory(config_, weights, workload, layout, cluster, rank, held);
     if (options_.kv_cache_gb > 0) m.kv = options_.kv_cache_gb * 1e9;
-    if (options_.rebalance_steps > 0) {  // an expert on its way out and one on its way in
+    if (options_.rebalance_steps > 0) {
       double expert = 0;
       for (int layer = 0; layer < weights.layers(); ++layer) expert = std::max(expert, weights.expert_bytes(layer));
-      m.exchange += 2 * expert;
+      m.exchange += kExpertsOnTheWay * expert;
     }
     return m;
   }
