@@ -227,13 +227,17 @@ void report_failure(Rank& rank, const std::function<void()>& part) {
 /// Loads beside the control plane, so that this rank hears at once when another one fails; then works step by step.
 void work(const JobOptions& options, Rank& rank) {
   ControlClient& client = *rank.client;
+  RankDevice device;
+  report_failure(rank, [&] { device = open_device(options, rank.launch); });
+  rank.comm->barrier();  // nobody loads before all have seen what is free; a rank that failed does not keep them here
   ModelConfig config;
   auto loading = std::async(std::launch::async, [&] {
     RankModel loaded;
+    if (!device.backend) return loaded;
     report_failure(rank, [&] {
       config = job_model_config(options);
-      loaded =
-          load_rank_model(config, job_checkpoint(options), options, rank.launch, rank.comm->rank(), rank.comm->size());
+      loaded = load_rank_model(config, job_checkpoint(options), options, rank.launch, rank.comm->rank(),
+                               rank.comm->size(), std::move(device));
       client.send(
           frame(Message::ready, encode(WorkerReady{loaded.weights.bytes, loaded.cache->bytes(), loaded.cache->pages(),
                                                    loaded.backend->description(), host_name()})));

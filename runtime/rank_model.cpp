@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <optional>
 #include <thread>
+#include <utility>
 
 #include "kernels/cuda/cuda_backend.h"
 #include "planner/memory.h"
@@ -28,7 +29,7 @@ std::unique_ptr<Backend> make_backend(const JobOptions& options, const LaunchEnv
   return make_cpu_backend(cpu);
 }
 
-/// Bytes of its device's memory that this rank may still use: its GPU's, or the host's, shared with the other ranks
+/// Bytes of its device's memory that this rank may take: of its GPU's, or of the host's, shared with the other ranks
 /// there.
 std::uint64_t share_of_memory(const Backend& backend, const LaunchEnvironment& launch) {
   int sharers = std::max(1, launch.local_size);
@@ -40,20 +41,20 @@ std::uint64_t share_of_memory(const Backend& backend, const LaunchEnvironment& l
   return on_gpu.value_or(available_memory_bytes()) / static_cast<std::uint64_t>(sharers);
 }
 
-/// Pages of KV cache where `share_bytes` are free, of which steps take `step_bytes`.
-int kv_pages(const ModelConfig& config, const JobOptions& options, std::uint64_t page_bytes, std::uint64_t share_bytes,
-             std::uint64_t step_bytes) {
+/// Pages of KV cache where `left_bytes` are left to it.
+int kv_pages(const ModelConfig& config, const JobOptions& options, std::uint64_t page_bytes, std::uint64_t left_bytes) {
   const int wanted_len = options.max_model_len > 0 ? options.max_model_len : config.max_position_embeddings;
   const auto pages_of = [](std::uint64_t tokens) { return (tokens + kv_page_tokens - 1) / kv_page_tokens; };
+  const std::uint64_t of_sequence = pages_of(static_cast<std::uint64_t>(wanted_len));
+  const std::uint64_t least = options.max_model_len > 0 ? of_sequence : 1;
   std::uint64_t pages;
   if (options.kv_cache_gb > 0) {
     pages = static_cast<std::uint64_t>(options.kv_cache_gb * 1e9) / page_bytes;
   } else {
-    // Enough for 32 full-length sequences, in four fifths of this rank's share of what the host or its GPU has left.
-    const std::uint64_t budget = (share_bytes - std::min(step_bytes, share_bytes)) / 5 * 4;
-    pages = std::min(budget / page_bytes, 32 * pages_of(static_cast<std::uint64_t>(wanted_len)));
+    // Enough for 32 full-length sequences, in four fifths of what is left; in all of it where a single one needs that.
+    const std::uint64_t room = left_bytes / page_bytes;
+    pages = std::min(std::max(room / 5 * 4, std::min(least, room)), 32 * of_sequence);
   }
-  const std::uint64_t least = options.max_model_len > 0 ? pages_of(static_cast<std::uint64_t>(wanted_len)) : 1;
   if (pages < least)
     throw Error(fmt::format("the KV cache does not fit: {} tokens need {:.2f} GB on each rank and {:.2f} GB are there; "
                             "lower --max-model-len, raise --kv-cache-gb, or use more ranks on more hosts",
@@ -69,10 +70,17 @@ bool computes_on_gpu(const JobOptions& options) { return options.device != "cpu"
 
 int gpu_of(const LaunchEnvironment& launch) { return launch.local_rank % std::max(1, find_cuda_devices().count); }
 
+RankDevice open_device(const JobOptions& options, const LaunchEnvironment& launch) {
+  RankDevice device;
+  device.backend = make_backend(options, launch);
+  device.share_bytes = share_of_memory(*device.backend, launch);
+  return device;
+}
+
 RankModel load_rank_model(const ModelConfig& config, const Checkpoint& checkpoint, const JobOptions& options,
-                          const LaunchEnvironment& launch, int rank, int ranks) {
+                          const LaunchEnvironment& launch, int rank, int ranks, RankDevice device) {
   RankModel loaded;
-  loaded.backend = make_backend(options, launch);
+  loaded.backend = std::move(device.backend);
   const bool gpu = computes_on_gpu(options);
   if (gpu && options.on_importance)
     throw Error("importance is measured on CPUs only; use --device cpu", ExitCode::usage);
@@ -85,15 +93,8 @@ RankModel load_rank_model(const ModelConfig& config, const Checkpoint& checkpoin
   const Placement& placement = loaded.placement = job_placement(options, config, ranks);
   if (options.on_importance && placement.tensor_parallel && ranks > 1)
     throw Error("importance of a model without experts is measured on one rank", ExitCode::usage);
-  const RankMemory planned = start_memory(config, options, placement, rank, gpu ? Device::Kind::gpu : Device::Kind::cpu,
-                                          share_of_memory(*loaded.backend, launch));
-  const int cores = static_cast<int>(std::thread::hardware_concurrency());
-  const LoadOptions load{.threads = std::clamp(2 * cores / launch.local_size, 1, 16),
-                         .progress = rank == 0 && !options.quiet,
-                         .mtp = options.mtp,
-                         .device = loaded.backend.get()};
-  loaded.weights = load_weights(config, checkpoint, placement, rank, load);
-
+  const RankMemory planned =
+      start_memory(config, options, placement, rank, gpu ? Device::Kind::gpu : Device::Kind::cpu, device.share_bytes);
   const HeadSlice heads = placement.tensor_parallel
                               ? head_slice(config.num_attention_heads, config.num_key_value_heads, ranks, rank)
                               : HeadSlice{};
@@ -107,8 +108,17 @@ RankModel load_rank_model(const ModelConfig& config, const Checkpoint& checkpoin
   const int layers = config.num_hidden_layers + (options.mtp ? 1 : 0);
   const std::uint64_t page_bytes = static_cast<std::uint64_t>(kv_row_bytes(kv_type, std::max(width, 1))) *
                                    kv_page_tokens * static_cast<std::uint64_t>(layers);
-  const int pages = kv_pages(config, options, page_bytes, share_of_memory(*loaded.backend, launch),
-                             static_cast<std::uint64_t>(planned.activations + planned.exchange));
+  // Reckoned, not looked up when the weights are there: what is free then depends on how far the host's other ranks
+  // are, and the cache, which is only mapped, takes its memory as sequences come, hours later.
+  const auto taken = static_cast<std::uint64_t>(planned.weights + planned.activations + planned.exchange);
+  const int pages = kv_pages(config, options, page_bytes, device.share_bytes - std::min(taken, device.share_bytes));
+
+  const int cores = static_cast<int>(std::thread::hardware_concurrency());
+  const LoadOptions load{.threads = std::clamp(2 * cores / launch.local_size, 1, 16),
+                         .progress = rank == 0 && !options.quiet,
+                         .mtp = options.mtp,
+                         .device = loaded.backend.get()};
+  loaded.weights = load_weights(config, checkpoint, placement, rank, load);
   loaded.cache = std::make_unique<KvCache>(*loaded.backend, layers, pages, kv_page_tokens, width, kv_type);
   if (const auto tokenizer = options.random_weights.empty() ? read_tokenizer(options.model) : nullptr)
     loaded.tokens = std::make_shared<grammar::TokenTable>(*tokenizer, config.vocab_size);

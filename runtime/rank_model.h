@@ -1,4 +1,5 @@
 #pragma once
+#include <cstdint>
 #include <memory>
 
 #include "collectives/mpi.h"
@@ -20,6 +21,16 @@ bool computes_on_gpu(const JobOptions& options);
 /// The GPU of a rank: the host's ranks take its GPUs in turn.
 int gpu_of(const LaunchEnvironment& launch);
 
+/// What computes on a rank, and the part of its memory that the rank may take.
+struct RankDevice {
+  std::unique_ptr<Backend> backend;
+  std::uint64_t share_bytes = 0;  // of what is free there, for weights, KV cache and all
+};
+
+/// Every rank of a host calls it before one of them loads: what is free is shared out evenly, and a rank that looked
+/// later would miss what others have taken. Makes no collective call. Error where a GPU is asked for and absent.
+RankDevice open_device(const JobOptions& options, const LaunchEnvironment& launch);
+
 /// One rank's share of the model, read and packed, with what computes on it and room for its sequences.
 struct RankModel {
   Placement placement;
@@ -30,9 +41,9 @@ struct RankModel {
   std::shared_ptr<const grammar::TokenTable> tokens;  // null: the model has no tokenizer
 };
 
-/// Makes no collective call, so it may run on any thread. Error where a GPU is asked for and absent, where what is
-/// asked for does not go together, or (does not fit) where memory is short.
+/// Makes no collective call, so it may run on any thread. Error where what is asked for does not go together, or (does
+/// not fit) where memory is short, before anything is read.
 RankModel load_rank_model(const ModelConfig& config, const Checkpoint& checkpoint, const JobOptions& options,
-                          const LaunchEnvironment& launch, int rank, int ranks);
+                          const LaunchEnvironment& launch, int rank, int ranks, RankDevice device);
 
 }  // namespace shoal
