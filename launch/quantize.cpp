@@ -22,13 +22,21 @@ namespace fs = std::filesystem;
 
 bool makes_folder(const std::string& type) { return type == "FP8" || type == "INT8" || type == "INT4"; }
 
-std::uint64_t bytes_of(const fs::path& path) {
-  if (!fs::is_directory(path)) return fs::file_size(path);
+std::uint64_t bytes_of(const Checkpoint& checkpoint) {
   std::uint64_t sum = 0;
-  for (const auto& entry : fs::directory_iterator(path)) {
-    if (entry.path().extension() == ".safetensors") sum += entry.file_size();
-  }
+  for (const fs::path& file : checkpoint.files()) sum += fs::file_size(file);
   return sum;
+}
+
+/// An option that would change nothing was meant for another type.
+void check_options(const QuantizeOptions& options) {
+  if (options.type.empty() && options.size.empty()) throw Error("quantize: give --type or --size", ExitCode::usage);
+  if (options.group_size && options.type != "INT4")
+    throw Error("--group-size: only --type INT4 has groups of a size to choose", ExitCode::usage);
+  if (!options.importance.empty() && (options.type == "FP8" || options.type == "INT8")) {
+    throw Error(fmt::format("--importance: --type {} rounds to the nearest step, whatever counts more", options.type),
+                ExitCode::usage);
+  }
 }
 
 void print_text(const Json& report) {
@@ -55,7 +63,7 @@ CLI::App* add_quantize(CLI::App& root, QuantizeOptions& options) {
       ->excludes(type);
   app->add_option("--importance", options.importance,
                   "File of `shoal eval --importance` or llama.cpp's imatrix: where errors count most");
-  app->add_option("--group-size", options.group_size, "INT4: inputs that share a scale");
+  app->add_option("--group-size", options.group_size, "INT4: inputs that share a scale [default: 128]");
   app->add_option("--threads", options.threads, "0: as many as there are cores")->check(CLI::NonNegativeNumber);
   app->add_flag("--json", options.json, "Print JSON");
   app->add_flag("--quiet", options.quiet, "No progress");
@@ -64,15 +72,15 @@ CLI::App* add_quantize(CLI::App& root, QuantizeOptions& options) {
 }
 
 Json quantize_model(const QuantizeOptions& given) {
+  check_options(given);
   QuantizeOptions options = given;
   if (options.threads == 0) options.threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   const bool folder = makes_folder(options.type);
   if (is_gguf(options.in) && folder)
     fail("{}: is a GGUF file; {} is made from the model's Hugging Face folder", options.in.string(), options.type);
-  if (options.type.empty() && options.size.empty()) throw Error("quantize: give --type or --size", ExitCode::usage);
   if (!folder && options.size.empty()) Recipe(options.type);  // a wrong name is told before anything is read
   std::error_code ignored;
-  if (folder && fs::exists(options.out, ignored) && fs::equivalent(options.in, options.out, ignored)) {
+  if (fs::exists(options.out, ignored) && fs::equivalent(options.in, options.out, ignored)) {
     throw Error(fmt::format("{}: OUT must not be IN", options.out.string()), ExitCode::usage);
   }
   if (!folder && fs::is_directory(options.out, ignored)) {
@@ -93,8 +101,8 @@ Json quantize_model(const QuantizeOptions& given) {
   by_part["all"] = all.relative();
   return {{"out", options.out.string()},
           {"type", options.size.empty() ? options.type : "mix of " + options.size},
-          {"bytes", bytes_of(options.out)},
-          {"source_bytes", bytes_of(options.in)},
+          {"bytes", bytes_of(Checkpoint::open(options.out))},
+          {"source_bytes", bytes_of(checkpoint)},
           {"relative_error", by_part}};
 }
 

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 
 namespace shoal {
@@ -13,7 +14,7 @@ struct QuantizeOptions {
   std::string type;  // a GGUF type or mix: OUT is a file. FP8, INT8, INT4: OUT is a Hugging Face folder
   std::string size;  // instead of `type`: a GGUF of this size, formats chosen by what they cost ("140GB", "2.51bpw")
   std::filesystem::path importance;  // of `shoal eval --importance` or llama.cpp; empty: all columns count alike
-  int group_size = 128;              // INT4: inputs that share a scale
+  std::optional<int> group_size;     // INT4: inputs that share a scale; none: 128
   int threads = 0;                   // 0: as many as there are cores
   bool json = false, quiet = false;
 };

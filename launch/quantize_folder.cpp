@@ -188,10 +188,10 @@ class Int4 final : public WeightForm {
 std::unique_ptr<WeightForm> form_of(const QuantizeOptions& options) {
   if (options.type == "FP8") return std::make_unique<Fp8>();
   if (options.type == "INT8") return std::make_unique<Int8>();
-  if (options.group_size < 8 || options.group_size > 256 || options.group_size % 8) {
-    throw Error(fmt::format("--group-size {} must be a multiple of 8 up to 256", options.group_size), ExitCode::usage);
-  }
-  return std::make_unique<Int4>(options.group_size);
+  const int group = options.group_size.value_or(128);
+  if (group < 8 || group > 256 || group % 8)
+    throw Error(fmt::format("--group-size {} must be a multiple of 8 up to 256", group), ExitCode::usage);
+  return std::make_unique<Int4>(group);
 }
 
 /// As R1 does it: every projection of the layers, not the MTP layer's input one, nor embedding, head, router, norms.

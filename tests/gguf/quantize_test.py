@@ -7,7 +7,7 @@ import subprocess
 import gguf
 import numpy as np
 import pytest
-from convert import read_safetensors, renamed
+from convert import convert_folder, read_safetensors, renamed
 from serving import BINARY, ROOT, largest_difference, serve
 
 FIXTURES = ROOT / "tests" / "fixtures" / "models"
@@ -53,6 +53,13 @@ def test_fp8_source(tmp_path):
     out = tmp_path / "model.gguf"
     quantize(FIXTURES / "deepseek-v3-fp8", out, "F32")
     assert worst_score(out, prompts_of("deepseek-v3-fp8")) <= 2e-3
+
+
+def test_split_source(tmp_path):
+    convert_folder(FIXTURES / "deepseek-v1", tmp_path / "split.gguf", split_max_tensors=7)
+    parts = sorted(tmp_path.glob("*.gguf"))
+    report = quantize(parts[0], tmp_path / "model.gguf", "Q8_0")
+    assert len(parts) > 1 and report["source_bytes"] == sum(part.stat().st_size for part in parts)
 
 
 def test_rows_that_fit_no_block_get_a_finer_format(tmp_path):
@@ -112,6 +119,10 @@ def test_killed_conversion_goes_on(tmp_path):
     (["nowhere", "out.gguf", "--type", "Q9"], 2, "--type Q9 is not known"),
     (["nowhere", "out.gguf", "--type", "Q8_0"], 1, "nowhere"),
     (["nowhere", "out.gguf"], 2, "--type"),
+    (["nowhere", "out", "--type", "FP8", "--importance", "file"], 2, "--importance"),
+    (["nowhere", "out", "--type", "INT8", "--importance", "file"], 2, "--importance"),
+    (["nowhere", "out", "--type", "FP8", "--group-size", "128"], 2, "--group-size"),
+    (["nowhere", "out.gguf", "--size", "4bpw", "--group-size", "32"], 2, "--group-size"),
 ])
 def test_mistakes_are_told(arguments, code, message, tmp_path):
     done = subprocess.run([BINARY, "quantize", *arguments], capture_output=True, text=True, cwd=tmp_path)
