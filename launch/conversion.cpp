@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <system_error>
+#include <utility>
 
 #include "base/error.h"
 #include "base/task_team.h"
@@ -121,6 +122,7 @@ void Conversion::forget() { fs::remove(journal_); }
 
 std::map<std::string, StorageError> Conversion::run(int threads, bool progress) {
   const bool whole = is_ours(file_), resumed = whole || is_ours(partial_);
+  std::vector<Piece> pieces = std::exchange(pieces_, {});
   if (resumed) read_journal();
   if (whole) return errors_by_kind();
   const OutputFile out(partial_, file_bytes_, resumed);
@@ -130,11 +132,11 @@ std::map<std::string, StorageError> Conversion::run(int threads, bool progress) 
   if (resumed) journal << "\n";  // ends a line that was cut off
 
   std::uint64_t total = 0;
-  for (const Piece& piece : pieces_) total += tensors_[piece.tensor].done ? 0 : piece.source_bytes;
+  for (const Piece& piece : pieces) total += tensors_[piece.tensor].done ? 0 : piece.source_bytes;
   Progress bar("quantizing", total, progress);
   std::mutex mutex;  // guards the journal and the tensors
-  run_tasks(threads, pieces_.size(), [&, bytes = std::vector<std::byte>()](std::size_t i) mutable {
-    const Piece& piece = pieces_[i];
+  run_tasks(threads, pieces.size(), [&, bytes = std::vector<std::byte>()](std::size_t i) mutable {
+    const Piece piece = std::move(pieces[i]);  // gone when written, with all that it holds
     Tensor& tensor = tensors_[piece.tensor];
     if (tensor.done) return;
     std::size_t size = 0, written = 0;

@@ -35,8 +35,8 @@ class Conversion {
   /// size. `source_bytes`: for the progress bar.
   void add_piece(std::vector<Range> ranges, std::uint64_t source_bytes, Make make);
 
-  /// Does it all; returns the error by kind. Throws the first Error; what was done remains. Where a job has several
-  /// files, the journal of one that is whole tells a later run so.
+  /// Does it all, once, and drops the pieces; returns the error by kind. Throws the first Error; what was done remains.
+  /// Where a job has several files, the journal of one that is whole tells a later run so.
   std::map<std::string, StorageError> run(int threads, bool progress);
   /// Removes the journal: the job is done, and would be done anew if asked for again.
   void forget();

@@ -271,17 +271,20 @@ void add_copy(Conversion& work, const Checkpoint& checkpoint, const Item& item, 
   }
 }
 
+/// A weight has thousands of pieces, which share what they are made from.
+using Columns = std::shared_ptr<const std::vector<float>>;
+
 /// Of a weight's columns; empty where nothing is known, as of kv_b_proj, which computes in halves.
-std::vector<float> importance_of(const std::optional<Importance>& importance, const ExpectedTensor& tensor) {
-  if (!importance || tensor.part == Part::mtp) return {};
+Columns importance_of(const std::optional<Importance>& importance, const ExpectedTensor& tensor) {
+  if (!importance || tensor.part == Part::mtp) return std::make_shared<const std::vector<float>>();
   const auto at = tensor.name.find(".experts.");
   const std::int64_t number = at == std::string::npos ? 0 : std::stoll(tensor.name.substr(at + 9));
-  return importance->of(gguf_tensor_name(tensor.name), number, tensor.shape[1]);
+  return std::make_shared<const std::vector<float>>(
+      importance->of(gguf_tensor_name(tensor.name), number, tensor.shape[1]));
 }
 
-void add_weight(Conversion& work, const RowReader& source, const WeightForm& form, const Item& item,
-                const std::vector<float>& importance, const std::map<std::string, std::uint64_t>& offsets) {
-  const auto reader = std::make_shared<const RowReader>(source);
+void add_weight(Conversion& work, const std::shared_ptr<const RowReader>& reader, const WeightForm& form,
+                const Item& item, const Columns& importance, const std::map<std::string, std::uint64_t>& offsets) {
   const std::int64_t rows = item.tensor.shape[0], cols = item.tensor.shape[1];
   std::vector<std::uint64_t> at;
   for (const Stored& s : item.stored) at.push_back(offsets.at(s.name));
@@ -296,7 +299,7 @@ void add_weight(Conversion& work, const RowReader& source, const WeightForm& for
     work.add_piece(std::move(ranges), u64(count * cols) * 2, [=, &form](std::vector<std::byte>& out) {
       std::vector<float> values;
       reader->read(first, count, values);
-      return form.encode(values, count, cols, importance.empty() ? nullptr : importance.data(), out.data());
+      return form.encode(values, count, cols, importance->empty() ? nullptr : importance->data(), out.data());
     });
   }
   if (item.stored.size() > 2) {  // the shape, which packed words alone do not tell
@@ -362,8 +365,9 @@ std::map<std::string, StorageError> write_folder(const ModelConfig& config, cons
         add_copy(work, checkpoint, item, offsets.at(item.tensor.name));
         continue;
       }
-      const RowReader reader(checkpoint, config.quantization.value_or(WeightQuantization{}), item.tensor.name,
-                             item.tensor.shape[0], item.tensor.shape[1]);
+      const auto reader =
+          std::make_shared<const RowReader>(checkpoint, config.quantization.value_or(WeightQuantization{}),
+                                            item.tensor.name, item.tensor.shape[0], item.tensor.shape[1]);
       add_weight(work, reader, *form, item, importance_of(importance, item.tensor), offsets);
     }
     for (const auto& [kind, error] : work.run(options.threads, !options.quiet)) errors[kind] += error;
