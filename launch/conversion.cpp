@@ -3,7 +3,9 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cmath>
 #include <fstream>
 #include <mutex>
@@ -50,11 +52,61 @@ class OutputFile {
       bytes -= static_cast<std::size_t>(put);
     }
   }
-  void sync() const { ::fdatasync(descriptor_); }
+  void sync() const {
+    if (::fdatasync(descriptor_) != 0) fail("{}: writing to the disk failed: {}", path_.string(), reason());
+  }
 
  private:
   fs::path path_;
   int descriptor_;
+};
+
+/// Names the tensors of a file that are whole. After a power cut the disk may hold a journal's line and not what was
+/// written before it, so a line waits until the file has been synced; as that takes its time, lines gather for a while.
+class Journal {
+ public:
+  Journal(const fs::path& path, const std::string& job, bool resumed, const OutputFile& file)
+      : path_(path), lines_(path, resumed ? std::ios::app : std::ios::trunc), file_(file) {
+    put(resumed ? "\n" : job + "\n");  // an empty line ends one that was cut off
+  }
+
+  /// From any threads. Once in a while it is this one that waits for the disk.
+  void add(const std::string& line) {
+    {
+      const std::lock_guard lock(mutex_);
+      waiting_ += line + "\n";
+      if (Clock::now() < due_) return;
+      due_ = Clock::time_point::max();  // one at a time
+    }
+    flush();
+  }
+
+  void flush() {
+    std::string lines;
+    {
+      const std::lock_guard lock(mutex_);
+      lines.swap(waiting_);
+    }
+    file_.sync();
+    const std::lock_guard lock(mutex_);
+    put(lines);
+    due_ = Clock::now() + kPause;
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  static constexpr std::chrono::seconds kPause{2};  // as much work is lost when the process is killed
+
+  void put(const std::string& text) {
+    if (!(lines_ << text << std::flush)) fail("{}: cannot be written", path_.string());
+  }
+
+  const fs::path path_;
+  std::ofstream lines_;
+  const OutputFile& file_;
+  std::mutex mutex_;  // guards what follows, and lines_
+  std::string waiting_;
+  Clock::time_point due_ = Clock::now() + kPause;
 };
 
 fs::path with_suffix(fs::path path, const char* suffix) { return path += suffix; }
@@ -69,12 +121,13 @@ StorageError& StorageError::operator+=(const StorageError& other) {
 
 double StorageError::relative() const { return squared_values > 0 ? std::sqrt(squared_error / squared_values) : 0; }
 
-Conversion::Conversion(fs::path file, std::string header, std::uint64_t file_bytes)
+Conversion::Conversion(fs::path file, std::string header, std::uint64_t file_bytes, std::string job)
     : file_(std::move(file)),
       partial_(with_suffix(file_, ".partial")),
       journal_(with_suffix(file_, ".journal")),
       header_(std::move(header)),
-      file_bytes_(file_bytes) {}
+      file_bytes_(file_bytes),
+      job_(std::move(job)) {}
 
 void Conversion::add_tensor(std::string name, std::string kind) {
   tensors_.push_back({std::move(name), std::move(kind), {}, 0, false});
@@ -85,31 +138,26 @@ void Conversion::add_piece(std::vector<Range> ranges, std::uint64_t source_bytes
   pieces_.push_back({tensors_.size() - 1, std::move(ranges), source_bytes, std::move(make)});
 }
 
-bool Conversion::is_ours(const fs::path& path) const {
+bool Conversion::fits(const fs::path& path) const {
   std::error_code ignored;
-  if (!fs::exists(journal_, ignored) || !fs::exists(path, ignored) || fs::file_size(path, ignored) != file_bytes_) {
-    return false;
-  }
+  if (!fs::exists(path, ignored) || fs::file_size(path, ignored) != file_bytes_) return false;
   std::string header(header_.size(), '\0');
   std::ifstream file(path, std::ios::binary);
   return file.read(header.data(), static_cast<std::streamsize>(header.size())) && header == header_;
 }
 
-void Conversion::read_journal() {
+std::map<std::string, StorageError> Conversion::read_journal() const {
   std::map<std::string, StorageError> finished;
   std::ifstream journal(journal_);
-  for (std::string line; std::getline(journal, line);) {
+  std::string line;
+  if (!std::getline(journal, line) || line != job_) return finished;
+  while (std::getline(journal, line)) {
     const auto entry = nlohmann::json::parse(line, nullptr, false);
     // The last line may have been cut off.
     if (!entry.is_object() || !entry.contains("tensor")) continue;
     finished[entry["tensor"]] = {entry.value("squared_error", 0.0), entry.value("squared_values", 0.0)};
   }
-  for (Tensor& tensor : tensors_) {
-    const auto it = finished.find(tensor.name);
-    if (it == finished.end()) continue;
-    tensor.done = true;
-    tensor.error = it->second;
-  }
+  return finished;
 }
 
 std::map<std::string, StorageError> Conversion::errors_by_kind() const {
@@ -121,21 +169,28 @@ std::map<std::string, StorageError> Conversion::errors_by_kind() const {
 void Conversion::forget() { fs::remove(journal_); }
 
 std::map<std::string, StorageError> Conversion::run(int threads, bool progress) {
-  const bool whole = is_ours(file_), resumed = whole || is_ours(partial_);
   std::vector<Piece> pieces = std::exchange(pieces_, {});
-  if (resumed) read_journal();
+  const std::map<std::string, StorageError> finished = read_journal();
+  const bool all = std::ranges::all_of(tensors_, [&](const Tensor& t) { return finished.contains(t.name); });
+  // A file under its name may be an earlier job's; it is this one's if nothing is left to do and it was renamed.
+  const bool whole = all && !fs::exists(partial_) && fits(file_);
+  const bool resumed = whole || (!finished.empty() && fits(partial_));
+  for (Tensor& tensor : tensors_) {
+    const auto it = finished.find(tensor.name);
+    tensor.done = resumed && it != finished.end();
+    if (tensor.done) tensor.error = it->second;
+  }
   if (whole) return errors_by_kind();
+  if (!resumed) fs::remove(journal_);  // first, as it must never speak of what this run begins to write
   const OutputFile out(partial_, file_bytes_, resumed);
   out.write(0, reinterpret_cast<const std::byte*>(header_.data()), header_.size());
-  std::ofstream journal(journal_, resumed ? std::ios::app : std::ios::trunc);
-  if (!journal) fail("{}: cannot be written", journal_.string());
-  if (resumed) journal << "\n";  // ends a line that was cut off
+  Journal journal(journal_, job_, resumed, out);
 
   std::uint64_t total = 0;
   for (const Piece& piece : pieces) total += tensors_[piece.tensor].done ? 0 : piece.source_bytes;
   Progress bar("quantizing", total, progress);
-  std::mutex mutex;  // guards the journal and the tensors
-  run_tasks(threads, pieces.size(), [&, bytes = std::vector<std::byte>()](std::size_t i) mutable {
+  std::mutex mutex;  // guards the tensors
+  const auto write = [&, bytes = std::vector<std::byte>()](std::size_t i) mutable {
     const Piece piece = std::move(pieces[i]);  // gone when written, with all that it holds
     Tensor& tensor = tensors_[piece.tensor];
     if (tensor.done) return;
@@ -148,17 +203,23 @@ std::map<std::string, StorageError> Conversion::run(int threads, bool progress) 
       written += static_cast<std::size_t>(range.bytes);
     }
     bar.add(piece.source_bytes);
-    const std::lock_guard lock(mutex);
-    tensor.error += error;
-    if (--tensor.pieces_left > 0) return;
-    journal << nlohmann::json({{"tensor", tensor.name},
-                               {"squared_error", tensor.error.squared_error},
-                               {"squared_values", tensor.error.squared_values}})
-                   .dump()
-            << std::endl;
-  });
-
-  out.sync();
+    {
+      const std::lock_guard lock(mutex);
+      tensor.error += error;
+      if (--tensor.pieces_left > 0) return;
+    }
+    journal.add(nlohmann::json({{"tensor", tensor.name},
+                                {"squared_error", tensor.error.squared_error},
+                                {"squared_values", tensor.error.squared_values}})
+                    .dump());
+  };
+  try {
+    run_tasks(threads, pieces.size(), write);
+  } catch (...) {
+    journal.flush();
+    throw;
+  }
+  journal.flush();
   fs::rename(partial_, file_);
   return errors_by_kind();
 }

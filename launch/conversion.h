@@ -18,11 +18,14 @@ struct StorageError {
 };
 
 /// Writes a file whose layout is known beforehand, piece by piece on several threads: no more of it than the pieces at
-/// work is ever in memory. It grows as NAME.partial, with NAME.journal beside it, which names the tensors that are
-/// whole; a conversion that was interrupted, or killed, goes on from there. When all is written the file gets its name.
+/// work is ever in memory. It grows as NAME.partial, with NAME.journal beside it, which names the job and the tensors
+/// that are whole on the disk; a conversion that was interrupted, or killed, goes on from there. When all is written
+/// the file gets its name.
 class Conversion {
  public:
-  Conversion(std::filesystem::path file, std::string header, std::uint64_t file_bytes);
+  /// `job`: a line that tells what is converted, and how, from all else that would be written under this name and
+  /// header. What another job left is not gone on with.
+  Conversion(std::filesystem::path file, std::string header, std::uint64_t file_bytes, std::string job);
 
   /// A tensor, under the name that the journal and the report know it by. `kind` groups it in the report ("attention").
   void add_tensor(std::string name, std::string kind);
@@ -54,15 +57,16 @@ class Conversion {
     std::uint64_t source_bytes;
     Make make;
   };
-  /// Whether `path` is what an earlier run of the same conversion left.
-  bool is_ours(const std::filesystem::path& path) const;
-  /// Marks the tensors that the journal names.
-  void read_journal();
+  /// Whether there is a file of this size and header at `path`.
+  bool fits(const std::filesystem::path& path) const;
+  /// The tensors that earlier runs of this job wrote, by name.
+  std::map<std::string, StorageError> read_journal() const;
   std::map<std::string, StorageError> errors_by_kind() const;
 
   std::filesystem::path file_, partial_, journal_;
   std::string header_;
   std::uint64_t file_bytes_;
+  std::string job_;
   std::vector<Tensor> tensors_;
   std::vector<Piece> pieces_;
 };

@@ -71,6 +71,21 @@ CLI::App* add_quantize(CLI::App& root, QuantizeOptions& options) {
   return app;
 }
 
+std::string job_of(const Checkpoint& checkpoint, const QuantizeOptions& options) {
+  std::vector<fs::path> files = checkpoint.files();
+  std::error_code ignored;
+  for (const fs::path& file : {options.in / "config.json", options.importance})
+    if (fs::is_regular_file(file, ignored)) files.push_back(file);
+  Json reads = Json::array();
+  for (const fs::path& file : files) {
+    reads.push_back(
+        {fs::canonical(file).string(), fs::file_size(file), fs::last_write_time(file).time_since_epoch().count()});
+  }
+  const Json job = {
+      {"type", options.type}, {"size", options.size}, {"group_size", options.group_size.value_or(0)}, {"reads", reads}};
+  return job.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
 Json quantize_model(const QuantizeOptions& given) {
   check_options(given);
   QuantizeOptions options = given;

@@ -346,6 +346,7 @@ std::map<std::string, StorageError> write_folder(const ModelConfig& config, cons
     shards.back().push_back(std::move(item));
   }
 
+  const std::string job = job_of(checkpoint, options);
   std::map<std::string, StorageError> errors;
   std::deque<Conversion> works;
   ordered_json weight_map = ordered_json::object();
@@ -358,7 +359,7 @@ std::map<std::string, StorageError> write_folder(const ModelConfig& config, cons
     const std::string header = header_of(shards[i], offsets, end);
     for (const auto& [tensor, offset] : offsets) weight_map[tensor] = name;
     total += end - header.size();
-    Conversion& work = works.emplace_back(options.out / name, header, end);
+    Conversion& work = works.emplace_back(options.out / name, header, end, job);
     for (const Item& item : shards[i]) {
       work.add_tensor(item.tensor.name, std::string(name_of(item.tensor.part)));
       if (item.copied) {
@@ -373,6 +374,7 @@ std::map<std::string, StorageError> write_folder(const ModelConfig& config, cons
     for (const auto& [kind, error] : work.run(options.threads, !options.quiet)) errors[kind] += error;
   }
   if (shards.size() > 1) {
+    fs::remove(options.out / "model.safetensors");  // of a model that was here before, and would be read instead
     const ordered_json index = {{"metadata", {{"total_size", total}}}, {"weight_map", weight_map}};
     std::ofstream(options.out / "model.safetensors.index.json") << index.dump(2) << "\n";
   }

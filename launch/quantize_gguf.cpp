@@ -86,9 +86,9 @@ class GgufPlan {
       rope_factors_ = add("rope_freqs.weight", {config.head_dim / 2}, "F32");
   }
 
-  Conversion conversion(const std::filesystem::path& out) {
+  Conversion conversion(const std::filesystem::path& out, std::string job) {
     layout_ = header_.layout();
-    Conversion work(out, layout_.header, layout_.file_bytes);
+    Conversion work(out, layout_.header, layout_.file_bytes, std::move(job));
     if (rope_factors_) write_rope_factors(work);
     for (const ExpectedTensor& tensor : expected_tensors(config_)) add_pieces(work, tensor);
     return work;
@@ -354,7 +354,7 @@ class GgufPlan {
 std::map<std::string, StorageError> write_gguf(const ModelConfig& config, const Checkpoint& checkpoint,
                                                const QuantizeOptions& options) {
   GgufPlan plan(config, checkpoint, options);
-  Conversion work = plan.conversion(options.out);
+  Conversion work = plan.conversion(options.out, job_of(checkpoint, options));
   auto errors = work.run(options.threads, !options.quiet);
   work.forget();
   return errors;

@@ -11,6 +11,10 @@ namespace shoal {
 std::map<std::string, StorageError> write_gguf(const ModelConfig& config, const Checkpoint& checkpoint,
                                                const QuantizeOptions& options);
 
+/// What tells this conversion from others into the same place: how, and which files it reads, with sizes and times of
+/// change. One line.
+std::string job_of(const Checkpoint& checkpoint, const QuantizeOptions& options);
+
 /// Writes it as a Hugging Face folder with FP8, INT8 or INT4 linear weights.
 std::map<std::string, StorageError> write_folder(const ModelConfig& config, const Checkpoint& checkpoint,
                                                  const QuantizeOptions& options);

@@ -1,5 +1,5 @@
 """`shoal quantize`: what it writes is read by the `gguf` package, holds the values it should, and answers like the
-source; a conversion that was killed goes on."""
+source."""
 
 import json
 import subprocess
@@ -85,34 +85,6 @@ def test_folders(kind, low, high, tmp_path):
     prompts = prompts_of("qwen2")
     exact = {"FP8": 0.8, "INT8": 0.35, "INT4": 3.0}[kind]
     assert 1e-4 < worst_score(tmp_path / "out", prompts) < exact
-
-
-def test_killed_conversion_goes_on(tmp_path):
-    """A file with a journal that names some tensors is completed, and what the journal names is left as it is."""
-    source, out = FIXTURES / "deepseek-v3", tmp_path / "model.gguf"
-    quantize(source, out, "Q8_0")
-    whole = out.read_bytes()
-    reader = gguf.GGUFReader(out)
-    first = min(reader.tensors, key=lambda t: t.data_offset)
-    header = whole[:first.data_offset]
-    partial = bytearray(len(whole))
-    partial[:len(header)] = header
-    kept = next(t for t in reader.tensors if t.name == "token_embd.weight")
-    mark = bytes([7]) * kept.n_bytes  # anything, to see that it stays
-    partial[kept.data_offset:kept.data_offset + kept.n_bytes] = mark
-    (tmp_path / "model.gguf.partial").write_bytes(partial)
-    (tmp_path / "model.gguf.journal").write_text(
-        json.dumps({"tensor": "model.embed_tokens.weight", "squared_error": 0, "squared_values": 1}) + '\n{"tens')
-    out.unlink()
-    quantize(source, out, "Q8_0")
-    expected = bytearray(whole)
-    expected[kept.data_offset:kept.data_offset + kept.n_bytes] = mark
-    assert out.read_bytes() == expected
-    # A journal of another conversion is not taken for this one's.
-    (tmp_path / "model.gguf.partial").write_bytes(partial)
-    (tmp_path / "model.gguf.journal").write_text(json.dumps({"tensor": "model.embed_tokens.weight"}) + "\n")
-    quantize(source, out, "Q5_0")
-    assert {t.tensor_type.name for t in gguf.GGUFReader(out).tensors if t.name == "token_embd.weight"} == {"Q5_0"}
 
 
 @pytest.mark.parametrize("arguments,code,message", [
