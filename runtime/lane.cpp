@@ -1,7 +1,6 @@
 #include "runtime/lane.h"
 
 #include <algorithm>
-#include <span>
 
 namespace shoal {
 
@@ -15,57 +14,28 @@ bool Sequence::samples() const {
   return request.max_tokens > 0 && computed + planned == static_cast<int>(tokens.size());
 }
 
-int Lane::room() const {
-  int room = pool.free() - static_cast<int>(running.size());
+void Lane::take_stock() {
+  room = pool.free() - static_cast<int>(running.size());
+  backlog = 0;
   for (const Sequence* sequence : running) {
     room -=
         std::max(0, pages_for(static_cast<int>(sequence->tokens.size())) - static_cast<int>(sequence->pages.size()));
+    if (!sequence->decoding()) backlog += sequence->pending() - sequence->planned;
   }
-  return room;
-}
-
-std::int64_t Lane::backlog() const {
-  std::int64_t tokens = 0;
-  for (const Sequence* sequence : running) {
-    if (!sequence->decoding()) tokens += sequence->pending() - sequence->planned;
-  }
-  return tokens;
-}
-
-template <class Found>
-void Lane::walk_prefix(const Sequence& sequence, const Found& found) const {
-  // Who wants every position's logits computes every position.
-  if (sequence.scores() || sequence.kept != sequence.pages.size()) return;
-  const std::span<const std::int32_t> tokens(sequence.tokens);
-  const auto size = static_cast<std::size_t>(page_tokens_);
-  PagePool::Block block = sequence.block;
-  for (std::size_t first = sequence.kept * size; first + size < tokens.size(); first += size) {
-    const auto kept = pool.find(block, tokens.subspan(first, size), sequence.request.cache_salt);
-    if (!kept) return;
-    block = kept->block;
-    found(*kept);
-  }
-}
-
-Lane::Prefix Lane::find_prefix(const Sequence& sequence) const {
-  Prefix prefix;
-  walk_prefix(sequence, [&](const PagePool::Kept& kept) {
-    prefix.tokens += page_tokens_;
-    prefix.owned_pages += pool.owned(kept.page);
-  });
-  return prefix;
 }
 
 int Lane::take_prefix(Sequence& sequence) {
-  std::vector<PagePool::Kept> found;
-  walk_prefix(sequence, [&](const PagePool::Kept& kept) { found.push_back(kept); });
-  for (const PagePool::Kept& kept : found) {
-    pool.share(kept.page);
-    sequence.pages.push_back(kept.page);
+  const std::size_t before = sequence.kept;
+  walk_prefix(sequence, page_tokens_, pool.contents(), [&](const PageContents::Kept& kept) {
+    const auto page = pool.page_of(kept);
+    if (!page) return false;
+    pool.share(*page);
+    sequence.pages.push_back(*page);
     sequence.block = kept.block;
-  }
-  sequence.kept += found.size();
-  const int tokens = static_cast<int>(found.size()) * page_tokens_;
+    ++sequence.kept;
+    return true;
+  });
+  const int tokens = static_cast<int>(sequence.kept - before) * page_tokens_;
   sequence.computed += tokens;
   return tokens;
 }

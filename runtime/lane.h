@@ -1,5 +1,7 @@
 #pragma once
 #include <cstdint>
+#include <span>
+#include <utility>
 #include <vector>
 
 #include "runtime/coordinator.h"
@@ -46,21 +48,13 @@ struct Sequence {
 /// what is computed, and gets more as it grows.
 class Lane {
  public:
-  Lane(int pages, int page_tokens) : pool(pages), page_tokens_(page_tokens) {}
+  Lane(PagePool its_pool, int page_tokens) : pool(std::move(its_pool)), page_tokens_(page_tokens) {}
 
   int pages_for(int tokens) const { return tokens / page_tokens_ + (tokens % page_tokens_ != 0); }
-  /// Pages that could go to a newcomer: free, not needed for what is known of those who run, nor for each one's next.
-  int room() const;
-  /// Prompt tokens still to be computed after the step being planned.
-  std::int64_t backlog() const;
+  /// Works out `room` and `backlog` anew.
+  void take_stock();
 
-  /// What the cache holds of a sequence's next full pages. At least one token is left to compute, for its logits.
-  struct Prefix {
-    int tokens = 0;
-    int owned_pages = 0;  // that need no free page, since somebody owns them now
-  };
-  Prefix find_prefix(const Sequence& sequence) const;
-  /// Takes what find_prefix() found; returns the number of tokens.
+  /// Takes what the cache holds of a sequence's next full pages; returns the number of tokens.
   int take_prefix(Sequence& sequence);
 
   /// Makes the sequence own pages for its first `tokens` tokens. False, and nothing changes, when too few are free.
@@ -73,13 +67,30 @@ class Lane {
   PagePool pool;
   std::vector<Sequence*> running;     // in order of admission
   std::vector<std::uint64_t> finish;  // to be told to the rank
-  int budget = 0;                     // prompt tokens left in the step being planned
+  // Of the step being planned.
+  int budget = 0;            // prompt tokens left
+  int room = 0;              // pages for newcomers: free, not needed for what is known of those who run, nor for each
+                             // one's next
+  std::int64_t backlog = 0;  // prompt tokens still to be computed after it
 
  private:
-  template <class Found>
-  void walk_prefix(const Sequence& sequence, const Found& found) const;
-
   int page_tokens_;
 };
+
+/// What the caches of any lanes hold of a sequence's next full pages, in their order, as long as `found` returns true.
+/// At least one token is left to compute, for its logits.
+template <class Found>
+void walk_prefix(const Sequence& sequence, int page_tokens, const PageContents& contents, const Found& found) {
+  // Who wants every position's logits computes every position.
+  if (sequence.scores() || sequence.kept != sequence.pages.size()) return;
+  const std::span<const std::int32_t> tokens(sequence.tokens);
+  const auto size = static_cast<std::size_t>(page_tokens);
+  PagePool::Block block = sequence.block;
+  for (std::size_t first = sequence.kept * size; first + size < tokens.size(); first += size) {
+    const PageContents::Kept* kept = contents.find(block, tokens.subspan(first, size), sequence.request.cache_salt);
+    if (!kept || !found(*kept)) return;
+    block = kept->block;
+  }
+}
 
 }  // namespace shoal

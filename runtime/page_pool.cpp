@@ -3,8 +3,10 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include <algorithm>
 #include <numeric>
 #include <random>
+#include <utility>
 
 #include "base/error.h"
 
@@ -21,18 +23,44 @@ std::string key_of(PagePool::Block after, std::span<const std::int32_t> tokens, 
 
 }  // namespace
 
-std::size_t PagePool::Hash::operator()(const std::string& key) const {
+std::size_t PageContents::Hash::operator()(const std::string& key) const {
   // Users choose the keys; a secret seed keeps them from choosing ones that all fall into one bucket.
   static const std::uint64_t seed = std::uint64_t{std::random_device()()} << 32 | std::random_device()();
   return XXH3_64bits_withSeed(key.data(), key.size(), seed);
 }
 
-PagePool::PagePool(int pages) {
+std::optional<std::int32_t> PageContents::Kept::page_in(int pool) const {
+  const auto at = std::ranges::lower_bound(places, pool, {}, &Place::pool);
+  return at != places.end() && at->pool == pool ? std::optional(at->page) : std::nullopt;
+}
+
+const PageContents::Kept* PageContents::find(Block after, std::span<const std::int32_t> tokens,
+                                             std::string_view salt) const {
+  const auto at = contents_.find(key_of(after, tokens, salt));
+  return at == contents_.end() ? nullptr : &at->second;
+}
+
+PageContents::Content& PageContents::keep(std::string key, Place place) {
+  const auto [content, is_new] = contents_.try_emplace(std::move(key), Kept{last_block_ + 1, {}});
+  if (is_new) ++last_block_;
+  auto& places = content->second.places;
+  const auto at = std::ranges::lower_bound(places, place.pool, {}, &Place::pool);
+  if (at == places.end() || at->pool != place.pool) places.insert(at, place);
+  return *content;
+}
+
+void PageContents::drop(Content& content, int pool) {
+  auto& places = content.second.places;
+  places.erase(std::ranges::lower_bound(places, pool, {}, &Place::pool));
+  if (places.empty()) contents_.erase(contents_.find(content.first));
+}
+
+PagePool::PagePool(int pages, std::shared_ptr<PageContents> contents, int number)
+    : contents_(std::move(contents)), number_(number) {
   if (pages < 0) fail("a KV cache cannot have {} pages", pages);
   empty_.resize(static_cast<std::size_t>(pages));
   std::iota(empty_.rbegin(), empty_.rend(), 0);  // low numbers are handed out first
   pages_.resize(empty_.size());
-  contents_.reserve(empty_.size());
 }
 
 std::vector<std::int32_t> PagePool::allocate(int n) {
@@ -41,8 +69,7 @@ std::vector<std::int32_t> PagePool::allocate(int n) {
   for (int i = 0; i < n; ++i) {
     if (empty_.empty()) {
       Page& dropped = pages_[static_cast<std::size_t>(left_.front())];
-      contents_.erase(contents_.find(dropped.content->first));
-      dropped.content = nullptr;
+      contents_->drop(*std::exchange(dropped.content, nullptr), number_);
       empty_.push_back(left_.front());
       left_.pop_front();
     }
@@ -82,23 +109,13 @@ void PagePool::release(std::span<const std::int32_t> pages) {
   }
 }
 
-std::optional<PagePool::Kept> PagePool::find(Block after, std::span<const std::int32_t> tokens,
-                                             std::string_view salt) const {
-  const auto at = contents_.find(key_of(after, tokens, salt));
-  if (at == contents_.end()) return std::nullopt;
-  return at->second;
-}
-
 PagePool::Block PagePool::keep(Block after, std::span<const std::int32_t> tokens, std::string_view salt,
                                std::int32_t page) {
   Page& kept = pages_[static_cast<std::size_t>(page)];
   if (kept.owners == 0 || kept.content) fail("KV page {} has no owner or is kept already", page);
-  const auto [at, is_new] = contents_.try_emplace(key_of(after, tokens, salt), Kept{last_block_ + 1, page});
-  if (is_new) {
-    ++last_block_;
-    kept.content = &*at;
-  }
-  return at->second.block;
+  PageContents::Content& content = contents_->keep(key_of(after, tokens, salt), {number_, page});
+  if (page_of(content.second) == page) kept.content = &content;
+  return content.second.block;
 }
 
 }  // namespace shoal

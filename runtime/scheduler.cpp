@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <memory>
 #include <utility>
 
 #include "base/error.h"
@@ -28,7 +29,11 @@ Scheduler::Scheduler(const CoordinatorOptions& options) : options_(options) {
   if (options.tensor_parallel) {
     options_.kv_pages = {*std::min_element(options.kv_pages.begin(), options.kv_pages.end())};
   }
-  for (const int pages : options_.kv_pages) lanes_.emplace_back(pages, options.page_tokens);
+  const auto contents = std::make_shared<PageContents>();
+  for (const int pages : options_.kv_pages) {
+    lanes_.emplace_back(PagePool(pages, contents, static_cast<int>(lanes_.size())), options.page_tokens);
+  }
+  contents->reserve(static_cast<std::size_t>(kv_pages()));
   answered_.resize(static_cast<std::size_t>(options.ranks));
 }
 
@@ -104,6 +109,7 @@ std::vector<StepPlan> Scheduler::plan() {
   for (std::size_t i = 0; i < lanes_.size(); ++i) {
     share_budget(lanes_[i], answering);
     find_pages(lanes_[i]);
+    lanes_[i].take_stock();
     for (Sequence* sequence : lanes_[i].running) {
       if (sequence->planned > 0) add_chunk(*sequence, plans[i]);
     }
@@ -180,17 +186,37 @@ Sequence* Scheduler::next_to_admit() {
   return request ? &sequences_.at(*request) : nullptr;
 }
 
+/// What each lane's cache holds of a sequence that waits.
+std::vector<Scheduler::Prefix> Scheduler::find_prefixes(const Sequence& sequence) const {
+  std::vector<Prefix> prefixes(lanes_.size());
+  int tokens = 0;
+  walk_prefix(sequence, options_.page_tokens, lanes_.front().pool.contents(), [&](const PageContents::Kept& kept) {
+    for (const auto [lane, page] : kept.places) {
+      Prefix& prefix = prefixes[static_cast<std::size_t>(lane)];
+      if (prefix.tokens < tokens) continue;  // what comes before it is not there
+      prefix.tokens += options_.page_tokens;
+      prefix.owned_pages += lanes_[static_cast<std::size_t>(lane)].pool.owned(page);
+    }
+    tokens += options_.page_tokens;
+    return true;
+  });
+  return prefixes;
+}
+
 Lane* Scheduler::best_lane(const Sequence& sequence) {
   // All that run can decode in one step.
   const auto most = static_cast<std::size_t>(std::min(options_.max_num_seqs, options_.max_batched_tokens));
   Lane* best = nullptr;
   std::pair<std::int64_t, int> least;
+  std::vector<Prefix> prefixes;
   for (Lane& lane : lanes_) {
-    if (lane.budget == 0 || lane.running.size() >= most) continue;
-    const Lane::Prefix prefix = lane.find_prefix(sequence);
-    if (lane.room() < lane.pages_for(static_cast<int>(sequence.tokens.size())) - prefix.owned_pages) continue;
+    // Even with all the cache could hold, a newcomer needs a page for its last token.
+    if (lane.budget == 0 || lane.room < 1 || lane.running.size() >= most) continue;
+    if (prefixes.empty()) prefixes = find_prefixes(sequence);
+    const Prefix& prefix = prefixes[static_cast<std::size_t>(&lane - lanes_.data())];
+    if (lane.room < lane.pages_for(static_cast<int>(sequence.tokens.size())) - prefix.owned_pages) continue;
     const std::int64_t work =
-        lane.backlog() - prefix.tokens + kTokensPerSequence * static_cast<std::int64_t>(lane.running.size());
+        lane.backlog - prefix.tokens + kTokensPerSequence * static_cast<std::int64_t>(lane.running.size());
     const std::pair cost(work, -lane.pool.free());
     if (!best || cost < least) {
       best = &lane;
@@ -219,6 +245,7 @@ void Scheduler::admit(std::vector<StepPlan>& plans) {
     lane->budget -= sequence.planned;
     if (!lane->grow(sequence, sequence.computed + sequence.planned))
       fail("lane {} has less room than it said", sequence.lane);
+    lane->take_stock();
     StepPlan& plan = plans[static_cast<std::size_t>(sequence.lane)];
     plan.start.push_back({sequence.id,
                           sequence.request.sampling,

@@ -83,6 +83,11 @@ class Scheduler {
   void find_pages(Lane& lane);
   void preempt(Sequence& sequence);
   Sequence* next_to_admit();
+  struct Prefix {
+    int tokens = 0;
+    int owned_pages = 0;  // that need no free page, since somebody owns them now
+  };
+  std::vector<Prefix> find_prefixes(const Sequence& sequence) const;
   Lane* best_lane(const Sequence& sequence);
   void admit(std::vector<StepPlan>& plans);
   void take_prefix(Lane& lane, Sequence& sequence);

@@ -11,6 +11,13 @@
 namespace shoal {
 namespace {
 
+/// What is kept, where it is kept in this pool.
+const PageContents::Kept* find(const PagePool& pool, PagePool::Block after, const std::vector<std::int32_t>& tokens,
+                               const char* salt = "") {
+  const PageContents::Kept* kept = pool.contents().find(after, tokens, salt);
+  return kept && pool.page_of(*kept) ? kept : nullptr;
+}
+
 TEST(PagePool, HandsOutEveryPageOnce) {
   PagePool pool(5);
   const auto some = pool.allocate(2), rest = pool.allocate(3);
@@ -71,10 +78,10 @@ TEST(PagePool, KeepsContentsUntilTheRoomIsNeeded) {
   const auto pages = pool.allocate(3);
   const auto after_a = pool.keep(PagePool::kNoBlock, a, "", pages[0]);
   const auto after_b = pool.keep(after_a, b, "", pages[1]);
-  EXPECT_FALSE(pool.find(PagePool::kNoBlock, b, "")) << "b follows a";
-  EXPECT_FALSE(pool.find(PagePool::kNoBlock, a, "salt"));
-  EXPECT_EQ(pool.find(after_a, b, "")->block, after_b);
-  EXPECT_EQ(pool.find(after_a, b, "")->page, pages[1]);
+  EXPECT_FALSE(find(pool, PagePool::kNoBlock, b)) << "b follows a";
+  EXPECT_FALSE(find(pool, PagePool::kNoBlock, a, "salt"));
+  EXPECT_EQ(find(pool, after_a, b)->block, after_b);
+  EXPECT_EQ(pool.page_of(*find(pool, after_a, b)), pages[1]);
   EXPECT_THROW(pool.share(pages[2]), Error);
   EXPECT_THROW(pool.keep(after_b, c, "", pages[1]), Error);
 
@@ -84,10 +91,10 @@ TEST(PagePool, KeepsContentsUntilTheRoomIsNeeded) {
   EXPECT_EQ(pool.free(), 3);
   EXPECT_THROW(pool.keep(after_b, c, "", pages[2]), Error) << "nobody owns it";
   pool.allocate(2);  // the two that hold nothing
-  EXPECT_TRUE(pool.find(after_a, b, ""));
+  EXPECT_TRUE(find(pool, after_a, b));
   EXPECT_EQ(pool.allocate(1), std::vector{pages[1]});
-  EXPECT_FALSE(pool.find(after_a, b, ""));
-  EXPECT_TRUE(pool.find(PagePool::kNoBlock, a, "")) << "it has an owner";
+  EXPECT_FALSE(find(pool, after_a, b));
+  EXPECT_TRUE(find(pool, PagePool::kNoBlock, a)) << "it has an owner";
   EXPECT_THROW(pool.allocate(1), Error);
 }
 
@@ -115,11 +122,32 @@ TEST(PagePool, OneContentHasOnePage) {
   const auto pages = pool.allocate(2);
   const auto block = pool.keep(PagePool::kNoBlock, a, "", pages[0]);
   EXPECT_EQ(pool.keep(PagePool::kNoBlock, a, "", pages[1]), block);
-  EXPECT_EQ(pool.find(PagePool::kNoBlock, a, "")->page, pages[0]);
+  EXPECT_EQ(pool.page_of(*find(pool, PagePool::kNoBlock, a)), pages[0]);
   pool.release(pages);
   pool.allocate(3);
-  const auto again = pool.find(PagePool::kNoBlock, a, "");
+  const auto again = find(pool, PagePool::kNoBlock, a);
   EXPECT_FALSE(again);
+}
+
+TEST(PagePool, PoolsKnowOfOneAnothersContents) {
+  const auto contents = std::make_shared<PageContents>();
+  PagePool left(1, contents, 0), right(3, contents, 1);
+  const std::vector<std::int32_t> a{1};
+  const auto pages = right.allocate(2);
+  const auto block = right.keep(PagePool::kNoBlock, a, "", pages[1]);
+  EXPECT_FALSE(find(left, PagePool::kNoBlock, a));
+  EXPECT_EQ(left.keep(PagePool::kNoBlock, a, "", left.allocate(1)[0]), block);
+  EXPECT_EQ(left.page_of(*find(left, PagePool::kNoBlock, a)), 0);
+  EXPECT_EQ(right.page_of(*find(right, PagePool::kNoBlock, a)), pages[1]);
+
+  left.release(std::vector{0});
+  left.allocate(1);
+  EXPECT_FALSE(find(left, PagePool::kNoBlock, a));
+  EXPECT_TRUE(find(right, PagePool::kNoBlock, a)) << "what one drops the other keeps";
+  EXPECT_EQ(left.keep(PagePool::kNoBlock, a, "", 0), block);
+  right.release(pages);
+  right.allocate(3);
+  EXPECT_EQ(find(left, PagePool::kNoBlock, a)->places.size(), 1u);
 }
 
 TEST(PagePool, ABlockThatWasDroppedNeverComesBack) {
@@ -130,7 +158,7 @@ TEST(PagePool, ABlockThatWasDroppedNeverComesBack) {
   pool.release(pages);
   pages = pool.allocate(2);
   EXPECT_NE(pool.keep(PagePool::kNoBlock, a, "", pages[0]), before);
-  EXPECT_FALSE(pool.find(before, b, ""));
+  EXPECT_FALSE(find(pool, before, b));
 }
 
 }  // namespace
