@@ -155,20 +155,20 @@ void Scheduler::share_budget(Lane& lane, bool answering) {
   }
 }
 
-/// Pages for all that was planned, the oldest first; where none is left the youngest leaves.
+/// Pages for all that was planned, the oldest first; where none is left the youngest leaves. Guesses get what all
+/// others leave: they are not worth anybody's leaving.
 void Scheduler::find_pages(Lane& lane) {
   std::vector<Sequence*> by_age = lane.running;
   std::sort(by_age.begin(), by_age.end(), [](const auto* a, const auto* b) { return a->ticket < b->ticket; });
   for (std::size_t i = 0; i < by_age.size(); ++i) {
     Sequence& sequence = *by_age[i];
-    if (sequence.planned == 0) continue;
-    const int needed = sequence.computed + sequence.planned;
-    if (lane.grow(sequence, needed + sequence.drafted)) continue;
-    sequence.drafted = 0;  // guesses are not worth anybody's leaving
-    while (i < by_age.size() && !lane.grow(sequence, needed)) {
+    while (i < by_age.size() && !lane.grow(sequence, sequence.computed + sequence.planned)) {
       preempt(*by_age.back());
       by_age.pop_back();
     }
+  }
+  for (Sequence* sequence : by_age) {
+    if (!lane.grow(*sequence, sequence->computed + sequence->planned + sequence->drafted)) sequence->drafted = 0;
   }
 }
 

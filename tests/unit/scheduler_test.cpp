@@ -661,6 +661,24 @@ TEST(Scheduler, NewcomersWithoutEndStarveNobody) {
   EXPECT_LT(steps, 1000);
 }
 
+/// Where one page is left, it is the younger one's that needs it, not the older one's that would guess into it.
+TEST(Scheduler, GuessesTakeNobodysPage) {
+  for (const int pages : {4, 5}) {
+    CoordinatorOptions options = options_for(1);
+    options.kv_pages = {pages};  // of 4 tokens
+    Scheduler scheduler(options);
+    scheduler.submit(1, request_of(7, 9));
+    scheduler.submit(2, request_of(4, 9));
+    ASSERT_EQ(scheduler.plan()[0].chunks.size(), 2u);
+    scheduler.apply(0, {.step = 1, .outputs = {{1, {5}, {}, {6}, {}}, {2, {5}, {}, {}, {}}}, .expert_tokens = {}});
+    const StepPlan plan = scheduler.plan()[0];
+    ASSERT_EQ(plan.chunks.size(), 2u);
+    EXPECT_EQ(plan.chunks[0].drafts, pages - 4);
+    EXPECT_EQ(plan.chunks[1].pages.size(), 1u);
+    EXPECT_EQ(scheduler.totals().preemptions, 0u);
+  }
+}
+
 /// A token that takes a rank longer comes later and is the same; meanwhile others get theirs.
 TEST(Scheduler, LateTokensHoldUpNobodyElse) {
   for (const int drafts : {0, 2}) {
