@@ -31,10 +31,12 @@ std::optional<std::uint64_t> number_of(const fs::path& file, std::string_view ke
 
 /// How the two versions of control groups name what they say about memory.
 struct GroupFiles {
-  const char *limit, *usage, *inactive_file;  // the last: a key of memory.stat
+  const char *limit, *usage;
+  const char* cached[2];  // keys of memory.stat
 };
-constexpr GroupFiles version_1{"memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"};
-constexpr GroupFiles version_2{"memory.max", "memory.current", "inactive_file"};
+constexpr GroupFiles version_1{
+    "memory.limit_in_bytes", "memory.usage_in_bytes", {"total_inactive_file", "total_active_file"}};
+constexpr GroupFiles version_2{"memory.max", "memory.current", {"inactive_file", "active_file"}};
 
 /// Bytes that a group and all that it is in would still give. `mount`: where their files are. A container may see its
 /// own group there as if it were the root, under a path that names it from outside: what is not found says nothing.
@@ -44,9 +46,10 @@ std::uint64_t left_in_group(const fs::path& mount, const fs::path& group, const 
     const fs::path folder = mount / of.relative_path();
     const auto limit = number_in(folder / files.limit), usage = number_in(folder / files.usage);
     if (limit && usage) {
-      // Pages of files that nobody reads any more count as used, and go before anything is refused.
-      const std::uint64_t cached = number_of(folder / "memory.stat", files.inactive_file).value_or(0);
-      const std::uint64_t used = *usage - std::min(cached, *usage);
+      // Pages of files count as used, and make room before anything is refused; as for MemAvailable, those that were
+      // read more than once, too: a checkpoint that was loaded before.
+      std::uint64_t used = *usage;
+      for (const char* key : files.cached) used -= std::min(used, number_of(folder / "memory.stat", key).value_or(0));
       least = std::min(least, *limit - std::min(used, *limit));
     }
     if (!of.has_relative_path()) return least;

@@ -1,8 +1,11 @@
 """`serve --plan` runs the plan, and refuses plans for other jobs and models that do not fit."""
 
+import contextlib
 import json
 import os
+import re
 import subprocess
+from pathlib import Path
 
 import pytest
 from memory_test import write_model
@@ -25,8 +28,8 @@ def plan_for(ranks, tmp_path, *options):
     return json.loads(run.stdout)
 
 
-def start(ranks, *options, model=MODEL):
-    command = ["mpirun", "-n", str(ranks), BINARY, "serve", "--model", model, "--port", "0", *options]
+def start(ranks, *options, model=MODEL, within=()):
+    command = [*within, "mpirun", "-n", str(ranks), BINARY, "serve", "--model", model, "--port", "0", *options]
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **MPI_ENVIRONMENT}, timeout=120)
 
 
@@ -78,3 +81,30 @@ def test_what_does_not_fit_is_refused_before_it_is_read(tmp_path):
     run = start(1, model=tmp_path)
     assert run.returncode == 3
     assert "weights" in run.stderr and "share of this host's free memory" in run.stderr
+
+
+@pytest.fixture
+def control_group():
+    """A control group of either version and its file for the limit of memory; few may make one."""
+    for mount, limit in ("/sys/fs/cgroup", "memory.max"), ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"):
+        group = Path(mount) / f"shoal-test-{os.getpid()}"
+        with contextlib.suppress(OSError):
+            group.mkdir()
+            try:
+                if (group / limit).exists():
+                    yield group, group / limit
+                    return
+            finally:
+                group.rmdir()
+    pytest.skip("no control group can be made")
+
+
+def test_what_a_control_group_does_not_allow_is_refused(tmp_path, control_group):
+    """Two ranks take half a gigabyte each."""
+    group, limit = control_group
+    limit.write_text(str(700_000_000))
+    write_model(tmp_path, "deepseek_v3")
+    run = start(2, model=tmp_path, within=["sh", "-c", 'echo $$ > "$0" && exec "$@"', group / "cgroup.procs"])
+    assert run.returncode == 3, run.stderr
+    share = re.search(r"share of this host's free memory is ([0-9.]+) MB", run.stderr)
+    assert 250 < float(share[1]) <= 350

@@ -13,7 +13,8 @@ namespace fs = std::filesystem;
 class System {
  public:
   explicit System(std::string_view groups) {
-    write("proc/meminfo", "MemTotal:  4000 kB\nMemFree: 5 kB\nMemAvailable:   1000 kB\nHugePages_Total:   0\nSwap: 7 kB\n");
+    write("proc/meminfo",
+          "MemTotal:  4000 kB\nMemFree: 5 kB\nMemAvailable:   1000 kB\nHugePages_Total:   0\nSwap: 7 kB\n");
     write("proc/self/cgroup", groups);
   }
   void write(const std::string& name, std::string_view text) const {
@@ -52,8 +53,8 @@ TEST(AvailableMemory, IsWhatTheGroupLeaves) {
   const System system("0::/job/step\n");
   system.group_2("job/step", "max\n", "5000\n", "anon 5000\ninactive_file 0\n");
   EXPECT_EQ(system.available(), kAll);
-  system.group_2("job/step", "9000\n", "5000\n", "anon 3000\ninactive_file 1500\nactive_file 500\n");
-  EXPECT_EQ(system.available(), 9000u - 3500);
+  system.group_2("job/step", "9000\n", "5000\n", "anon 2500\nfile 3000\ninactive_file 1500\nactive_file 500\n");
+  EXPECT_EQ(system.available(), 9000u - 3000);
   system.group_2("job/step", "4000\n", "5000\n", "inactive_file 0\n");  // the limit was lowered
   EXPECT_EQ(system.available(), 0u);
   system.group_2("job/step", "9000\n", "5000\n", "inactive_file 5001\n");  // it is read a moment later
@@ -84,7 +85,7 @@ TEST(AvailableMemory, IsWhatTheContainerLeaves) {
 TEST(AvailableMemory, IsWhatGroupsOfVersion1Leave) {
   const System system("9:name=systemd:/a:b\n4:cpu,memory:/a:b\n3:cpuset:/c\n0::/\n");
   system.group_1("", "9223372036854771712\n", "900000000\n", "total_inactive_file 0\n");
-  system.group_1("a:b", "9000\n", "5000\n", "inactive_file 7\ntotal_inactive_file 2000\n");
+  system.group_1("a:b", "9000\n", "5000\n", "inactive_file 7\ntotal_inactive_file 1500\ntotal_active_file 500\n");
   system.group_1("c", "10\n", "10\n", "total_inactive_file 0\n");  // of other processes
   EXPECT_EQ(system.available(), 6000u);
 }
