@@ -7,7 +7,7 @@
 #include "base/error.h"
 #include "launch/api_error.h"
 #include "launch/bounded_json.h"
-#include "runtime/grammar/gbnf.h"
+#include "runtime/grammar/automaton.h"
 #include "runtime/grammar/gbnf_text.h"
 #include "runtime/grammar/json_schema.h"
 
@@ -85,11 +85,7 @@ std::string read_answer_format(RequestFields& fields) {
       std::string found = convert(*value);
       if (found.empty()) return;
       if (!chosen.empty()) throw bad_field(field, fmt::format("'{}' and '{}' cannot both be given", chosen, field));
-      if (found.size() > grammar::max_gbnf_bytes) {
-        throw bad_field(field,
-                        fmt::format("'{}' makes a grammar of more than {} bytes", field, grammar::max_gbnf_bytes));
-      }
-      grammar::parse_gbnf(found);  // so that what is wrong with it is said here
+      grammar::check_grammar(found);  // so that what is wrong with it is said here
       gbnf = std::move(found);
       chosen = field;
     } catch (const Error& error) {

@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 
 #include "launch/chat_messages.h"
-#include "runtime/grammar/gbnf.h"
+#include "runtime/grammar/automaton.h"
 
 namespace shoal {
 namespace {
@@ -58,7 +58,7 @@ void bind_to_tools(const ToolFields& tools, ToolSyntax syntax, ChatFields& resul
   }
   try {
     std::string calls = tool_call_grammar(tools, syntax);
-    grammar::parse_gbnf(calls);  // so that what is wrong with it is said here
+    grammar::check_grammar(calls);  // so that what is wrong with it is said here
     result.sampling.rules.grammar = std::move(calls);
   } catch (const Error& error) {
     throw bad_field("tools", fmt::format("a tool's 'parameters' cannot be held to: {}", error.what()));

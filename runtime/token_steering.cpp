@@ -48,7 +48,20 @@ std::optional<std::int32_t> TokenSteering::forced() const {
 }
 
 bool TokenSteering::prepare(std::chrono::steady_clock::time_point until) {
-  return !matcher_ || thinking_ || forced() || matcher_->prepare(until);
+  if (!matcher_) return true;
+  matcher_->catch_up();  // while it thinks, too
+  return thinking_ || forced() || (follow(until) && matcher_->prepare(until));
+}
+
+bool TokenSteering::follow(std::chrono::steady_clock::time_point until) {
+  while (followed_ < answer_.size()) {
+    matcher_->push(std::string_view(answer_).substr(followed_++, 1));
+    if (std::chrono::steady_clock::now() >= until) break;
+  }
+  if (followed_ < answer_.size()) return false;
+  answer_.clear();
+  followed_ = 0;
+  return true;
 }
 
 void TokenSteering::push(std::int32_t token) {
@@ -74,7 +87,7 @@ void TokenSteering::advance_grammar(std::int32_t token) {
   if (std::find(ends.begin(), ends.end(), token) != ends.end()) return;
   const std::string_view bytes = matcher_->tokens().bytes(token);
   if (std::exchange(just_thought_, false) && is_line_break(bytes)) return;
-  matcher_->push(bytes);
+  answer_ += bytes;
 }
 
 void TokenSteering::apply(std::span<float> logits) {
@@ -116,6 +129,7 @@ void TokenSteering::penalize(std::span<float> logits) const {
 }
 
 void TokenSteering::keep_to_grammar(std::span<float> logits) {
+  follow(std::chrono::steady_clock::time_point::max());
   const grammar::TokenMask& mask = matcher_->allowed();
   const bool nothing_fits = std::all_of(mask.begin(), mask.end(), [](std::uint64_t bits) { return bits == 0; });
   // At the end of what the grammar allows, and where the vocabulary cannot go on with it, the answer ends.

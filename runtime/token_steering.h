@@ -4,6 +4,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <unordered_map>
 
 #include "runtime/grammar/token_grammar.h"
@@ -32,6 +33,8 @@ class TokenSteering {
   void keep_to_grammar(std::span<float> logits);
   void keep_going(std::span<float> logits) const;
   void advance_grammar(std::int32_t token);
+  /// Follows the answer through the grammar until then, and a little even if that has passed; true when that is done.
+  bool follow(std::chrono::steady_clock::time_point until);
 
   std::shared_ptr<const TokenRules> rules_;
   std::unordered_map<std::int32_t, int> counts_;  // of the answer's tokens
@@ -40,6 +43,9 @@ class TokenSteering {
   std::size_t closing_ = 0;  // said of what ends the thinking
   bool is_closing_ = false;
   std::optional<grammar::Matcher> matcher_;
+  // What the matcher has to take yet, from here on. A long answer that was interrupted comes back at once.
+  std::string answer_;
+  std::size_t followed_ = 0;
   bool just_thought_ = false;  // the answer begins with the next token that is no line break
 };
 

@@ -214,6 +214,7 @@ StepResult Worker::run(const StepPlan& plan) {
     }
   }
   if (model_.has_mtp()) draft(plan, batch, result);
+  if (grammars_) grammars_->trim();
   if (!outputs_) result.outputs.clear();
   result.expert_tokens = model_.counters().expert_tokens;
   result.expert_work = model_.counters().expert_work;

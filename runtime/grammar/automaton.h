@@ -2,6 +2,7 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <string_view>
 #include <unordered_map>
 #include <vector>
 
@@ -14,6 +15,7 @@ namespace shoal::grammar {
 /// look-up: a deterministic automaton, made lazily. Not thread-safe.
 class Automaton {
  public:
+  /// Throws Error where a text may begin in too many ways to look at.
   explicit Automaton(std::shared_ptr<const Network> network);
 
   using State = std::int32_t;
@@ -29,9 +31,10 @@ class Automaton {
 
   /// Memory of the states and frames found so far, in bytes, as good as.
   std::size_t bytes() const { return bytes_; }
-  /// Places looked at for new states since construction: the measure of work.
+  /// Ways followed for new states, those to a place that was seen before as well: the measure of work.
   std::uint64_t work() const { return work_; }
-  /// New states are `dead` from when work() has reached this: a grammar made to explode is not followed for ever.
+  /// New states are `dead` from when work() has reached this: a grammar made to explode is not followed for ever. A
+  /// state that takes too much work by itself is dead in any case.
   void stop_at(std::uint64_t work) { work_limit_ = work; }
 
  private:
@@ -49,8 +52,10 @@ class Automaton {
     std::size_t operator()(const std::vector<Place>& places) const;
   };
 
+  using FrameNumbers = std::unordered_map<std::int32_t, std::int32_t>;  // another automaton's → own
+
   std::int32_t frame(std::int32_t node, std::int32_t outer);
-  std::int32_t adopt_frame(const Automaton& other, std::int32_t number);
+  std::int32_t adopt_frame(const Automaton& other, std::int32_t number, FrameNumbers& adopted);
   State settle(std::vector<Place> open);
   State state_of(std::vector<Place> places);
 
@@ -63,5 +68,8 @@ class Automaton {
   std::uint64_t work_ = 0, work_limit_ = ~std::uint64_t{0};
   State start_ = dead;
 };
+
+/// Throws Error where `gbnf` is no grammar, or none that an answer can be held to in bounded time and memory.
+void check_grammar(std::string_view gbnf);
 
 }  // namespace shoal::grammar

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "runtime/grammar/gbnf_text.h"
 #include "runtime/grammar/utf8_ranges.h"
 
 namespace shoal::grammar {
@@ -288,6 +289,9 @@ class Parser {
 
 }  // namespace
 
-Network parse_gbnf(std::string_view text) { return Parser(text).parse(); }
+Network parse_gbnf(std::string_view text) {
+  if (text.size() > max_gbnf_bytes) fail("a grammar of more than {} bytes is not supported", max_gbnf_bytes);
+  return Parser(text).parse();
+}
 
 }  // namespace shoal::grammar

@@ -11,7 +11,7 @@ namespace shoal::grammar {
 ///     reason ::= [a-z]+ | [^"\n]{3,10} | .
 ///
 /// Literals and classes know \n \r \t \\ \" \[ \] \xHH \uHHHH \UHHHHHHHH. A rule ends with its line, except inside
-/// parentheses, behind ::= and around |. Throws Error with the line at fault.
+/// parentheses, behind ::= and around |. Throws Error with the line at fault, and for more than max_gbnf_bytes.
 Network parse_gbnf(std::string_view text);
 
 }  // namespace shoal::grammar

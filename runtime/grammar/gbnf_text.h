@@ -8,8 +8,8 @@
 /// Writing GBNF.
 namespace shoal::grammar {
 
-/// Grammars that would be longer are refused before they are written: a few characters of a pattern or a schema may
-/// take a thousand of GBNF, and those a hundred times their number in memory.
+/// Longer grammars are refused, and those that would be before they are written: a few characters of a pattern or a
+/// schema may take a thousand of GBNF, and those a hundred times their number in memory.
 constexpr std::size_t max_gbnf_bytes = 256 << 10;
 
 using CharacterRanges = std::vector<std::pair<char32_t, char32_t>>;

@@ -9,6 +9,7 @@ namespace shoal::grammar {
 namespace {
 
 constexpr std::size_t max_nodes = 400000;
+constexpr std::size_t max_pieces = 4000000;  // of expressions, those that are repeated each time anew
 constexpr std::int32_t end_node = 0;
 
 class Builder {
@@ -29,7 +30,8 @@ class Builder {
   }
 
   void refuse_left_recursion() {
-    find_nullable();
+    follow_empty_ways();
+    progress_.assign(rules_.size(), Progress::none);
     for (std::size_t i = 0; i < rules_.size(); ++i) visit(i);
   }
 
@@ -61,6 +63,9 @@ class Builder {
 
   /// The node at which `expression`, and behind it `next`, begins.
   std::int32_t compile(const Expression& expression, std::int32_t next) {
+    // Pieces that match nothing make no nodes, and may be repeated all the same.
+    pieces_ += 1 + expression.ranges.size();
+    if (pieces_ > max_pieces) fail("the grammar is too large: it has more than {} pieces", max_pieces);
     switch (expression.kind) {
       case Expression::Kind::characters:
         return compile_characters(expression, next);
@@ -113,48 +118,41 @@ class Builder {
     return at;
   }
 
-  /// Calls `see` for each rule that may be called from `node` before any byte was matched; true if the end may be
-  /// reached so too.
-  template <class See>
-  bool scan(std::int32_t node, std::vector<bool>& seen, const See& see) const {
-    std::vector<std::int32_t> open{node};
-    bool reaches_end = false;
+  /// Finds the rules that may match nothing and, of each, those it may call before any byte was matched. Ways on which
+  /// nothing is matched are followed in all rules at once, each once; one that leads behind a call waits until the
+  /// called rule is known to match nothing.
+  void follow_empty_ways() {
+    struct Way {
+      std::size_t rule;
+      std::int32_t node;
+    };
+    left_calls_.resize(rules_.size());
+    std::vector<bool> seen(net_.nodes.size()), empty(rules_.size());
+    std::vector<std::vector<Way>> waiting(rules_.size());  // for this rule
+    std::vector<Way> open;
+    for (std::size_t i = 0; i < rules_.size(); ++i) open.push_back({i, start_of(static_cast<int>(i))});
     while (!open.empty()) {
-      const std::int32_t at = open.back();
+      const auto [rule, at] = open.back();
       open.pop_back();
+      if (at == end_node) {  // which all rules share
+        empty[rule] = true;
+        open.insert(open.end(), waiting[rule].begin(), waiting[rule].end());
+        waiting[rule].clear();
+        continue;
+      }
       if (seen[static_cast<std::size_t>(at)]) continue;
       seen[static_cast<std::size_t>(at)] = true;
-      touched_.push_back(at);
       const Node& n = net_.nodes[static_cast<std::size_t>(at)];
-      if (n.kind == Node::Kind::end) reaches_end = true;
       if (n.kind == Node::Kind::split) {
-        for (std::int32_t i = 0; i < n.target; ++i) open.push_back(net_.ways[static_cast<std::size_t>(n.next + i)]);
+        for (std::int32_t i = 0; i < n.target; ++i)
+          open.push_back({rule, net_.ways[static_cast<std::size_t>(n.next + i)]});
       }
       if (n.kind == Node::Kind::call) {
-        see(rule_at(n.target));
-        if (nullable_[rule_at(n.target)]) open.push_back(n.next);
+        const std::size_t callee = rule_at(n.target);
+        left_calls_[rule].push_back(callee);
+        (empty[callee] ? open : waiting[callee]).push_back({rule, n.next});
       }
     }
-    for (const std::int32_t at : touched_) seen[static_cast<std::size_t>(at)] = false;
-    touched_.clear();
-    return reaches_end;
-  }
-
-  void find_nullable() {
-    nullable_.assign(rules_.size(), false);
-    std::vector<bool> seen(net_.nodes.size());
-    for (bool changed = true; changed;) {
-      changed = false;
-      for (std::size_t i = 0; i < rules_.size(); ++i) {
-        if (nullable_[i] || !scan(start_of(static_cast<int>(i)), seen, [](std::size_t) {})) continue;
-        nullable_[i] = changed = true;
-      }
-    }
-    left_calls_.resize(rules_.size());
-    for (std::size_t i = 0; i < rules_.size(); ++i) {
-      scan(start_of(static_cast<int>(i)), seen, [&](std::size_t callee) { left_calls_[i].push_back(callee); });
-    }
-    progress_.assign(rules_.size(), Progress::none);
   }
 
   void visit(std::size_t first) {
@@ -183,10 +181,9 @@ class Builder {
   enum class Progress { none, open, done };
   const std::vector<Rule>& rules_;
   Network net_;
-  std::vector<bool> nullable_;                        // [rules]
+  std::size_t pieces_ = 0;
   std::vector<std::vector<std::size_t>> left_calls_;  // [rules]
   std::vector<Progress> progress_;                    // [rules]
-  mutable std::vector<std::int32_t> touched_;
 };
 
 }  // namespace

@@ -7,11 +7,11 @@
 namespace shoal::grammar {
 namespace {
 
-constexpr std::size_t max_bytes = 32 << 20;  // of states kept
+constexpr std::size_t max_bytes = 32 << 20;                 // of states kept
+constexpr std::size_t max_bytes_while_shrinking = 8 << 20;  // of those found for one mask; a long enum takes 1 MB
 constexpr std::size_t max_masks = 1024;
 constexpr std::size_t max_cached_grammars = 32;
 constexpr std::uint64_t max_work_per_mask = 4000000;  // places; JSON takes some thousand
-constexpr std::uint64_t max_work_per_token = 1000000;
 
 }  // namespace
 
@@ -23,10 +23,24 @@ TokenGrammar::TokenGrammar(std::string_view gbnf, std::shared_ptr<const TokenTab
 
 void TokenGrammar::trim() {
   // What is unfinished is worth waiting for, unless it is too much by itself.
-  if (automaton_->bytes() <= max_bytes * (unfinished_ ? 4 : 1)) return;
+  if (automaton_->bytes() > max_bytes * (unfinished_ ? 4 : 1) || (shrinks_ && !unfinished_)) forget();
+}
+
+void TokenGrammar::forget() {
   masks_.clear();
   unfinished_.reset();
   automaton_ = std::make_shared<Automaton>(network_);
+  shrinks_ = false;
+}
+
+void TokenGrammar::shrink() {
+  shrinks_ = true;
+  trim();
+}
+
+std::size_t TokenGrammar::bytes() const {
+  return sizeof(Network::Node) * network_->nodes.size() + sizeof(std::int32_t) * network_->ways.size() +
+         automaton_->bytes() + sizeof(std::uint64_t) * none_.size() * masks_.size();
 }
 
 const TokenMask& TokenGrammar::allowed(Automaton::State state) {
@@ -39,7 +53,9 @@ bool TokenGrammar::prepare(Automaton::State state, Clock::time_point until) {
   if (state == Automaton::dead) return true;
   while (!masks_.contains(state)) {
     // One at a time, whoever began it: so memory has a bound.
-    if (!unfinished_) unfinished_.emplace(Unfinished{state, TokenMask(none_.size()), max_work_per_mask, 0, {state}, 0});
+    if (!unfinished_)
+      unfinished_.emplace(
+          Unfinished{state, TokenMask(none_.size()), max_work_per_mask, automaton_->bytes(), 0, {state}, 0});
     if (!work_on(*unfinished_, until)) return false;
     if (masks_.size() >= max_masks) masks_.clear();
     masks_[unfinished_->state] = std::move(unfinished_->mask);
@@ -53,6 +69,7 @@ bool TokenGrammar::work_on(Unfinished& m, Clock::time_point until) {
   // gets.
   constexpr std::uint64_t most_work = 1000;
   constexpr std::size_t most_entries = 256;
+  const std::size_t most_bytes = shrinks_ ? m.bytes_before + max_bytes_while_shrinking : 4 * max_bytes;
   const std::uint64_t before = automaton_->work();
   automaton_->stop_at(before + m.work_left);
   const auto& entries = tokens_->sorted();
@@ -63,7 +80,7 @@ bool TokenGrammar::work_on(Unfinished& m, Clock::time_point until) {
     if (automaton_->work() >= look_at || m.entry >= look_at_entry) {
       in_time = Clock::now() < until;
       if (!in_time) break;
-      if (automaton_->bytes() > 4 * max_bytes) automaton_->stop_at(0);  // nothing new is followed any more
+      if (automaton_->bytes() > most_bytes) automaton_->stop_at(0);  // nothing new is followed any more
       look_at = automaton_->work() + most_work;
       look_at_entry = m.entry + most_entries;
     }
@@ -97,14 +114,16 @@ void Matcher::catch_up() {
 }
 
 bool Matcher::push(std::string_view bytes) {
-  grammar_->trim();
   catch_up();
-  automaton_->stop_at(automaton_->work() + max_work_per_token);
+  automaton_->stop_at(~std::uint64_t{0});
   for (const char c : bytes) state_ = automaton_->after(state_, static_cast<std::uint8_t>(c));
+  grammar_->trim();  // behind what was known of this token
+  catch_up();
   return state_ != Automaton::dead;
 }
 
 bool Matcher::prepare(TokenGrammar::Clock::time_point until) {
+  if (grammar_->shrinks()) grammar_->trim();  // before other answers' masks are begun one after the other
   catch_up();
   return grammar_->prepare(state_, until);
 }
@@ -123,9 +142,36 @@ std::shared_ptr<TokenGrammar> GrammarCache::get(const std::string& gbnf) {
     recent_.splice(recent_.begin(), recent_, known);
   } else {
     recent_.emplace_front(gbnf, std::make_shared<TokenGrammar>(gbnf, tokens_));
-    if (recent_.size() > max_cached_grammars) recent_.pop_back();
   }
   return recent_.front().second;
+}
+
+std::size_t GrammarCache::bytes() const {
+  std::size_t all = 0;
+  for (const auto& [gbnf, grammar] : recent_) all += grammar->bytes();
+  return all;
+}
+
+void GrammarCache::trim() {
+  std::size_t all = bytes();
+  for (auto at = recent_.end(); at != recent_.begin();) {
+    --at;
+    if (recent_.size() <= max_cached_grammars && all <= max_bytes_) return;
+    if (at->second.use_count() > 1) continue;
+    all -= at->second->bytes();
+    at = recent_.erase(at);
+  }
+  if (all <= max_bytes_) return;
+  // Those that answers are bound to are too much. If any of them was made to explode, the largest was.
+  TokenGrammar* largest = nullptr;
+  for (const auto& [gbnf, grammar] : recent_) {
+    if (grammar->shrinks()) {
+      all -= grammar->bytes();
+    } else if (!largest || grammar->bytes() > largest->bytes()) {
+      largest = grammar.get();
+    }
+  }
+  if (all > max_bytes_ && largest) largest->shrink();
 }
 
 }  // namespace shoal::grammar

@@ -35,6 +35,11 @@ class TokenGrammar {
   /// Begins another automaton when the states seen take much memory. Who holds a state of the old one takes it along
   /// (Automaton::adopt).
   void trim();
+  /// Memory of all that is known of it, in bytes, as good as.
+  std::size_t bytes() const;
+  /// Lets go of it, now or when what is unfinished is done: that would never come to its end if it were begun anew.
+  void shrink();
+  bool shrinks() const { return shrinks_; }
 
  private:
   /// A mask on the way.
@@ -42,18 +47,21 @@ class TokenGrammar {
     Automaton::State state;
     TokenMask mask;
     std::uint64_t work_left;
-    std::size_t entry = 0;  // of the sorted tokens, the next to look at
+    std::size_t bytes_before;  // of the automaton
+    std::size_t entry = 0;     // of the sorted tokens, the next to look at
     /// Neighbours share their beginnings: path[n] is where the first n bytes of the token at hand lead to.
     std::vector<Automaton::State> path;
     std::size_t walked = 0;  // bytes of the previous token that led somewhere
   };
   bool work_on(Unfinished& mask, Clock::time_point until);
+  void forget();
 
   const std::shared_ptr<const Network> network_;
   std::shared_ptr<const TokenTable> tokens_;
   std::shared_ptr<Automaton> automaton_;
   std::unordered_map<Automaton::State, TokenMask> masks_;
   std::optional<Unfinished> unfinished_;
+  bool shrinks_ = false;
   TokenMask none_;
 };
 
@@ -70,24 +78,31 @@ class Matcher {
   /// The answer may end here.
   bool accepts() const;
   const TokenTable& tokens() const { return grammar_->tokens(); }
-
- private:
+  /// Goes over to what TokenGrammar::trim() began, so that the old can go.
   void catch_up();
 
+ private:
   std::shared_ptr<TokenGrammar> grammar_;
   std::shared_ptr<Automaton> automaton_;  // whose state this is
   Automaton::State state_;
 };
 
-/// The grammars of late, so that answers with the same one share what was found out about it.
+/// The grammars that answers are bound to and those of late, so that answers with the same one share what was found out
+/// about it.
 class GrammarCache {
  public:
-  explicit GrammarCache(std::shared_ptr<const TokenTable> tokens) : tokens_(std::move(tokens)) {}
+  explicit GrammarCache(std::shared_ptr<const TokenTable> tokens, std::size_t max_bytes = 256 << 20)
+      : tokens_(std::move(tokens)), max_bytes_(max_bytes) {}
   /// Throws Error when the text is no grammar.
   std::shared_ptr<TokenGrammar> get(const std::string& gbnf);
+  /// Holds the memory of all of them together to `max_bytes`, as long as what each needs at least is less. To be called
+  /// again and again: it does little at a time.
+  void trim();
+  std::size_t bytes() const;
 
  private:
-  std::shared_ptr<const TokenTable> tokens_;
+  const std::shared_ptr<const TokenTable> tokens_;
+  const std::size_t max_bytes_;
   std::list<std::pair<std::string, std::shared_ptr<TokenGrammar>>> recent_;  // the latest first
 };
 

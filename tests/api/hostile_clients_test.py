@@ -87,6 +87,7 @@ def test_bodies(address, body):
     {"guided_regex": "(a|aa)+" * 40}, {"guided_regex": "(" * 5000 + ")" * 5000}, {"guided_regex": "a{1,1000}{1,1000}"},
     {"grammar": 'root ::= (a | "b" root)* "c"\na ::= "a"* "a"* "a"*'}, {"grammar": "root ::= " + '("a"? ' * 3000 + ")" * 3000},
     {"grammar": "\n".join(f"r{i} ::= r{i + 1} r{i + 1}" for i in range(60)).replace("r0", "root", 1) + '\nr60 ::= "a"'},
+    {"grammar": "root ::= r0\n" + "\n".join(f"r{i} ::= r{i + 1}" for i in range(13000)) + '\nr13000 ::= "x"?'},
     {"stop": ["a" * 100000] * 16}, {"logit_bias": {str(i): 1 for i in range(1000)}},
     {"grammar": 'root ::= ""{100000}{100000}{100000} "a"'}, {"guided_regex": "(((){100000}){100000}){100000}a"},
     {"tool_choice": "required", "tools": [{"type": "function", "function": {"name": "f", "parameters": {
@@ -110,7 +111,18 @@ def peak_mb(server, field="VmHWM"):
                for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith(field))
 
 
+def doubled(first, rules=30):
+    """Rules that each call the next one twice, the last of which may match nothing: 2 to the power of `rules` ways."""
+    lines = [f"d{i} ::= d{i + 1} d{i + 1}" for i in range(rules)]
+    return "\n".join([lines[0].replace("d0", first, 1), *lines[1:], f'd{rules} ::= "x"?'])
+
+
 EXPLODING = {
+    "rules that double": {"grammar": doubled("root")},
+    "rules that double, for vLLM": {"guided_grammar": doubled("root")},
+    "rules that double, for newer vLLM": {"structured_outputs": {"grammar": doubled("root")}},
+    "ways to one place": {"grammar": "root ::= d d\nd ::= e e\ne ::= " + "|" * 200_000},
+    "nothing, again and again": {"grammar": "root ::= (" + '""' * 100_000 + '"a"){100000}'},
     "chain of references": {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {
         "$ref": "#/$defs/a0", "$defs": {f"a{i}": {"items": {"$ref": f"#/$defs/a{i + 1}"}} for i in range(3000)}}}}},
     "deep in a text": {"guided_json": '{"items":' * 100_000 + "{}" + "}" * 100_000},
@@ -131,6 +143,9 @@ def test_forms_made_to_explode(server, address, name):
     before, begin = peak_mb(server), time.monotonic()
     received = post(address, json.dumps({"model": "default", "prompt": "x", "max_tokens": 1, **EXPLODING[name]}).encode())
     assert status(received) == 400, received[:300]
+    error = json.loads(received.split(b"\r\n\r\n", 1)[1])["error"]
+    assert error["param"] in (*EXPLODING[name], None)  # None: no field, the whole body is too much
+    assert error["param"] or "double" not in name
     assert time.monotonic() - begin < 20
     assert peak_mb(server) - before < 1000
 
@@ -164,6 +179,8 @@ HEAVY = {"long_prompt": {"prompt": "a " * 5_000_000}, "deep_json": {"prompt": [[
          "large_schema": {"prompt": "x", "json_schema": {"anyOf": [
              {"type": "string", "pattern": "(a|b)*a(a|b){%d}" % n} for n in range(1, 300)]}},
          "many_stops": {"prompt": "x", "stop": ["s" * 100] * 10000},
+         "doubling_rules": {"prompt": "x", "grammar": doubled("root")},
+         "rules_that_double_later": {"prompt": "x", "grammar": 'root ::= "a" d0\n' + doubled("d0"), "max_tokens": 30},
          "exploding_grammar": {"prompt": "x", "guided_regex": "(.*a.{50}){40}", "max_tokens": 30, "temperature": 1.5}}
 
 

@@ -1,3 +1,4 @@
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -33,6 +34,12 @@ bool matches(Automaton& automaton, std::string_view text) {
 bool matches(const char* gbnf, std::string_view text) {
   Automaton automaton(network(gbnf));
   return matches(automaton, text);
+}
+
+std::string repeated(std::string_view text, int times) {
+  std::string all;
+  for (int i = 0; i < times; ++i) all += text;
+  return all;
 }
 
 std::string why_refused(std::string_view gbnf) {
@@ -118,11 +125,87 @@ TEST(Gbnf, FaultsAreNamedWithTheirLine) {
   EXPECT_THAT(why_refused("root ::= (\"a\"{1000}){1000}"), testing::HasSubstr("too large"));
   EXPECT_THAT(why_refused("root ::= " + std::string(5000, '(')), testing::HasSubstr("too deep"));
   EXPECT_EQ(why_refused("root ::= \"\"{100000}{100000}{100000} \"a\""), "taken");  // and not followed for ever
+  EXPECT_THAT(why_refused("root ::= (" + repeated("\"\"", 50000) + "\"a\"){100000}"), testing::HasSubstr("too large"));
+  EXPECT_THAT(why_refused("root ::= ([" + repeated("\\uD800", 40000) + "] | \"a\"){100000}"),
+              testing::HasSubstr("too large"));
+  EXPECT_THAT(why_refused("root ::= \"a\"" + std::string(max_gbnf_bytes, ' ')), testing::HasSubstr("more than"));
   for (const char* wrong : {"root", "root ::= \"", "root ::= )", "root ::= \"a\"{2", "root ::= \"a\"{3,2}",
                             "root ::= [b-a]", "root ::= \"\\q\"", "root ::= \"\\xg0\"", "root ::= \"\xFF\"",
                             "root ::= \"a\"\nroot ::= \"b\"", "root ::= \"a\" %"}) {
     EXPECT_NE(why_refused(wrong), "taken") << wrong;
   }
+}
+
+/// Whether rules of references alone, each of which may be left out or not, can begin with themselves.
+TEST(Gbnf, LeftRecursionIsFoundHoweverManyRulesMatchNothing) {
+  struct Reference {
+    std::size_t rule;
+    bool optional;
+  };
+  Random random(8);
+  int recursive = 0;
+  for (int i = 0; i < 2000; ++i) {
+    // Sequences of references; without any, the rule matches nothing or "x".
+    std::vector<std::vector<Reference>> rules(2 + random() % 8);
+    std::string gbnf;
+    std::vector<bool> empty(rules.size());
+    for (std::size_t at = 0; at < rules.size(); ++at) {
+      gbnf += fmt::format("{} ::=", at ? fmt::format("r{}", at) : "root");
+      for (auto n = random() % 3; n > 0; --n) {
+        rules[at].push_back({1 + random() % (rules.size() - 1), random() % 6 == 0});
+        gbnf += fmt::format(" r{}{}", rules[at].back().rule, rules[at].back().optional ? "?" : "");
+      }
+      empty[at] = rules[at].empty() && random() % 2;
+      if (rules[at].empty()) gbnf += empty[at] ? " \"\"" : " \"x\"";
+      gbnf += '\n';
+    }
+    const auto passes = [&](const Reference& r) { return r.optional || empty[r.rule]; };
+    for (std::size_t round = 0; round < rules.size(); ++round) {
+      for (std::size_t at = 0; at < rules.size(); ++at)
+        empty[at] = empty[at] || (!rules[at].empty() && std::ranges::all_of(rules[at], passes));
+    }
+    std::vector<std::vector<bool>> begins(rules.size(), std::vector<bool>(rules.size()));
+    for (std::size_t at = 0; at < rules.size(); ++at) {
+      for (const Reference& r : rules[at]) {
+        begins[at][r.rule] = true;
+        if (!passes(r)) break;
+      }
+    }
+    for (std::size_t via = 0; via < rules.size(); ++via) {
+      for (std::size_t from = 0; from < rules.size(); ++from) {
+        for (std::size_t to = 0; to < rules.size(); ++to)
+          begins[from][to] = begins[from][to] || (begins[from][via] && begins[via][to]);
+      }
+    }
+    bool any = false;
+    for (std::size_t at = 0; at < rules.size(); ++at) any = any || begins[at][at];
+    EXPECT_EQ(why_refused(gbnf).find("left recursion") != std::string::npos, any) << gbnf;
+    recursive += any;
+  }
+  EXPECT_GT(recursive, 400);
+  EXPECT_LT(recursive, 1600);
+}
+
+/// Rules that each call the next one twice, the last of which may match nothing.
+std::string doubled(const std::string& first, int rules) {
+  std::string gbnf = first + " ::= d1 d1\n";
+  for (int i = 1; i < rules; ++i) gbnf += fmt::format("d{0} ::= d{1} d{1}\n", i, i + 1);
+  return gbnf + fmt::format("d{} ::= \"x\"?\n", rules);
+}
+
+TEST(Automaton, RulesThatDoubleTheWaysAreNotFollowed) {
+  EXPECT_NO_THROW(check_grammar(doubled("root", 10)));
+  EXPECT_THROW(check_grammar(doubled("root", 30)), Error);
+  // Behind a byte they are a dead end.
+  const std::string later = "root ::= \"a\" d0 | \"ab\"\n" + doubled("d0", 30);
+  EXPECT_NO_THROW(check_grammar(later));
+  EXPECT_FALSE(matches(later.c_str(), "ax"));
+  EXPECT_FALSE(matches(later.c_str(), "ab"));
+  EXPECT_TRUE(matches(("root ::= \"a\" d0\n" + doubled("d0", 10)).c_str(), "axx"));
+  // Ways count, however few places they lead to: each place here takes a hundred thousand.
+  EXPECT_THROW(check_grammar("root ::= d d\nd ::= e e\ne ::= " + std::string(100000, '|')), Error);
+  // As many words as the text has room for do not.
+  EXPECT_NO_THROW(check_grammar("root::=" + repeated("\"a\"|", 65000) + "\"b\""));
 }
 
 std::string why_schema_refused(const nlohmann::ordered_json& schema) {
@@ -364,6 +447,34 @@ TEST(TokenGrammar, AGrammarMadeToExplodeIsGivenUpInTime) {
     }
     EXPECT_TRUE(holds(matcher.allowed(), 4));
   }
+}
+
+TEST(GrammarCache, MemoryOfAllGrammarsTogetherIsBounded) {
+  constexpr std::size_t most = 4 << 20;
+  GrammarCache grammars(std::make_shared<const TokenTable>(std::vector<std::string>{"a", "b", "ab", "ba", "aabb"}),
+                        most);
+  const auto exploding = [](int i) { return fmt::format("root ::= [ab]* \"a\" [ab]{{{}}}", 1000 + i); };
+  std::vector<Matcher> matchers;
+  for (int i = 0; i < 4; ++i) matchers.emplace_back(grammars.get(exploding(i)));
+  const auto small = grammars.get(json_gbnf);
+  const auto known = small->automaton();
+  Random random(9);
+  std::size_t largest = 0;
+  for (int step = 0; step < 600; ++step) {
+    for (Matcher& matcher : matchers) {
+      ASSERT_TRUE(matcher.prepare(TokenGrammar::Clock::time_point::max()));
+      ASSERT_TRUE(matcher.push(random() % 2 ? "a" : "b"));
+    }
+    largest = std::max(largest, grammars.bytes());
+    grammars.trim();
+  }
+  EXPECT_GT(largest, most);
+  EXPECT_LT(largest, most + (1 << 20));
+  EXPECT_EQ(small->automaton(), known);  // and nothing of it had to be found anew
+  matchers.clear();
+  for (int i = 0; i < 100; ++i) grammars.get(exploding(i));
+  grammars.trim();
+  EXPECT_LT(grammars.bytes(), most);
 }
 
 }  // namespace

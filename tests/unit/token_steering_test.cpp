@@ -137,6 +137,22 @@ TEST(TokenSteering, AGrammarLeavesTheThinkingAlone) {
   EXPECT_EQ(steer(steering, row)[0], 1);
 }
 
+/// An answer that goes on where it was interrupted: its grammar follows it in time that is given, and no token is
+/// missed.
+TEST(TokenSteering, AGrammarFollowsALongAnswerBitByBit) {
+  grammar::GrammarCache grammars(letters());
+  TokenRules rules;
+  rules.grammar = R"(root ::= ("a" "b"){300} "c")";
+  rules.end_tokens = {0};
+  TokenSteering steering(rules, &grammars);
+  for (int i = 0; i < 300; ++i) steering.push(3);
+  int unfinished = 0;
+  while (!steering.prepare(std::chrono::steady_clock::now())) ++unfinished;
+  EXPECT_GE(unfinished, 500);
+  EXPECT_EQ(steer(steering, Row(8, 1.0f))[5], 1);
+  EXPECT_EQ(steer(steering, Row(8, 1.0f))[3], impossible);
+}
+
 TEST(TokenSteering, AGrammarNeedsTokens) {
   TokenRules rules;
   rules.grammar = R"(root ::= "a")";
