@@ -38,6 +38,7 @@ MpiAllToAll::MpiAllToAll(MPI_Comm parent, bool crowded, MpiMessageSizes sizes) :
     r.to.resize(n);
     r.from.resize(n);
     r.asked.resize(n);
+    r.lengths.resize(n);
     r.received.resize(n);
     r.requests.reserve(4 * n);
     r.first.reserve(n * (kBefore + align_up(sizes_.eager)));  // untouched, and no memory, where slots are used
@@ -121,11 +122,14 @@ void MpiAllToAll::send(std::uint64_t exchange, int dest, std::size_t bytes) {
     if (whole && r.to[d]) std::memcpy(slots_->outgoing(exchange, dest, bytes), r.to[d], bytes);
     slots_->post(exchange, dest, bytes);
   } else {
-    if (!r.to[d]) r.to[d] = r.send.take(kBefore) + kBefore;
-    const std::uint64_t length = bytes;
-    std::memcpy(r.to[d] - kLength, &length, kLength);
-    check_mpi(MPI_Isend(r.to[d] - kLength, static_cast<int>(kLength + (whole ? bytes : 0)), MPI_BYTE, dest,
-                        first_tag(exchange), comm_, &r.requests[static_cast<std::size_t>(ranks_) + d]),
+    r.lengths[d] = bytes;
+    std::byte* first = reinterpret_cast<std::byte*>(&r.lengths[d]);
+    if (whole && bytes > 0) {
+      first = r.to[d] - kLength;
+      std::memcpy(first, &r.lengths[d], kLength);
+    }
+    check_mpi(MPI_Isend(first, static_cast<int>(kLength + (whole ? bytes : 0)), MPI_BYTE, dest, first_tag(exchange),
+                        comm_, &r.requests[static_cast<std::size_t>(ranks_) + d]),
               "MPI_Isend");
     ++r.pending;
   }

@@ -52,6 +52,7 @@ class MpiAllToAll : public AllToAll {
     std::vector<std::byte*> to;                // [ranks] payloads in `send`; null: not asked for, or in a slot
     std::vector<const std::byte*> from;        // [ranks] payloads that came, wherever they lie
     std::vector<std::size_t> asked, received;  // [ranks] bytes of payload
+    std::vector<std::uint64_t> lengths;        // [ranks] first messages that go, where they hold nothing else
     /// [2 * ranks] first messages: from each rank, to each rank; then those that carry what did not fit.
     std::vector<MPI_Request> requests;
     std::size_t first_messages = 0;  // not yet here, by MPI

@@ -1,3 +1,4 @@
+#include <malloc.h>
 #include <unistd.h>
 
 #include <array>
@@ -46,10 +47,20 @@ float memory_mb() {
 
 /// Long records that go to another rank every few exchanges take the memory of one, not of one for each rank.
 TEST(Mpi, KeepsTheMemoryOfOneExchange) {
+#if defined(__SANITIZE_ADDRESS__)
+  GTEST_SKIP() << "AddressSanitizer keeps what is freed";
+#endif
   constexpr std::size_t kRecord = 8 << 20;
   const int ranks = world->size(), me = world->rank();
   if (ranks == 1 || memory_mb() == 0) GTEST_SKIP();
-  for (const std::size_t slot : {std::size_t{0}, 2 * kRecord}) {
+  MPI_Comm host = MPI_COMM_NULL;
+  int here = 1;
+  MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, me, MPI_INFO_NULL, &host);
+  MPI_Comm_size(host, &here);
+  MPI_Comm_free(&host);
+  std::vector<std::size_t> forms{0};
+  if (here == ranks) forms.push_back(2 * kRecord);  // else slots keep one exchange, and messages another
+  for (const std::size_t slot : forms) {
     MpiAllToAll exchange(MPI_COMM_WORLD, true, {.slot = slot});
     const std::vector<std::byte> record(kRecord, std::byte{1});
     const auto once = [&](int dest, std::size_t length) {
@@ -60,6 +71,7 @@ TEST(Mpi, KeepsTheMemoryOfOneExchange) {
       exchange.wait();
     };
     once((me + 1) % ranks, 1000);
+    malloc_trim(0);
     float taken = -memory_mb();
     for (int i = 0; i < 8 * (ranks - 1); ++i) once((me + 1 + i / 4 % (ranks - 1)) % ranks, kRecord);
     world->barrier();
