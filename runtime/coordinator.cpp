@@ -167,9 +167,11 @@ struct Coordinator::Impl {
   }
 
   void hangs(std::uint64_t step, const std::set<int>& missing, std::chrono::milliseconds limit) {
-    fail_job(Error(fmt::format("{} of {} ranks did not answer step {} within {} s: rank{} {}", missing.size(),
-                               options.ranks, step, std::chrono::duration<double>(limit).count(),
-                               missing.size() > 1 ? "s" : "", fmt::join(missing, ", "))));
+    const std::chrono::duration<double> seconds = limit;
+    fail_job(Error(fmt::format(
+        "{} of {} ranks did not answer step {} within {:.0f} s: rank{} {}; one hangs, or the network between them",
+        missing.size(), options.ranks, step, seconds.count(), missing.size() > 1 ? "s" : "",
+        fmt::join(missing, ", "))));
   }
 
   /// No more frames come: a rank was lost or the control plane was closed. Whoever knows why is about to say so.
