@@ -80,7 +80,8 @@ TEST(Mpi, KeepsTheMemoryOfOneExchange) {
     world->all_reduce_sum(std::span(&taken, 1));
     // Two exchanges that may be under way, each going out and coming in; or four slots.
     EXPECT_LT(taken / static_cast<float>(ranks), 4.5 * 8) << "slots of " << slot << " bytes";
-    EXPECT_GT(taken / static_cast<float>(ranks), 3.5 * 8) << "slots of " << slot << " bytes";
+    EXPECT_GT(taken / static_cast<float>(ranks), 2 * 8)
+        << "slots of " << slot << " bytes: what was freed was used again?";
   }
 }
 
