@@ -2,8 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <vector>
 
 namespace shoal {
@@ -15,7 +15,7 @@ void fill_and_check(RecordMemory<>& memory, const std::vector<std::size_t>& size
   for (std::size_t i = 0; i < sizes.size(); ++i) {
     records.push_back(memory.take(sizes[i]));
     EXPECT_EQ(reinterpret_cast<std::uintptr_t>(records.back()) % 64, 0u);
-    std::memset(records.back(), static_cast<int>(i + 1), sizes[i]);
+    std::fill_n(records.back(), sizes[i], static_cast<std::byte>(i + 1));  // an empty one may be null
   }
   for (std::size_t i = 0; i < sizes.size(); ++i)
     for (std::size_t at = 0; at < sizes[i]; ++at) ASSERT_EQ(records[i][at], static_cast<std::byte>(i + 1));
