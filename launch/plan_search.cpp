@@ -83,11 +83,10 @@ Pool make_pool(const PlanRequest& request, const PlanOptions& o, int nodes) {
   if (!p.fits)
     throw Error("the weights alone do not fit; 'shoal plan' without --simulate says what would",
                 ExitCode::does_not_fit);
-  const bool gpu = r.cluster.groups[0].device.kind == Device::Kind::gpu;
   return {p.layout,
           SpeedModel(r.config, r.precision, r.cluster, p.layout, r.workload, r.redundant_experts),
           {.max_num_seqs = 256,
-           .max_batched_tokens = gpu ? std::max(r.workload.max_batched_tokens, 4096) : r.workload.max_batched_tokens,
+           .max_batched_tokens = r.workload.max_batched_tokens,
            .kv_tokens = kv_room(p),
            .prefix_hit_fraction = o.prefix_hits,
            .imbalance = r.loads.empty() ? 0 : p.imbalance}};

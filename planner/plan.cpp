@@ -286,9 +286,8 @@ Plan make_plan(const PlanRequest& r) {
     }
   }
   const SpeedModel speed(r.config, r.precision, r.cluster, plan.layout, r.workload, r.redundant_experts);
-  const bool gpu = r.cluster.groups[0].device.kind == Device::Kind::gpu || r.cluster.groups[0].device.companion;
   const int prompt = r.prompt > 0 ? r.prompt : std::max(1, r.workload.context / 2);
-  plan.prediction = predict(speed, r.workload, plan.layout, prompt, gpu, r.loads.empty() ? 0 : plan.imbalance);
+  plan.prediction = predict(speed, r.workload, plan.layout, prompt, r.loads.empty() ? 0 : plan.imbalance);
   return plan;
 }
 

@@ -232,7 +232,7 @@ StepTime SpeedModel::step(const Step& step, double imbalance) const {
   return slowest;
 }
 
-Prediction predict(const SpeedModel& model, const Workload& workload, const Layout& layout, int prompt, bool gpu,
+Prediction predict(const SpeedModel& model, const Workload& workload, const Layout& layout, int prompt,
                    double imbalance) {
   Prediction p;
   const int groups = layout.ranks / layout.tensor_parallel;
@@ -244,8 +244,7 @@ Prediction predict(const SpeedModel& model, const Workload& workload, const Layo
   p.tpot_ms = p.decode.total / 1e3;
   p.decode_tokens_per_s = workload.concurrency / p.decode.total * 1e6;
 
-  // A GPU takes long chunks; a prompt alone takes as many as it has.
-  const double chunk = gpu ? 16384 : workload.max_batched_tokens;
+  const double chunk = workload.max_batched_tokens;  // a prompt alone takes as many as it has
   const Step busy{.tokens = chunk, .context = prompt / 2.0, .prefill = true};
   p.prefill = model.step(busy, imbalance);
   p.prefill_tokens_per_s = chunk * groups / p.prefill.total * 1e6;

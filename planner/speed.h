@@ -104,8 +104,9 @@ struct Prediction {
   double decode_tokens_per_s = 0;   // all sequences of the workload together
   StepTime decode, prefill;
 };
-/// For prompts of `prompt` tokens and the workload's sequences at full context.
-Prediction predict(const SpeedModel& model, const Workload& workload, const Layout& layout, int prompt, bool gpu,
+/// For prompts of `prompt` tokens, read in steps of the workload's `max_batched_tokens` a rank, and the workload's
+/// sequences at full context.
+Prediction predict(const SpeedModel& model, const Workload& workload, const Layout& layout, int prompt,
                    double imbalance);
 
 }  // namespace shoal

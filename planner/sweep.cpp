@@ -12,7 +12,6 @@ std::vector<Operating> sweep(const PlanRequest& request, const std::vector<Preci
   if (request.cluster.groups.size() > 1) throw Error("--sweep is for clusters of equal nodes", ExitCode::usage);
   std::vector<Operating> all;
   const Device& device = request.cluster.groups[0].device;
-  const bool gpu = device.kind == Device::Kind::gpu || device.companion;
   const bool moe = request.config.n_routed_experts > 0;
   const int prompt = request.prompt > 0 ? request.prompt : std::max(1, request.workload.context / 2);
   const int most_nodes = request.cluster.groups[0].nodes, per_node = request.cluster.groups[0].ranks_per_node;
@@ -41,7 +40,7 @@ std::vector<Operating> sweep(const PlanRequest& request, const std::vector<Preci
         for (int each = 1; each <= 1024; each *= 2) {
           r.workload.concurrency = each * ranks;
           if (!fits(r, weights)) break;  // more sequences take more memory
-          const Prediction p = predict(speed, r.workload, layout, prompt, gpu, 0);
+          const Prediction p = predict(speed, r.workload, layout, prompt, 0);
           all.push_back({nodes, tp, redundant, sliced, precision.name(), r.workload.concurrency, p.tpot_ms, p.ttft_ms,
                          p.decode_tokens_per_s, p.decode_tokens_per_s / nodes});
         }

@@ -79,12 +79,12 @@ TEST(PlanSimulation, AgreesWithThePlanOnOneRequestAtATime) {
       .model = "deepseek-r1", .config = find_model("deepseek-r1"), .precision = Precision::from_name("fp8")};
   request.cluster = find_cluster("h800x8");
   request.cluster.groups[0].nodes = 4;
-  request.workload = {.context = 2001, .concurrency = 1};
-  request.prompt = 2000;
+  request.workload = {.context = 2001, .concurrency = 1, .max_batched_tokens = 1024};
+  request.prompt = 2000;  // two steps
   const Plan plan = make_plan(request);
   const SpeedModel speed(request.config, request.precision, request.cluster, plan.layout, request.workload, 0);
   const SimulationResult r =
-      simulate(poisson_arrivals(20, 0.01, 2000, 2, 1), speed, plan.layout, {.max_batched_tokens = 16384});
+      simulate(poisson_arrivals(20, 0.01, 2000, 2, 1), speed, plan.layout, {.max_batched_tokens = 1024});
   EXPECT_NEAR(r.ttft_ms.p50, plan.prediction.ttft_ms, 0.01 * plan.prediction.ttft_ms);
   EXPECT_NEAR(r.tpot_ms.p50, plan.prediction.tpot_ms, 0.01 * plan.prediction.tpot_ms);
 }

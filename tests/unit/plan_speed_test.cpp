@@ -55,6 +55,27 @@ TEST(PlanSpeed, MoreWorkTakesLonger) {
   EXPECT_LT(model.step({.tokens = 128, .context = 2048}).total, 2 * base) << "larger batches use the weights better";
 }
 
+/// As many tokens as --max-batched-tokens lets into a step, on GPUs too: that is what serve runs.
+TEST(PlanSpeed, PromptsAreReadInStepsOfTheWorkload) {
+  const ModelConfig config = find_model("deepseek-r1");
+  Cluster cluster = find_cluster("h200x8");
+  cluster.groups[0].nodes = 4;
+  const Layout layout{32, 1};
+  const auto predicted = [&](int chunk) {
+    const Workload workload{.context = 8192, .concurrency = 32, .max_batched_tokens = chunk};
+    const SpeedModel model(config, Precision::from_name("fp8"), cluster, layout, workload, 0);
+    const Prediction p = predict(model, workload, layout, 5000, 0);
+    const auto step_us = [&](double tokens) {
+      return model.step({.tokens = tokens, .context = 2500, .prefill = true}).total;
+    };
+    EXPECT_NEAR(p.prefill_tokens_per_s, chunk * 32 / step_us(chunk) * 1e6, 1e-6 * p.prefill_tokens_per_s);
+    return p;
+  };
+  const Prediction small = predicted(256), large = predicted(8192);
+  EXPECT_GT(large.prefill_tokens_per_s, 1.2 * small.prefill_tokens_per_s) << "weights are read once a step";
+  EXPECT_GT(small.ttft_ms, large.ttft_ms);
+}
+
 /// Half of the nodes twice as fast: they take two thirds of the experts, so both kinds are ready at the same time.
 TEST(PlanSpeed, UnequalNodesShareExpertsInProportion) {
   const ModelConfig config = find_model("deepseek-r1");
