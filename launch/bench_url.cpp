@@ -61,7 +61,6 @@ class AnswerReader {
     if (!done_ && answer_.error.empty()) answer_.error = "the stream ended without [DONE]";
     // A server that does not count sends a piece of text a token.
     if (answer_.output_tokens == 0) answer_.output_tokens = answer_.pieces;
-    if (answer_.output_tokens == 0 && answer_.error.empty()) answer_.error = "the answer was empty";
     if (answer_.pieces == 0) answer_.first = answer_.last = now_;  // tokens without a text of their own
   }
 
@@ -218,6 +217,7 @@ class LoadRun {
         continue;
       }
       row.prompt_tokens += answer.prompt_tokens;
+      if (answer.output_tokens == 0) continue;  // a server that knows no ignore_eos may end an answer at once
       row.output_tokens += answer.output_tokens;
       ttft.push_back(answer.ttft_ms());
       if (answer.output_tokens > 1) tpot.push_back(answer.tpot_ms());
@@ -225,7 +225,8 @@ class LoadRun {
     }
     row.requests_per_s = (row.requests - row.failed) / seconds;
     row.tokens_per_s = static_cast<double>(row.output_tokens) / seconds;
-    row.tokens_per_s_per_user = speed / (row.requests - row.failed);
+    if (ttft.empty()) fail("{}: every answer was empty", load_.url);
+    row.tokens_per_s_per_user = speed / static_cast<double>(ttft.size());
     row.ttft = quantiles(std::move(ttft));
     row.tpot = quantiles(std::move(tpot));
     return row;

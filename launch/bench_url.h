@@ -32,13 +32,13 @@ struct LoadRow {
   std::int64_t prompt_tokens = 0, output_tokens = 0;
   double requests_per_s = 0;
   double tokens_per_s = 0;           // generated, of all users together
-  double tokens_per_s_per_user = 0;  // of one answer from request to end, in the mean
+  double tokens_per_s_per_user = 0;  // of one answer from request to end, in the mean of those with tokens
   Quantiles ttft;                    // from the request to the first text
   Quantiles tpot;                    // an answer's mean time between tokens
 };
 
 /// Measures one row after the other; `on_row` is told of each. Returns the model's name. Throws Error when the server
-/// cannot be reached, refuses such requests, or a row's requests all fail.
+/// cannot be reached, refuses such requests, or a row's requests all fail or get no token.
 std::string measure_load(const UrlLoad& load, const std::function<void(const LoadRow&)>& on_row);
 
 /// The options of `shoal bench` that are about a server.

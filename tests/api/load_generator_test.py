@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from conftest import DEMO_MODEL
@@ -58,6 +60,35 @@ def test_bench_url_says_what_is_wrong(server, url, says):
 def test_bench_url_reports_failed_requests(server):
     done = bench(server, "--model", "no-such-model")
     assert done.returncode == 1 and "no-such-model" in done.stderr
+
+
+def test_bench_url_goes_on_after_an_empty_answer():
+    """A server that knows no ignore_eos may give one. Here the trial's is, and the second of the row."""
+    asked = []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            asked.append(body)
+            text = "" if len(asked) in (1, 3) else "words"
+            stream = f'data: {{"choices": [{{"text": "{text}"}}]}}\n\ndata: [DONE]\n\n'.encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(stream)))
+            self.end_headers()
+            self.wfile.write(stream)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        done = subprocess.run([BINARY, "bench", "--url", url, "--model", "m", "--concurrency", "1", "--requests-per-user", "2",
+                               "--json"], capture_output=True, text=True, timeout=60)
+        server.shutdown()
+    assert done.returncode == 0, done.stderr
+    row, = json.loads(done.stdout)["results"]
+    assert len(asked) == 3 and (row["requests"], row["failed"], row["output_tokens"]) == (2, 0, 0.5)
 
 
 def test_guidellm(server, tmp_path):
