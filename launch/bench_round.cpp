@@ -3,7 +3,11 @@
 #include <algorithm>
 #include <chrono>
 #include <condition_variable>
+#include <functional>
+#include <future>
+#include <memory>
 #include <mutex>
+#include <optional>
 #include <random>
 
 #include "base/error.h"
@@ -64,21 +68,46 @@ std::vector<std::int32_t> random_prompt(int vocab, int tokens, std::mt19937_64& 
   return prompt;
 }
 
+/// Hands requests over while no step runs. A step begins with what is there, so of requests that come one after the
+/// other the first would be computed alone.
+void between_steps(Coordinator& coordinator, std::function<void()> submit_all) {
+  const auto done = std::make_shared<std::promise<void>>();
+  GenerationRequest first;  // sinks run between steps
+  first.prompt = {0};
+  first.max_tokens = 1;
+  first.sampling.temperature = 0;
+  coordinator.submit(std::move(first), [done, submit_all = std::move(submit_all)](const GenerationEvent& event) {
+    if (event.finish == FinishReason::none) return;
+    try {
+      if (event.finish == FinishReason::failed) throw Error(event.error);
+      submit_all();
+      done->set_value();
+    } catch (...) {
+      done->set_exception(std::current_exception());
+    }
+  });
+  done->get_future().get();
+}
+
 }  // namespace
 
 Round run_round(const Engine& engine, const RoundShape& shape, std::uint64_t seed) {
   std::mt19937_64 random(seed);
   // Those whose prompts were read first generate while the other prompts are read, a token a step.
   const int reading = shape.requests == 1 ? 0 : shape.requests * shape.prompt_tokens / engine.max_prefill_tokens + 2;
-  Recorder recorder(*engine.counters, shape.requests);
-  for (int i = 0; i < shape.requests; ++i) {
-    GenerationRequest request;
+  std::vector<GenerationRequest> requests(static_cast<std::size_t>(shape.requests));
+  for (GenerationRequest& request : requests) {
     request.prompt = random_prompt(engine.config.vocab_size, shape.prompt_tokens, random);
     request.max_tokens = shape.output_tokens + reading;
     request.sampling.temperature = 0;
-    engine.coordinator->submit(std::move(request), recorder.sink(static_cast<std::size_t>(i)));
   }
-  const auto arrivals = recorder.wait();
+  std::optional<Recorder> recorder;
+  between_steps(*engine.coordinator, [&] {
+    recorder.emplace(*engine.counters, shape.requests);
+    for (std::size_t i = 0; i < requests.size(); ++i)
+      engine.coordinator->submit(std::move(requests[i]), recorder->sink(i));
+  });
+  const auto arrivals = recorder->wait();
 
   Round round;
   Arrival begin, end;
