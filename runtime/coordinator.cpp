@@ -18,8 +18,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-/// Tokens of one rank in one step that get answer_limit once more.
-constexpr std::size_t kTokensPerLimit = 256;
+/// Tokens of one rank in one step that get answer_limit once more. Each counts once more for so many that it attends
+/// to, which take R1's attention over latents as long as its weights a token: 1.7e7 FLOP each, and 7.4e10.
+constexpr double kTokensPerLimit = 256, kAttendedPerToken = 4096;
 
 /// A request that has not had its last event.
 struct OpenRequest {
@@ -149,13 +150,16 @@ struct Coordinator::Impl {
   }
 
   std::chrono::milliseconds answer_limit(const std::vector<StepPlan>& plans) const {
-    std::size_t most = 0;
+    double most = 0;
     for (const StepPlan& plan : plans) {
-      std::size_t tokens = 0;
-      for (const SequenceChunk& chunk : plan.chunks) tokens += chunk.tokens.size();
+      double tokens = 0;
+      for (const SequenceChunk& chunk : plan.chunks) {
+        const auto count = static_cast<double>(chunk.tokens.size());
+        tokens += count * (1 + (chunk.position + count) / kAttendedPerToken);
+      }
       most = std::max(most, tokens);
     }
-    return options.answer_limit * (kTokensPerLimit + most) / kTokensPerLimit;
+    return std::chrono::duration_cast<std::chrono::milliseconds>(options.answer_limit * (1 + most / kTokensPerLimit));
   }
 
   bool answer_comes(std::chrono::milliseconds limit) {
@@ -167,11 +171,16 @@ struct Coordinator::Impl {
   }
 
   void hangs(std::uint64_t step, const std::set<int>& missing, std::chrono::milliseconds limit) {
-    const std::chrono::duration<double> seconds = limit;
+    const double seconds = std::chrono::duration<double>(limit).count();
+    // Ranks wait for each other in every layer, so one that hangs there keeps all from answering.
+    if (options.ranks > 1 && std::ssize(missing) == options.ranks)
+      return fail_job(Error(fmt::format(
+          "none of {} ranks answered step {} within {:.0f} s: one hangs, which one is not known, or the network "
+          "between them",
+          options.ranks, step, seconds)));
     fail_job(Error(fmt::format(
         "{} of {} ranks did not answer step {} within {:.0f} s: rank{} {}; one hangs, or the network between them",
-        missing.size(), options.ranks, step, seconds.count(), missing.size() > 1 ? "s" : "",
-        fmt::join(missing, ", "))));
+        missing.size(), options.ranks, step, seconds, missing.size() > 1 ? "s" : "", fmt::join(missing, ", "))));
   }
 
   /// No more frames come: a rank was lost or the control plane was closed. Whoever knows why is about to say so.
@@ -206,6 +215,7 @@ struct Coordinator::Impl {
   /// Nothing can be computed any more: whatever is open fails, and the job ends.
   void fail_job(const Error& why) {
     fail_all(why.what());
+    close_open_requests();  // before the job ends, so that users hear why
     if (options.on_failed) options.on_failed(why);
   }
 

@@ -69,7 +69,8 @@ class Overloaded : public Error {
 /// A rank may live without computing: its GPU never answers, or the network between ranks fails where the control
 /// plane's does not. So nobody waits for answers without end. `answer_limit` is far beyond what a step takes to start,
 /// with memory read back from disk, experts on their way and sanitizers; as much again is given for every 256 tokens
-/// that a rank computes, which a dense model of 70 billion parameters does in that time at 120 GFLOP/s, two slow cores.
+/// that a rank computes, which a dense model of 70 billion parameters does in that time at 120 GFLOP/s, two slow cores,
+/// and more where these attend to many.
 class Coordinator {
  public:
   Coordinator(ControlServer& control, CoordinatorOptions options);
