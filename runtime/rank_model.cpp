@@ -110,7 +110,8 @@ RankModel load_rank_model(const ModelConfig& config, const Checkpoint& checkpoin
                                    kv_page_tokens * static_cast<std::uint64_t>(layers);
   // Reckoned, not looked up when the weights are there: what is free then depends on how far the host's other ranks
   // are, and the cache, which is only mapped, takes its memory as sequences come, hours later.
-  const auto taken = static_cast<std::uint64_t>(planned.weights + planned.activations + planned.exchange);
+  const auto taken =
+      static_cast<std::uint64_t>(planned.weights + planned.activations + planned.exchange + planned.reserve);
   const int pages = kv_pages(config, options, page_bytes, device.share_bytes - std::min(taken, device.share_bytes));
 
   const int cores = static_cast<int>(std::thread::hardware_concurrency());
