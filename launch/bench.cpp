@@ -154,6 +154,7 @@ int bench(const BenchOptions& asked, int* argc, char*** argv) {
   } else if (options.job.layers > 0 || !options.precision.empty()) {
     throw Error("bench: --layers and --precision go with --weights random", ExitCode::usage);
   }
+  options.job.max_waiting = std::max(options.job.max_waiting, std::ranges::max(options.concurrency));
   return run_job(argc, argv, options.job, [&](Engine& engine) {
     if (!options.job.quiet && !options.json && !options.csv) fmt::print(stderr, "{}\n", engine.summary);
     const Json report = measure(engine, options);

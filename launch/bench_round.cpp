@@ -7,7 +7,6 @@
 #include <future>
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <random>
 
 #include "base/error.h"
@@ -27,18 +26,16 @@ class Recorder {
  public:
   Recorder(const StepCounters& counters, int requests) : counters_(counters), arrivals_(std::size_t(requests)) {}
 
-  EventSink sink(std::size_t request) {
-    return [this, request](const GenerationEvent& event) {
-      const std::lock_guard lock(mutex_);
-      if (event.token >= 0) {
-        const StepCounters::Totals totals = counters_.totals();
-        arrivals_[request].push_back({seconds(), totals.steps, totals.experts_read});
-      }
-      if (event.finish == FinishReason::none) return;
-      if (event.finish == FinishReason::failed && problem_.empty()) problem_ = event.error;
-      ++finished_;
-      changed_.notify_all();
-    };
+  void add(std::size_t request, const GenerationEvent& event) {
+    const std::lock_guard lock(mutex_);
+    if (event.token >= 0) {
+      const StepCounters::Totals totals = counters_.totals();
+      arrivals_[request].push_back({seconds(), totals.steps, totals.experts_read});
+    }
+    if (event.finish == FinishReason::none) return;
+    if (event.finish == FinishReason::failed && problem_.empty()) problem_ = event.error;
+    ++finished_;
+    changed_.notify_all();
   }
 
   /// [requests][tokens]
@@ -101,11 +98,12 @@ Round run_round(const Engine& engine, const RoundShape& shape, std::uint64_t see
     request.max_tokens = shape.output_tokens + reading;
     request.sampling.temperature = 0;
   }
-  std::optional<Recorder> recorder;
+  std::shared_ptr<Recorder> recorder;  // its sinks may outlive this call, where one of the requests is refused
   between_steps(*engine.coordinator, [&] {
-    recorder.emplace(*engine.counters, shape.requests);
+    recorder = std::make_shared<Recorder>(*engine.counters, shape.requests);
     for (std::size_t i = 0; i < requests.size(); ++i)
-      engine.coordinator->submit(std::move(requests[i]), recorder->sink(i));
+      engine.coordinator->submit(std::move(requests[i]),
+                                 [recorder, i](const GenerationEvent& event) { recorder->add(i, event); });
   });
   const auto arrivals = recorder->wait();
 
