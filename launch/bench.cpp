@@ -86,7 +86,7 @@ Json measure(Engine& engine, const BenchOptions& options) {
                                  {"tpot_ms", round.tpot_ms},
                                  {"experts_read_per_step", round.experts_read_per_step},
                                  {"weight_bytes_per_step", step_bytes},
-                                 {"weight_gb_per_s", 1e-6 * step_bytes / round.tpot_ms}});
+                                 {"weight_gb_per_s", round.tpot_ms > 0 ? 1e-6 * step_bytes / round.tpot_ms : 0}});
   }
   return report;
 }

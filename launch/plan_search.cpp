@@ -87,6 +87,7 @@ Pool make_pool(const PlanRequest& request, const PlanOptions& o, int nodes) {
           SpeedModel(r.config, r.precision, r.cluster, p.layout, r.workload, r.redundant_experts),
           {.max_num_seqs = 256,
            .max_batched_tokens = r.workload.max_batched_tokens,
+           .max_prefill_tokens = default_prefill_tokens(r.cluster.groups[0].device.kind == Device::Kind::gpu),
            .kv_tokens = kv_room(p),
            .prefix_hit_fraction = o.prefix_hits,
            .imbalance = r.loads.empty() ? 0 : p.imbalance}};

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What `shoal plan --cluster auto` predicts of this machine, beside what `shoal bench` measures on it:
 
-    perf/plan_validation.py [--ranks 1,2,4] [--precisions bf16,Q4_K_M] [--concurrency 1,4,16] [--raw FOLDER] > t.md
+    perf/plan_validation.py [--ranks 1,2,3,4] [--precisions bf16,Q4_K_M] [--concurrency 1,4,16] [--raw FOLDER] > t.md
     perf/plan_validation.py --from FOLDER > table.md      # the predictions anew, from figures measured before
 
 The model is one of R1's shape with 1.6 billion random parameters. For each number of ranks and precision the machine is
@@ -83,37 +83,33 @@ def rounds(sequences, repeat):
     return repeat * max(1, 8 // sequences)
 
 
-def predict(folder, model, measured, concurrency, chunk):
+def predict(folder, model, measured, *options):
     cluster, loads = Path(folder, "cluster.json"), Path(folder, "loads.json")
     cluster.write_text(json.dumps(mean(*measured["machine"])))
     experts, layers = CONFIG["n_routed_experts"], CONFIG["num_hidden_layers"] - CONFIG["first_k_dense_replace"]
     loads.write_text(json.dumps([[1] * experts] * layers))
     return run([BINARY, "plan", "--model", model, "--precision", measured["precision"], "--cluster", cluster, "--loads", loads,
-                "--context", PROMPT + OUTPUT // 2, "--prompt", PROMPT, "--concurrency", concurrency, "--max-batched-tokens", chunk,
-                "--json"])["prediction"]
+                "--context", PROMPT + OUTPUT // 2, "--json", *options])
 
 
 def row(folder, model, measured):
-    """All prompts are there when the first step begins, which reads 512 tokens a rank of them (`serve`'s --max-batched-tokens);
-    while answers are generated, each rank reads 256 a step (--max-prefill-tokens)."""
-    result, ranks = measured["result"], measured["ranks"]
+    """A step is the plan's; reading the prompts is what `--simulate` says of so many requests at once, until the last of them
+    has its first token."""
+    result = measured["result"]
     concurrency = result["concurrency"]
-    longest = PROMPT * -(-concurrency // ranks)  # tokens, on the rank with most of them
-    first = min(longest, 512)
-    plan = predict(folder, model, measured, concurrency, first)
-    seconds = plan["ttft_ms"] / 1e3 if concurrency == 1 else first * ranks / plan["prefill_tokens_per_s"]
-    if longest > first:
-        later = predict(folder, model, measured, concurrency, 256)
-        seconds += (longest - first) * ranks / later["prefill_tokens_per_s"]
-    prompts, what = PROMPT * concurrency / seconds, result["prefill_tokens_per_s"]
-    return [plan["tpot_ms"] / result["tpot_ms"], prompts / what], (
-        f"| {ranks} | {measured['precision']} | {concurrency} | {plan['tpot_ms']:.1f} | {result['tpot_ms']:.1f} | "
-        f"{plan['tpot_ms'] / result['tpot_ms']:.2f} | {prompts:.0f} | {what:.0f} | {prompts / what:.2f} |")
+    step = predict(folder, model, measured, "--concurrency", concurrency)["prediction"]["tpot_ms"]
+    trace = Path(folder, "trace.json")
+    trace.write_text(json.dumps([[0, PROMPT, OUTPUT]] * concurrency))
+    last = predict(folder, model, measured, "--simulate", "--trace", trace)["ttft_ms"]["p99"]
+    prompts, what = PROMPT * concurrency / last * 1e3, result["prefill_tokens_per_s"]
+    return [step / result["tpot_ms"], prompts / what], (
+        f"| {measured['ranks']} | {measured['precision']} | {concurrency} | {step:.1f} | {result['tpot_ms']:.1f} | "
+        f"{step / result['tpot_ms']:.2f} | {prompts:.0f} | {what:.0f} | {prompts / what:.2f} |")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("ranks", "1,2,4"), ("precisions", "bf16,Q4_K_M"), ("concurrency", "1,4,16")):
+    for name, default in (("ranks", "1,2,3,4"), ("precisions", "bf16,Q4_K_M"), ("concurrency", "1,4,16")):
         parser.add_argument("--" + name, default=default)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--raw", type=Path, help="keep what was measured in this folder")

@@ -20,6 +20,8 @@ constexpr int logit_rows = 32;      // logits are made for so many rows at a tim
 /// Tokens of one rank in a step, where nobody says: GPUs multiply hundreds of rows in the time that reading weights
 /// takes, CPUs tens.
 constexpr int default_step_tokens(bool gpu) { return gpu ? 2048 : 512; }
+/// Of these, tokens of prompts while any answer is being generated.
+constexpr int default_prefill_tokens(bool gpu) { return gpu ? 512 : 256; }
 
 /// What is asked of the machines.
 struct Workload {

@@ -15,6 +15,9 @@ struct Running {
   int prompt_left;  // tokens still to compute
   int position;     // tokens in the cache
   int output_left;
+  int planned = 0;  // tokens of the step
+
+  bool answers() const { return prompt_left == 0; }
 };
 
 struct Group {
@@ -80,34 +83,45 @@ class Simulator {
     }
   }
 
+  Work share_budget(Group& g, bool answering) const {
+    Work w;
+    int budget = options_.max_batched_tokens;
+    for (Running& r : g.running) {
+      if (!r.answers()) continue;
+      r.planned = std::min(budget, 1);
+      budget -= r.planned;
+      w.tokens += r.planned;
+      w.attended += r.planned * r.position;
+    }
+    if (answering) budget = std::min(budget, options_.max_prefill_tokens);
+    for (Running& r : g.running) {
+      if (r.answers()) continue;
+      const int n = r.planned = std::min(budget, r.prompt_left);
+      budget -= n;
+      w.tokens += n;
+      w.prompt_tokens += n;
+      w.attended += n * (r.position + n / 2.0);
+    }
+    return w;
+  }
+
   /// All groups step together: the one with the most tokens sets the pace, and experts get those of all.
   void step() {
+    const bool answering =
+        std::ranges::any_of(groups_, [](const Group& g) { return std::ranges::any_of(g.running, &Running::answers); });
     Work most;
-    double tokens = 0;
+    double tokens = 0, at_work = 0;
     for (Group& g : groups_) {
-      Work w;
-      int budget = options_.max_batched_tokens;
-      for (Running& r : g.running) {
-        if (r.prompt_left > 0 || budget == 0) continue;
-        --budget;
-        w.tokens += 1;
-        w.attended += r.position;
-      }
-      for (Running& r : g.running) {
-        if (r.prompt_left == 0 || budget == 0) continue;
-        const int n = std::min(budget, r.prompt_left);
-        budget -= n;
-        w.tokens += n;
-        w.prompt_tokens += n;
-        w.attended += n * (r.position + n / 2.0);
-      }
+      const Work w = share_budget(g, answering);
       if (w.tokens > most.tokens) most = w;
       tokens += w.tokens;
+      at_work += w.tokens > 0;
       batch_sum_ += static_cast<double>(g.running.size());
     }
     ++steps_;
     const Step step{.tokens = most.tokens,
                     .mean = tokens / static_cast<double>(groups_.size()),
+                    .at_work = at_work / static_cast<double>(groups_.size()),
                     .context = most.attended / most.tokens,
                     .prefill = most.prompt_tokens > most.tokens / 2};
     now_ += model_.step(step, options_.imbalance).total / 1e6;
@@ -115,19 +129,13 @@ class Simulator {
   }
 
   void advance(Group& g) {
-    int budget = options_.max_batched_tokens;
     for (Running& r : g.running) {
-      if (r.prompt_left > 0 || budget == 0) continue;
-      --budget;
-      emit(r);
-    }
-    for (Running& r : g.running) {
-      if (r.prompt_left == 0 || budget == 0) continue;
-      const int n = std::min(budget, r.prompt_left);
-      budget -= n;
-      r.prompt_left -= n;
-      r.position += n;
-      if (r.prompt_left == 0) emit(r);
+      if (r.planned == 0) continue;
+      if (!r.answers()) {
+        r.prompt_left -= r.planned;
+        r.position += r.planned;
+      }
+      if (r.answers()) emit(r);
     }
     const auto done = [&](const Running& r) {
       if (r.output_left > 0) return false;

@@ -18,6 +18,7 @@ std::vector<Arrival> poisson_arrivals(int count, double rate_per_s, int prompt, 
 struct SimulationOptions {
   int max_num_seqs = 256;          // of one tensor-parallel group
   int max_batched_tokens = 512;    // of one group in a step
+  int max_prefill_tokens = 256;    // of these, prompt tokens while any answer is being generated
   double kv_tokens = 1e18;         // that one group's cache holds
   double prefix_hit_fraction = 0;  // of prompt tokens that need no computation
   double imbalance = 0;            // of experts, as SpeedModel::step takes it
@@ -36,8 +37,9 @@ struct SimulationResult {
 };
 
 /// Continuous batching as the scheduler does it, with the model's step times for a clock: every step each group's
-/// running sequences get a token, and what is left of its token budget goes to its prompts in order of arrival. A
-/// request goes to the group with the fewest tokens in its cache, and waits where no group has room for all of it.
+/// running sequences get a token, and what is left of its token budget goes to its prompts in order of arrival, at most
+/// max_prefill_tokens while anybody gets an answer. A request goes to the group with the fewest tokens in its cache,
+/// and waits where no group has room for all of it.
 SimulationResult simulate(const std::vector<Arrival>& arrivals, const SpeedModel& model, const Layout& layout,
                           const SimulationOptions& options);
 

@@ -60,7 +60,7 @@ SpeedModel::SpeedModel(const ModelConfig& config, const Precision& precision, co
 }
 
 SpeedModel::Products SpeedModel::products(const Device& device, const Weights& weights, const ProductRates& rates,
-                                          double read, double multiplied, double part) const {
+                                          double read, double multiplied, double reading_part, double part) const {
   Products sum;
   if (read <= 0) return sum;
   const double tokens = std::max(1.0, multiplied / read);  // of each
@@ -74,7 +74,7 @@ SpeedModel::Products SpeedModel::products(const Device& device, const Weights& w
     const double count = parameters * read;
     const auto seconds = [&](double each) { return rate.seconds(count, each) / constants_.measured.products; };
     const double reading = seconds(1);  // the first token's share is in it
-    sum.reading += reading / std::min(rate.alone > 0 ? rate.alone : device.alone_memory, 1 / part);
+    sum.reading += reading / std::min(rate.alone > 0 ? rate.alone : device.alone_memory, 1 / reading_part);
     sum.multiplying += (seconds(tokens) - reading) / std::min(device.alone_products, 1 / part);
   }
   return sum;
@@ -93,8 +93,8 @@ double SpeedModel::dense_us(const Step& step, const Where& w) const {
   const SpeedConstants::OfDevice& k = w.k;
   if (device.measured && device.kind == Device::Kind::cpu) {
     const double part = step.average() / step.tokens;
-    const Products dense = products(device, dense_, device.linear, 1, step.tokens, part),
-                   head = products(device, head_, device.linear, 1, step.prefill ? 1 : step.tokens, part);
+    const Products dense = products(device, dense_, device.linear, 1, step.tokens, step.at_work, part),
+                   head = products(device, head_, device.linear, 1, step.prefill ? 1 : step.tokens, step.at_work, part);
     return (dense.reading + head.reading + dense.multiplying + head.multiplying) / tp * 1e6;
   }
   const double flops = 2 * step.tokens * (dense_parameters_ + (step.prefill ? 0 : head_parameters_));
@@ -144,7 +144,7 @@ double SpeedModel::experts_us(const Step& step, const Where& w, double imbalance
     const double read = layout_.sliced_experts ? slots * part * load * (1 - std::pow(1 - picked, tokens))
                                                : slots * part * (1 - std::pow(1 - picked, tokens * load));
     if (device.measured && device.kind == Device::Kind::cpu) {
-      const Products p = products(device, expert_, device.experts, read, pairs * load, at_work);
+      const Products p = products(device, expert_, device.experts, read, pairs * load, at_work, at_work);
       return p.reading + p.multiplying;
     }
     const double streaming = read * expert_bytes_ / (device.memory_bytes_per_s * k.memory);
@@ -239,6 +239,7 @@ Prediction predict(const SpeedModel& model, const Workload& workload, const Layo
   const double sequences = std::ceil(static_cast<double>(workload.concurrency) / groups);
   p.decode = model.step({.tokens = sequences,
                          .mean = static_cast<double>(workload.concurrency) / groups,
+                         .at_work = std::min(1.0, static_cast<double>(workload.concurrency) / groups),
                          .context = static_cast<double>(workload.context)},
                         imbalance);
   p.tpot_ms = p.decode.total / 1e3;
@@ -250,7 +251,8 @@ Prediction predict(const SpeedModel& model, const Workload& workload, const Layo
   p.prefill_tokens_per_s = chunk * groups / p.prefill.total * 1e6;
   const auto alone = [&](double tokens) {
     if (tokens <= 0) return 0.0;
-    const Step step{.tokens = tokens, .mean = tokens / groups, .context = prompt / 2.0, .prefill = true};
+    const Step step{
+        .tokens = tokens, .mean = tokens / groups, .at_work = 1.0 / groups, .context = prompt / 2.0, .prefill = true};
     return model.step(step, imbalance).total / 1e3;
   };
   p.ttft_ms = std::floor(prompt / chunk) * alone(chunk) + alone(std::fmod(prompt, chunk));

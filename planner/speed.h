@@ -38,6 +38,7 @@ struct SpeedConstants {
 struct Step {
   double tokens = 1;      // the tensor-parallel group with most of them computes
   double mean = 0;        // the same on average over the groups; 0: as many
+  double at_work = 1;     // the part of the groups that have any
   double context = 4096;  // tokens of the cache that each attends to, on average
   bool prefill = false;   // whole prompts: attention over unpacked keys and values, no logits
   double average() const { return mean > 0 ? mean : tokens; }
@@ -72,14 +73,15 @@ class SpeedModel {
   double experts_us(const Step& step, const Where& w, double imbalance) const;
   double activations_us(const Step& step, const Where& w) const;
   double exchange_us(const Step& step) const;
-  /// Products with weights of these types (numbers of them): `read` passes over them, `multiplied` tokens with each,
-  /// while this part of a node's ranks is at work.
+  /// Products with weights of these types (numbers of them): `read` passes over them, `multiplied` tokens with each.
+  /// Where ranks share cores and bandwidth: while the part `reading_part` of them reads, and all of them together
+  /// multiply the part `part` of what they would if each did as much.
   struct Products {
     double reading = 0, multiplying = 0;  // seconds
   };
   using Weights = std::map<const WeightType*, double>;
   Products products(const Device& device, const Weights& weights, const ProductRates& rates, double read,
-                    double multiplied, double part) const;
+                    double multiplied, double reading_part, double part) const;
   double chance(double pairs) const;
 
   const ModelConfig config_;

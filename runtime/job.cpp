@@ -318,7 +318,7 @@ namespace {
 void choose_step(JobOptions& options) {
   const bool gpu = computes_on_gpu(options);
   if (options.max_batched_tokens == 0) options.max_batched_tokens = default_step_tokens(gpu);
-  if (options.max_prefill_tokens == 0) options.max_prefill_tokens = gpu ? 512 : 256;
+  if (options.max_prefill_tokens == 0) options.max_prefill_tokens = default_prefill_tokens(gpu);
 }
 }  // namespace
 

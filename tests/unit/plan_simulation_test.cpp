@@ -40,6 +40,18 @@ TEST(PlanSimulation, OneRequestTakesItsSteps) {
   EXPECT_NEAR(r.output_tokens_per_s, 3 / r.seconds, 1e-9);
 }
 
+/// While one answers, another's prompt takes few tokens of each step.
+TEST(PlanSimulation, PromptsLeaveTimeForAnswers) {
+  const Machine m = machine("h200x8", 2);
+  const SimulationResult r = simulate({{0, 10, 100}, {1e-9, 1000, 1}}, m.model, m.layout,
+                                      {.max_batched_tokens = 600, .max_prefill_tokens = 100});
+  double us = m.model.step({.tokens = 10, .mean = 10 / 16., .context = 5, .prefill = true}).total;
+  EXPECT_NEAR(r.first_token_s[0], us / 1e6, 1e-9);
+  for (int i = 0; i < 10; ++i)
+    us += m.model.step({.tokens = 100, .mean = 101 / 16., .context = 100. * i + 50, .prefill = true}).total;
+  EXPECT_NEAR(r.first_token_s[1], us / 1e6, 1e-9);
+}
+
 TEST(PlanSimulation, LoadAndCachedPrefixesDoWhatTheyMust) {
   const Machine m = machine("h200x8", 2);
   const SimulationOptions options{.max_batched_tokens = 4096};

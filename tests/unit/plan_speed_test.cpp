@@ -119,13 +119,15 @@ TEST(PlanSpeed, RanksThatShareACoreShareItsTime) {
     d.bf16_flops /= ranks;
     d.alone_memory = d.alone_products = ranks;
     return SpeedModel(config, precision, cluster, {ranks, 1}, Workload{}, 0)
-        .step({.tokens = tokens, .mean = mean, .context = 64}, 1);
+        .step({.tokens = tokens, .mean = mean, .at_work = std::min(1.0, mean), .context = 64}, 1);
   };
   const StepTime one = step(1, 1, 1), shared = step(4, 0.25, 1);
   EXPECT_NEAR(shared.dense, one.dense, one.dense * 1e-6) << "the rank with the sequence has the core to itself";
   EXPECT_NEAR(shared.experts, one.experts, one.experts * 1e-6) << "all together read the same experts";
   const StepTime four = step(4, 1, 1);
   EXPECT_NEAR(four.dense, 4 * one.dense, one.dense * 1e-6) << "each rank reads its own copy of the dense weights";
+  const StepTime uneven = step(4, 1.25, 2);
+  EXPECT_GE(uneven.dense, four.dense) << "they do so where one of them has a token more, too";
 }
 
 /// A weight is read and unpacked once a step, and multiplied once a token; by the rates of its type where these are
