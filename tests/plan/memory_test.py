@@ -4,6 +4,7 @@ import json
 import os
 import struct
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy
@@ -12,7 +13,7 @@ from serving import BINARY, ROOT, serve
 
 pytestmark = pytest.mark.skipif(not BINARY.exists(), reason=f"{BINARY} is not built")
 
-CONTEXT, CONCURRENCY = 1024, 4
+CONTEXT = 1024  # of the models made here
 
 
 def config(family):
@@ -108,13 +109,13 @@ def write_model(folder, family):
     return folder
 
 
-def planned(model, ranks, kv_type, tmp_path, *options):
+def planned(model, ranks, kv_type, context, concurrency, tmp_path, *options):
     cluster = dict(nodes=1, ranks_per_node=ranks, intra_node=dict(bandwidth_gb_s=10, latency_us=1),
                    device=dict(kind="cpu", memory_gb=64, memory_bandwidth_gb_s=20, tflops=dict(bf16=0.1)))
     file = tmp_path / "cluster.json"
     file.write_text(json.dumps(cluster))
-    run = subprocess.run([BINARY, "plan", "--model", model, "--cluster", file, "--context", str(CONTEXT), "--concurrency",
-                          str(CONCURRENCY), "--kv-type", kv_type, "--json", *options], capture_output=True, text=True, check=True)
+    run = subprocess.run([BINARY, "plan", "--model", model, "--cluster", file, "--context", str(context), "--concurrency",
+                          str(concurrency), "--kv-type", kv_type, "--json", *options], capture_output=True, text=True, check=True)
     (tmp_path / "plan.json").write_text(run.stdout)
     return json.loads(run.stdout)["memory"]["ranks"]
 
@@ -161,11 +162,18 @@ CASES = [("deepseek_v3", 1, "f32"), ("deepseek_v3", 2, "bf16"), ("llama", 2, "f3
 def test_peak_memory_is_what_was_planned(case, tmp_path, monkeypatch, record_property):
     name, ranks, kv_type, *options = case
     model = model_of(name, tmp_path)
+    # The demo model's 20 MB are less than the program, whose size varies by some MB with the libraries; its cache is not.
+    context, concurrency = (2048, 128) if name.startswith("demo-model") else (CONTEXT, 4)
     monkeypatch.setenv("SHOAL_MEMORY_TEST", str(os.getpid()))
-    expected = [rank["total_bytes"] for rank in planned(model, ranks, kv_type, tmp_path, *options)]
+    expected = [rank["total_bytes"] for rank in planned(model, ranks, kv_type, context, concurrency, tmp_path, *options)]
     with serve(model, ranks, "--plan", str(tmp_path / "plan.json"), "--threads", "2") as server:
-        prompts = [[2 + (i + j) % 100 for j in range(CONTEXT - 8)] for i in range(CONCURRENCY)]
-        server.post("/v1/completions", dict(model=server.model, prompt=prompts, max_tokens=4, ignore_eos=True), timeout=600)
+        prompts = numpy.random.default_rng(2).integers(2, 102, (concurrency, context - 8)).tolist()
+
+        def ask(prompt):
+            server.post("/v1/completions", dict(model=server.model, prompt=prompt, max_tokens=4, ignore_eos=True), timeout=600)
+
+        with ThreadPoolExecutor(concurrency) as users:
+            list(users.map(ask, prompts))
         measured = peaks()
     assert len(measured) == ranks
     record_property("planned", expected)
@@ -173,5 +181,4 @@ def test_peak_memory_is_what_was_planned(case, tmp_path, monkeypatch, record_pro
     print(f"{name} on {ranks}: planned {[round(p / 1e6, 1) for p in expected]} MB, "
           f"measured {[round(m / 1e6, 1) for m in measured]}, ratio {[round(m / p, 3) for m, p in zip(measured, expected)]}")
     for got, want in zip(measured, expected):
-        # Within 3 %; of a model of 20 MB, the program itself is more, and it varies by some MB with the libraries.
-        assert abs(got - want) < max(0.03 * want, 8e6 if want < 100e6 else 0)
+        assert abs(got - want) < 0.03 * want
