@@ -13,10 +13,9 @@ namespace {
 constexpr int panel_rows = 16;          // kernels/matrix.h
 constexpr double cpu_reserve = 28e6;    // program, MPI and threads of an idle rank, measured
 constexpr double server_reserve = 3e6;  // more on rank 0, which answers clients and batches their requests, measured
-constexpr double token_reserve =
-    40;                              // and for each token in anybody's cache: pages, their contents, requests; measured
-constexpr double gpu_reserve = 3e9;  // CUDA context, libraries' workspaces, NCCL, fragmentation
-constexpr double packed_f32 = 6;     // bytes of an FP32 activation in three BF16 parts on AMX; 4 elsewhere
+constexpr double token_reserve = 40;    // there for each token in anybody's cache: pages, requests; measured
+constexpr double gpu_reserve = 3e9;     // CUDA context, libraries' workspaces, NCCL, fragmentation
+constexpr double packed_f32 = 6;        // bytes of an FP32 activation in three BF16 parts on AMX; 4 elsewhere
 constexpr double packed_bf16 = 2;
 constexpr double packed_int8 = 1.63;  // for weights of blocks: kernels/cpu/gemm_quantized.inl, block_bytes_of
 

@@ -236,10 +236,10 @@ Prediction predict(const SpeedModel& model, const Workload& workload, const Layo
                    double imbalance) {
   Prediction p;
   const int groups = layout.ranks / layout.tensor_parallel;
-  const double sequences = std::ceil(static_cast<double>(workload.concurrency) / groups);
-  p.decode = model.step({.tokens = sequences,
-                         .mean = static_cast<double>(workload.concurrency) / groups,
-                         .at_work = std::min(1.0, static_cast<double>(workload.concurrency) / groups),
+  const double sequences = static_cast<double>(workload.concurrency) / groups;  // on average
+  p.decode = model.step({.tokens = std::ceil(sequences),
+                         .mean = sequences,
+                         .at_work = std::min(1.0, sequences),
                          .context = static_cast<double>(workload.context)},
                         imbalance);
   p.tpot_ms = p.decode.total / 1e3;

@@ -275,7 +275,7 @@ TEST(Coordinator, ARankThatVanishesFailsEverythingAndIsNamed) {
 
 /// A GPU that never answers, say: the rank's connection lives.
 TEST(Coordinator, RanksThatHangFailEverythingAndAreNamed) {
-  for (const int fine : {2, 1}) {  // every second rank hangs, or all do
+  for (const int every : {2, 1}) {  // every second rank hangs, or all do
     CoordinatorOptions options = options_for(4);
     options.answer_limit = 1s;
     std::vector<Answer> answers(5);
@@ -286,17 +286,21 @@ TEST(Coordinator, RanksThatHangFailEverythingAndAreNamed) {
     };
     std::promise<void> end;
     const std::shared_future<void> ended = end.get_future().share();
-    Job job(options, [ended, fine](int rank, FakeWorker& worker, const StepPlan& plan) {
-      if (rank % fine == fine - 1 && plan.step == 3) ended.wait();
+    Job job(options, [ended, every](int rank, FakeWorker& worker, const StepPlan& plan) {
+      if (rank % every == every - 1 && plan.step == 3) ended.wait();
       return Job::compute(rank, worker, plan);
     });
     for (Answer& answer : answers) job.coordinator->submit(request_of(5, 100), answer.sink());
     const std::string why = failure.get_future().get();
     EXPECT_EQ(why,
-              fine == 2
+              every == 2
                   ? "2 of 4 ranks did not answer step 3 within 1 s: ranks 1, 3; one hangs, or the network between them"
                   : "none of 4 ranks answered step 3 within 1 s: one hangs, which one is not known, or the network "
                     "between them");
+    for (Answer& answer : answers) {
+      EXPECT_EQ(answer.wait(), FinishReason::failed);
+      EXPECT_EQ(answer.error(), why);
+    }
     end.set_value();
   }
 }
