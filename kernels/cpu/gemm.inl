@@ -15,11 +15,13 @@ namespace {
 struct FloatTile {
   using Element = float;
   static constexpr int kColumns = 1;  // columns an element holds
+  static constexpr int kAheadTokens = 8, kAheadBytes = 8192;
   static constexpr const char* kUse = "FP32 FMA";
 };
 
-// The kinds of weights: `load` brings kColumns columns of a panel into registers, `multiply` adds their products with
-// the activations of token t.
+// The kinds of weights: `load` brings kStep columns of a panel into registers, `multiply` adds their products with the
+// activations of token t. A core that is busy for long between two lines of weights asks for too few of them in time:
+// from kAheadTokens on (fewer read faster as it does by itself), those kAheadBytes further on are asked for.
 
 struct F32Weights : FloatTile {
   using Loaded = Lanes;
@@ -62,7 +64,10 @@ SHOAL_INLINE void accumulate(const std::byte* w, std::int64_t panel_bytes, const
   for (std::int64_t c = 0; c < columns; c += W::kStep) {
     typename W::Loaded loaded[P];
 #pragma GCC unroll 4
-    for (int p = 0; p < P; ++p) loaded[p] = W::load(w + p * panel_bytes);
+    for (int p = 0; p < P; ++p) {
+      if constexpr (T >= W::kAheadTokens) __builtin_prefetch(w + p * panel_bytes + W::kAheadBytes);
+      loaded[p] = W::load(w + p * panel_bytes);
+    }
 #pragma GCC unroll 16
     for (int t = 0; t < T; ++t) {
 #pragma GCC unroll 4
@@ -260,12 +265,9 @@ void run_f8_any(const Weights& w, std::int64_t first, std::int64_t panels, const
 std::int64_t scratch_f8_any(const Weights& w) { return w.padded_cols * 64; }
 
 int tile_width(std::int64_t remaining) {
-  int width = 0;
-  for (const int candidate : kTileWidths) {
-    width = candidate;
-    if (candidate >= remaining) break;
-  }
-  return width;
+  for (const int width : kTileWidths)
+    if (width >= remaining) return width;
+  return kManyWidth;
 }
 
 constexpr std::int64_t even(std::int64_t cols) { return (cols + 1) / 2 * 2; }

@@ -1,7 +1,6 @@
 // Products with quantized weights (packed_format.h), for an instruction set given as a struct `Isa`:
 //
 //   kWidths               widths of token tiles, narrowest first
-//   kTokensOfTiles        width of tiles whose tokens' bytes are to lie side by side, or 0
 //   begin(groups), end()  around the products of formats with so many scales a step
 //   kWideCodesAreSigned   codes of 8 bits (and of tables) are multiplied as code - 128
 //   halves(from, to)      16 FP16 as floats
@@ -30,7 +29,7 @@ constexpr int kBlockSteps = 4, kFineSteps = 1;
 constexpr int block_steps_of(int bits) { return bits == 8 ? kFineSteps : kBlockSteps; }
 
 /// A block of a tile of T tokens, n steps of it:
-///     for each step: bytes [8 quads][T][4]   ([T][32] where T is Isa::kTokensOfTiles)
+///     for each step: bytes [8 quads][T][4]   (with AVX-512 [T][32], as tiles of AMX have them)
 ///     for each step: -128 * sum of its bytes [T], of the first 16 [T], of the others [T], as integers
 ///     for each two steps: the sums of both steps' bytes as a pair of 16 bits [T]
 ///     scale [T]
@@ -100,9 +99,8 @@ inline std::int64_t quantized_tile_bytes(int width, std::int64_t cols) {
   return whole * block_bytes_of(width, kSteps) + (left > 0 ? block_bytes_of(width, left) : 0);
 }
 
-template <class Isa, int kSteps>
+template <int kSteps>
 void pack_bytes(const float* const* rows, int tokens, int width, std::int64_t cols, std::byte* tile) {
-  const bool by_token = width == Isa::kTokensOfTiles;
   if (tokens < width) std::memset(tile, 0, static_cast<std::size_t>(quantized_tile_bytes<kSteps>(width, cols)));
   for (std::int64_t c = 0; c < cols; c += kSteps * kStepColumns) {
     const int steps = steps_of_block(kSteps, cols, c);
@@ -123,11 +121,7 @@ void pack_bytes(const float* const* rows, int tokens, int width, std::int64_t co
         both[s] = static_cast<std::int16_t>(low + high);
         std::memcpy(block.pairs + s / 2 * width + t, both + s / 2 * 2, 4);
         std::byte* bytes = block.bytes + s * width * kStepColumns;
-        if (by_token) {
-          std::memcpy(bytes + t * kStepColumns, of_step, kStepColumns);
-        } else {
-          for (int i = 0; i < kQuadsOfStep; ++i) std::memcpy(bytes + (i * width + t) * 4, of_step + i * 4, 4);
-        }
+        for (int i = 0; i < kQuadsOfStep; ++i) std::memcpy(bytes + (i * width + t) * 4, of_step + i * 4, 4);
       }
     }
     tile += block_bytes_of(width, steps);
@@ -330,19 +324,19 @@ int quantized_tile_width(std::int64_t remaining) {
 inline std::int64_t quantized_scratch(const Weights&) { return static_cast<std::int64_t>(sizeof(Expanded)); }
 
 /// Activations are bytes whatever they are elsewhere; `pack` and `pack_fine` make blocks of kBlockSteps and kFineSteps.
-inline void set_quantized(KernelTable& table, decltype(Gemm::tile_width) width, decltype(Gemm::pack) pack,
-                          decltype(Gemm::pack) pack_fine, decltype(Gemm::scratch_bytes) scratch,
-                          decltype(Gemm::run) run) {
+inline void set_quantized(KernelTable& table, decltype(Gemm::tile_width) width, decltype(Gemm::tile_width) width_fine,
+                          decltype(Gemm::pack) pack, decltype(Gemm::pack) pack_fine,
+                          decltype(Gemm::scratch_bytes) scratch, decltype(Gemm::run) run) {
   table.gemm[int(WeightKind::quantized)] =
       table.gemm_bf16[int(WeightKind::quantized)] = {width, quantized_tile_bytes<kBlockSteps>, pack, scratch, run};
   table.gemm[int(WeightKind::quantized_8)] = table.gemm_bf16[int(WeightKind::quantized_8)] = {
-      width, quantized_tile_bytes<kFineSteps>, pack_fine, scratch, run};
+      width_fine, quantized_tile_bytes<kFineSteps>, pack_fine, scratch, run};
 }
 
 template <class Isa>
 inline void fill_quantized(KernelTable& table) {
-  set_quantized(table, quantized_tile_width<Isa>, pack_bytes<Isa, kBlockSteps>, pack_bytes<Isa, kFineSteps>,
-                quantized_scratch, run_quantized<Isa>);
+  set_quantized(table, quantized_tile_width<Isa>, quantized_tile_width<Isa>, pack_bytes<kBlockSteps>,
+                pack_bytes<kFineSteps>, quantized_scratch, run_quantized<Isa>);
 }
 
 }  // namespace

@@ -9,7 +9,6 @@ namespace {
 template <class Tiles>
 struct Amx : Convert512 {
   static constexpr int kWidths[1] = {16};
-  static constexpr int kTokensOfTiles = 16;
 
   template <int T, int G>
   static void multiply(const BlockProduct& p) {
@@ -107,12 +106,6 @@ struct Amx : Convert512 {
 /// Fewer tokens than half a tile are faster without it.
 int tile_width(std::int64_t remaining) { return remaining > 8 ? 16 : direct_tile_width(remaining); }
 
-template <class Tiles, int kSteps>
-void pack_for_tiles(const float* const* rows, int tokens, int width, std::int64_t cols, std::byte* tile) {
-  width == 16 ? pack_bytes<Amx<Tiles>, kSteps>(rows, tokens, width, cols, tile)
-              : pack_direct<kSteps>(rows, tokens, width, cols, tile);
-}
-
 template <class Tiles>
 void run_tiles(const Weights& w, std::int64_t first, std::int64_t panels, const PackedTile* tiles, int n_tiles,
                std::byte* scratch) {
@@ -124,8 +117,8 @@ void run_tiles(const Weights& w, std::int64_t first, std::int64_t panels, const 
 
 template <class Tiles>
 void fill_quantized_tiles(KernelTable& table) {
-  set_quantized(table, tile_width, pack_for_tiles<Tiles, kBlockSteps>, pack_for_tiles<Tiles, kFineSteps>,
-                quantized_scratch, run_tiles<Tiles>);
+  set_quantized(table, tile_width, tile_width, pack_direct<kBlockSteps>, pack_direct<kFineSteps>, quantized_scratch,
+                run_tiles<Tiles>);
 }
 
 }  // namespace

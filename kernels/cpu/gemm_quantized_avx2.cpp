@@ -10,7 +10,6 @@ namespace {
 /// magnitudes are multiplied with activations that take over their signs.
 struct Avx2 {
   static constexpr int kWidths[] = {1, 2, 3, 4, 6};
-  static constexpr int kTokensOfTiles = 0;
   static void begin(int) {}
   static void end() {}
   static constexpr bool kWideCodesAreSigned = true;

@@ -4,7 +4,8 @@ namespace shoal::cpu {
 
 void fill_quantized_avx512vnni(KernelTable& table) {
   const auto no_scratch = [](const Weights&) { return std::int64_t{0}; };
-  set_quantized(table, direct_tile_width, pack_direct<kBlockSteps>, pack_direct<kFineSteps>, no_scratch, run_direct);
+  set_quantized(table, direct_tile_width, direct_tile_width_8, pack_direct<kBlockSteps>, pack_direct<kFineSteps>,
+                no_scratch, run_direct);
 }
 
 }  // namespace shoal::cpu

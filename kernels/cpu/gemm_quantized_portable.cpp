@@ -6,7 +6,6 @@ namespace {
 
 struct Portable : ConvertPortable {
   static constexpr int kWidths[] = {1, 2, 3};
-  static constexpr int kTokensOfTiles = 0;
   static void begin(int) {}
   static void end() {}
 

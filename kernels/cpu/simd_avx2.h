@@ -64,7 +64,7 @@ inline Lanes lanes_load_i8(const void* p) {
 }
 
 // Of 16 registers, 12 hold sums, 2 weights, 1 an activation.
-constexpr int kTileWidths[] = {1, 2, 3, 4, 6};
+constexpr int kTileWidths[] = {1, 2, 3, 4, 6}, kManyWidth = 6;
 constexpr int panels_at_once(int width) { return width == 1 ? 4 : width <= 3 ? 2 : 1; }
 
 struct Vec {

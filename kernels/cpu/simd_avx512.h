@@ -52,9 +52,11 @@ inline Lanes lanes_load_i8(const void* p) {
   return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))))};
 }
 
-/// Widths of token tiles, and how many panels are multiplied at once so that accumulators fill the 32 registers.
-constexpr int kTileWidths[] = {1, 2, 3, 4, 6, 8, 12};
-constexpr int panels_at_once(int width) { return width <= 6 ? 4 : 2; }
+/// Widths of token tiles, and how many panels are multiplied at once so that accumulators fill the 32 registers. Where
+/// one tile does not hold all tokens they are kManyWidth wide: fastest a token, while the widest reads weights only
+/// once.
+constexpr int kTileWidths[] = {1, 2, 3, 4, 6, 8, 12, 16}, kManyWidth = 12;
+constexpr int panels_at_once(int width) { return width <= 6 ? 4 : width <= 12 ? 2 : 1; }
 
 /// A register of floats along a row.
 struct Vec {

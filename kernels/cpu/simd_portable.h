@@ -88,7 +88,7 @@ inline Lanes lanes_load_i8(const void* p) {
   return lanes_load(f);
 }
 
-constexpr int kTileWidths[] = {1, 2, 3};
+constexpr int kTileWidths[] = {1, 2, 3}, kManyWidth = 3;
 constexpr int panels_at_once(int width) { return width == 1 ? 2 : 1; }
 
 struct Vec {

@@ -93,6 +93,11 @@ SHOAL_INLINE void multiply_quad(__m512i& sum, __m512i code, const int& bytes) {
   asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(code), "m"(bytes));
 }
 
+/// The same of bytes spread already.
+SHOAL_INLINE void multiply_quad(__m512i& sum, __m512i code, __m512i bytes) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(code), "v"(bytes));
+}
+
 /// sum += pairs of 16 bits times a pair of a token's.
 SHOAL_INLINE void multiply_pair(__m512i& sum, __m512i pairs, const int& pair) {
   asm("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(pairs), "m"(pair));
@@ -106,27 +111,48 @@ SHOAL_INLINE __m512i paired_minima(const std::byte* first, const std::byte* seco
   return _mm512_or_si512(wide(first), _mm512_slli_epi32(wide(second), 16));
 }
 
-/// What a product fetches of the memory behind the weights it reads: from `from` on, so many lines in each step.
+constexpr std::int64_t kLine = 64;
+
+/// What a product fetches of the memory behind the weights it reads: from `from` on, and as far on in the other panels,
+/// so many lines in each step.
 struct Ahead {
   const std::byte* from;
   int lines;
 };
 
-/// Adds a quad's products to the sums of P panels and T tokens.
+/// Adds quad q's products to the sums of P panels and T tokens. Of several panels, bytes are brought once: CPUs that
+/// begin two multiplications at a time bring no more than two operands.
 template <int P, int T>
-SHOAL_INLINE void multiply_quads(__m512i (&sum)[P][T], const __m512i (&code)[P], const int* bytes) {
+SHOAL_INLINE void multiply_quads(__m512i (&sum)[P][T], const __m512i (&code)[P], const int* bytes, int q) {
 #pragma GCC unroll 8
   for (int t = 0; t < T; ++t) {
+    if constexpr (P == 1) {
+      multiply_quad(sum[0][t], code[0], bytes[t * kQuadsOfStep + q]);
+    } else {
+      const __m512i spread = _mm512_set1_epi32(bytes[t * kQuadsOfStep + q]);
 #pragma GCC unroll 4
-    for (int p = 0; p < P; ++p) multiply_quad(sum[p][t], code[p], bytes[t]);
+      for (int p = 0; p < P; ++p) multiply_quad(sum[p][t], code[p], spread);
+    }
   }
 }
 
 /// P panels times one tile of T tokens.
+struct DirectStep {
+  std::int64_t cols;
+  const std::byte* panel;
+  std::int64_t panel_bytes;
+  const std::byte* x;
+  Ahead ahead;
+  float* out;  // [P][T][16]
+};
+
 template <int kBits, int kGroups, bool kTable, Offsets kOffsets, int P, int T>
-void multiply_direct(const QuantizedLayout& f, std::int64_t cols, const std::byte* panel, std::int64_t panel_bytes,
-                     const std::byte* x, Ahead ahead, float* out) {
+void multiply_direct(const QuantizedLayout& f, const DirectStep& todo) {
   using Code = Codes<kBits, kTable>;
+  const std::int64_t cols = todo.cols, panel_bytes = todo.panel_bytes;
+  const std::byte* x = todo.x;
+  Ahead ahead = todo.ahead;
+  float* const out = todo.out;
   constexpr bool kCentred = kOffsets == Offsets::centred;
   constexpr int kQuads = kQuadsOfStep / kGroups;  // of a scale
   // A multiplication waits four cycles for the one before.
@@ -136,8 +162,9 @@ void multiply_direct(const QuantizedLayout& f, std::int64_t cols, const std::byt
     codes.entries = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(f.table)));
   }
   Head head[P];
-  const std::byte* step = panel;
+  const std::byte* step = todo.panel;
   int left_of_record = 0;
+  constexpr int kSteps = block_steps_of(kBits);
   __m512 result[P][T];
 #pragma GCC unroll 4
   for (int p = 0; p < P; ++p) {
@@ -145,7 +172,6 @@ void multiply_direct(const QuantizedLayout& f, std::int64_t cols, const std::byt
     for (int t = 0; t < T; ++t) result[p][t] = _mm512_setzero_ps();
   }
 
-  constexpr int kSteps = block_steps_of(kBits);
   for (std::int64_t c = 0; c < cols; c += kSteps * kStepColumns) {
     const int steps = steps_of_block(kSteps, cols, c);
     const BlockParts<const std::byte> block(x, T, steps);
@@ -165,8 +191,11 @@ void multiply_direct(const QuantizedLayout& f, std::int64_t cols, const std::byt
         left_of_record = f.record;
       }
       const auto* bytes = reinterpret_cast<const int*>(block.bytes + s * T * kStepColumns);
-      for (int line = 0; line < ahead.lines; ++line, ahead.from += 64) {
-        _mm_prefetch(reinterpret_cast<const char*>(ahead.from), _MM_HINT_T1);
+      for (int line = 0; line < ahead.lines; ++line, ahead.from += kLine) {
+#pragma GCC unroll 4
+        for (int p = 0; p < P; ++p) {
+          _mm_prefetch(reinterpret_cast<const char*>(ahead.from + p * panel_bytes), _MM_HINT_T1);
+        }
       }
 #pragma GCC unroll 2
       for (int g = 0; g < kGroups; ++g) {
@@ -189,7 +218,7 @@ void multiply_direct(const QuantizedLayout& f, std::int64_t cols, const std::byt
           for (int p = 0; p < P; ++p) {
             code[p] = codes.quad(reinterpret_cast<const std::uint8_t*>(step + p * panel_bytes + f.scale_bytes), q);
           }
-          multiply_quads<P, T>(dot[i % kChains], code, bytes + q * T);
+          multiply_quads<P, T>(dot[i % kChains], code, bytes, q);
         }
 #pragma GCC unroll 4
         for (int p = 0; p < P; ++p) {
@@ -256,54 +285,59 @@ void multiply_direct(const QuantizedLayout& f, std::int64_t cols, const std::byt
 }
 
 constexpr int kDirectWidths[] = {1, 2, 3, 4, 5, 6, 7, 8};
-
-using DirectProduct = void (*)(const QuantizedLayout& f, std::int64_t cols, const std::byte* panel,
-                               std::int64_t panel_bytes, const std::byte* x, Ahead ahead, float* out);
-
-/// Codes of 8 bits, which need no work, are used up faster than the memory brings one panel: one token takes so many
-/// panels together, as streams side by side (59 GB/s where one panel has 40 and plain reading 60).
+constexpr int kWidest = 8;
+/// Codes of 8 bits need no work. Several tiles take two panels together, and are as wide as registers suffice for then.
+constexpr int kPair = 2, kWidestOfPair = 6;
+/// One token uses them up faster than the memory brings one panel: it takes so many together, as streams side by side
+/// (59 GB/s where one panel has 40 and plain reading 60).
 constexpr int kStreams = 4;
 inline bool takes_streams(int bits, int width) { return bits == 8 && width == 1; }
 
+using DirectProduct = void (*)(const QuantizedLayout& f, const DirectStep& todo);
+
 template <int kBits, int kGroups, bool kTable, Offsets kOffsets, int kIndex = 0>
-inline DirectProduct product_of_width(int width) {
+inline DirectProduct product_of_width(int width, int panels) {
   constexpr int kWidth = kDirectWidths[kIndex];
   if constexpr (kIndex + 1 < int(sizeof kDirectWidths / sizeof(int))) {
-    if (width != kWidth) return product_of_width<kBits, kGroups, kTable, kOffsets, kIndex + 1>(width);
+    if (width != kWidth) return product_of_width<kBits, kGroups, kTable, kOffsets, kIndex + 1>(width, panels);
+  }
+  if constexpr (kBits == 8 && kWidth <= kWidestOfPair) {
+    if (panels == kPair) return multiply_direct<kBits, kGroups, kTable, kOffsets, kPair, kWidth>;
   }
   return multiply_direct<kBits, kGroups, kTable, kOffsets, 1, kWidth>;
 }
 
 template <int kBits, bool kTable>
-inline DirectProduct product_of_offsets(const QuantizedLayout& f, int width) {
+inline DirectProduct product_of_offsets(const QuantizedLayout& f, int width, int panels) {
   // Six bits only come in groups of 16 columns and only centred; four, five and eight only in groups of 32.
-  if constexpr (kBits == 6) return product_of_width<kBits, 2, false, Offsets::centred>(width);
+  if constexpr (kBits == 6) return product_of_width<kBits, 2, false, Offsets::centred>(width, panels);
   if constexpr (kBits == 2 || kBits == 3) {
     constexpr Offsets kOffsets = kTable || kBits == 3 ? Offsets::centred : Offsets::other;
-    if (f.groups == 2) return product_of_width<kBits, 2, kTable, kOffsets>(width);
+    if (f.groups == 2) return product_of_width<kBits, 2, kTable, kOffsets>(width, panels);
   }
-  if constexpr (kTable) return product_of_width<kBits, 1, true, Offsets::centred>(width);
-  if (is_centred(f)) return product_of_width<kBits, 1, false, Offsets::centred>(width);
+  if constexpr (kTable) return product_of_width<kBits, 1, true, Offsets::centred>(width, panels);
+  if (is_centred(f)) return product_of_width<kBits, 1, false, Offsets::centred>(width, panels);
   if constexpr (kBits != 8) {
-    if (has_paired_minima(f)) return product_of_width<kBits, 1, false, Offsets::paired>(width);
+    if (has_paired_minima(f)) return product_of_width<kBits, 1, false, Offsets::paired>(width, panels);
   }
-  return product_of_width<kBits, 1, false, Offsets::other>(width);
+  return product_of_width<kBits, 1, false, Offsets::other>(width, panels);
 }
 
-inline DirectProduct direct_product(const QuantizedLayout& f, int width) {
+/// Of one panel, or of kPair where codes have 8 bits.
+inline DirectProduct direct_product(const QuantizedLayout& f, int width, int panels) {
   switch (f.bits) {
     case 2:
-      return product_of_offsets<2, false>(f, width);
+      return product_of_offsets<2, false>(f, width, panels);
     case 3:
-      return f.table ? product_of_offsets<3, true>(f, width) : product_of_offsets<3, false>(f, width);
+      return f.table ? product_of_offsets<3, true>(f, width, panels) : product_of_offsets<3, false>(f, width, panels);
     case 4:
-      return f.table ? product_of_offsets<4, true>(f, width) : product_of_offsets<4, false>(f, width);
+      return f.table ? product_of_offsets<4, true>(f, width, panels) : product_of_offsets<4, false>(f, width, panels);
     case 5:
-      return product_of_offsets<5, false>(f, width);
+      return product_of_offsets<5, false>(f, width, panels);
     case 6:
-      return product_of_offsets<6, false>(f, width);
+      return product_of_offsets<6, false>(f, width, panels);
     default:
-      return product_of_offsets<8, false>(f, width);
+      return product_of_offsets<8, false>(f, width, panels);
   }
 }
 
@@ -313,40 +347,64 @@ inline DirectProduct direct_product_of_streams(const QuantizedLayout& f) {
                        : multiply_direct<8, 1, false, Offsets::other, kStreams, 1>;
 }
 
-/// While the tiles pass one panel, the next comes from memory, a part with each tile: all that reading takes is then
-/// hidden behind the products. A single tile fetches but a few pages ahead.
+/// One tile: memory is what is waited for, so a few pages ahead are asked for.
+inline void run_one_tile(const Weights& w, std::int64_t first, std::int64_t panels, const PackedTile& tile) {
+  constexpr std::int64_t kPages = 8192;
+  const std::int64_t steps = w.cols / kStepColumns, lines = (w.panel_bytes + kLine - 1) / kLine;
+  std::int64_t p = 0;
+  const auto run = [&](DirectProduct product, Ahead ahead) {
+    product(w.quantized, {w.cols, w.data + (first + p) * w.panel_bytes, w.panel_bytes, tile.x, ahead,
+                          tile.out + p * tile.width * 16});
+  };
+  if (takes_streams(w.quantized.bits, tile.width)) {
+    const DirectProduct product = direct_product_of_streams(w.quantized);
+    for (; p + kStreams <= panels; p += kStreams) run(product, {});
+  }
+  const DirectProduct product = direct_product(w.quantized, tile.width, 1);
+  for (; p < panels; ++p) {
+    run(product, {w.data + (first + p) * w.panel_bytes + kPages, static_cast<int>((lines + steps - 1) / steps)});
+  }
+}
+
+/// While the tiles pass one panel, or two, the next come from memory, a part with each tile: all that reading takes is
+/// then hidden behind the products.
 inline void run_direct(const Weights& w, std::int64_t first, std::int64_t panels, const PackedTile* tiles, int n_tiles,
                        std::byte*) {
-  constexpr std::int64_t kLine = 64, kPages = 8192;
+  if (n_tiles == 1) return run_one_tile(w, first, panels, tiles[0]);
+  const QuantizedLayout& f = w.quantized;
   const std::int64_t steps = w.cols / kStepColumns, lines_of_panel = (w.panel_bytes + kLine - 1) / kLine;
   const std::int64_t lines = (lines_of_panel + steps * n_tiles - 1) / (steps * n_tiles);
-  std::int64_t p = 0;
-  if (n_tiles == 1 && takes_streams(w.quantized.bits, tiles[0].width)) {
-    const DirectProduct product = direct_product_of_streams(w.quantized);
-    for (; p + kStreams <= panels; p += kStreams) {
-      product(w.quantized, w.cols, w.data + (first + p) * w.panel_bytes, w.panel_bytes, tiles[0].x, {},
-              tiles[0].out + p * 16);
-    }
-  }
-  for (; p < panels; ++p) {
-    const std::byte* panel = w.data + (first + p) * w.panel_bytes;
+  const int most = f.bits == 8 && tiles[0].width <= kWidestOfPair ? kPair : 1;
+  for (std::int64_t p = 0; p < panels;) {
+    const int together = panels - p >= most ? most : 1;
     for (int i = 0; i < n_tiles; ++i) {
       const PackedTile& tile = tiles[i];
-      const std::int64_t at = i * steps * lines;  // of the next panel's lines
-      const Ahead ahead =
-          n_tiles == 1 ? Ahead{panel + kPages, static_cast<int>(lines)}
-                       : Ahead{panel + w.panel_bytes + at * kLine, at < lines_of_panel ? static_cast<int>(lines) : 0};
-      direct_product(w.quantized, tile.width)(w.quantized, w.cols, panel, w.panel_bytes, tile.x, ahead,
-                                              tile.out + p * tile.width * 16);
+      const int side_by_side = tile.width <= kWidestOfPair ? together : 1;
+      const DirectProduct product = direct_product(f, tile.width, side_by_side);
+      const std::int64_t at = i * steps * lines;  // of the next panels' lines
+      for (int j = 0; j < together; j += side_by_side) {
+        const std::byte* panel = w.data + (first + p + j) * w.panel_bytes;
+        product(f, {w.cols,
+                    panel,
+                    w.panel_bytes,
+                    tile.x,
+                    {panel + together * w.panel_bytes + at * kLine, at < lines_of_panel ? static_cast<int>(lines) : 0},
+                    tile.out + (p + j) * tile.width * 16});
+      }
     }
+    p += together;
   }
 }
 
 /// Tiles of about the same width: 17 tokens are 6, 6 and 5, not 8, 8 and 1.
-inline int direct_tile_width(std::int64_t remaining) {
-  constexpr int kWidest = 8;  // whose sums fill the registers
-  const std::int64_t tiles = (remaining + kWidest - 1) / kWidest;
+inline int even_tile_width(std::int64_t remaining, int most) {
+  const std::int64_t tiles = (remaining + most - 1) / most;
   return static_cast<int>((remaining + tiles - 1) / tiles);
+}
+inline int direct_tile_width(std::int64_t remaining) { return even_tile_width(remaining, kWidest); }
+/// Of codes of 8 bits. Few tokens wait for memory, and pass in as few tiles as can be.
+inline int direct_tile_width_8(std::int64_t remaining) {
+  return even_tile_width(remaining, remaining <= 2 * kWidest ? kWidest : kWidestOfPair);
 }
 
 /// quantize_block() to the bit, for whole steps.
@@ -366,7 +424,7 @@ inline float quantize_to(const float* x, int n, std::int8_t* q) {
   return most / 127.0f;
 }
 
-/// pack_bytes() for tiles whose quads lie token by token, four tokens at a time.
+/// pack_bytes() for tiles whose bytes lie token by token, four of them at a time.
 template <int kSteps>
 void pack_direct(const float* const* rows, int tokens, int width, std::int64_t cols, std::byte* tile) {
   for (std::int64_t c = 0; c < cols; c += kSteps * kStepColumns) {
@@ -380,11 +438,17 @@ void pack_direct(const float* const* rows, int tokens, int width, std::int64_t c
         block.scales[first + t] = real ? quantize_to(rows[first + t] + c, steps * kStepColumns, q[t]) : 0.0f;
       }
       for (int s = 0; s < steps; s += 2) {  // 64 columns; half of them may lie beyond the last step
-        __m512i quads[4], of_quads[4], fours[4];
+        __m512i of_quads[4], fours[4];
 #pragma GCC unroll 4
         for (int t = 0; t < 4; ++t) {
-          quads[t] = _mm512_load_si512(q[t] + s * kStepColumns);
-          of_quads[t] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), quads[t]);
+          const __m512i quads = _mm512_load_si512(q[t] + s * kStepColumns);
+          of_quads[t] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), quads);
+          if (t >= count) continue;
+          std::byte* bytes = block.bytes + (s * width + first + t) * kStepColumns;
+          _mm256_storeu_si256(reinterpret_cast<__m256i*>(bytes), _mm512_castsi512_si256(quads));
+          if (s + 1 == steps) continue;
+          bytes += width * kStepColumns;
+          _mm256_storeu_si256(reinterpret_cast<__m256i*>(bytes), _mm512_extracti64x4_epi64(quads, 1));
         }
         transpose_fours(of_quads, fours);
         // Lanes: the first and the last 16 columns of this step, of the next.
@@ -396,7 +460,6 @@ void pack_direct(const float* const* rows, int tokens, int width, std::int64_t c
         both = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(both, 7));
         const auto mask = static_cast<__mmask8>((1u << count) - 1u);
         std::int32_t* to = block.sums + s * 3 * width + first;
-        std::int32_t* bytes = reinterpret_cast<std::int32_t*>(block.bytes + s * width * kStepColumns) + first;
         _mm_mask_storeu_epi32(block.pairs + s / 2 * width + first, mask, _mm512_castsi512_si128(pair));
         _mm_mask_storeu_epi32(to, mask, _mm512_castsi512_si128(both));
         _mm_mask_storeu_epi32(to + width, mask, _mm512_castsi512_si128(total));
@@ -405,13 +468,6 @@ void pack_direct(const float* const* rows, int tokens, int width, std::int64_t c
           _mm_mask_storeu_epi32(to + 3 * width, mask, _mm512_extracti32x4_epi32(both, 2));
           _mm_mask_storeu_epi32(to + 4 * width, mask, _mm512_extracti32x4_epi32(total, 2));
           _mm_mask_storeu_epi32(to + 5 * width, mask, _mm512_extracti32x4_epi32(total, 3));
-          interleave(quads, count, bytes, width);
-        } else {  // one step alone: its eight quads are the first two lanes
-          transpose_fours(quads, fours);
-          for (int j = 0; j < 4; ++j) {
-            _mm_mask_storeu_epi32(bytes + j * width, mask, _mm512_castsi512_si128(fours[j]));
-            _mm_mask_storeu_epi32(bytes + (4 + j) * width, mask, _mm512_extracti32x4_epi32(fours[j], 1));
-          }
         }
       }
     }
