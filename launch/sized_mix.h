@@ -30,10 +30,10 @@ struct Measured {
 /// Measures every candidate format on a sample of the tensor's rows; formats whose blocks do not fit are left out.
 std::vector<Measured> measure(const Choosable& tensor);
 
-/// How much noise in a tensor's outputs matters, beside that in others': the KL divergence it makes a unit of noise.
+/// How much a little noise in a tensor's outputs matters, beside that in others'.
 double sensitivity(const std::string& gguf_name);
 
-/// The formats, by name, that make the sum of sensitivity * noise least within `budget_bytes`: each tensor gives up the
+/// The formats, by name, that make the sum of what noise costs least within `budget_bytes`: each tensor gives up the
 /// bits that it misses least (the lower convex hull of its formats, then the steepest steps first). Error (does not
 /// fit) naming the least size where even the smallest formats are too large.
 std::map<std::string, const QuantFormat*> choose_formats(const std::vector<Choosable>& tensors, double budget_bytes,
