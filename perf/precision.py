@@ -31,8 +31,10 @@ FORMS = [("BF16", None, False), ("FP8", ["--type", "FP8"], False), ("INT8", ["--
          ("INT4", ["--type", "INT4"], True)]
 FORMS += [(t, ["--type", t], True) for t in
           ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K", "Q2_K", "IQ3_XXS", "IQ2_S", "IQ2_XXS", "IQ1_S")]
-# Below 1.85 bits the demo model does not go: its names, vocabulary and routers are not small beside its weights.
-FORMS += [(f"mix {bits} bit", ["--size", f"{bits}bpw"], True) for bits in ("4.5", "3.5", "2.51", "2.1", "1.85")]
+# Mixes of 2.51 bits a weight and as large as uniform types. Below 1.85 bits the demo model does not go: its names,
+# vocabulary and routers are not small beside its weights.
+FORMS += [("mix 2.51 bit", ["--size", "2.51bpw"], True)]
+FORMS += [(f"mix as {t}", ["--size", t], True) for t in ("Q4_K_M", "Q3_K", "IQ3_XXS", "Q2_K", "IQ2_S", "IQ2_XXS", "IQ1_S")]
 
 
 def texts(seed, held_out, count, questions=False):
@@ -69,6 +71,8 @@ def path_of(folder, name, arguments):
 def quality(folder, name, arguments, weighed, options):
     path = path_of(folder, name, arguments)
     if arguments:
+        if name.startswith("mix as "):
+            arguments = ["--size", f"{bytes_of(folder / (arguments[1] + '.gguf'))}B"]
         extra = ["--importance", folder / "importance.gguf"] if weighed else []
         shoal("quantize", MODEL, path, *arguments, *extra, "--quiet", "--json")
     report = shoal("eval", "--model", path, "--reference", folder / "reference", "--puzzles", MODEL / "puzzles.jsonl",

@@ -13,7 +13,7 @@ struct Bf16Dot {
   using Element = std::uint32_t;
   using Loaded = __m512i;
   static constexpr int kColumns = 2, kStep = 2;
-  static constexpr int kAheadTokens = 8, kAheadBytes = 8192;
+  static constexpr bool kPlain = true;
   static constexpr std::int64_t kStepBytes = 64;
   static constexpr float kUnit = 1.0f;
   static SHOAL_INLINE Loaded load(const std::byte* p) { return _mm512_loadu_si512(p); }

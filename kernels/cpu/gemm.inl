@@ -15,13 +15,12 @@ namespace {
 struct FloatTile {
   using Element = float;
   static constexpr int kColumns = 1;  // columns an element holds
-  static constexpr int kAheadTokens = 8, kAheadBytes = 8192;
+  static constexpr bool kPlain = true;
   static constexpr const char* kUse = "FP32 FMA";
 };
 
 // The kinds of weights: `load` brings kStep columns of a panel into registers, `multiply` adds their products with the
-// activations of token t. A core that is busy for long between two lines of weights asks for too few of them in time:
-// from kAheadTokens on (fewer read faster as it does by itself), those kAheadBytes further on are asked for.
+// activations of token t. kPlain: not in blocks with scales.
 
 struct F32Weights : FloatTile {
   using Loaded = Lanes;
@@ -38,6 +37,7 @@ struct F32Weights : FloatTile {
 struct F8Weights : F32Weights {
   static constexpr std::int64_t kStepBytes = 16;
   static constexpr float kUnit = kF8Unit;
+  static constexpr bool kPlain = false;
   static SHOAL_INLINE Loaded load(const std::byte* p) { return lanes_load_f8(p); }
 };
 
@@ -57,16 +57,24 @@ struct F16Weights : Bf16Weights {
   static SHOAL_INLINE Loaded load(const std::byte* p) { return lanes_load_f16(p); }
 };
 
+/// What a product asks the memory for meanwhile: in each step a line of every stream, all of which then move on.
+struct Ahead {
+  const std::byte* from = nullptr;
+  int streams = 0;
+  std::int64_t apart = 0, advance = 0;  // bytes between streams, and from step to step
+};
+
 /// sum[p][t] += the products of columns [0, columns) of panel p and token t.
 template <class W, int P, int T>
 SHOAL_INLINE void accumulate(const std::byte* w, std::int64_t panel_bytes, const typename W::Element* x,
-                             std::int64_t columns, Lanes (&sum)[P][T]) {
+                             std::int64_t columns, Ahead ahead, Lanes (&sum)[P][T]) {
   for (std::int64_t c = 0; c < columns; c += W::kStep) {
     typename W::Loaded loaded[P];
 #pragma GCC unroll 4
-    for (int p = 0; p < P; ++p) {
-      if constexpr (T >= W::kAheadTokens) __builtin_prefetch(w + p * panel_bytes + W::kAheadBytes);
-      loaded[p] = W::load(w + p * panel_bytes);
+    for (int p = 0; p < P; ++p) loaded[p] = W::load(w + p * panel_bytes);
+    if constexpr (W::kPlain) {
+      for (int i = 0; i < ahead.streams; ++i) __builtin_prefetch(ahead.from + i * ahead.apart);
+      ahead.from += ahead.advance;
     }
 #pragma GCC unroll 16
     for (int t = 0; t < T; ++t) {
@@ -86,17 +94,27 @@ struct Step {
   std::int64_t columns;
   float* out;          // [P][T][16]
   const float* scale;  // [P] or null
+  Ahead ahead;
 };
 
+/// Of one tile: the same panels further on. Many tokens keep a core busy between two lines of weights, and it then asks
+/// for too few of them in time; fewer read faster as it does by itself.
+template <class W>
+SHOAL_INLINE Ahead of_same_panels(const std::byte* w, std::int64_t panel_bytes, int panels, int tokens) {
+  constexpr int kFewTokens = 8, kBytes = 8192;
+  return {w + kBytes, tokens < kFewTokens ? 0 : panels, panel_bytes, W::kStepBytes};
+}
+
+/// A function of its own, so that its sums have all registers.
 template <class W, int P, int T>
-void multiply_step(const Step& s) {
+__attribute__((noinline)) void multiply_step(const Step& s) {
   Lanes sum[P][T];
 #pragma GCC unroll 4
   for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 16
     for (int t = 0; t < T; ++t) sum[p][t] = lanes_zero();
   }
-  accumulate<W, P, T>(s.w, s.panel_bytes, reinterpret_cast<const typename W::Element*>(s.x), s.columns, sum);
+  accumulate<W, P, T>(s.w, s.panel_bytes, reinterpret_cast<const typename W::Element*>(s.x), s.columns, s.ahead, sum);
 #pragma GCC unroll 4
   for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 16
@@ -135,17 +153,25 @@ SHOAL_INLINE int group_of(const Weights& w, int widest) {
   return w.panel_bytes * kMostPanels <= 400 * 1024 ? kMostPanels : panels_at_once(widest);
 }
 
-/// Weights without scales: one sum over all columns.
+/// Weights without scales: one sum over all columns. While several tiles pass a group of panels, the next group comes
+/// from memory.
 template <class W>
 void run_plain(const Weights& w, std::int64_t first, std::int64_t panels, const PackedTile* tiles, int n_tiles,
                std::byte*) {
+  constexpr std::int64_t kLine = 64;
   for_each_group(panels, group_of(w, tiles[0].width), [&](std::int64_t group, int n) {
+    const std::byte* next = w.data + (first + group + n) * w.panel_bytes;
+    const std::byte* const end = next + n * w.panel_bytes;
     for (int i = 0; i < n_tiles; ++i) {
       const PackedTile& tile = tiles[i];
       for_each_group(n, panels_at_once(tile.width), [&](std::int64_t p, int m) {
-        multiply_tile<W>({w.data + (first + group + p) * w.panel_bytes, w.panel_bytes, tile.x, w.padded_cols,
-                          tile.out + (group + p) * tile.width * 16, nullptr},
-                         m, tile.width);
+        const std::byte* panel = w.data + (first + group + p) * w.panel_bytes;
+        const Ahead ahead = n_tiles == 1 ? of_same_panels<W>(panel, w.panel_bytes, m, tile.width)
+                                         : Ahead{next, next < end ? 1 : 0, 0, kLine};
+        next += w.padded_cols / W::kStep * kLine;
+        multiply_tile<W>(
+            {panel, w.panel_bytes, tile.x, w.padded_cols, tile.out + (group + p) * tile.width * 16, nullptr, ahead}, m,
+            tile.width);
       });
     }
   });
@@ -203,10 +229,10 @@ SHOAL_INLINE void run_blocks(const Weights& w, std::int64_t first, std::int64_t 
         for_each_group(n, panels_at_once(tile.width), [&](std::int64_t p, int m) {
           float* out = tile.out + (group + p) * tile.width * 16;
           if (direct) {
-            multiply_tile<Direct>({codes + p * w.panel_bytes, w.panel_bytes, x, columns, out, scale + p}, m,
+            multiply_tile<Direct>({codes + p * w.panel_bytes, w.panel_bytes, x, columns, out, scale + p, {}}, m,
                                   tile.width);
           } else {
-            multiply_tile<Converted>({scratch + p * kScratchPanel, kScratchPanel, x, columns, out, scale + p}, m,
+            multiply_tile<Converted>({scratch + p * kScratchPanel, kScratchPanel, x, columns, out, scale + p, {}}, m,
                                      tile.width);
           }
         });
@@ -258,7 +284,8 @@ void run_f8_any(const Weights& w, std::int64_t first, std::int64_t panels, const
     for (int i = 0; i < n_tiles; ++i) {
       const PackedTile& tile = tiles[i];
       multiply_tile<F32Weights>(
-          {scratch, 0, tile.x, w.padded_cols, tile.out + (panel - first) * tile.width * 16, nullptr}, 1, tile.width);
+          {scratch, 0, tile.x, w.padded_cols, tile.out + (panel - first) * tile.width * 16, nullptr, {}}, 1,
+          tile.width);
     }
   }
 }

@@ -7,6 +7,7 @@ namespace {
 /// exponent's bias made good but for a factor of 256, which then needs no addition; the seven subnormals come from a
 /// table.
 struct F8Dot : Bf16Dot {
+  static constexpr bool kPlain = false;
   static constexpr std::int64_t kStepBytes = 32;
   static constexpr float kUnit = 256.0f;
   static SHOAL_INLINE Loaded load(const std::byte* p) {

@@ -39,8 +39,10 @@ constexpr Order kPairs = order_of_pairs();
 
 struct F8Table : Bf16Dot {
   static constexpr std::int64_t kStepBytes = 32;
-  static constexpr int kAheadTokens = 1, kAheadBytes = 2048;  // even of one token: converting takes long
+  static constexpr bool kPlain = false;
   static SHOAL_INLINE Loaded load(const std::byte* p) {
+    constexpr int kAhead = 2048;  // bytes: converting takes so long that memory must not be waited for as well
+    _mm_prefetch(reinterpret_cast<const char*>(p) + kAhead, _MM_HINT_T0);
     constexpr __mmask64 kLowBytes = 0x5555555555555555u;
     const __m512i both = _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
     const __m512i code = _mm512_permutexvar_epi8(_mm512_load_si512(kPairs.from), both);
