@@ -256,9 +256,9 @@ def shoal_fp8(folder, threads, batches):
     return run_shoal(["--model", str(folder), "--weights", "random", "--precision", "fp8"], threads, batches)
 
 
-def limits(threads):
+def limits(threads, which=""):
     """GB/s read, and 1e9 operations/s (a multiplication and an addition are two)."""
-    command = [str(ROOT / "build/perf/kernels_bench"), f"--threads={threads}", "--benchmark_filter=^limit/",
+    command = [str(ROOT / "build/perf/kernels_bench"), f"--threads={threads}", f"--benchmark_filter=^limit/{which}",
                "--benchmark_format=json", "--benchmark_min_time=0.2"]
     report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout)
     found = {}
@@ -343,11 +343,15 @@ def main():
             return r["prefill_tokens_per_s"], r["decode_tokens_per_s"], r["weight_bytes_per_step"]
 
         engines["Shoal"] = ours
-        best, limit = {}, {}
+        best, limit = {}, {}  # a limit is of the run whose rate is the best
         for _ in range(options.rounds):  # alternately, so that all have the machine's good and bad moments
             for batch in options.batches:
                 for name, measure in engines.items():
+                    # Before and after: on shared hosts the rate changes by a half from minute to minute.
+                    read = [limits(options.threads, "read")["read"]] if name == "Shoal" else []
                     prefill, decode, step_bytes = measure(batch)
+                    if name == "Shoal":
+                        read.append(limits(options.threads, "read")["read"])
                     print(f"{kind}, {batch} sequences, {name}: prefill {prefill:.1f}, decode {decode:.1f}",
                           file=sys.stderr, flush=True)
                     rows = {("decode", batch): decode}
@@ -355,10 +359,11 @@ def main():
                         rows["prefill", batch] = prefill
                         limit["prefill", batch] = most_tokens
                     for row, value in rows.items():
-                        best[row, name] = max(best.get((row, name), 0), value)
-                    if step_bytes:
-                        by_reading = machine["read"] * 1e9 / step_bytes * batch
-                        limit["decode", batch] = max(limit.get(("decode", batch), 0), min(by_reading, most_tokens))
+                        if value <= best.get((row, name), 0):
+                            continue
+                        best[row, name] = value
+                        if step_bytes and row[0] == "decode":
+                            limit[row] = min(max(read) * 1e9 / step_bytes * batch, most_tokens)
         if kind != "FP8":
             llama_cpp.llama_model_free(peer.model)
         print(f"\n{kind} (Shoal: {device})\n{'':<12}" + "".join(f"{name:>14}" for name in engines) +

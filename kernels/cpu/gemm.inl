@@ -291,10 +291,14 @@ void run_f8_any(const Weights& w, std::int64_t first, std::int64_t panels, const
 }
 std::int64_t scratch_f8_any(const Weights& w) { return w.padded_cols * 64; }
 
-int tile_width(std::int64_t remaining) {
-  for (const int width : kTileWidths)
-    if (width >= remaining) return width;
-  return kManyWidth;
+/// One tile where it holds all tokens, so that weights are read once; else tiles of about the same width.
+int tile_width(std::int64_t remaining, std::int64_t all) {
+  constexpr int kWidths = sizeof kTileWidths / sizeof kTileWidths[0];
+  const int most = all <= kTileWidths[kWidths - 1] ? kTileWidths[kWidths - 1] : kManyWidth;
+  const std::int64_t tiles = (remaining + most - 1) / most, wanted = (remaining + tiles - 1) / tiles;
+  int i = 0;
+  while (kTileWidths[i] < wanted) ++i;
+  return kTileWidths[i];
 }
 
 constexpr std::int64_t even(std::int64_t cols) { return (cols + 1) / 2 * 2; }

@@ -19,7 +19,7 @@ struct AmxWidths {
   static constexpr int kAll[] = {1, 2, 4, 8, 16, 32};
 };
 
-inline int amx_tile_width(std::int64_t remaining) {
+inline int amx_tile_width(std::int64_t remaining, std::int64_t) {
   for (const int width : AmxWidths::kAll) {
     if (width >= remaining) return width;
   }

@@ -312,7 +312,7 @@ void run_quantized(const Weights& w, std::int64_t first, std::int64_t panels, co
 }
 
 template <class Isa>
-int quantized_tile_width(std::int64_t remaining) {
+int quantized_tile_width(std::int64_t remaining, std::int64_t) {
   int width = 0;
   for (const int candidate : Isa::kWidths) {
     width = candidate;

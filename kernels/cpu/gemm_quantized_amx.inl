@@ -104,7 +104,9 @@ struct Amx : Convert512 {
 };
 
 /// Fewer tokens than half a tile are faster without it.
-int tile_width(std::int64_t remaining) { return remaining > 8 ? 16 : direct_tile_width(remaining); }
+int tile_width(std::int64_t remaining, std::int64_t all) {
+  return remaining > 8 ? 16 : direct_tile_width(remaining, all);
+}
 
 template <class Tiles>
 void run_tiles(const Weights& w, std::int64_t first, std::int64_t panels, const PackedTile* tiles, int n_tiles,

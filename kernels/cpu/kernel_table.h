@@ -41,8 +41,8 @@ struct PackedTile {
 /// A product of packed activations with panels of weights, for one kind of weights. Every output is summed in an order
 /// that neither the tile's width, nor its neighbours, nor the number of panels in the call can change.
 struct Gemm {
-  /// Width of the tile to pack next when `remaining` tokens are left.
-  int (*tile_width)(std::int64_t remaining);
+  /// Width of the tile to pack next when `remaining` of `all` tokens are left.
+  int (*tile_width)(std::int64_t remaining, std::int64_t all);
   std::int64_t (*tile_bytes)(int width, std::int64_t cols);
   /// Packs `tokens` rows of `cols` floats into a tile (64-byte aligned).
   void (*pack)(const float* const* rows, int tokens, int width, std::int64_t cols, std::byte* tile);

@@ -76,11 +76,12 @@ const Gemm& gemm_for(const Team& team, const Matrix& m) {
 }
 
 /// Width of the next tile where both products must do with it: the narrowest that holds all, else the widest.
-int common_width(const Gemm& a, const Gemm& b, std::int64_t remaining) {
-  if (a.tile_width == b.tile_width) return a.tile_width(remaining);
+int common_width(const Gemm& a, const Gemm& b, std::int64_t remaining, std::int64_t all) {
+  if (a.tile_width == b.tile_width) return a.tile_width(remaining, all);
   int width = 1;
   for (int candidate = 1; candidate <= kWidestTile && width < remaining; ++candidate)
-    if (a.tile_width(candidate) == candidate && b.tile_width(candidate) == candidate) width = candidate;
+    if (a.tile_width(candidate, candidate) == candidate && b.tile_width(candidate, candidate) == candidate)
+      width = candidate;
   return width;
 }
 
@@ -118,7 +119,7 @@ void PackedRows::plan(const Team& team, const Matrix& w, const Matrix& partner, 
   tiles.clear();
   const auto n = static_cast<std::int64_t>(rows.size());
   for (std::int64_t first = 0; first < n;) {
-    const int width = common_width(*gemm, other, n - first);
+    const int width = common_width(*gemm, other, n - first, n);
     const std::int64_t tokens = std::min<std::int64_t>(width, n - first);
     tiles.push_back({first, tokens, width, layout.add(gemm->tile_bytes(width, cols))});
     first += tokens;

@@ -53,9 +53,8 @@ inline Lanes lanes_load_i8(const void* p) {
 }
 
 /// Widths of token tiles, and how many panels are multiplied at once so that accumulators fill the 32 registers. Where
-/// one tile does not hold all tokens they are kManyWidth wide: fastest a token, while the widest reads weights only
-/// once.
-constexpr int kTileWidths[] = {1, 2, 3, 4, 6, 8, 12, 16}, kManyWidth = 12;
+/// one tile does not hold all tokens they are up to kManyWidth wide, which is fastest a token.
+constexpr int kTileWidths[] = {1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16}, kManyWidth = 12;
 constexpr int panels_at_once(int width) { return width <= 6 ? 4 : width <= 12 ? 2 : 1; }
 
 /// A register of floats along a row.

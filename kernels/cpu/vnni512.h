@@ -401,10 +401,10 @@ inline int even_tile_width(std::int64_t remaining, int most) {
   const std::int64_t tiles = (remaining + most - 1) / most;
   return static_cast<int>((remaining + tiles - 1) / tiles);
 }
-inline int direct_tile_width(std::int64_t remaining) { return even_tile_width(remaining, kWidest); }
+inline int direct_tile_width(std::int64_t remaining, std::int64_t) { return even_tile_width(remaining, kWidest); }
 /// Of codes of 8 bits. Few tokens wait for memory, and pass in as few tiles as can be.
-inline int direct_tile_width_8(std::int64_t remaining) {
-  return even_tile_width(remaining, remaining <= 2 * kWidest ? kWidest : kWidestOfPair);
+inline int direct_tile_width_8(std::int64_t remaining, std::int64_t all) {
+  return even_tile_width(remaining, all <= 2 * kWidest ? kWidest : kWidestOfPair);
 }
 
 /// quantize_block() to the bit, for whole steps.
