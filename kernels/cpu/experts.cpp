@@ -82,10 +82,11 @@ void Experts::gate_and_up(Team& team, const ExpertBatch& batch) {
       const std::int64_t gate_room = rooms.add(scratch_bytes(gate, piece));
       const std::int64_t up_room = rooms.add(scratch_bytes(up, piece));
       std::byte* scratch = team.scratch[static_cast<std::size_t>(thread)].bytes(rooms.size());
-      prefetch(up, piece.first_panel);
-      float* g = multiply(gate, piece, storage, scratch + gate_room);
-      prefetch_next(team, gates_, pieces_, i);
-      const float* u = multiply(up, piece, storage, scratch + up_room);
+      const std::byte *of_up = up.w->panel(piece.first_panel), *after = next_panel(team, gates_, pieces_, i);
+      prefetch(of_up);
+      float* g = multiply(gate, piece, storage, scratch + gate_room, of_up);
+      prefetch(after);
+      const float* u = multiply(up, piece, storage, scratch + up_room, after);
       const std::int64_t row = piece.first_panel * Matrix::kPanel, width = gate.w->rows();
       const std::int64_t n_rows = std::min(piece.panels * Matrix::kPanel, width - row);
       for_each_tile(gate, piece, g, [&](const PackedRows::Tile& tile, float* results) {
@@ -131,15 +132,14 @@ void Experts::down(Team& team, const ExpertBatch& batch, const Matrix& any) {
       for (float* out : batch.out) std::fill_n(out + row, n_rows, 0.0f);
       for (std::size_t e = 0; e < n; ++e) {
         const Product& product = downs_[e];
-        if (e + 1 < n) {
-          prefetch(downs_[e + 1], first);
-          prefetch_rows(*downs_[e + 1].x, storage);
-        }
+        const std::byte* after = e + 1 < n ? downs_[e + 1].w->panel(first) : nullptr;
+        prefetch(after);
+        if (e + 1 < n) prefetch_rows(*downs_[e + 1].x, storage);
         const std::size_t tiles = product.x->tiles.size();
         for (std::size_t tile = 0; tile < tiles; tile += kTilesAtOnce) {
           const Piece piece{e, first, std::min(step, panels - first), tile, std::min(kTilesAtOnce, tiles - tile)};
           std::byte* scratch = team.scratch[static_cast<std::size_t>(thread)].bytes(scratch_bytes(product, piece));
-          float* results = multiply(product, piece, storage, scratch);
+          float* results = multiply(product, piece, storage, scratch, after);
           for_each_tile(product, piece, results, [&](const PackedRows::Tile& of, const float* outputs) {
             for (int t = 0; t < of.tokens; ++t) {
               const Pair& pair = pairs_[active_[e].first + static_cast<std::size_t>(of.first + t)];

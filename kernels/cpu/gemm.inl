@@ -160,15 +160,18 @@ void run_plain(const Weights& w, std::int64_t first, std::int64_t panels, const 
                std::byte*) {
   constexpr std::int64_t kLine = 64;
   for_each_group(panels, group_of(w, tiles[0].width), [&](std::int64_t group, int n) {
-    const std::byte* next = w.data + (first + group + n) * w.panel_bytes;
-    const std::byte* const end = next + n * w.panel_bytes;
+    const bool last = group + n == panels;
+    const std::byte* next = last ? w.after : w.data + (first + group + n) * w.panel_bytes;
+    const std::int64_t room = next ? n * w.panel_bytes : 0;
+    std::int64_t asked = 0;
     for (int i = 0; i < n_tiles; ++i) {
       const PackedTile& tile = tiles[i];
       for_each_group(n, panels_at_once(tile.width), [&](std::int64_t p, int m) {
         const std::byte* panel = w.data + (first + group + p) * w.panel_bytes;
-        const Ahead ahead = n_tiles == 1 ? of_same_panels<W>(panel, w.panel_bytes, m, tile.width)
-                                         : Ahead{next, next < end ? 1 : 0, 0, kLine};
-        next += w.padded_cols / W::kStep * kLine;
+        const Ahead ahead = n_tiles == 1   ? of_same_panels<W>(panel, w.panel_bytes, m, tile.width)
+                            : asked < room ? Ahead{next + asked, 1, 0, kLine}
+                                           : Ahead{};
+        asked += w.padded_cols / W::kStep * kLine;
         multiply_tile<W>(
             {panel, w.panel_bytes, tile.x, w.padded_cols, tile.out + (group + p) * tile.width * 16, nullptr, ahead}, m,
             tile.width);

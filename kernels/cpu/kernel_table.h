@@ -29,6 +29,7 @@ struct Weights {
   std::int64_t scale_cols;
   int block_rows, block_cols;
   QuantizedLayout quantized;  // of WeightKind::quantized
+  const std::byte* after;     // panels read next, asked for while the last are multiplied; null: not known
 };
 
 /// Some tokens' activations in the order a kernel reads them, and room for their results.

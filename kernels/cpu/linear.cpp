@@ -30,8 +30,9 @@ void Linear::run(Team& team, std::span<const LinearJob> jobs) {
       const Product& product = products_[piece.product];
       const LinearJob& job = jobs[piece.product];
       std::byte* scratch = team.scratch[static_cast<std::size_t>(thread)].bytes(scratch_bytes(product, piece));
-      prefetch_next(team, products_, pieces_, i);
-      float* results = multiply(product, piece, storage, scratch);
+      const std::byte* after = next_panel(team, products_, pieces_, i);
+      prefetch(after);
+      float* results = multiply(product, piece, storage, scratch, after);
       const std::int64_t row = piece.first_panel * Matrix::kPanel;
       const std::int64_t n = std::min(piece.panels * Matrix::kPanel, product.w->rows() - row);
       for_each_tile(product, piece, results, [&](const PackedRows::Tile& tile, const float* of_tile) {

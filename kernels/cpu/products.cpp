@@ -47,7 +47,8 @@ Weights weights_of(const Matrix& m) {
             m.cols(),     m.padded_cols(),
             m.rows(),     s.empty() ? nullptr : s.values.data(),
             scale_cols,   s.block_rows,
-            s.block_cols, {}};
+            s.block_cols, {},
+            nullptr};
   if (m.format()) w.quantized = layout_of(*m.format());
   return w;
 }
@@ -198,9 +199,8 @@ std::int64_t panels_per_piece(int threads, std::int64_t panels, std::span<const 
   return std::min<std::int64_t>(panels_of_cost(static_cast<double>(panels) / pieces, 1.0), tokens <= 8 ? 64 : 16);
 }
 
-void prefetch(const Product& product, std::int64_t panel) {
-  const std::int64_t bytes = (product.w->panels() - panel) * product.w->panel_bytes();
-  prefetch_lines(product.w->panel(panel), std::min(kBeginning, bytes));
+void prefetch(const std::byte* panel) {
+  if (panel) prefetch_lines(panel, kBeginning);
 }
 
 void prefetch_rows(const PackedRows& x, const std::byte* storage) {
@@ -210,9 +210,10 @@ void prefetch_rows(const PackedRows& x, const std::byte* storage) {
   prefetch_lines(storage + first.offset, std::min(kMostRowBytes, bytes));
 }
 
-void prefetch_next(const Team& team, std::span<const Product> products, std::span<const Piece> pieces, std::size_t i) {
+const std::byte* next_panel(const Team& team, std::span<const Product> products, std::span<const Piece> pieces,
+                            std::size_t i) {
   i += static_cast<std::size_t>(team.pool.size());
-  if (i < pieces.size()) prefetch(products[pieces[i].product], pieces[i].first_panel);
+  return i < pieces.size() ? products[pieces[i].product].w->panel(pieces[i].first_panel) : nullptr;
 }
 
 double operations_of(std::span<const Product> products) {
@@ -230,7 +231,8 @@ std::int64_t scratch_bytes(const Product& product, const Piece& piece) {
   return results + product.gemm->scratch_bytes(weights_of(*product.w));
 }
 
-float* multiply(const Product& product, const Piece& piece, const std::byte* storage, std::byte* scratch) {
+float* multiply(const Product& product, const Piece& piece, const std::byte* storage, std::byte* scratch,
+                const std::byte* after) {
   constexpr std::size_t kMostTiles = kPieceTokens;
   PackedTile tiles[kMostTiles];
   auto* results = reinterpret_cast<float*>(scratch);
@@ -240,7 +242,9 @@ float* multiply(const Product& product, const Piece& piece, const std::byte* sto
     tiles[i] = {storage + tile.offset, tile.width, next};
     next += piece.panels * tile.width * Matrix::kPanel;
   }
-  product.gemm->run(weights_of(*product.w), piece.first_panel, piece.panels, tiles, static_cast<int>(piece.tiles),
+  Weights w = weights_of(*product.w);
+  w.after = after;
+  product.gemm->run(w, piece.first_panel, piece.panels, tiles, static_cast<int>(piece.tiles),
                     reinterpret_cast<std::byte*>(next));
   return results;
 }

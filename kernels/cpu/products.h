@@ -78,14 +78,16 @@ void cut(int threads, std::span<const Product> products, std::vector<Piece>& pie
 /// Panels of a piece that is so many outputs of all products.
 std::int64_t panels_per_piece(int threads, std::int64_t panels, std::span<const Product> products);
 
-/// Asks the memory for the first weights from a panel on, while others are multiplied.
-void prefetch(const Product& product, std::int64_t panel);
+/// Asks the memory for the first weights from `panel` on, while others are multiplied.
+void prefetch(const std::byte* panel);
 
 /// The same for packed rows, which other threads may have packed.
 void prefetch_rows(const PackedRows& x, const std::byte* storage);
 
-/// prefetch() for the piece that this thread will most likely take when it is done with piece `i`.
-void prefetch_next(const Team& team, std::span<const Product> products, std::span<const Piece> pieces, std::size_t i);
+/// Where the weights begin of the piece that this thread will most likely take when it is done with piece `i`; null
+/// where there is none.
+const std::byte* next_panel(const Team& team, std::span<const Product> products, std::span<const Piece> pieces,
+                            std::size_t i);
 
 /// A rough count of the multiplications of all products, for Team::run.
 double operations_of(std::span<const Product> products);
@@ -94,7 +96,9 @@ double operations_of(std::span<const Product> products);
 std::int64_t scratch_bytes(const Product& product, const Piece& piece);
 
 /// Computes a piece: results [panels][width][16] of its tiles, one behind the other, at the beginning of `scratch`.
-float* multiply(const Product& product, const Piece& piece, const std::byte* storage, std::byte* scratch);
+/// `after`: as in Weights.
+float* multiply(const Product& product, const Piece& piece, const std::byte* storage, std::byte* scratch,
+                const std::byte* after);
 
 /// Calls body(tile, results of the tile) for each tile of a piece.
 template <class Body>

@@ -377,19 +377,18 @@ inline void run_direct(const Weights& w, std::int64_t first, std::int64_t panels
   const int most = f.bits == 8 && tiles[0].width <= kWidestOfPair ? kPair : 1;
   for (std::int64_t p = 0; p < panels;) {
     const int together = panels - p >= most ? most : 1;
+    const bool last = p + together == panels;
+    const std::byte* next = last ? w.after : w.data + (first + p + together) * w.panel_bytes;
     for (int i = 0; i < n_tiles; ++i) {
       const PackedTile& tile = tiles[i];
       const int side_by_side = tile.width <= kWidestOfPair ? together : 1;
       const DirectProduct product = direct_product(f, tile.width, side_by_side);
       const std::int64_t at = i * steps * lines;  // of the next panels' lines
       for (int j = 0; j < together; j += side_by_side) {
+        Ahead ahead{};
+        if (next && at < lines_of_panel) ahead = {next + j * w.panel_bytes + at * kLine, static_cast<int>(lines)};
         const std::byte* panel = w.data + (first + p + j) * w.panel_bytes;
-        product(f, {w.cols,
-                    panel,
-                    w.panel_bytes,
-                    tile.x,
-                    {panel + together * w.panel_bytes + at * kLine, at < lines_of_panel ? static_cast<int>(lines) : 0},
-                    tile.out + (p + j) * tile.width * 16});
+        product(f, {w.cols, panel, w.panel_bytes, tile.x, ahead, tile.out + (p + j) * tile.width * 16});
       }
     }
     p += together;
