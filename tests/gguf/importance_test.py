@@ -1,9 +1,11 @@
 """Importance files: `shoal eval --importance` sums what enters each weight, `shoal quantize --importance` spends the error
 where that is little, and `--size` chooses formats by it. Also a GGUF as input of quantize."""
 
+import itertools
 import json
 import os
 import subprocess
+import sys
 
 import gguf
 import numpy as np
@@ -123,6 +125,32 @@ def test_size_is_met(size, most, importance, tmp_path):
         most = 4.2 / 8 * json.loads(counted)["parameters"]["total"]
     assert 0.97 * most < report["bytes"] == out.stat().st_size <= most
     assert len({t.tensor_type for t in gguf.GGUFReader(out).tensors}) > 3
+
+
+def test_a_mix_beats_the_uniform_type_of_its_size(tmp_path):
+    """Over problems that neither the importance nor the training has seen, with their questions."""
+    sys.path.insert(0, str(ROOT / "launch" / "demo"))
+    import problems
+
+    def write(name, seed, held_out, count):
+        lines = [json.dumps({"text": f"<｜User｜>{p.prompt}<｜Assistant｜><think>\n{p.response}<｜end▁of▁sentence｜>"})
+                 for p in itertools.islice(problems.stream(seed, held_out), count)]
+        (tmp_path / name).write_text("".join(line + "\n" for line in lines))
+        return tmp_path / name
+
+    scored, weighed = write("scored.jsonl", 11, True, 60), write("weighed.jsonl", 5, False, 100)
+    shoal("eval", "--model", DEMO, "--text", weighed, "--importance", tmp_path / "importance", "--json")
+    shoal("eval", "--model", DEMO, "--text", scored, "--save", tmp_path / "reference", "--json")
+
+    def divergence(name, *form):
+        shoal("quantize", DEMO, tmp_path / name, *form, "--importance", tmp_path / "importance", "--json")
+        return shoal("eval", "--model", tmp_path / name, "--reference", tmp_path / "reference",
+                     "--json")["divergence"]["kl_mean"]
+
+    for kind in ("IQ2_XXS", "Q3_K"):
+        uniform = divergence(f"{kind}.gguf", "--type", kind)
+        size = (tmp_path / f"{kind}.gguf").stat().st_size
+        assert divergence(f"mix-{kind}.gguf", "--size", f"{size}B") < 0.7 * uniform, kind
 
 
 def test_mistakes_are_told(importance, tmp_path):
