@@ -40,7 +40,8 @@ std::vector<float> multiply(Compute compute, const Matrix& w, const std::vector<
   cpu::cut(pretended_threads, {&product, 1}, pieces);
   std::vector<float> out(static_cast<std::size_t>(tokens * w.rows()), NAN);
   for (const cpu::Piece& piece : pieces) {
-    float* results = cpu::multiply(product, piece, storage.bytes(0), scratch.bytes(cpu::scratch_bytes(product, piece)));
+    std::byte* room = scratch.bytes(cpu::scratch_bytes(product, piece));
+    float* results = cpu::multiply(product, piece, storage.bytes(0), room, nullptr);
     const std::int64_t first = piece.first_panel * Matrix::kPanel;
     const std::int64_t n = std::min(piece.panels * Matrix::kPanel, w.rows() - first);
     cpu::for_each_tile(product, piece, results, [&](const cpu::PackedRows::Tile& tile, const float* of_tile) {
