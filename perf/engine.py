@@ -327,31 +327,30 @@ def main():
         rates = [value for name, value in machine.items()
                  if name != "read" and (not floats or "bytes" not in name)]
         most_tokens = max(rates) * 1e9 / operations_per_token(MODEL)
-        engines = {}  # name: function of a batch giving (prefill, decode) and, of Shoal, the bytes of a step
+        engines = {}  # name: function of a batch giving (prefill, decode) and, of Shoal, the limit of decoding
         if kind != "FP8":
             peer = LlamaCpp(files[kind], options.threads)
-            engines["llama.cpp"] = lambda batch: (*peer.run(batch), 0)
+            engines["llama.cpp"] = lambda batch: (*peer.run(batch), None)
         device = ""
 
         def ours(batch):
             nonlocal device
+            # Reading before and after: on shared hosts its rate changes by a half from minute to minute.
+            before = limits(options.threads, "read")["read"]
             if kind == "FP8":
                 device, results = shoal_fp8(options.folder / f"{options.shape}-fp8", options.threads, [batch])
             else:
                 device, results = run_shoal(["--model", str(files[kind])], options.threads, [batch])
-            r = results[batch]
-            return r["prefill_tokens_per_s"], r["decode_tokens_per_s"], r["weight_bytes_per_step"]
+            r, read = results[batch], max(before, limits(options.threads, "read")["read"])
+            by_reading = read * 1e9 / r["weight_bytes_per_step"] * batch
+            return r["prefill_tokens_per_s"], r["decode_tokens_per_s"], min(by_reading, most_tokens)
 
         engines["Shoal"] = ours
         best, limit = {}, {}  # a limit is of the run whose rate is the best
         for _ in range(options.rounds):  # alternately, so that all have the machine's good and bad moments
             for batch in options.batches:
                 for name, measure in engines.items():
-                    # Before and after: on shared hosts the rate changes by a half from minute to minute.
-                    read = [limits(options.threads, "read")["read"]] if name == "Shoal" else []
-                    prefill, decode, step_bytes = measure(batch)
-                    if name == "Shoal":
-                        read.append(limits(options.threads, "read")["read"])
+                    prefill, decode, most_decoded = measure(batch)
                     print(f"{kind}, {batch} sequences, {name}: prefill {prefill:.1f}, decode {decode:.1f}",
                           file=sys.stderr, flush=True)
                     rows = {("decode", batch): decode}
@@ -362,8 +361,8 @@ def main():
                         if value <= best.get((row, name), 0):
                             continue
                         best[row, name] = value
-                        if step_bytes and row[0] == "decode":
-                            limit[row] = min(max(read) * 1e9 / step_bytes * batch, most_tokens)
+                        if most_decoded and row[0] == "decode":
+                            limit[row] = most_decoded
         if kind != "FP8":
             llama_cpp.llama_model_free(peer.model)
         print(f"\n{kind} (Shoal: {device})\n{'':<12}" + "".join(f"{name:>14}" for name in engines) +

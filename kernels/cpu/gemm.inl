@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "kernels/cpu/kernel_table.h"
+#include "kernels/cpu/tile_width.h"
 
 namespace shoal::cpu {
 namespace {
@@ -298,7 +299,7 @@ std::int64_t scratch_f8_any(const Weights& w) { return w.padded_cols * 64; }
 int tile_width(std::int64_t remaining, std::int64_t all) {
   constexpr int kWidths = sizeof kTileWidths / sizeof kTileWidths[0];
   const int most = all <= kTileWidths[kWidths - 1] ? kTileWidths[kWidths - 1] : kManyWidth;
-  const std::int64_t tiles = (remaining + most - 1) / most, wanted = (remaining + tiles - 1) / tiles;
+  const int wanted = even_tile_width(remaining, most);
   int i = 0;
   while (kTileWidths[i] < wanted) ++i;
   return kTileWidths[i];

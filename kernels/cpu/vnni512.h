@@ -3,6 +3,7 @@
 
 #include "kernels/cpu/convert_avx512.h"
 #include "kernels/cpu/interleave_avx512.h"
+#include "kernels/cpu/tile_width.h"
 // The products need the operations above.
 #include "kernels/cpu/gemm_quantized.inl"
 
@@ -395,11 +396,6 @@ inline void run_direct(const Weights& w, std::int64_t first, std::int64_t panels
   }
 }
 
-/// Tiles of about the same width: 17 tokens are 6, 6 and 5, not 8, 8 and 1.
-inline int even_tile_width(std::int64_t remaining, int most) {
-  const std::int64_t tiles = (remaining + most - 1) / most;
-  return static_cast<int>((remaining + tiles - 1) / tiles);
-}
 inline int direct_tile_width(std::int64_t remaining, std::int64_t) { return even_tile_width(remaining, kWidest); }
 /// Of codes of 8 bits. Few tokens wait for memory, and pass in as few tiles as can be.
 inline int direct_tile_width_8(std::int64_t remaining, std::int64_t all) {

@@ -1,7 +1,6 @@
 """Importance files: `shoal eval --importance` sums what enters each weight, `shoal quantize --importance` spends the error
 where that is little, and `--size` chooses formats by it. Also a GGUF as input of quantize."""
 
-import itertools
 import json
 import os
 import subprocess
@@ -129,16 +128,11 @@ def test_size_is_met(size, most, importance, tmp_path):
 
 def test_a_mix_beats_the_uniform_type_of_its_size(tmp_path):
     """Over problems that neither the importance nor the training has seen, with their questions."""
-    sys.path.insert(0, str(ROOT / "launch" / "demo"))
-    import problems
-
-    def write(name, seed, held_out, count):
-        lines = [json.dumps({"text": f"<｜User｜>{p.prompt}<｜Assistant｜><think>\n{p.response}<｜end▁of▁sentence｜>"})
-                 for p in itertools.islice(problems.stream(seed, held_out), count)]
-        (tmp_path / name).write_text("".join(line + "\n" for line in lines))
-        return tmp_path / name
-
-    scored, weighed = write("scored.jsonl", 11, True, 60), write("weighed.jsonl", 5, False, 100)
+    sys.path.insert(0, str(ROOT / "perf"))
+    from precision import texts
+    scored, weighed = tmp_path / "scored.jsonl", tmp_path / "weighed.jsonl"
+    scored.write_text(texts(11, held_out=True, count=60, questions=True))
+    weighed.write_text(texts(5, held_out=False, count=100, questions=True))
     shoal("eval", "--model", DEMO, "--text", weighed, "--importance", tmp_path / "importance", "--json")
     shoal("eval", "--model", DEMO, "--text", scored, "--save", tmp_path / "reference", "--json")
 
