@@ -32,13 +32,17 @@ struct CodeBlock {
 ///
 /// A panel of 16 rows is a sequence of records of 32, 64, 128 or 256 columns:
 ///     d [16]                                 16 bits each, or 32
-///     dmin [16] if minima                    16 bits each
+///     dmin [16] if has_dmin()                16 bits each
 ///     zero [16] if zeros                     bytes
+///     with Scales::nibbles: factors [factor_fields() / 4, rounded up][16 rows][2]    words of 16 bits
 ///     then for each 32 columns (a step):
 ///         with Scales::super: scale [groups][16], minimum [groups][16] if minima      bytes
 ///         codes: planes of 4, 2 and 1 bits (or of 8), each [quads][16 rows][4 columns]
 /// A quad is four columns, 64 bytes when expanded: what one VNNI instruction multiplies with four columns of a token.
 /// A plane of b bits has 8 / b quads in a byte: byte i of its part j holds those of quads j, j + b, j + 2 b, ...
+/// Two neighbouring groups are a pair, whose factors lie in the two words of a row, so that a word's product with a
+/// token's pair of 16 bits is a multiplication. A word has four fields of four bits: field 0 are the scales of the
+/// record's first pair; then their minima, where these have fields of their own; then the next pair's.
 struct PackedFormat {
   std::string_view name;
   const QuantFormat* stored = nullptr;  // null: integers
@@ -50,11 +54,17 @@ struct PackedFormat {
   bool zeros = false;
   float offset = 0;  // 0 where there are minima or zeros
   float unit = 1, minimum_unit = 1;
+  /// With Scales::nibbles: what they are. Minima have fields of their own, whose nibbles are the factors themselves,
+  /// and a dmin; or, with minima_of_scale, they are minimum_of[the scale's nibble] times d.
+  std::array<std::int8_t, 16> scale_of{};
+  std::array<std::uint8_t, 16> minimum_of{};
+  bool minima_of_scale = false;
   bool has_table = false;
   std::array<std::uint8_t, 16> table{};  // of codes of 3 or 4 bits
   void (*decode)(const std::byte* block, CodeBlock& out) = nullptr;
 
   static constexpr int kStep = 32, kPanel = 16, kQuads = 8, kQuadBytes = 64;
+  static constexpr int kFactorBytes = kPanel * 2 * 2;  // of four fields
 
   constexpr int record() const { return columns; }
   constexpr int groups() const { return kStep / group; }                  // of a step
@@ -64,8 +74,13 @@ struct PackedFormat {
   }
   constexpr int step_bytes() const { return scale_bytes() + code_bytes(); }
   constexpr int d_bytes() const { return scales == Scales::single ? 4 : 2; }
-  constexpr int zero_at() const { return kPanel * (d_bytes() + (minima ? 2 : 0)); }  // in a record
-  constexpr int head_bytes() const { return zero_at() + (zeros ? kPanel : 0); }
+  constexpr bool has_dmin() const { return minima && !minima_of_scale; }
+  constexpr int zero_at() const { return kPanel * (d_bytes() + (has_dmin() ? 2 : 0)); }  // in a record
+  constexpr int factor_at() const { return zero_at() + (zeros ? kPanel : 0); }           // in a record
+  constexpr int factor_fields() const {
+    return scales == Scales::nibbles ? columns / group / 2 * (has_dmin() ? 2 : 1) : 0;
+  }
+  constexpr int head_bytes() const { return factor_at() + (factor_fields() + 3) / 4 * kFactorBytes; }
   constexpr int record_bytes() const { return head_bytes() + record() / kStep * step_bytes(); }
 };
 

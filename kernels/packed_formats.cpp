@@ -204,7 +204,7 @@ void take(const BlockIQ3_S& b, CodeBlock& out) {
 }
 /// scale * (code - 1 + delta): the minimum is scale / 8 times 7 or 9.
 void take(const BlockIQ1_S& b, CodeBlock& out) {
-  out.d = out.dmin = b.d.bits;
+  out.d = b.d.bits;
   for (int g = 0; g < 8; ++g) {
     const int s = 2 * ((b.qh[g] >> 12) & 7) + 1;
     out.scale[g] = static_cast<std::int8_t>(s);
@@ -235,7 +235,6 @@ void take(const BlockIQ1_M& b, CodeBlock& out) {
 
 void take(const BlockTQ1_0& b, CodeBlock& out) {
   out.d = b.d.bits;
-  std::fill_n(out.scale, 8, std::int8_t{1});
   float values[kSuper];
   BlockTQ1_0 one = b;
   one.d = Half::of(1.0f);
@@ -244,7 +243,6 @@ void take(const BlockTQ1_0& b, CodeBlock& out) {
 }
 void take(const BlockTQ2_0& b, CodeBlock& out) {
   out.d = b.d.bits;
-  std::fill_n(out.scale, 8, std::int8_t{1});
   take_pairs_of_bits(b.qs, out.code);
 }
 
@@ -281,7 +279,7 @@ PackedFormat packed(const char* name, int bits, Scales scales, int group, const 
   f.stored = find_format(name);
   f.bits = bits;
   f.scales = scales;
-  f.columns = scales == Scales::super ? kSuper : 32;
+  f.columns = f.stored->block_elements;
   f.group = group;
   f.offset = m.offset;
   f.minima = m.minima;
@@ -297,6 +295,27 @@ PackedFormat with_table(PackedFormat f, const std::array<std::uint8_t, 16>& tabl
   return f;
 }
 
+/// Scales that are odd numbers.
+PackedFormat with_odd_scales(PackedFormat f) {
+  for (int n = 0; n < 16; ++n) f.scale_of[static_cast<std::size_t>(n)] = static_cast<std::int8_t>(2 * n + 1);
+  return f;
+}
+/// Q2_K's: scales and minima are the nibbles themselves.
+PackedFormat with_plain_factors(PackedFormat f) {
+  for (int n = 0; n < 16; ++n) f.scale_of[static_cast<std::size_t>(n)] = static_cast<std::int8_t>(n);
+  return f;
+}
+/// IQ1_S's: three bits are a scale, the fourth says which of two minima.
+PackedFormat with_scales_and_deltas(PackedFormat f) {
+  for (int n = 0; n < 16; ++n) {
+    const int scale = 2 * (n & 7) + 1;
+    f.scale_of[static_cast<std::size_t>(n)] = static_cast<std::int8_t>(scale);
+    f.minimum_of[static_cast<std::size_t>(n)] = static_cast<std::uint8_t>(scale * (n & 8 ? 9 : 7));
+  }
+  f.minima_of_scale = true;
+  return f;
+}
+
 const std::array<PackedFormat, 22>& all() {
   static const auto iq2 = signed_table(kIq2Magnitudes, 4);
   static const std::array<PackedFormat, 22> formats = {
@@ -305,23 +324,26 @@ const std::array<PackedFormat, 22>& all() {
       packed<BlockQ5_0>("Q5_0", 5, Scales::half, 32, {.offset = 16}),
       packed<BlockQ5_1>("Q5_1", 5, Scales::half, 32, {.minima = true, .minimum_unit = -1}),
       packed<BlockQ8_0>("Q8_0", 8, Scales::half, 32, {.offset = 128}),
-      packed<BlockQ2_K>("Q2_K", 2, Scales::super, 16, {.minima = true}),
+      with_plain_factors(packed<BlockQ2_K>("Q2_K", 2, Scales::nibbles, 16, {.minima = true})),
       packed<BlockQ3_K>("Q3_K", 3, Scales::super, 16, {.offset = 4}),
       packed<BlockQ4_K>("Q4_K", 4, Scales::super, 32, {.minima = true}),
       packed<BlockQ5_K>("Q5_K", 5, Scales::super, 32, {.minima = true}),
       packed<BlockQ6_K>("Q6_K", 6, Scales::super, 16, {.offset = 32}),
       with_table(packed<BlockIQ4_NL>("IQ4_NL", 4, Scales::half, 32, {}), table_of(kIq4Levels)),
       with_table(packed<BlockIQ4_XS>("IQ4_XS", 4, Scales::super, 32, {}), table_of(kIq4Levels)),
-      with_table(packed<BlockIQ2_XXS>("IQ2_XXS", 3, Scales::super, 32, {.unit = 0.125f}), iq2),
-      with_table(packed<BlockIQ2_XS>("IQ2_XS", 3, Scales::super, 16, {.unit = 0.125f}), iq2),
-      with_table(packed<BlockIQ2_S>("IQ2_S", 3, Scales::super, 16, {.unit = 0.125f}), iq2),
-      with_table(packed<BlockIQ3_XXS>("IQ3_XXS", 4, Scales::super, 32, {.unit = 0.25f}),
-                 signed_table(kIq3XxsMagnitudes, 8)),
-      with_table(packed<BlockIQ3_S>("IQ3_S", 4, Scales::super, 32, {}), signed_table(kIq3SMagnitudes, 8)),
-      packed<BlockIQ1_S>("IQ1_S", 2, Scales::super, 32, {.minima = true, .minimum_unit = 0.125f}),
-      with_table(packed<BlockIQ1_M>("IQ1_M", 3, Scales::super, 16, {.unit = 0.125f}), table_of(kIq1mLevels)),
-      packed<BlockTQ1_0>("TQ1_0", 2, Scales::super, 32, {.offset = 1}),
-      packed<BlockTQ2_0>("TQ2_0", 2, Scales::super, 32, {.offset = 1}),
+      with_odd_scales(with_table(packed<BlockIQ2_XXS>("IQ2_XXS", 3, Scales::nibbles, 32, {.unit = 0.125f}), iq2)),
+      with_odd_scales(with_table(packed<BlockIQ2_XS>("IQ2_XS", 3, Scales::nibbles, 16, {.unit = 0.125f}), iq2)),
+      with_odd_scales(with_table(packed<BlockIQ2_S>("IQ2_S", 3, Scales::nibbles, 16, {.unit = 0.125f}), iq2)),
+      with_odd_scales(with_table(packed<BlockIQ3_XXS>("IQ3_XXS", 4, Scales::nibbles, 32, {.unit = 0.25f}),
+                                 signed_table(kIq3XxsMagnitudes, 8))),
+      with_odd_scales(
+          with_table(packed<BlockIQ3_S>("IQ3_S", 4, Scales::nibbles, 32, {}), signed_table(kIq3SMagnitudes, 8))),
+      with_scales_and_deltas(
+          packed<BlockIQ1_S>("IQ1_S", 2, Scales::nibbles, 32, {.minima = true, .minimum_unit = 0.125f})),
+      with_odd_scales(
+          with_table(packed<BlockIQ1_M>("IQ1_M", 3, Scales::nibbles, 16, {.unit = 0.125f}), table_of(kIq1mLevels))),
+      packed<BlockTQ1_0>("TQ1_0", 2, Scales::half, 32, {.offset = 1}),
+      packed<BlockTQ2_0>("TQ2_0", 2, Scales::half, 32, {.offset = 1}),
       with_table(packed<BlockMXFP4>("MXFP4", 4, Scales::bfloat, 32, {}), table_of(kE2m1Levels)),
   };
   return formats;

@@ -8,7 +8,8 @@ enum class Scales : std::uint8_t {
   half,    // one FP16 a record, and another for the minimum where there are minima
   bfloat,  // one BF16 a record
   single,  // one FP32 a record
-  super,   // a byte for each group, times one FP16 for 256 columns (the K, IQ and ternary formats)
+  super,   // a byte for each group, times one FP16 for 256 columns (K formats, IQ4_XS)
+  nibbles  // four bits for each group, times one FP16 for 256 columns (Q2_K, IQ1 to IQ3)
 };
 
 }  // namespace shoal

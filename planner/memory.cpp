@@ -17,7 +17,7 @@ constexpr double token_reserve = 40;    // there for each token in anybody's cac
 constexpr double gpu_reserve = 3e9;     // CUDA context, libraries' workspaces, NCCL, fragmentation
 constexpr double packed_f32 = 6;        // bytes of an FP32 activation in three BF16 parts on AMX; 4 elsewhere
 constexpr double packed_bf16 = 2;
-constexpr double packed_int8 = 1.63;  // for weights of blocks: kernels/cpu/gemm_quantized.inl, block_bytes_of
+constexpr double packed_int8 = 1.75;  // for weights of blocks: kernels/cpu/gemm_quantized.inl, block_bytes_of
 
 std::int64_t round_up(std::int64_t n, std::int64_t unit) { return (n + unit - 1) / unit * unit; }
 

@@ -6,7 +6,7 @@ namespace {
 
 /// The conversions of a quantized record with AVX-512.
 struct Convert512 {
-  static constexpr bool kWideCodesAreSigned = false;
+  static constexpr bool kWideCodesAreSigned = false, kWholeFactors = false;
 
   static void halves(const std::byte* from, float* to) {
     _mm512_store_ps(to, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
@@ -19,6 +19,13 @@ struct Convert512 {
   static void multiply_unsigned(const float* by, const std::byte* bytes, float* to) {
     const __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
     _mm512_store_ps(to, _mm512_mul_ps(_mm512_load_ps(by), _mm512_cvtepi32_ps(wide)));
+  }
+
+  static void take_nibbles(const std::byte* words, int shift, const std::uint8_t* table, std::uint8_t* to) {
+    const __m512i at = _mm512_srl_epi32(_mm512_loadu_si512(words), _mm_cvtsi32_si128(shift));
+    const __m128i nibbles = _mm_and_si128(_mm512_cvtepi32_epi8(at), _mm_set1_epi8(15));
+    const __m128i entries = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+    _mm_store_si128(reinterpret_cast<__m128i*>(to), _mm_shuffle_epi8(entries, nibbles));
   }
 
   /// 32 floats as BF16, ties to even, NaN kept.

@@ -19,7 +19,7 @@ inline std::uint32_t f8_to_bf16(std::uint32_t code) {
 
 /// The conversions of a quantized record in plain C++ (see gemm_quantized.inl).
 struct ConvertPortable {
-  static constexpr bool kWideCodesAreSigned = false;
+  static constexpr bool kWideCodesAreSigned = false, kWholeFactors = false;
 
   static void halves(const std::byte* from, float* to) {
     for (int r = 0; r < 16; ++r) {
@@ -34,6 +34,14 @@ struct ConvertPortable {
   }
   static void multiply_unsigned(const float* by, const std::byte* bytes, float* to) {
     for (int r = 0; r < 16; ++r) to[r] = by[r] * static_cast<float>(static_cast<std::uint8_t>(bytes[r]));
+  }
+
+  static void take_nibbles(const std::byte* words, int shift, const std::uint8_t* table, std::uint8_t* to) {
+    for (int r = 0; r < 16; ++r) {
+      std::uint32_t word;
+      std::memcpy(&word, words + r * 4, 4);
+      to[r] = table[word >> shift & 15u];
+    }
   }
 
   template <int kWidth, int kLow>

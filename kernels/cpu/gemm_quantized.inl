@@ -3,8 +3,10 @@
 //   kWidths               widths of token tiles, narrowest first
 //   begin(groups), end()  around the products of formats with so many scales a step
 //   kWideCodesAreSigned   codes of 8 bits (and of tables) are multiplied as code - 128
+//   kWholeFactors         scales of has_whole_factors() are multiplied as whole numbers; then take_pairs() gives them
 //   halves(from, to)      16 FP16 as floats
 //   multiply_signed, multiply_unsigned(by, bytes, to)   16 floats times as many bytes
+//   take_nibbles(words, shift, table, to)   the table's entries for bits [shift, shift + 4) of 16 words of 32 bits
 //   take_plane<W, L>(from, codes)   bits [L, L + W) of a step's codes (planes.h)
 //   look_up(codes, table) replaces the codes of a step by their table entries
 //   multiply<T, G>(...)   the inner loop: T tokens, G scales a step
@@ -31,10 +33,11 @@ constexpr int block_steps_of(int bits) { return bits == 8 ? kFineSteps : kBlockS
 /// A block of a tile of T tokens, n steps of it:
 ///     for each step: bytes [8 quads][T][4]   (with AVX-512 [T][32], as tiles of AMX have them)
 ///     for each step: -128 * sum of its bytes [T], of the first 16 [T], of the others [T], as integers
-///     for each two steps: the sums of both steps' bytes as a pair of 16 bits [T]
+///     for each step: the sums of its first 16 and its last 16 bytes as a pair of 16 bits [T]
+///     for each two steps: the sums of both steps' bytes as such a pair [T]
 ///     scale [T]
 /// Only a row's last block may have fewer steps than the others.
-constexpr std::int64_t kSumBytes = 3 * 4;
+constexpr std::int64_t kSumBytes = 3 * 4 + 4;
 constexpr std::int64_t block_bytes_of(int width, std::int64_t steps) {
   return width * (steps * (kStepColumns + kSumBytes) + (steps + 1) / 2 * 4 + 4);
 }
@@ -46,14 +49,16 @@ struct BlockParts {
   using Like = std::conditional_t<std::is_const_v<Byte>, const T, T>;
 
   Byte* bytes;
-  Like<std::int32_t>* sums;   // [steps][3][width]
-  Like<std::int32_t>* pairs;  // [(steps + 1) / 2][width]
-  Like<float>* scales;        // [width]
+  Like<std::int32_t>* sums;    // [steps][3][width]
+  Like<std::int32_t>* halves;  // [steps][width]
+  Like<std::int32_t>* pairs;   // [(steps + 1) / 2][width]
+  Like<float>* scales;         // [width]
 
   BlockParts(Byte* block, int width, int steps)
       : bytes(block),
         sums(reinterpret_cast<Like<std::int32_t>*>(block + steps * width * kStepColumns)),
-        pairs(sums + steps * 3 * width),
+        halves(sums + steps * 3 * width),
+        pairs(halves + steps * width),
         scales(reinterpret_cast<Like<float>*>(pairs + (steps + 1) / 2 * width)) {}
 };
 
@@ -72,6 +77,10 @@ struct Expanded {
   alignas(64) float minimum[2 * kBlockSteps][16];           // times kSumUnit
   alignas(64) std::int16_t pairs[kBlockSteps / 2][16][2];   // where has_paired_minima()
   alignas(64) float pair_unit[16];
+  // Where has_whole_factors(), for Isa::kWholeFactors, in place of scales and minima: factors of pairs of groups.
+  alignas(64) std::int32_t scale_pairs[kBlockSteps][16];
+  alignas(64) std::int32_t minimum_pairs[kBlockSteps][16];
+  alignas(64) float unit[16];
 };
 
 // ---- Activations ----
@@ -118,6 +127,8 @@ void pack_bytes(const float* const* rows, int tokens, int width, std::int64_t co
         to[0] = -128 * (low + high);
         to[width] = -128 * low;
         to[2 * width] = -128 * high;
+        const std::int16_t half[2] = {static_cast<std::int16_t>(low), static_cast<std::int16_t>(high)};
+        std::memcpy(block.halves + s * width + t, half, 4);
         both[s] = static_cast<std::int16_t>(low + high);
         std::memcpy(block.pairs + s / 2 * width + t, both + s / 2 * 2, 4);
         std::byte* bytes = block.bytes + s * width * kStepColumns;
@@ -170,6 +181,10 @@ inline bool is_centred(const QuantizedLayout& f) {
 /// is then an integer as well, and that times the factor.
 inline bool has_paired_minima(const QuantizedLayout& f) { return f.minima && f.super && f.groups == 1; }
 
+/// Whether scales and minima are whole numbers so small, and codes too, that products of a block can be: Q2_K and
+/// IQ1_S.
+inline bool has_whole_factors(const QuantizedLayout& f) { return f.nibbles && f.bits == 2; }
+
 /// What a record's rows have in common.
 struct RecordScales {
   alignas(64) float d[16], dmin[16], zero[16];
@@ -188,12 +203,33 @@ inline void read_head(const QuantizedLayout& f, const std::byte* record, RecordS
   } else {
     Isa::halves(record, head.d);
   }
-  if (f.minima) Isa::halves(record + 32, head.dmin);
+  if (f.minimum_of) {
+    std::memcpy(head.dmin, head.d, sizeof head.d);
+  } else if (f.minima) {
+    Isa::halves(record + 32, head.dmin);
+  }
   for (int r = 0; r < 16; ++r) {
     head.d[r] *= f.unit;
     head.dmin[r] = f.minima ? head.dmin[r] * f.minimum_unit : 0.0f;
     head.zero[r] = f.zeros ? static_cast<float>(static_cast<std::uint8_t>(record[f.zero_at + r])) : f.offset;
   }
+}
+
+/// The factors of a group's 16 rows, where they are nibbles.
+struct FactorBytes {
+  alignas(16) std::uint8_t scale[16], minimum[16];
+};
+template <class Isa>
+inline void take_factors(const QuantizedLayout& f, const std::byte* record, int group, FactorBytes& out) {
+  alignas(16) static constexpr std::uint8_t kPlain[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const auto* scale_of = reinterpret_cast<const std::uint8_t*>(f.scale_of);
+  const int fields = f.minima && !f.minimum_of ? 2 : 1;  // of a pair of groups
+  const int field = group / 2 * fields, word = group % 2 * 16;
+  const auto words_of = [&](int i) { return record + f.factor_at + i / 4 * 64; };
+  Isa::take_nibbles(words_of(field), word + field % 4 * 4, scale_of, out.scale);
+  if (!f.minima) return;
+  const int at = field + fields - 1;
+  Isa::take_nibbles(words_of(at), word + at % 4 * 4, f.minimum_of ? f.minimum_of : kPlain, out.minimum);
 }
 
 /// Expands `steps` steps from step `first` of the panel on.
@@ -217,18 +253,29 @@ inline void expand(const QuantizedLayout& f, const std::byte* panel, std::int64_
     if (wide) {
       for (int i = 0; i < kStepCodes; ++i) codes[i] ^= 0x80;
     }
+    if constexpr (Isa::kWholeFactors) {
+      if (has_whole_factors(f)) continue;
+    }
     for (int g = 0; g < f.groups; ++g) {
       float* scale = out.scale[s * f.groups + g];
       float* minimum = out.minimum[s * f.groups + g];
-      if (f.super) {
-        Isa::multiply_signed(head.d, step + g * 16, scale);
+      const std::byte *scales = step + g * 16, *minima = step + (f.groups + g) * 16;
+      FactorBytes factors;
+      if (f.nibbles) {
+        take_factors<Isa>(f, record, static_cast<int>(at % steps_of_record) * f.groups + g, factors);
+        scales = reinterpret_cast<const std::byte*>(factors.scale);
+        minima = reinterpret_cast<const std::byte*>(factors.minimum);
+      }
+      const bool by_group = f.super || f.nibbles;
+      if (by_group) {
+        Isa::multiply_signed(head.d, scales, scale);
       } else {
         std::memcpy(scale, head.d, sizeof head.d);
       }
       if (!f.minima) {
         for (int r = 0; r < 16; ++r) minimum[r] = scale[r] * head.zero[r];
-      } else if (f.super) {  // of unsigned codes: no format has minima and wide codes
-        Isa::multiply_unsigned(head.dmin, step + (f.groups + g) * 16, minimum);
+      } else if (by_group) {  // of unsigned codes: no format has minima and wide codes
+        Isa::multiply_unsigned(head.dmin, minima, minimum);
       } else {
         std::memcpy(minimum, head.dmin, sizeof head.dmin);
       }
@@ -240,6 +287,9 @@ inline void expand(const QuantizedLayout& f, const std::byte* panel, std::int64_
     }
   }
   for (int r = 0; r < 16; ++r) out.pair_unit[r] = -head.dmin[r];
+  if constexpr (Isa::kWholeFactors) {
+    if (has_whole_factors(f)) Isa::take_pairs(f, panel + first / steps_of_record * f.record_bytes, first, out);
+  }
 }
 
 // ---- Products ----
@@ -251,6 +301,7 @@ struct BlockProduct {
   bool wide;    // codes need all eight bits
   bool minima;  // else the offset is in `start`
   bool paired;  // minima are the pairs
+  bool whole;   // scales and minima are the pairs of whole numbers
   int start;    // a sum of products starts with the tile's -128 * sum(byte) shifted right by so many bits; 32: with 0
   const std::byte* x;
   float* out;  // [T][16], added to
@@ -300,6 +351,7 @@ void run_quantized(const Weights& w, std::int64_t first, std::int64_t panels, co
                                    wide,
                                    !centred,
                                    has_paired_minima(f),
+                                   has_whole_factors(f),
                                    centred ? start : 32,
                                    tile.x + c / kStepColumns / block_steps * block_bytes_of(tile.width, block_steps),
                                    tile.out + p * tile.width * 16};

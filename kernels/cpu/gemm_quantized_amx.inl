@@ -9,6 +9,12 @@ namespace {
 template <class Tiles>
 struct Amx : Convert512 {
   static constexpr int kWidths[1] = {16};
+  static constexpr bool kWholeFactors = true;
+
+  static void take_pairs(const QuantizedLayout& f, const std::byte* record, std::int64_t first_step, Expanded& out) {
+    const int half = static_cast<int>(first_step % kRecordSteps / kBlockSteps);
+    f.groups == 2 ? take_pairs<2>(f, record, half, out) : take_pairs<1>(f, record, half, out);
+  }
 
   template <int T, int G>
   static void multiply(const BlockProduct& p) {
@@ -25,6 +31,20 @@ struct Amx : Convert512 {
   static void end() { Tiles::release(); }
 
  private:
+  template <int kGroups>
+  static void take_pairs(const QuantizedLayout& f, const std::byte* record, int half, Expanded& out) {
+    WholeFactors<kGroups> factors = WholeFactors<kGroups>::of(f);
+    factors.load(f, record, half);
+#pragma GCC unroll 4
+    for (int pair = 0; pair < WholeFactors<kGroups>::kPairs; ++pair) {
+      _mm512_store_si512(out.scale_pairs[pair], factors.scales(pair));
+      _mm512_store_si512(out.minimum_pairs[pair], factors.minima(pair));
+    }
+    const WholeUnits unit = WholeUnits::read(f, record);
+    _mm512_store_ps(out.unit, unit.scale);
+    _mm512_store_ps(out.pair_unit, unit.minimum);
+  }
+
   /// The products of a group's columns, to memory.
   template <int kSum>
   static void multiply_group(const std::byte* x, const std::uint8_t* code, std::int32_t* dots) {
@@ -57,6 +77,7 @@ struct Amx : Convert512 {
       }
     };
     for (int i = 0; i < kAhead && i < groups; ++i) start(i);
+    if (p.whole) return add_whole_factors<G>(p, dots, start);
     __m512 sum[16];
 #pragma GCC unroll 16
     for (int t = 0; t < 16; ++t) sum[t] = _mm512_setzero_ps();
@@ -99,6 +120,38 @@ struct Amx : Convert512 {
     for (int t = 0; t < 16; ++t) {
       float* to = p.out + t * 16;
       _mm512_storeu_ps(to, _mm512_fmadd_ps(sum[t], _mm512_set1_ps(p.parts<16>().scales[t]), _mm512_loadu_ps(to)));
+    }
+  }
+
+  /// The rest of it where factors are whole numbers: multiply_whole() with the dots of tiles.
+  template <int G, class Start>
+  static void add_whole_factors(const BlockProduct& p, const std::int32_t (*dots)[256], const Start& start) {
+    constexpr int kPairs = kBlockSteps * G / 2;
+    __m512i scaled[16];
+#pragma GCC unroll 16
+    for (int t = 0; t < 16; ++t) scaled[t] = _mm512_setzero_si512();
+    for (int pair = 0; pair < kPairs; ++pair) {
+      // Two of the four buffers are under way already: the pair's. The other two are free.
+      for (int i = 2 * pair + 2; i < 2 * pair + 4 && i < 2 * kPairs; ++i) start(i);
+      const __m512i scales = _mm512_load_si512(p.weights->scale_pairs[pair]);
+      const std::int32_t *first = dots[2 * pair % 4], *second = dots[(2 * pair + 1) % 4];
+#pragma GCC unroll 16
+      for (int t = 0; t < 16; ++t) {
+        const __m512i both = pair_of(_mm512_load_si512(first + t * 16), _mm512_load_si512(second + t * 16));
+        scaled[t] = _mm512_dpwssd_epi32(scaled[t], scales, both);
+      }
+    }
+    const WholeUnits unit{_mm512_load_ps(p.weights->unit), _mm512_load_ps(p.weights->pair_unit)};
+    const auto parts = p.parts<16>();
+    const std::int32_t* sums = G == 2 ? parts.halves : parts.pairs;
+#pragma GCC unroll 16
+    for (int t = 0; t < 16; ++t) {
+      __m512i taken = _mm512_setzero_si512();
+#pragma GCC unroll 4
+      for (int pair = 0; pair < kPairs; ++pair) {
+        multiply_pair(taken, _mm512_load_si512(p.weights->minimum_pairs[pair]), sums[pair * 16 + t]);
+      }
+      add_whole(unit, scaled[t], taken, parts.scales[t], p.out + t * 16);
     }
   }
 };

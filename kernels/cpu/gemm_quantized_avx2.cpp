@@ -12,7 +12,7 @@ struct Avx2 {
   static constexpr int kWidths[] = {1, 2, 3, 4, 6};
   static void begin(int) {}
   static void end() {}
-  static constexpr bool kWideCodesAreSigned = true;
+  static constexpr bool kWideCodesAreSigned = true, kWholeFactors = false;
 
   static void halves(const std::byte* from, float* to) {
     const auto* p = reinterpret_cast<const __m128i*>(from);
@@ -31,6 +31,18 @@ struct Avx2 {
       const __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes + r)));
       _mm256_store_ps(to + r, _mm256_mul_ps(_mm256_load_ps(by + r), _mm256_cvtepi32_ps(wide)));
     }
+  }
+
+  static void take_nibbles(const std::byte* words, int shift, const std::uint8_t* table, std::uint8_t* to) {
+    const __m128i count = _mm_cvtsi32_si128(shift);
+    __m128i four[4];
+    for (int i = 0; i < 4; ++i) {
+      const __m128i word = _mm_loadu_si128(reinterpret_cast<const __m128i*>(words) + i);
+      four[i] = _mm_and_si128(_mm_srl_epi32(word, count), _mm_set1_epi32(15));
+    }
+    const __m128i nibbles = _mm_packus_epi16(_mm_packs_epi32(four[0], four[1]), _mm_packs_epi32(four[2], four[3]));
+    const __m128i entries = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+    _mm_store_si128(reinterpret_cast<__m128i*>(to), _mm_shuffle_epi8(entries, nibbles));
   }
 
   template <int kWidth, int kLow>

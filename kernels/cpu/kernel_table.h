@@ -12,10 +12,12 @@ namespace shoal::cpu {
 /// PackedFormat as plain numbers, for files that must not compile its functions.
 struct QuantizedLayout {
   int bits, record, groups;  // of a code; columns of a record; scales of a step
-  bool super, bfloat, single, minima, zeros;
+  bool super, nibbles, bfloat, single, minima, zeros;
   float offset, unit, minimum_unit;
-  const std::uint8_t* table;  // [16], or null
-  int head_bytes, step_bytes, scale_bytes, record_bytes, zero_at;
+  const std::uint8_t* table;       // [16], or null
+  const std::int8_t* scale_of;     // [16], of nibbles
+  const std::uint8_t* minimum_of;  // [16], where minima come with the scales' nibbles; else null
+  int head_bytes, step_bytes, scale_bytes, record_bytes, zero_at, factor_at;
 };
 
 /// What a product reads of a Matrix.

@@ -25,6 +25,7 @@ QuantizedLayout layout_of(const PackedFormat& f) {
           f.record(),
           f.groups(),
           f.scales == Scales::super,
+          f.scales == Scales::nibbles,
           f.scales == Scales::bfloat,
           f.scales == Scales::single,
           f.minima,
@@ -33,11 +34,14 @@ QuantizedLayout layout_of(const PackedFormat& f) {
           f.unit,
           f.minimum_unit,
           f.has_table ? f.table.data() : nullptr,
+          f.scale_of.data(),
+          f.minima_of_scale ? f.minimum_of.data() : nullptr,
           f.head_bytes(),
           f.step_bytes(),
           f.scale_bytes(),
           f.record_bytes(),
-          f.zero_at()};
+          f.zero_at(),
+          f.factor_at()};
 }
 
 Weights weights_of(const Matrix& m) {

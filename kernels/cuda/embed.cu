@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kThreads)
       table.data + (id / kPanelRows * records + static_cast<int>(col) / f.record) * f.record_bytes;
   const std::byte* step = record + f.head_bytes + in_record / kStepCols * f.step_bytes;
   const unsigned codes = quad_of(f, step + f.scale_bytes, quad, row);
-  const GroupScale g = scale_of_group(f, record, step, group, row);
+  const GroupScale g = scale_of_group(f, record, step, in_record / kStepCols, group, row);
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const auto code = static_cast<float>(codes >> (8 * i) & 0xffu);

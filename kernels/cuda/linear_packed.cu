@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
       for (int part = 0; part < 2; ++part) {
         const int quad = part * kQuads / 2 + half;
-        const GroupScale g = scale_of_group(f, record, at, f.group == kStepCols ? 0 : part, row);
+        const GroupScale g = scale_of_group(f, record, at, step, f.group == kStepCols ? 0 : part, row);
         const unsigned one = quad_of(f, at + f.scale_bytes, quad, row);
         const unsigned two = quad_of(f, at + f.scale_bytes, quad + 2, row);
 #pragma unroll

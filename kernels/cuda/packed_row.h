@@ -31,17 +31,34 @@ struct GroupScale {
   float scale, minimum;  // a weight is worth scale * code - minimum
 };
 
-/// Of a row's group in a step; `record` and `step` are where these begin.
+/// The nibble of a field of a row's group.
+__device__ __forceinline__ unsigned nibble_of(const PackedLayout& f, const std::byte* record, int group, int field,
+                                              int row) {
+  const std::byte* words = record + f.factor_at + field / 4 * kPanelRows * 4;
+  const unsigned word = reinterpret_cast<const std::uint16_t*>(words)[row * 2 + group % 2];
+  return word >> (field % 4 * 4) & 15u;
+}
+
+/// Of a row's group in step `s` of a record; `record` and `step` are where these begin.
 __device__ __forceinline__ GroupScale scale_of_group(const PackedLayout& f, const std::byte* record,
-                                                     const std::byte* step, int group, int row) {
+                                                     const std::byte* step, int s, int group, int row) {
   const auto* head = reinterpret_cast<const std::uint16_t*>(record);
   float scale = f.unit * (f.scales == Scales::single   ? reinterpret_cast<const float*>(record)[row]
                           : f.scales == Scales::bfloat ? widen_bf16(head[row])
                                                        : widen_f16(head[row]));
-  float minimum = f.minima ? f.minimum_unit * widen_f16(head[kPanelRows + row]) : 0.0f;
+  float minimum = f.minima ? f.minimum_unit * widen_f16(head[f.minima_of_scale ? row : kPanelRows + row]) : 0.0f;
+  const int groups = kStepCols / f.group;
+  if (f.scales == Scales::nibbles) {
+    const int of_record = s * groups + group;
+    const bool own_minima = f.minima && !f.minima_of_scale;
+    const int field = of_record / 2 * (own_minima ? 2 : 1);
+    const unsigned n = nibble_of(f, record, of_record, field, row);
+    scale *= static_cast<float>(f.scale_of[n]);
+    if (f.minima)
+      minimum *= static_cast<float>(own_minima ? nibble_of(f, record, of_record, field + 1, row) : f.minimum_of[n]);
+  }
   if (f.scales == Scales::super) {
     const auto* factors = reinterpret_cast<const std::int8_t*>(step);
-    const int groups = kStepCols / f.group;
     scale *= static_cast<float>(factors[group * kPanelRows + row]);
     if (f.minima)
       minimum *= static_cast<float>(static_cast<std::uint8_t>(factors[(groups + group) * kPanelRows + row]));

@@ -29,11 +29,13 @@ PackedLayout layout_of(const PackedFormat& f) {
   l.group = f.group;
   l.scales = f.scales;
   l.minima = f.minima;
+  l.minima_of_scale = f.minima_of_scale;
   l.zeros = f.zeros;
   l.has_table = f.has_table;
   l.record = f.record();
   l.record_bytes = f.record_bytes();
   l.zero_at = f.zero_at();
+  l.factor_at = f.factor_at();
   l.head_bytes = f.head_bytes();
   l.step_bytes = f.step_bytes();
   l.scale_bytes = f.scale_bytes();
@@ -41,6 +43,8 @@ PackedLayout layout_of(const PackedFormat& f) {
   l.unit = f.unit;
   l.minimum_unit = f.minimum_unit;
   std::copy(f.table.begin(), f.table.end(), l.table);
+  std::copy(f.scale_of.begin(), f.scale_of.end(), l.scale_of);
+  std::copy(f.minimum_of.begin(), f.minimum_of.end(), l.minimum_of);
   return l;
 }
 

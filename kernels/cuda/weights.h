@@ -20,11 +20,12 @@ constexpr int kWeightForms = 5;
 struct PackedLayout {
   int bits = 0, group = 32;
   Scales scales = Scales::half;
-  bool minima = false, zeros = false, has_table = false;
+  bool minima = false, minima_of_scale = false, zeros = false, has_table = false;
   int record = 32;  // columns
-  int record_bytes = 0, zero_at = 0, head_bytes = 0, step_bytes = 0, scale_bytes = 0;
+  int record_bytes = 0, zero_at = 0, factor_at = 0, head_bytes = 0, step_bytes = 0, scale_bytes = 0;
   float offset = 0, unit = 1, minimum_unit = 1;
-  std::uint8_t table[16] = {};
+  std::uint8_t table[16] = {}, minimum_of[16] = {};
+  std::int8_t scale_of[16] = {};
   bool operator==(const PackedLayout&) const = default;
 };
 
