@@ -11,47 +11,6 @@ namespace {
 
 constexpr int kPanel = PackedFormat::kPanel, kQuads = PackedFormat::kQuads, kQuadBytes = PackedFormat::kQuadBytes;
 
-/// The planes that codes of so many bits are cut into, lowest bits first.
-struct Planes {
-  int width[2];
-};
-constexpr Planes planes_of(int bits) {
-  switch (bits) {
-    case 3:
-      return {{2, 1}};
-    case 5:
-      return {{4, 1}};
-    case 6:
-      return {{4, 2}};
-    default:
-      return {{bits, 0}};
-  }
-}
-
-/// Adds bits [low, low + width) of the expanded codes of a step as a plane; returns where the next one begins.
-std::uint8_t* put_plane(const std::uint8_t* codes, int low, int width, std::uint8_t* to) {
-  const int mask = (1 << width) - 1;
-  std::memset(to, 0, static_cast<std::size_t>(width) * kQuadBytes);
-  for (int q = 0; q < kQuads; ++q) {
-    const std::uint8_t* from = codes + q * kQuadBytes;
-    std::uint8_t* part = to + q % width * kQuadBytes;
-    const int shift = q / width * width;
-    for (int i = 0; i < kQuadBytes; ++i) part[i] |= static_cast<std::uint8_t>(((from[i] >> low) & mask) << shift);
-  }
-  return to + width * kQuadBytes;
-}
-
-const std::uint8_t* get_plane(const std::uint8_t* from, int low, int width, std::uint8_t* codes) {
-  const int mask = (1 << width) - 1;
-  for (int q = 0; q < kQuads; ++q) {
-    const std::uint8_t* part = from + q % width * kQuadBytes;
-    const int shift = q / width * width;
-    std::uint8_t* to = codes + q * kQuadBytes;
-    for (int i = 0; i < kQuadBytes; ++i) to[i] |= static_cast<std::uint8_t>(((part[i] >> shift) & mask) << low);
-  }
-  return from + width * kQuadBytes;
-}
-
 float half_at(const std::byte* p) {
   std::uint16_t bits;
   std::memcpy(&bits, p, 2);
@@ -142,13 +101,7 @@ void pack_record(const PackedFormat& f, int rows, const BlockOfRow& block_of, st
       if (f.minima) step[(groups + g % groups) * kPanel + r] = static_cast<std::byte>(block.minimum[g]);
     }
   }
-  const auto planes = planes_of(f.bits);
-  for (int s = 0; s < steps; ++s) {
-    auto* to = reinterpret_cast<std::uint8_t*>(record + f.head_bytes() + s * f.step_bytes() + f.scale_bytes());
-    const std::uint8_t* from = codes + s * kQuads * kQuadBytes;
-    to = put_plane(from, 0, planes.width[0], to);
-    if (planes.width[1] > 0) put_plane(from, planes.width[0], planes.width[1], to);
-  }
+  put_codes(f, rows, codes, record);
 }
 
 void pack_record(const PackedFormat& f, const std::byte* blocks, std::int64_t stride_bytes, int rows,
@@ -159,20 +112,15 @@ void pack_record(const PackedFormat& f, const std::byte* blocks, std::int64_t st
 
 void expand_record(const PackedFormat& f, const std::byte* record, ExpandedRecord& out) {
   const int steps = f.record() / PackedFormat::kStep, groups = f.groups();
-  const auto planes = planes_of(f.bits);
   for (int r = 0; r < kPanel; ++r) {
     out.offset[r] = f.zeros ? static_cast<float>(static_cast<std::uint8_t>(record[f.zero_at() + r])) : f.offset;
   }
+  const CodeLayout layout = code_layout(f);
+  auto* codes = reinterpret_cast<std::uint8_t*>(out.code);
+  for (int s = 0; s < steps; ++s) take_codes(layout, record, s, codes + s * kQuads * kQuadBytes);
+  if (f.has_table)
+    for (int i = 0; i < steps * kQuads * kQuadBytes; ++i) codes[i] = f.table[codes[i]];
   for (int s = 0; s < steps; ++s) {
-    const std::byte* step = record + f.head_bytes() + s * f.step_bytes();
-    std::uint8_t* codes = out.code[s * kQuads][0];
-    std::memset(codes, 0, kQuads * kQuadBytes);
-    const auto* plane = reinterpret_cast<const std::uint8_t*>(step + f.scale_bytes());
-    plane = get_plane(plane, 0, planes.width[0], codes);
-    if (planes.width[1] > 0) get_plane(plane, planes.width[0], planes.width[1], codes);
-    if (f.has_table)
-      for (int i = 0; i < kQuads * kQuadBytes; ++i) codes[i] = f.table[codes[i]];
-
     for (int g = 0; g < groups; ++g) {
       for (int r = 0; r < kPanel; ++r) {
         const float d = d_of(f, record, r);

@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "kernels/formats/format.h"
+#include "kernels/packed_codes.h"
 #include "kernels/scales.h"
 
 namespace shoal {
@@ -37,9 +38,9 @@ struct CodeBlock {
 ///     with Scales::nibbles: factors [factor_fields() / 4, rounded up][16 rows][2]    words of 16 bits
 ///     then for each 32 columns (a step):
 ///         with Scales::super: scale [groups][16], minimum [groups][16] if minima      bytes
-///         codes: planes of 4, 2 and 1 bits (or of 8), each [quads][16 rows][4 columns]
+///         codes: as packed_codes.h says
+///     or, with Coding::trits, the codes of all columns
 /// A quad is four columns, 64 bytes when expanded: what one VNNI instruction multiplies with four columns of a token.
-/// A plane of b bits has 8 / b quads in a byte: byte i of its part j holds those of quads j, j + b, j + 2 b, ...
 /// Two neighbouring groups are a pair, whose factors lie in the two words of a row, so that a word's product with a
 /// token's pair of 16 bits is a multiplication. A word has four fields of four bits: field 0 are the scales of the
 /// record's first pair; then their minima, where these have fields of their own; then the next pair's.
@@ -59,6 +60,9 @@ struct PackedFormat {
   std::array<std::int8_t, 16> scale_of{};
   std::array<std::uint8_t, 16> minimum_of{};
   bool minima_of_scale = false;
+  Coding coding = Coding::planes;
+  const PointSet* points = nullptr;  // of Coding::trits and points
+  bool deltas = false;               // with trits: a bit for each 8 columns says which codes are 4 greater
   bool has_table = false;
   std::array<std::uint8_t, 16> table{};  // of codes of 3 or 4 bits
   void (*decode)(const std::byte* block, CodeBlock& out) = nullptr;
@@ -67,12 +71,14 @@ struct PackedFormat {
   static constexpr int kFactorBytes = kPanel * 2 * 2;  // of four fields
 
   constexpr int record() const { return columns; }
-  constexpr int groups() const { return kStep / group; }                  // of a step
-  constexpr int code_bytes() const { return bits * kStep * kPanel / 8; }  // of a step
-  constexpr int scale_bytes() const {                                     // of a step
+  constexpr int groups() const { return kStep / group; }  // of a step
+  int code_bytes() const {                                // of a step; of trits: 0
+    return coding == Coding::planes ? plane_bytes(bits) : coding == Coding::points ? point_bytes(*points) : 0;
+  }
+  constexpr int scale_bytes() const {  // of a step
     return scales == Scales::super ? groups() * kPanel * (minima ? 2 : 1) : 0;
   }
-  constexpr int step_bytes() const { return scale_bytes() + code_bytes(); }
+  int step_bytes() const { return scale_bytes() + code_bytes(); }
   constexpr int d_bytes() const { return scales == Scales::single ? 4 : 2; }
   constexpr bool has_dmin() const { return minima && !minima_of_scale; }
   constexpr int zero_at() const { return kPanel * (d_bytes() + (has_dmin() ? 2 : 0)); }  // in a record
@@ -81,7 +87,8 @@ struct PackedFormat {
     return scales == Scales::nibbles ? columns / group / 2 * (has_dmin() ? 2 : 1) : 0;
   }
   constexpr int head_bytes() const { return factor_at() + (factor_fields() + 3) / 4 * kFactorBytes; }
-  constexpr int record_bytes() const { return head_bytes() + record() / kStep * step_bytes(); }
+  constexpr int trit_bytes() const { return coding == Coding::trits ? kTritBytes + (deltas ? kDeltaBytes : 0) : 0; }
+  int record_bytes() const { return head_bytes() + record() / kStep * step_bytes() + trit_bytes(); }
 };
 
 /// The packed form of a format; null for plain types (F32, F16, BF16), which are kept as they are.

@@ -1,9 +1,12 @@
 // Which codes, scales and minima the blocks of each stored format are: the table behind packed_format().
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <span>
 #include <tuple>
+#include <vector>
 
 #include "kernels/formats/codebook.h"
 #include "kernels/formats/iq_grids.h"
@@ -316,8 +319,54 @@ PackedFormat with_scales_and_deltas(PackedFormat f) {
   return f;
 }
 
+/// The points of a grid whose coordinates' numbers are `number_of`.
+template <class Point, std::size_t kCount>
+PointSet points_of(std::span<const Point, kCount> grid, int (*number_of)(int)) {
+  constexpr int kColumns = sizeof(Point), kExtraBits = std::bit_width(kCount) - 9;
+  PointSet set{.columns = kColumns, .extra_bits = kExtraBits};
+  set.number_of.assign(65536, PointSet::kNoPoint);
+  for (std::size_t i = 0; i < kCount; ++i) {
+    unsigned first = 0, second = 0;
+    for (int c = 0; c < kColumns; ++c) {
+      const auto number = static_cast<unsigned>(number_of(static_cast<int>(grid[i] >> (8 * c) & 255)));
+      if (c < 4) first |= (number & 3u) << (2 * c);
+      if (c >= 4) second |= number << (2 * (c - 4));
+      if (kColumns == 4) second |= number >> 2 << c;
+    }
+    set.table[i] = static_cast<std::uint8_t>(first);
+    set.table[kCount + i] = static_cast<std::uint8_t>(second);
+    set.number_of[first | second << 8] = static_cast<std::uint16_t>(i);
+  }
+  return set;
+}
+PackedFormat with_points(PackedFormat f, const PointSet& points) {
+  f.coding = Coding::points;
+  f.points = &points;
+  return f;
+}
+PackedFormat with_trits(PackedFormat f, bool deltas = false) {
+  f.coding = Coding::trits;
+  f.points = &trit_set();
+  f.deltas = deltas;
+  return f;
+}
+
+/// IQ2's and IQ3's: signs and points, and scales that are odd numbers.
+template <class Block>
+PackedFormat of_points(const char* name, int bits, int group, float unit, const std::array<std::uint8_t, 16>& table,
+                       const PointSet& points) {
+  const PackedFormat f = packed<Block>(name, bits, Scales::nibbles, group, {.unit = unit});
+  return with_odd_scales(with_table(with_points(f, points), table));
+}
+
 const std::array<PackedFormat, 22>& all() {
-  static const auto iq2 = signed_table(kIq2Magnitudes, 4);
+  static const auto iq2 = signed_table(kIq2Magnitudes, 4), iq3_xxs = signed_table(kIq3XxsMagnitudes, 8),
+                    iq3_s = signed_table(kIq3SMagnitudes, 8);
+  static const PointSet iq2_xxs_points = points_of(iq2_xxs_grid(), iq2_code);
+  static const PointSet iq2_xs_points = points_of(iq2_xs_grid(), iq2_code);
+  static const PointSet iq2_s_points = points_of(iq2_s_grid(), iq2_code);
+  static const PointSet iq3_xxs_points = points_of(iq3_xxs_grid(), iq3_xxs_code);
+  static const PointSet iq3_s_points = points_of(iq3_s_grid(), iq3_s_code);
   static const std::array<PackedFormat, 22> formats = {
       packed<BlockQ4_0>("Q4_0", 4, Scales::half, 32, {.offset = 8}),
       packed<BlockQ4_1>("Q4_1", 4, Scales::half, 32, {.minima = true, .minimum_unit = -1}),
@@ -331,18 +380,17 @@ const std::array<PackedFormat, 22>& all() {
       packed<BlockQ6_K>("Q6_K", 6, Scales::super, 16, {.offset = 32}),
       with_table(packed<BlockIQ4_NL>("IQ4_NL", 4, Scales::half, 32, {}), table_of(kIq4Levels)),
       with_table(packed<BlockIQ4_XS>("IQ4_XS", 4, Scales::super, 32, {}), table_of(kIq4Levels)),
-      with_odd_scales(with_table(packed<BlockIQ2_XXS>("IQ2_XXS", 3, Scales::nibbles, 32, {.unit = 0.125f}), iq2)),
-      with_odd_scales(with_table(packed<BlockIQ2_XS>("IQ2_XS", 3, Scales::nibbles, 16, {.unit = 0.125f}), iq2)),
-      with_odd_scales(with_table(packed<BlockIQ2_S>("IQ2_S", 3, Scales::nibbles, 16, {.unit = 0.125f}), iq2)),
-      with_odd_scales(with_table(packed<BlockIQ3_XXS>("IQ3_XXS", 4, Scales::nibbles, 32, {.unit = 0.25f}),
-                                 signed_table(kIq3XxsMagnitudes, 8))),
-      with_odd_scales(
-          with_table(packed<BlockIQ3_S>("IQ3_S", 4, Scales::nibbles, 32, {}), signed_table(kIq3SMagnitudes, 8))),
-      with_scales_and_deltas(
-          packed<BlockIQ1_S>("IQ1_S", 2, Scales::nibbles, 32, {.minima = true, .minimum_unit = 0.125f})),
-      with_odd_scales(
-          with_table(packed<BlockIQ1_M>("IQ1_M", 3, Scales::nibbles, 16, {.unit = 0.125f}), table_of(kIq1mLevels))),
-      packed<BlockTQ1_0>("TQ1_0", 2, Scales::half, 32, {.offset = 1}),
+      of_points<BlockIQ2_XXS>("IQ2_XXS", 3, 32, 0.125f, iq2, iq2_xxs_points),
+      of_points<BlockIQ2_XS>("IQ2_XS", 3, 16, 0.125f, iq2, iq2_xs_points),
+      of_points<BlockIQ2_S>("IQ2_S", 3, 16, 0.125f, iq2, iq2_s_points),
+      of_points<BlockIQ3_XXS>("IQ3_XXS", 4, 32, 0.25f, iq3_xxs, iq3_xxs_points),
+      of_points<BlockIQ3_S>("IQ3_S", 4, 32, 1.0f, iq3_s, iq3_s_points),
+      with_trits(with_scales_and_deltas(
+          packed<BlockIQ1_S>("IQ1_S", 2, Scales::nibbles, 32, {.minima = true, .minimum_unit = 0.125f}))),
+      with_trits(with_odd_scales(with_table(packed<BlockIQ1_M>("IQ1_M", 3, Scales::nibbles, 16, {.unit = 0.125f}),
+                                            table_of(kIq1mLevels))),
+                 true),
+      with_trits(packed<BlockTQ1_0>("TQ1_0", 2, Scales::half, 32, {.offset = 1})),
       packed<BlockTQ2_0>("TQ2_0", 2, Scales::half, 32, {.offset = 1}),
       with_table(packed<BlockMXFP4>("MXFP4", 4, Scales::bfloat, 32, {}), table_of(kE2m1Levels)),
   };

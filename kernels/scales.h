@@ -12,4 +12,11 @@ enum class Scales : std::uint8_t {
   nibbles  // four bits for each group, times one FP16 for 256 columns (Q2_K, IQ1 to IQ3)
 };
 
+/// How its codes are kept (packed_codes.h).
+enum class Coding : std::uint8_t {
+  planes,  // bit by bit
+  trits,   // five codes of three values in a byte
+  points,  // the number of a point in a fixed set (iq_grids.h), and signs
+};
+
 }  // namespace shoal

@@ -148,7 +148,7 @@ inline const std::uint8_t* take_plane(const std::uint8_t* from, std::uint8_t* co
 }
 
 template <class Isa>
-inline void take_codes(int bits, const std::uint8_t* from, std::uint8_t* codes) {
+inline void take_plain_codes(int bits, const std::uint8_t* from, std::uint8_t* codes) {
   switch (bits) {
     case 2:
       take_plane<Isa, 2, 0>(from, codes);
@@ -208,6 +208,7 @@ inline void read_head(const QuantizedLayout& f, const std::byte* record, RecordS
   } else if (f.minima) {
     Isa::halves(record + 32, head.dmin);
   }
+#pragma GCC ivdep
   for (int r = 0; r < 16; ++r) {
     head.d[r] *= f.unit;
     head.dmin[r] = f.minima ? head.dmin[r] * f.minimum_unit : 0.0f;
@@ -235,8 +236,8 @@ inline void take_factors(const QuantizedLayout& f, const std::byte* record, int 
 /// Expands `steps` steps from step `first` of the panel on.
 template <class Isa>
 inline void expand(const QuantizedLayout& f, const std::byte* panel, std::int64_t first, int steps, Expanded& out) {
-  const bool wide = Isa::kWideCodesAreSigned && (f.bits == 8 || f.table);
   const int steps_of_record = f.record / kStepColumns;
+  const bool wide = Isa::kWideCodesAreSigned && (f.bits == 8 || f.table);
   RecordScales head;
   for (int s = 0; s < steps; ++s) {
     const std::int64_t at = first + s;
@@ -248,7 +249,11 @@ inline void expand(const QuantizedLayout& f, const std::byte* panel, std::int64_
     }
     const std::byte* step = record + f.head_bytes + at % steps_of_record * f.step_bytes;
     std::uint8_t* codes = out.code + s * kStepCodes;
-    take_codes<Isa>(f.bits, reinterpret_cast<const std::uint8_t*>(step + f.scale_bytes), codes);
+    if (f.coded()) {
+      take_codes(f.codes, record, static_cast<int>(at % steps_of_record), codes);
+    } else {
+      take_plain_codes<Isa>(f.bits, reinterpret_cast<const std::uint8_t*>(step + f.scale_bytes), codes);
+    }
     if (f.table) Isa::look_up(codes, f.table);
     if (wide) {
       for (int i = 0; i < kStepCodes; ++i) codes[i] ^= 0x80;
@@ -273,12 +278,14 @@ inline void expand(const QuantizedLayout& f, const std::byte* panel, std::int64_
         std::memcpy(scale, head.d, sizeof head.d);
       }
       if (!f.minima) {
+#pragma GCC ivdep
         for (int r = 0; r < 16; ++r) minimum[r] = scale[r] * head.zero[r];
       } else if (by_group) {  // of unsigned codes: no format has minima and wide codes
         Isa::multiply_unsigned(head.dmin, minima, minimum);
       } else {
         std::memcpy(minimum, head.dmin, sizeof head.dmin);
       }
+#pragma GCC ivdep
       for (int r = 0; r < 16; ++r) minimum[r] *= kSumUnit;
     }
     if (has_paired_minima(f)) {
@@ -286,6 +293,7 @@ inline void expand(const QuantizedLayout& f, const std::byte* panel, std::int64_
       for (int r = 0; r < 16; ++r) out.pairs[s / 2][r][s % 2] = m[r];
     }
   }
+#pragma GCC ivdep
   for (int r = 0; r < 16; ++r) out.pair_unit[r] = -head.dmin[r];
   if constexpr (Isa::kWholeFactors) {
     if (has_whole_factors(f)) Isa::take_pairs(f, panel + first / steps_of_record * f.record_bytes, first, out);
@@ -327,16 +335,41 @@ inline void multiply_width(const BlockProduct& p, int width) {
   Isa::template multiply<kWidth, kGroups>(p);
 }
 
+/// An expanded block, from column c on of panel p of the call, times all tiles.
+template <class Isa>
+inline void multiply_tiles(const QuantizedLayout& f, const Expanded& expanded, std::int64_t c, int steps,
+                           std::int64_t p, const PackedTile* tiles, int n_tiles) {
+  const bool wide = f.bits == 8 || f.table != nullptr, centred = is_centred(f);
+  const int start = wide ? (Isa::kWideCodesAreSigned ? 32 : 0) : 8 - f.bits;
+  const int block_steps = block_steps_of(f.bits);
+  for (int i = 0; i < n_tiles; ++i) {
+    const PackedTile& tile = tiles[i];
+    const BlockProduct product{&expanded,
+                               steps,
+                               wide,
+                               !centred,
+                               has_paired_minima(f),
+                               has_whole_factors(f),
+                               centred ? start : 32,
+                               tile.x + c / kStepColumns / block_steps * block_bytes_of(tile.width, block_steps),
+                               tile.out + p * tile.width * 16};
+    if (f.groups == 1) multiply_width<Isa, 1>(product, tile.width);
+    if (f.groups == 2) multiply_width<Isa, 2>(product, tile.width);
+  }
+}
+
+inline void clear_outputs(const PackedTile* tiles, int n_tiles, std::int64_t panels) {
+  for (int i = 0; i < n_tiles; ++i) {
+    std::memset(tiles[i].out, 0, static_cast<std::size_t>(panels * tiles[i].width * 16) * sizeof(float));
+  }
+}
+
 template <class Isa>
 void run_quantized(const Weights& w, std::int64_t first, std::int64_t panels, const PackedTile* tiles, int n_tiles,
                    std::byte* scratch) {
   const QuantizedLayout& f = w.quantized;
   auto* expanded = reinterpret_cast<Expanded*>(scratch);
-  for (int i = 0; i < n_tiles; ++i) {
-    std::memset(tiles[i].out, 0, static_cast<std::size_t>(panels * tiles[i].width * 16) * sizeof(float));
-  }
-  const bool wide = f.bits == 8 || f.table != nullptr, centred = is_centred(f);
-  const int start = wide ? (Isa::kWideCodesAreSigned ? 32 : 0) : 8 - f.bits;
+  clear_outputs(tiles, n_tiles, panels);
   const int block_steps = block_steps_of(f.bits);
   Isa::begin(f.groups);
   for (std::int64_t p = 0; p < panels; ++p) {
@@ -344,20 +377,7 @@ void run_quantized(const Weights& w, std::int64_t first, std::int64_t panels, co
     for (std::int64_t c = 0; c < w.cols; c += block_steps * kStepColumns) {
       const int steps = steps_of_block(block_steps, w.cols, c);
       expand<Isa>(f, panel, c / kStepColumns, steps, *expanded);
-      for (int i = 0; i < n_tiles; ++i) {
-        const PackedTile& tile = tiles[i];
-        const BlockProduct product{expanded,
-                                   steps,
-                                   wide,
-                                   !centred,
-                                   has_paired_minima(f),
-                                   has_whole_factors(f),
-                                   centred ? start : 32,
-                                   tile.x + c / kStepColumns / block_steps * block_bytes_of(tile.width, block_steps),
-                                   tile.out + p * tile.width * 16};
-        if (f.groups == 1) multiply_width<Isa, 1>(product, tile.width);
-        if (f.groups == 2) multiply_width<Isa, 2>(product, tile.width);
-      }
+      multiply_tiles<Isa>(f, *expanded, c, steps, p, tiles, n_tiles);
     }
   }
   Isa::end();
@@ -375,20 +395,21 @@ int quantized_tile_width(std::int64_t remaining, std::int64_t) {
 
 inline std::int64_t quantized_scratch(const Weights&) { return static_cast<std::int64_t>(sizeof(Expanded)); }
 
-/// Activations are bytes whatever they are elsewhere; `pack` and `pack_fine` make blocks of kBlockSteps and kFineSteps.
-inline void set_quantized(KernelTable& table, decltype(Gemm::tile_width) width, decltype(Gemm::tile_width) width_fine,
-                          decltype(Gemm::pack) pack, decltype(Gemm::pack) pack_fine,
-                          decltype(Gemm::scratch_bytes) scratch, decltype(Gemm::run) run) {
-  table.gemm[int(WeightKind::quantized)] =
-      table.gemm_bf16[int(WeightKind::quantized)] = {width, quantized_tile_bytes<kBlockSteps>, pack, scratch, run};
-  table.gemm[int(WeightKind::quantized_8)] = table.gemm_bf16[int(WeightKind::quantized_8)] = {
-      width_fine, quantized_tile_bytes<kFineSteps>, pack_fine, scratch, run};
+/// Activations are bytes whatever they are elsewhere.
+inline void set_gemm(KernelTable& table, WeightKind kind, const Gemm& gemm) {
+  table.gemm[int(kind)] = table.gemm_bf16[int(kind)] = gemm;
 }
 
 template <class Isa>
 inline void fill_quantized(KernelTable& table) {
-  set_quantized(table, quantized_tile_width<Isa>, quantized_tile_width<Isa>, pack_bytes<kBlockSteps>,
-                pack_bytes<kFineSteps>, quantized_scratch, run_quantized<Isa>);
+  const Gemm gemm{quantized_tile_width<Isa>, quantized_tile_bytes<kBlockSteps>, pack_bytes<kBlockSteps>,
+                  quantized_scratch, run_quantized<Isa>};
+  Gemm fine = gemm;
+  fine.tile_bytes = quantized_tile_bytes<kFineSteps>;
+  fine.pack = pack_bytes<kFineSteps>;
+  set_gemm(table, WeightKind::quantized, gemm);
+  set_gemm(table, WeightKind::quantized_coded, gemm);
+  set_gemm(table, WeightKind::quantized_8, fine);
 }
 
 }  // namespace

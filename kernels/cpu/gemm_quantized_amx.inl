@@ -1,20 +1,15 @@
 // Products of quantized weights with AMX tiles of bytes, included after amx_tile.h or, in tests, amx_emulation.h.
-#include "kernels/cpu/vnni512.h"
+#include "kernels/cpu/vnni512_expanded.h"
 
 namespace shoal::cpu {
 namespace {
 
 /// Sixteen tokens are a tile, fewer are VNNI's. Both make the same sums of the same integers in the same order, so a
 /// token's result does not depend on which of them it meets.
-template <class Tiles>
-struct Amx : Convert512 {
+/// Expand: Expanded512 or what expands the same codes faster.
+template <class Tiles, class Expand>
+struct Amx : Expand {
   static constexpr int kWidths[1] = {16};
-  static constexpr bool kWholeFactors = true;
-
-  static void take_pairs(const QuantizedLayout& f, const std::byte* record, std::int64_t first_step, Expanded& out) {
-    const int half = static_cast<int>(first_step % kRecordSteps / kBlockSteps);
-    f.groups == 2 ? take_pairs<2>(f, record, half, out) : take_pairs<1>(f, record, half, out);
-  }
 
   template <int T, int G>
   static void multiply(const BlockProduct& p) {
@@ -31,20 +26,6 @@ struct Amx : Convert512 {
   static void end() { Tiles::release(); }
 
  private:
-  template <int kGroups>
-  static void take_pairs(const QuantizedLayout& f, const std::byte* record, int half, Expanded& out) {
-    WholeFactors<kGroups> factors = WholeFactors<kGroups>::of(f);
-    factors.load(f, record, half);
-#pragma GCC unroll 4
-    for (int pair = 0; pair < WholeFactors<kGroups>::kPairs; ++pair) {
-      _mm512_store_si512(out.scale_pairs[pair], factors.scales(pair));
-      _mm512_store_si512(out.minimum_pairs[pair], factors.minima(pair));
-    }
-    const WholeUnits unit = WholeUnits::read(f, record);
-    _mm512_store_ps(out.unit, unit.scale);
-    _mm512_store_ps(out.pair_unit, unit.minimum);
-  }
-
   /// The products of a group's columns, to memory.
   template <int kSum>
   static void multiply_group(const std::byte* x, const std::uint8_t* code, std::int32_t* dots) {
@@ -161,19 +142,44 @@ int tile_width(std::int64_t remaining, std::int64_t all) {
   return remaining > 8 ? 16 : direct_tile_width(remaining, all);
 }
 
-template <class Tiles>
-void run_tiles(const Weights& w, std::int64_t first, std::int64_t panels, const PackedTile* tiles, int n_tiles,
-               std::byte* scratch) {
-  int wide = 0;  // they come first
+/// The wide ones first, as they come.
+inline int wide_tiles(const PackedTile* tiles, int n_tiles) {
+  int wide = 0;
   while (wide < n_tiles && tiles[wide].width == 16) ++wide;
-  if (wide > 0) run_quantized<Amx<Tiles>>(w, first, panels, tiles, wide, scratch);
-  if (wide < n_tiles) run_direct(w, first, panels, tiles + wide, n_tiles - wide, scratch);
+  return wide;
 }
 
 template <class Tiles>
+void run_tiles(const Weights& w, std::int64_t first, std::int64_t panels, const PackedTile* tiles, int n_tiles,
+               std::byte* scratch) {
+  const int wide = wide_tiles(tiles, n_tiles);
+  if (wide > 0) run_quantized<Amx<Tiles, Expanded512>>(w, first, panels, tiles, wide, scratch);
+  if (wide < n_tiles) run_direct(w, first, panels, tiles + wide, n_tiles - wide, scratch);
+}
+
+/// Of formats that are coded(). Run: the product, as run_quantized(), by an Isa.
+template <class Tiles, class Run>
+void run_coded_tiles(const Weights& w, std::int64_t first, std::int64_t panels, const PackedTile* tiles, int n_tiles,
+                     std::byte* scratch) {
+  using Expand = typename Run::Expand;
+  const int wide = wide_tiles(tiles, n_tiles);
+  if (wide > 0) Run::template run<Amx<Tiles, Expand>>(w, first, panels, tiles, wide, scratch);
+  if (wide < n_tiles) Run::template run<Expand>(w, first, panels, tiles + wide, n_tiles - wide, scratch);
+}
+
+template <class Tiles, class Run>
 void fill_quantized_tiles(KernelTable& table) {
-  set_quantized(table, tile_width, tile_width, pack_direct<kBlockSteps>, pack_direct<kFineSteps>, quantized_scratch,
-                run_tiles<Tiles>);
+  Gemm tiles = direct_gemm();
+  tiles.tile_width = tile_width;
+  tiles.scratch_bytes = quantized_scratch;
+  tiles.run = run_tiles<Tiles>;
+  Gemm fine = tiles, coded = tiles;
+  fine.tile_bytes = quantized_tile_bytes<kFineSteps>;
+  fine.pack = pack_direct<kFineSteps>;
+  coded.run = run_coded_tiles<Tiles, Run>;
+  set_gemm(table, WeightKind::quantized, tiles);
+  set_gemm(table, WeightKind::quantized_8, fine);
+  set_gemm(table, WeightKind::quantized_coded, coded);
 }
 
 }  // namespace

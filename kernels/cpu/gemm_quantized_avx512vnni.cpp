@@ -1,11 +1,18 @@
-#include "kernels/cpu/vnni512.h"
+#include "kernels/cpu/vnni512_expanded.h"
 
 namespace shoal::cpu {
 
 void fill_quantized_avx512vnni(KernelTable& table) {
-  const auto no_scratch = [](const Weights&) { return std::int64_t{0}; };
-  set_quantized(table, direct_tile_width, direct_tile_width_8, pack_direct<kBlockSteps>, pack_direct<kFineSteps>,
-                no_scratch, run_direct);
+  const Gemm direct = direct_gemm();
+  Gemm fine = direct, coded = direct;
+  fine.tile_width = direct_tile_width_8;
+  fine.tile_bytes = quantized_tile_bytes<kFineSteps>;
+  fine.pack = pack_direct<kFineSteps>;
+  coded.scratch_bytes = quantized_scratch;
+  coded.run = run_quantized<Expanded512>;
+  set_gemm(table, WeightKind::quantized, direct);
+  set_gemm(table, WeightKind::quantized_8, fine);
+  set_gemm(table, WeightKind::quantized_coded, coded);
 }
 
 }  // namespace shoal::cpu

@@ -26,6 +26,7 @@ KernelTable make_avx512() {
   fill_gemm_avx512(t);
   if (has_avx512_vnni()) {
     fill_quantized_avx512vnni(t);
+    if (has_avx512_vbmi()) fill_quantized_coded_avx512vbmi(t);
   } else {
     fill_quantized_avx2(t);
   }
@@ -39,7 +40,7 @@ KernelTable make_avx512() {
 KernelTable make_amx() {
   KernelTable t = make_avx512();
   fill_gemm_amx(t);
-  if (has_avx512_vnni()) fill_quantized_amx(t);
+  if (has_avx512_vnni() && has_avx512_vbmi()) fill_quantized_amx(t);
   return t;
 }
 

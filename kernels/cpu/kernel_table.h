@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "kernels/backend.h"
+#include "kernels/code_layout.h"
 
 /// The kernels of one instruction set, as a table of plain functions over plain data. The files that fill a table are
 /// compiled for their instruction set, so they must not leave behind any function the linker could hand to others: what
@@ -18,6 +19,8 @@ struct QuantizedLayout {
   const std::int8_t* scale_of;     // [16], of nibbles
   const std::uint8_t* minimum_of;  // [16], where minima come with the scales' nibbles; else null
   int head_bytes, step_bytes, scale_bytes, record_bytes, zero_at, factor_at;
+  CodeLayout codes;
+  bool coded() const { return codes.coding != Coding::planes; }
 };
 
 /// What a product reads of a Matrix.
@@ -57,9 +60,10 @@ struct Gemm {
 
 /// Kinds of weights with a product of their own. f8: in blocks of rows a multiple of 16 and columns of
 /// KernelTable::f8_block_columns, without NaN codes; f8_any: every other F8 matrix, slower; quantized: packed
-/// formats, multiplied with activations of 8 bits; quantized_8: those of them whose codes have 8 bits.
-enum class WeightKind { f32, f16, bf16, f8, f8_any, quantized, quantized_8 };
-constexpr int kWeightKinds = 7;
+/// formats, multiplied with activations of 8 bits; quantized_8: those of them whose codes have 8 bits; quantized_coded:
+/// those whose codes are no planes of bits.
+enum class WeightKind { f32, f16, bf16, f8, f8_any, quantized, quantized_8, quantized_coded };
+constexpr int kWeightKinds = 8;
 
 /// Attention of some tokens of one sequence, some heads each, over one stretch of positions [begin, end) of its cache.
 /// For each (token, head): the largest score, the sum of exp(score - largest), and the values weighted by those.
@@ -133,6 +137,7 @@ void fill_gemm_amx(KernelTable& table);
 void fill_quantized_portable(KernelTable& table);
 void fill_quantized_avx2(KernelTable& table);
 void fill_quantized_avx512vnni(KernelTable& table);
+void fill_quantized_coded_avx512vbmi(KernelTable& table);
 void fill_quantized_amx(KernelTable& table);
 void fill_vector_portable(KernelTable& table);
 void fill_vector_avx2(KernelTable& table);

@@ -41,7 +41,8 @@ QuantizedLayout layout_of(const PackedFormat& f) {
           f.scale_bytes(),
           f.record_bytes(),
           f.zero_at(),
-          f.factor_at()};
+          f.factor_at(),
+          code_layout(f)};
 }
 
 Weights weights_of(const Matrix& m) {
@@ -58,7 +59,11 @@ Weights weights_of(const Matrix& m) {
 }
 
 WeightKind kind_of(const KernelTable& kernels, const Matrix& m) {
-  if (m.format()) return m.format()->bits == 8 ? WeightKind::quantized_8 : WeightKind::quantized;
+  if (const PackedFormat* f = m.format()) {
+    return f->coding != Coding::planes ? WeightKind::quantized_coded
+           : f->bits == 8              ? WeightKind::quantized_8
+                                       : WeightKind::quantized;
+  }
   switch (m.dtype()) {
     case DType::f32:
       return WeightKind::f32;

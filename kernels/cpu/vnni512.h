@@ -331,7 +331,11 @@ void pack_direct(const float* const* rows, int tokens, int width, std::int64_t c
   }
 }
 
-#undef SHOAL_INLINE
+/// Products in which each format's codes go from memory to the multiplier.
+inline Gemm direct_gemm() {
+  const auto no_scratch = [](const Weights&) { return std::int64_t{0}; };
+  return {direct_tile_width, quantized_tile_bytes<kBlockSteps>, pack_direct<kBlockSteps>, no_scratch, run_direct};
+}
 
 }  // namespace
 }  // namespace shoal::cpu

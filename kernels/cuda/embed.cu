@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kThreads)
   const std::byte* record =
       table.data + (id / kPanelRows * records + static_cast<int>(col) / f.record) * f.record_bytes;
   const std::byte* step = record + f.head_bytes + in_record / kStepCols * f.step_bytes;
-  const unsigned codes = quad_of(f, step + f.scale_bytes, quad, row);
+  const unsigned codes = quad_of(f, record, in_record / kStepCols, quad, row);
   const GroupScale g = scale_of_group(f, record, step, in_record / kStepCols, group, row);
 #pragma unroll
   for (int i = 0; i < 4; ++i) {

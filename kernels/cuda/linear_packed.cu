@@ -12,7 +12,7 @@ constexpr int kThreads = 128, kWarps = kThreads / kWarp;
 ///   precision  exact integer dot products of a group (16 or 32 columns), FP32 scales and sums
 ///   grid       (tiles of at most 8 rows, panels of 16 outputs); a block's four warps share a panel's records in turn,
 ///              half a warp holds the panel's rows, and the warps' sums are added in order
-///   traffic    packed weights once for 8 rows: 0.33 (Q2_K) to 1.06 (Q8_0) bytes a weight
+///   traffic    packed weights once for 8 rows: 0.23 (IQ1_S) to 1.06 (Q8_0) bytes a weight
 ///   limit      to 8 rows memory: R1's experts of a layer on one of 8 GPUs as Q4_K 0.97 GB, 203 us on H200; below 3
 ///   bits
 ///              the unpacking
@@ -56,8 +56,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int part = 0; part < 2; ++part) {
         const int quad = part * kQuads / 2 + half;
         const GroupScale g = scale_of_group(f, record, at, step, f.group == kStepCols ? 0 : part, row);
-        const unsigned one = quad_of(f, at + f.scale_bytes, quad, row);
-        const unsigned two = quad_of(f, at + f.scale_bytes, quad + 2, row);
+        const unsigned one = quad_of(f, record, step, quad, row);
+        const unsigned two = quad_of(f, record, step, quad + 2, row);
 #pragma unroll
         for (int t = 0; t < kRows; ++t) {
           const unsigned a = *reinterpret_cast<const unsigned*>(x[t] + col + quad * 4);

@@ -15,11 +15,62 @@ __device__ __forceinline__ unsigned quad_of_plane(const std::byte* plane, int bi
   return word >> (quad / bits * bits) & mask * 0x01010101u;
 }
 
-/// The codes of four columns, a byte each; `codes` are those of the step.
-__device__ __forceinline__ unsigned quad_of(const PackedLayout& f, const std::byte* codes, int quad, int row) {
-  const int low = f.bits == 3 ? 2 : f.bits >= 5 && f.bits <= 6 ? 4 : f.bits, high = f.bits - low;
-  unsigned quad_codes = quad_of_plane(codes, low, quad, row);
-  if (high > 0) quad_codes |= quad_of_plane(codes + low * kPanelRows * 4, high, quad, row) << low;
+/// Four fields of two bits as bytes, and four single bits.
+__device__ __forceinline__ unsigned spread_pairs(unsigned fields) {
+  return (fields | fields << 6 | fields << 12 | fields << 18) & 0x03030303u;
+}
+__device__ __forceinline__ unsigned spread_bits(unsigned bits) { return (bits * 0x00204081u) & 0x01010101u; }
+
+/// Of Coding::points; `step` is where the step's numbers begin.
+__device__ __forceinline__ unsigned quad_of_points(const PackedLayout& f, const std::byte* step, int quad, int row) {
+  const int quads = f.point_columns / 4, registers = quads == 1 ? 2 : 1;
+  const int point = quad / quads, in_register = row * 4 + point % 4, size = 256 << f.extra_bits;
+  const auto* numbers = reinterpret_cast<const std::uint8_t*>(step);
+  const std::uint8_t* extra = numbers + registers * 64 + point / 4 * f.extra_bits * 8;
+  unsigned number = numbers[point / 4 * 64 + in_register];
+  for (int bit = 0; bit < f.extra_bits; ++bit)
+    number |= (unsigned{extra[bit * 8 + in_register / 8]} >> (in_register % 8) & 1u) << (8 + bit);
+  const std::uint8_t* signs = numbers + registers * (64 + f.extra_bits * 8) + row * 4;
+  const unsigned four_signs = spread_bits(unsigned{signs[quad / 2]} >> (quad % 2 * 4) & 15u);
+  if (quads == 2) return spread_pairs(f.points[quad % 2 * size + number]) | four_signs << 2;
+  return spread_pairs(f.points[number]) | spread_bits(f.points[size + number]) << 2 | four_signs << 3;
+}
+
+/// Of Coding::trits.
+__device__ __forceinline__ unsigned quad_of_trits(const PackedLayout& f, const std::byte* record, int step, int quad,
+                                                  int row) {
+  constexpr int kWhole = 24, kFifths = 6, kHalfBytes = 6 * kPanelRows * 4, kHalfSteps = 4;
+  const auto* trits = reinterpret_cast<const std::uint8_t*>(record + f.head_bytes);
+  const int half = step / kHalfSteps, of_half = step % kHalfSteps * kQuads + quad;
+  const std::uint8_t* fives = trits + half * kHalfBytes;
+  unsigned codes = 0;
+  if (of_half < kWhole) {
+    codes = spread_pairs(f.points[fives[of_half / 4 * kPanelRows * 4 + row * 4 + of_half % 4]]);
+  } else if (of_half < kWhole + kFifths) {
+    const unsigned four = reinterpret_cast<const unsigned*>(fives + (of_half - kWhole) * kPanelRows * 4)[row];
+    for (int i = 0; i < 4; ++i) codes |= unsigned{f.points[256 + (four >> (8 * i) & 255u)]} << (8 * i);
+  } else {
+    codes = spread_pairs(trits[2 * kHalfBytes + row * 4 + half * 2 + of_half - kWhole - kFifths]);
+  }
+  if (f.deltas_at == 0) return codes;
+  const auto* greater = reinterpret_cast<const std::uint8_t*>(record + f.deltas_at) + (step * kQuads + quad) / 2 * 2;
+  return codes | (unsigned{greater[row / 8]} >> (row % 8) & 1u) * 0x04040404u;
+}
+
+/// The codes of four columns of a step, a byte each, table entries looked up.
+__device__ __forceinline__ unsigned quad_of(const PackedLayout& f, const std::byte* record, int step, int quad,
+                                            int row) {
+  const std::byte* codes = record + f.head_bytes + step * f.step_bytes + f.scale_bytes;
+  unsigned quad_codes;
+  if (f.coding == Coding::trits) {
+    quad_codes = quad_of_trits(f, record, step, quad, row);
+  } else if (f.coding == Coding::points) {
+    quad_codes = quad_of_points(f, codes, quad, row);
+  } else {
+    const int low = f.bits == 3 ? 2 : f.bits >= 5 && f.bits <= 6 ? 4 : f.bits, high = f.bits - low;
+    quad_codes = quad_of_plane(codes, low, quad, row);
+    if (high > 0) quad_codes |= quad_of_plane(codes + low * kPanelRows * 4, high, quad, row) << low;
+  }
   if (!f.has_table) return quad_codes;
   unsigned worth = 0;
 #pragma unroll

@@ -28,6 +28,11 @@ PackedLayout layout_of(const PackedFormat& f) {
   l.bits = f.bits;
   l.group = f.group;
   l.scales = f.scales;
+  l.coding = f.coding;
+  const CodeLayout codes = code_layout(f);
+  l.point_columns = codes.point_columns;
+  l.extra_bits = codes.extra_bits;
+  l.deltas_at = codes.deltas_at;
   l.minima = f.minima;
   l.minima_of_scale = f.minima_of_scale;
   l.zeros = f.zeros;
@@ -108,9 +113,14 @@ std::shared_ptr<const PlacedMatrix> MatrixPlacer::place(const Matrix& m) {
   view.cols = m.cols();
   if (view.form == WeightForm::packed) {
     view.packed = layout_of(*m.format());
-    const auto bytes = static_cast<std::size_t>(m.panels() * m.panel_bytes());
-    placed->data = DeviceBlock(bytes);
-    copy(m.panel(0), placed->data.data(), bytes);
+    const auto bytes = m.packed().size(), points_at = (bytes + 63) / 64 * 64;
+    const PointSet* points = m.format()->points;
+    placed->data = DeviceBlock(points ? points_at + points->table.size() : bytes);
+    copy(m.packed().data(), placed->data.data(), bytes);
+    if (points) {
+      copy(points->table.data(), placed->data.data() + points_at, points->table.size());
+      view.packed.points = reinterpret_cast<const std::uint8_t*>(placed->data.data() + points_at);
+    }
   } else if (view.form == WeightForm::f8) {
     view.stride = (m.cols() + kF8Tile - 1) / kF8Tile * kF8Tile;
     const std::int64_t row_tiles = (m.rows() + kF8Tile - 1) / kF8Tile;
@@ -144,7 +154,7 @@ Matrix MatrixPlacer::fetch(const Matrix& m, const PlacedMatrix& placed) {
   const Weights& view = placed.view;
   Matrix host = m.format() ? Matrix(*m.format(), m.rows(), m.cols()) : Matrix(m.dtype(), m.rows(), m.cols());
   if (m.format()) {
-    std::vector<std::byte> panels(placed.data.bytes());
+    std::vector<std::byte> panels(host.packed().size());
     copy_back(placed.data.data(), panels.data(), panels.size());
     host.set_packed(panels);
   } else {

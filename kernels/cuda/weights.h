@@ -12,14 +12,17 @@ enum class WeightForm : std::uint8_t {
   f16,
   bf16,
   f8,      // E4M3, with block scales or without
-  packed,  // codes of 2 to 8 bits with scales: the panels of kernels/packed_format.h, as they are
+  packed,  // codes with scales: the panels of kernels/packed_format.h, as they are, and their PointSet::table behind
 };
 constexpr int kWeightForms = 5;
 
-/// How the panels of a packed matrix are read; packed_format.h has the layout and the meaning.
+/// How the panels of a packed matrix are read; packed_format.h and packed_codes.h have the layout and the meaning.
 struct PackedLayout {
   int bits = 0, group = 32;
   Scales scales = Scales::half;
+  Coding coding = Coding::planes;
+  int point_columns = 0, extra_bits = 0, deltas_at = 0;
+  const std::uint8_t* points = nullptr;
   bool minima = false, minima_of_scale = false, zeros = false, has_table = false;
   int record = 32;  // columns
   int record_bytes = 0, zero_at = 0, factor_at = 0, head_bytes = 0, step_bytes = 0, scale_bytes = 0;

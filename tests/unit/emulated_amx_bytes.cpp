@@ -6,6 +6,8 @@
 
 namespace shoal::kernel_test {
 
-void fill_quantized_emulated(cpu::KernelTable& table) { cpu::fill_quantized_tiles<cpu::EmulatedTiles>(table); }
+void fill_quantized_emulated(cpu::KernelTable& table) {
+  cpu::fill_quantized_tiles<cpu::EmulatedTiles, cpu::RunExpanded>(table);
+}
 
 }  // namespace shoal::kernel_test

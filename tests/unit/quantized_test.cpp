@@ -35,9 +35,7 @@ TEST_P(PackedFormats, HoldWhatWasStored) {
 TEST_P(PackedFormats, TakeAboutAsMuchMemoryAsTheyTakeInAFile) {
   const PackedFormat& f = *packed_format(*GetParam());
   const double bits = 8.0 * f.record_bytes() / (16 * f.record());
-  const bool codebook =
-      GetParam()->name.starts_with("IQ1") || GetParam()->name.starts_with("IQ2") || GetParam()->name.starts_with("IQ3");
-  EXPECT_LE(bits, GetParam()->bits_per_element() + (codebook ? 2.0 : 0.7));
+  EXPECT_LE(bits, GetParam()->bits_per_element() + 0.35);
 }
 
 const auto kFormatName = [](const auto& format) { return std::string(format.param->name); };

@@ -1,0 +1,250 @@
+#include "kernels/packed_codes.h"
+
+#include <cstring>
+
+#include "base/error.h"
+#include "kernels/packed_format.h"
+
+namespace shoal {
+namespace {
+
+constexpr int kPanel = PackedFormat::kPanel, kQuads = PackedFormat::kQuads, kQuadBytes = PackedFormat::kQuadBytes;
+constexpr int kSteps = 8, kHalfQuads = kSteps / 2 * kQuads;  // of a record; of its half
+constexpr int kHalfTrits = 6 * 64;                           // bytes
+constexpr int kWholeQuads = 24, kFifthQuads = 6;  // of a half: of the first four trits of bytes, and of the fifth
+
+// ---- Planes ----
+
+/// The planes that codes of so many bits are cut into, lowest bits first.
+struct Planes {
+  int width[2];
+};
+constexpr Planes planes_of(int bits) {
+  switch (bits) {
+    case 3:
+      return {{2, 1}};
+    case 5:
+      return {{4, 1}};
+    case 6:
+      return {{4, 2}};
+    default:
+      return {{bits, 0}};
+  }
+}
+
+/// Adds bits [low, low + width) of the expanded codes of a step as a plane; returns where the next one begins.
+std::uint8_t* put_plane(const std::uint8_t* codes, int low, int width, std::uint8_t* to) {
+  const int mask = (1 << width) - 1;
+  for (int q = 0; q < kQuads; ++q) {
+    const std::uint8_t* from = codes + q * kQuadBytes;
+    std::uint8_t* part = to + q % width * kQuadBytes;
+    const int shift = q / width * width;
+    for (int i = 0; i < kQuadBytes; ++i) part[i] |= static_cast<std::uint8_t>(((from[i] >> low) & mask) << shift);
+  }
+  return to + width * kQuadBytes;
+}
+
+const std::uint8_t* get_plane(const std::uint8_t* from, int low, int width, std::uint8_t* codes) {
+  const int mask = (1 << width) - 1;
+  for (int q = 0; q < kQuads; ++q) {
+    const std::uint8_t* part = from + q % width * kQuadBytes;
+    const int shift = q / width * width;
+    std::uint8_t* to = codes + q * kQuadBytes;
+    for (int i = 0; i < kQuadBytes; ++i) to[i] |= static_cast<std::uint8_t>(((part[i] >> shift) & mask) << low);
+  }
+  return from + width * kQuadBytes;
+}
+
+// ---- Fields of two bits and single bits, and four bytes ----
+
+/// Four fields of two bits as the bytes of an integer.
+constexpr std::uint32_t spread_pairs(std::uint32_t fields) {
+  return (fields | fields << 6 | fields << 12 | fields << 18) & 0x03030303u;
+}
+constexpr std::uint32_t spread_bits(std::uint32_t bits) { return (bits * 0x00204081u) & 0x01010101u; }
+
+/// Bits [shift, shift + 2) of four codes as fields of two bits.
+unsigned pairs_of(const std::uint8_t* codes, int shift) {
+  unsigned fields = 0;
+  for (int c = 0; c < 4; ++c) fields |= (unsigned{codes[c]} >> shift & 3u) << (2 * c);
+  return fields;
+}
+unsigned bits_of(const std::uint8_t* codes, int shift) {
+  unsigned bits = 0;
+  for (int c = 0; c < 4; ++c) bits |= (unsigned{codes[c]} >> shift & 1u) << c;
+  return bits;
+}
+
+void store(std::uint32_t four, std::uint8_t* to) { std::memcpy(to, &four, 4); }
+
+// ---- Points ----
+
+constexpr int sign_bit(int point_columns) { return point_columns == 8 ? 2 : 3; }
+
+/// Where a step's parts lie.
+template <class Byte>
+struct PointParts {
+  Byte* numbers;  // [registers][64]
+  Byte* extra;    // [registers][extra_bits][8]
+  Byte* signs;    // [16][4]
+  PointParts(Byte* step, int registers, int extra_bits)
+      : numbers(step), extra(step + registers * 64), signs(extra + registers * extra_bits * 8) {}
+};
+
+void put_points(const PackedFormat& f, int rows, const std::uint8_t* codes, std::byte* step) {
+  const PointSet& set = *f.points;
+  const PointParts<std::byte> parts(step, set.registers(), set.extra_bits);
+  const int quads = set.columns / 4;  // of a point
+  for (int r = 0; r < rows; ++r) {
+    std::uint32_t signs = 0;
+    for (int q = 0; q < kQuads; q += quads) {
+      const std::uint8_t* first = codes + q * kQuadBytes + r * 4;
+      const unsigned key = pairs_of(first, 0) | (quads == 2 ? pairs_of(first + kQuadBytes, 0) : bits_of(first, 2)) << 8;
+      const unsigned number = set.number_of[key];
+      if (number == PointSet::kNoPoint) fail("{} has no point of these coordinates", f.name);
+      const int point = q / quads, in_register = r * 4 + point % 4;
+      parts.numbers[point / 4 * 64 + in_register] = static_cast<std::byte>(number & 255u);
+      for (int bit = 0; bit < set.extra_bits; ++bit) {
+        std::byte& to = parts.extra[(point / 4 * set.extra_bits + bit) * 8 + in_register / 8];
+        to |= static_cast<std::byte>((number >> (8 + bit) & 1u) << (in_register % 8));
+      }
+    }
+    for (int q = 0; q < kQuads; ++q) {
+      signs |= bits_of(codes + q * kQuadBytes + r * 4, sign_bit(set.columns)) << (4 * q);
+    }
+    std::memcpy(parts.signs + r * 4, &signs, 4);
+  }
+}
+
+void take_points(const CodeLayout& f, const std::byte* step, std::uint8_t* codes) {
+  const int registers = f.point_columns == 4 ? 2 : 1, quads = f.point_columns / 4;
+  const PointParts<const std::byte> parts(step, registers, f.extra_bits);
+  const std::uint8_t *first = f.points, *second = f.points + (256 << f.extra_bits);
+  const int shift = sign_bit(f.point_columns);
+  for (int r = 0; r < kPanel; ++r) {
+    std::uint32_t signs;
+    std::memcpy(&signs, parts.signs + r * 4, 4);
+    for (int point = 0; point < kQuads / quads; ++point) {
+      const int in_register = r * 4 + point % 4;
+      auto number = static_cast<unsigned>(parts.numbers[point / 4 * 64 + in_register]);
+      for (int bit = 0; bit < f.extra_bits; ++bit) {
+        const auto from = static_cast<unsigned>(parts.extra[(point / 4 * f.extra_bits + bit) * 8 + in_register / 8]);
+        number |= (from >> (in_register % 8) & 1u) << (8 + bit);
+      }
+      std::uint8_t* to = codes + point * quads * kQuadBytes + r * 4;
+      const auto sign_of = [&](int q) { return spread_bits(signs >> (4 * q) & 15u) << shift; };
+      if (quads == 2) {
+        store(spread_pairs(first[number]) | sign_of(2 * point), to);
+        store(spread_pairs(second[number]) | sign_of(2 * point + 1), to + kQuadBytes);
+      } else {
+        store(spread_pairs(first[number]) | spread_bits(second[number]) << 2 | sign_of(point), to);
+      }
+    }
+  }
+}
+
+// ---- Trits ----
+
+void put_trits(const PackedFormat& f, int rows, const std::uint8_t* codes, std::byte* area) {
+  for (int half = 0; half < 2; ++half) {
+    const std::uint8_t* of_half = codes + half * kHalfQuads * kQuadBytes;
+    for (int r = 0; r < rows; ++r) {
+      for (int k = 0; k < kWholeQuads; ++k) {
+        const std::uint8_t* four = of_half + k * kQuadBytes + r * 4;
+        const int fifth = of_half[(kWholeQuads + k / 4) * kQuadBytes + r * 4 + k % 4] & 3;
+        const int five = (four[0] & 3) + 3 * (four[1] & 3) + 9 * (four[2] & 3) + 27 * (four[3] & 3) + 81 * fifth;
+        area[half * kHalfTrits + k / 4 * 64 + r * 4 + k % 4] = static_cast<std::byte>(five);
+      }
+      for (int i = 0; i < 2; ++i) {
+        const std::uint8_t* four = of_half + (kWholeQuads + kFifthQuads + i) * kQuadBytes + r * 4;
+        area[2 * kHalfTrits + r * 4 + half * 2 + i] = static_cast<std::byte>(pairs_of(four, 0));
+      }
+    }
+  }
+  for (int pair = 0; f.deltas && pair < kSteps * kQuads / 2; ++pair) {
+    for (int r = 0; r < rows; ++r) {
+      const unsigned greater = codes[pair * 2 * kQuadBytes + r * 4] >> 2 & 1u;
+      area[kTritBytes + pair * 2 + r / 8] |= static_cast<std::byte>(greater << (r % 8));
+    }
+  }
+}
+
+void take_trits(const CodeLayout& f, const std::byte* record, int step, std::uint8_t* codes) {
+  const std::byte* area = record + f.codes_at;
+  const std::uint8_t *first = f.points, *second = f.points + 256;
+  const int half = step / (kSteps / 2);
+  for (int q = 0; q < kQuads; ++q) {
+    const int of_half = step % (kSteps / 2) * kQuads + q;
+    std::uint8_t* to = codes + q * kQuadBytes;
+    const auto* bytes = reinterpret_cast<const std::uint8_t*>(area) + half * kHalfTrits;
+    if (of_half < kWholeQuads) {
+      bytes += of_half / 4 * 64 + of_half % 4;
+      for (int r = 0; r < kPanel; ++r) store(spread_pairs(first[bytes[r * 4]]), to + r * 4);
+    } else if (of_half < kWholeQuads + kFifthQuads) {
+      bytes += (of_half - kWholeQuads) * 64;
+      for (int i = 0; i < kQuadBytes; ++i) to[i] = second[bytes[i]];
+    } else {
+      bytes = reinterpret_cast<const std::uint8_t*>(area) + 2 * kHalfTrits + half * 2 + of_half - kWholeQuads - kFifthQuads;
+      for (int r = 0; r < kPanel; ++r) store(spread_pairs(bytes[r * 4]), to + r * 4);
+    }
+    if (f.deltas_at == 0) continue;
+    const auto* greater = reinterpret_cast<const std::uint8_t*>(record) + f.deltas_at + (step * kQuads + q) / 2 * 2;
+    for (int r = 0; r < kPanel; ++r) {
+      const unsigned by = (greater[r / 8] >> (r % 8) & 1u) << 2;
+      for (int c = 0; c < 4; ++c) to[r * 4 + c] = static_cast<std::uint8_t>(to[r * 4 + c] | by);
+    }
+  }
+}
+
+}  // namespace
+
+CodeLayout code_layout(const PackedFormat& f) {
+  const int codes_at = f.head_bytes() + f.scale_bytes();
+  CodeLayout layout{f.coding, f.bits, codes_at, f.step_bytes(), 0, 0, nullptr, 0};
+  if (f.points) {
+    layout.point_columns = f.points->columns;
+    layout.extra_bits = f.points->extra_bits;
+    layout.points = f.points->table.data();
+  }
+  if (f.deltas) layout.deltas_at = codes_at + kTritBytes;
+  return layout;
+}
+
+void put_codes(const PackedFormat& f, int rows, const std::uint8_t* codes, std::byte* record) {
+  std::byte* at = record + f.head_bytes() + f.scale_bytes();
+  if (f.coding == Coding::trits) return put_trits(f, rows, codes, at);
+  const auto planes = planes_of(f.bits);
+  for (int s = 0; s < f.record() / PackedFormat::kStep; ++s, at += f.step_bytes(), codes += kQuads * kQuadBytes) {
+    if (f.coding == Coding::points) {
+      put_points(f, rows, codes, at);
+      continue;
+    }
+    std::uint8_t* next = put_plane(codes, 0, planes.width[0], reinterpret_cast<std::uint8_t*>(at));
+    if (planes.width[1] > 0) put_plane(codes, planes.width[0], planes.width[1], next);
+  }
+}
+
+void take_codes(const CodeLayout& f, const std::byte* record, int step, std::uint8_t* codes) {
+  if (f.coding == Coding::trits) return take_trits(f, record, step, codes);
+  const std::byte* at = record + f.codes_at + step * f.step_bytes;
+  if (f.coding == Coding::points) return take_points(f, at, codes);
+  std::memset(codes, 0, kQuads * kQuadBytes);
+  const auto planes = planes_of(f.bits);
+  const std::uint8_t* next = get_plane(reinterpret_cast<const std::uint8_t*>(at), 0, planes.width[0], codes);
+  if (planes.width[1] > 0) get_plane(next, planes.width[0], planes.width[1], codes);
+}
+
+const PointSet& trit_set() {
+  static const PointSet set = [] {
+    PointSet trits{.columns = 5};
+    for (unsigned five = 0; five < 243; ++five) {
+      const unsigned four = five % 3 | five / 3 % 3 << 2 | five / 9 % 3 << 4 | five / 27 % 3 << 6;
+      trits.table[five] = static_cast<std::uint8_t>(four);
+      trits.table[256 + five] = static_cast<std::uint8_t>(five / 81);
+    }
+    return trits;
+  }();
+  return set;
+}
+
+}  // namespace shoal
