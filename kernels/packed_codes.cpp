@@ -2,7 +2,6 @@
 
 #include <cstring>
 
-#include "base/error.h"
 #include "kernels/packed_format.h"
 
 namespace shoal {
@@ -63,18 +62,6 @@ constexpr std::uint32_t spread_pairs(std::uint32_t fields) {
 }
 constexpr std::uint32_t spread_bits(std::uint32_t bits) { return (bits * 0x00204081u) & 0x01010101u; }
 
-/// Bits [shift, shift + 2) of four codes as fields of two bits.
-unsigned pairs_of(const std::uint8_t* codes, int shift) {
-  unsigned fields = 0;
-  for (int c = 0; c < 4; ++c) fields |= (unsigned{codes[c]} >> shift & 3u) << (2 * c);
-  return fields;
-}
-unsigned bits_of(const std::uint8_t* codes, int shift) {
-  unsigned bits = 0;
-  for (int c = 0; c < 4; ++c) bits |= (unsigned{codes[c]} >> shift & 1u) << c;
-  return bits;
-}
-
 void store(std::uint32_t four, std::uint8_t* to) { std::memcpy(to, &four, 4); }
 
 // ---- Points ----
@@ -90,31 +77,6 @@ struct PointParts {
   PointParts(Byte* step, int registers, int extra_bits)
       : numbers(step), extra(step + registers * 64), signs(extra + registers * extra_bits * 8) {}
 };
-
-void put_points(const PackedFormat& f, int rows, const std::uint8_t* codes, std::byte* step) {
-  const PointSet& set = *f.points;
-  const PointParts<std::byte> parts(step, set.registers(), set.extra_bits);
-  const int quads = set.columns / 4;  // of a point
-  for (int r = 0; r < rows; ++r) {
-    std::uint32_t signs = 0;
-    for (int q = 0; q < kQuads; q += quads) {
-      const std::uint8_t* first = codes + q * kQuadBytes + r * 4;
-      const unsigned key = pairs_of(first, 0) | (quads == 2 ? pairs_of(first + kQuadBytes, 0) : bits_of(first, 2)) << 8;
-      const unsigned number = set.number_of[key];
-      if (number == PointSet::kNoPoint) fail("{} has no point of these coordinates", f.name);
-      const int point = q / quads, in_register = r * 4 + point % 4;
-      parts.numbers[point / 4 * 64 + in_register] = static_cast<std::byte>(number & 255u);
-      for (int bit = 0; bit < set.extra_bits; ++bit) {
-        std::byte& to = parts.extra[(point / 4 * set.extra_bits + bit) * 8 + in_register / 8];
-        to |= static_cast<std::byte>((number >> (8 + bit) & 1u) << (in_register % 8));
-      }
-    }
-    for (int q = 0; q < kQuads; ++q) {
-      signs |= bits_of(codes + q * kQuadBytes + r * 4, sign_bit(set.columns)) << (4 * q);
-    }
-    std::memcpy(parts.signs + r * 4, &signs, 4);
-  }
-}
 
 void take_points(const CodeLayout& f, const std::byte* step, std::uint8_t* codes) {
   const int registers = f.point_columns == 4 ? 2 : 1, quads = f.point_columns / 4;
@@ -145,30 +107,6 @@ void take_points(const CodeLayout& f, const std::byte* step, std::uint8_t* codes
 
 // ---- Trits ----
 
-void put_trits(const PackedFormat& f, int rows, const std::uint8_t* codes, std::byte* area) {
-  for (int half = 0; half < 2; ++half) {
-    const std::uint8_t* of_half = codes + half * kHalfQuads * kQuadBytes;
-    for (int r = 0; r < rows; ++r) {
-      for (int k = 0; k < kWholeQuads; ++k) {
-        const std::uint8_t* four = of_half + k * kQuadBytes + r * 4;
-        const int fifth = of_half[(kWholeQuads + k / 4) * kQuadBytes + r * 4 + k % 4] & 3;
-        const int five = (four[0] & 3) + 3 * (four[1] & 3) + 9 * (four[2] & 3) + 27 * (four[3] & 3) + 81 * fifth;
-        area[half * kHalfTrits + k / 4 * 64 + r * 4 + k % 4] = static_cast<std::byte>(five);
-      }
-      for (int i = 0; i < 2; ++i) {
-        const std::uint8_t* four = of_half + (kWholeQuads + kFifthQuads + i) * kQuadBytes + r * 4;
-        area[2 * kHalfTrits + r * 4 + half * 2 + i] = static_cast<std::byte>(pairs_of(four, 0));
-      }
-    }
-  }
-  for (int pair = 0; f.deltas && pair < kSteps * kQuads / 2; ++pair) {
-    for (int r = 0; r < rows; ++r) {
-      const unsigned greater = codes[pair * 2 * kQuadBytes + r * 4] >> 2 & 1u;
-      area[kTritBytes + pair * 2 + r / 8] |= static_cast<std::byte>(greater << (r % 8));
-    }
-  }
-}
-
 void take_trits(const CodeLayout& f, const std::byte* record, int step, std::uint8_t* codes) {
   const std::byte* area = record + f.codes_at;
   const std::uint8_t *first = f.points, *second = f.points + 256;
@@ -184,7 +122,8 @@ void take_trits(const CodeLayout& f, const std::byte* record, int step, std::uin
       bytes += (of_half - kWholeQuads) * 64;
       for (int i = 0; i < kQuadBytes; ++i) to[i] = second[bytes[i]];
     } else {
-      bytes = reinterpret_cast<const std::uint8_t*>(area) + 2 * kHalfTrits + half * 2 + of_half - kWholeQuads - kFifthQuads;
+      bytes =
+          reinterpret_cast<const std::uint8_t*>(area) + 2 * kHalfTrits + half * 2 + of_half - kWholeQuads - kFifthQuads;
       for (int r = 0; r < kPanel; ++r) store(spread_pairs(bytes[r * 4]), to + r * 4);
     }
     if (f.deltas_at == 0) continue;
@@ -210,17 +149,55 @@ CodeLayout code_layout(const PackedFormat& f) {
   return layout;
 }
 
-void put_codes(const PackedFormat& f, int rows, const std::uint8_t* codes, std::byte* record) {
+void put_planes(const PackedFormat& f, const std::uint8_t* codes, std::byte* record) {
   std::byte* at = record + f.head_bytes() + f.scale_bytes();
-  if (f.coding == Coding::trits) return put_trits(f, rows, codes, at);
   const auto planes = planes_of(f.bits);
   for (int s = 0; s < f.record() / PackedFormat::kStep; ++s, at += f.step_bytes(), codes += kQuads * kQuadBytes) {
-    if (f.coding == Coding::points) {
-      put_points(f, rows, codes, at);
-      continue;
-    }
     std::uint8_t* next = put_plane(codes, 0, planes.width[0], reinterpret_cast<std::uint8_t*>(at));
     if (planes.width[1] > 0) put_plane(codes, planes.width[0], planes.width[1], next);
+  }
+}
+
+void put_points(const PackedFormat& f, int row, const std::uint16_t* numbers, const std::uint32_t* signs,
+                std::byte* record) {
+  const PointSet& set = *f.points;
+  const int points = PackedFormat::kStep / set.columns;  // of a step
+  std::byte* step = record + f.head_bytes();
+  for (int s = 0; s < kSteps; ++s, step += f.step_bytes(), numbers += points) {
+    const PointParts<std::byte> parts(step, set.registers(), set.extra_bits);
+    for (int point = 0; point < points; ++point) {
+      const unsigned number = numbers[point];
+      const int in_register = row * 4 + point % 4;
+      parts.numbers[point / 4 * 64 + in_register] = static_cast<std::byte>(number & 255u);
+      for (int bit = 0; bit < set.extra_bits; ++bit) {
+        std::byte& to = parts.extra[(point / 4 * set.extra_bits + bit) * 8 + in_register / 8];
+        to |= static_cast<std::byte>((number >> (8 + bit) & 1u) << (in_register % 8));
+      }
+    }
+    std::memcpy(parts.signs + row * 4, &signs[s], 4);
+  }
+}
+
+void put_trits(const PackedFormat& f, int row, const std::uint8_t* codes, std::byte* record) {
+  std::byte* area = record + f.head_bytes();
+  for (int half = 0; half < 2; ++half, codes += kHalfQuads * 4) {
+    for (int k = 0; k < kWholeQuads; ++k) {
+      std::uint32_t four;
+      std::memcpy(&four, codes + k * 4, 4);
+      // The top byte of the product: 1, 3, 9 and 27 times the trits, which carries nothing over from the lower bytes.
+      four = (four & 0x03030303u) * 0x0103091bu >> 24;
+      const unsigned fifth = codes[kWholeQuads * 4 + k] & 3u;
+      area[half * kHalfTrits + k / 4 * 64 + row * 4 + k % 4] = static_cast<std::byte>(four + 81 * fifth);
+    }
+    for (int i = 0; i < 2; ++i) {
+      const std::uint8_t* last = codes + (kWholeQuads + kFifthQuads + i) * 4;
+      const unsigned pairs = (last[0] & 3u) | (last[1] & 3u) << 2 | (last[2] & 3u) << 4 | (last[3] & 3u) << 6;
+      area[2 * kHalfTrits + row * 4 + half * 2 + i] = static_cast<std::byte>(pairs);
+    }
+    for (int eight = 0; f.deltas && eight < kHalfQuads / 2; ++eight) {
+      const unsigned greater = unsigned{codes[eight * 8]} >> 2 & 1u;
+      area[kTritBytes + (half * kHalfQuads / 2 + eight) * 2 + row / 8] |= static_cast<std::byte>(greater << (row % 8));
+    }
   }
 }
 

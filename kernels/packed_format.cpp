@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "base/error.h"
 #include "kernels/dtype.h"
 
 namespace shoal {
@@ -32,33 +31,32 @@ float d_of(const PackedFormat& f, const std::byte* record, int row) {
   return half_at(p);
 }
 
-/// Where the nibble of a group's scale or minimum is in a record: bits [shift, shift + 4) of a word.
-struct Nibble {
-  std::int64_t at;
-  int shift;
-};
-Nibble nibble_of(const PackedFormat& f, int group, bool minimum, int row) {
-  const int field = group / 2 * (f.has_dmin() ? 2 : 1) + (minimum ? 1 : 0);
-  return {f.factor_at() + field / 4 * PackedFormat::kFactorBytes + (row * 2 + group % 2) * 2, field % 4 * 4};
+/// With Scales::nibbles: fields of a pair of groups.
+int fields_of_pair(const PackedFormat& f) { return f.has_dmin() ? 2 : 1; }
+
+void put_factors(const PackedFormat& f, const CodeBlock& block, int row, std::byte* record) {
+  const int fields = f.factor_fields(), of_pair = fields_of_pair(f);
+  for (int first = 0; first < fields; first += 4) {
+    std::byte* words = record + f.factor_at() + first / 4 * PackedFormat::kFactorBytes + row * 4;
+    for (int parity = 0; parity < 2; ++parity) {
+      unsigned word = 0;
+      for (int field = first; field < std::min(first + 4, fields); ++field) {
+        const int group = field / of_pair * 2 + parity;
+        const bool minimum = field % of_pair == 1;
+        const auto nibble = static_cast<unsigned>(minimum ? block.minimum[group] : block.scale[group]) & 15u;
+        word |= nibble << (field % 4 * 4);
+      }
+      const auto bits = static_cast<std::uint16_t>(word);
+      std::memcpy(words + parity * 2, &bits, 2);
+    }
+  }
 }
 
-void put_nibble(const Nibble& n, int value, std::byte* record) {
+int nibble_of(const PackedFormat& f, const std::byte* record, int group, bool minimum, int row) {
+  const int field = group / 2 * fields_of_pair(f) + (minimum ? 1 : 0);
   std::uint16_t word;
-  std::memcpy(&word, record + n.at, 2);
-  word = static_cast<std::uint16_t>(word | value << n.shift);
-  std::memcpy(record + n.at, &word, 2);
-}
-int get_nibble(const Nibble& n, const std::byte* record) {
-  std::uint16_t word;
-  std::memcpy(&word, record + n.at, 2);
-  return word >> n.shift & 15;
-}
-
-/// The nibble that means this scale, and the minimum if that comes with it.
-int nibble_for(const PackedFormat& f, std::int8_t scale, std::uint8_t minimum) {
-  for (std::size_t n = 0; n < f.scale_of.size(); ++n)
-    if (f.scale_of[n] == scale && (!f.minima_of_scale || f.minimum_of[n] == minimum)) return static_cast<int>(n);
-  fail("{} has no factor {}", f.name, scale);
+  std::memcpy(&word, record + f.factor_at() + field / 4 * PackedFormat::kFactorBytes + (row * 2 + group % 2) * 2, 2);
+  return word >> (field % 4 * 4) & 15;
 }
 
 /// The scale and the minimum of a group of a record, as whole numbers.
@@ -74,8 +72,8 @@ Factors factors_of(const PackedFormat& f, const std::byte* record, int group, in
             f.minima ? static_cast<std::uint8_t>(step[(groups + in_step) * kPanel + row]) : 1};
   }
   if (f.scales != Scales::nibbles) return {};
-  const auto n = static_cast<std::size_t>(get_nibble(nibble_of(f, group, false, row), record));
-  return {f.scale_of[n], f.has_dmin() ? get_nibble(nibble_of(f, group, true, row), record) : f.minimum_of[n]};
+  const auto n = static_cast<std::size_t>(nibble_of(f, record, group, false, row));
+  return {f.scale_of[n], f.has_dmin() ? nibble_of(f, record, group, true, row) : f.minimum_of[n]};
 }
 
 }  // namespace
@@ -90,18 +88,24 @@ void pack_record(const PackedFormat& f, int rows, const BlockOfRow& block_of, st
     std::memcpy(record + r * f.d_bytes(), &block.d, static_cast<std::size_t>(f.d_bytes()));
     if (f.has_dmin()) std::memcpy(record + kPanel * 2 + r * 2, &block.dmin, 2);
     if (f.zeros) record[f.zero_at() + r] = static_cast<std::byte>(block.zero);
-    for (int q = 0; q < steps * kQuads; ++q) std::memcpy(codes + q * kQuadBytes + r * 4, block.code + q * 4, 4);
-    for (int g = 0; f.scales == Scales::nibbles && g < steps * groups; ++g) {
-      put_nibble(nibble_of(f, g, false, r), nibble_for(f, block.scale[g], block.minimum[g]), record);
-      if (f.has_dmin()) put_nibble(nibble_of(f, g, true, r), block.minimum[g] & 15, record);
-    }
+    put_factors(f, block, r, record);
     for (int g = 0; f.scales == Scales::super && g < steps * groups; ++g) {
       std::byte* step = record + f.head_bytes() + g / groups * f.step_bytes();
       step[g % groups * kPanel + r] = static_cast<std::byte>(block.scale[g]);
       if (f.minima) step[(groups + g % groups) * kPanel + r] = static_cast<std::byte>(block.minimum[g]);
     }
+    switch (f.coding) {
+      case Coding::points:
+        put_points(f, r, block.number, block.signs, record);
+        break;
+      case Coding::trits:
+        put_trits(f, r, block.code, record);
+        break;
+      case Coding::planes:
+        for (int q = 0; q < steps * kQuads; ++q) std::memcpy(codes + q * kQuadBytes + r * 4, block.code + q * 4, 4);
+    }
   }
-  put_codes(f, rows, codes, record);
+  if (f.coding == Coding::planes) put_planes(f, codes, record);
 }
 
 void pack_record(const PackedFormat& f, const std::byte* blocks, std::int64_t stride_bytes, int rows,

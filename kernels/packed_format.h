@@ -18,7 +18,9 @@ namespace shoal {
 /// weight's group, and value(code) the code itself or its entry in the table. With zeros, the offset is the row's zero.
 struct CodeBlock {
   std::uint8_t code[256];
-  std::int8_t scale[16];  // with Scales::super, by group
+  std::uint16_t number[64];  // of points, with Coding::points in place of codes
+  std::uint32_t signs[8];    // with these: of each 32 columns; a set bit is a minus
+  std::int8_t scale[16];     // with Scales::super, by group; with Scales::nibbles the nibble
   std::uint8_t minimum[16];
   std::uint32_t d;     // the bits of an FP16, BF16 or FP32
   std::uint16_t dmin;  // FP16

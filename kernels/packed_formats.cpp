@@ -143,75 +143,73 @@ void take(const BlockIQ4_XS& b, CodeBlock& out) {
   }
 }
 
-/// Codes of magnitudes with signs: the number of the magnitude, plus `negative` below zero.
-template <class Point, class CodeOf>
-void take_point(Point point, unsigned signs, int negative, const CodeOf& code_of, std::uint8_t* code) {
-  for (unsigned i = 0; i < sizeof(Point); ++i) {
-    const int number = code_of(static_cast<int>((point >> (8 * i)) & 255));
-    code[i] = static_cast<std::uint8_t>(number + ((signs >> i) & 1 ? negative : 0));
-  }
-}
-
 constexpr std::array<int, 3> kIq2Magnitudes = {8, 25, 43};
 constexpr std::array<int, 8> kIq3XxsMagnitudes = {4, 12, 20, 28, 36, 44, 52, 62};
 int iq2_code(int magnitude) { return magnitude == 8 ? 0 : magnitude == 25 ? 1 : 2; }
 int iq3_xxs_code(int magnitude) { return magnitude / 8; }  // 62 is the last, as 60 would be
 int iq3_s_code(int magnitude) { return magnitude / 2; }    // 1, 3, .. 15
 
+/// Four scales of four bits after the other, as they are.
+void take_nibbles_of_scales(const std::uint8_t* scales, int groups, CodeBlock& out) {
+  for (int g = 0; g < groups; ++g) out.scale[g] = static_cast<std::int8_t>(half_byte(scales, g));
+}
+/// The signs of 32 columns, eight of them by seven bits.
+std::uint32_t four_even_signs(std::uint32_t bits) {
+  std::uint32_t signs = 0;
+  for (int k = 0; k < 4; ++k) signs |= std::uint32_t{even_signs((bits >> (7 * k)) & 127u)} << (8 * k);
+  return signs;
+}
+
 void take(const BlockIQ2_XXS& b, CodeBlock& out) {
   out.d = b.d.bits;
   for (int g = 0; g < 8; ++g) {
     const std::uint16_t* q = b.qs + 4 * g;
     const std::uint32_t rest = q[2] | static_cast<std::uint32_t>(q[3]) << 16;
-    out.scale[g] = static_cast<std::int8_t>(2 * (rest >> 28) + 1);
-    for (int k = 0; k < 4; ++k) {
-      const unsigned number = (q[k / 2] >> (8 * (k % 2))) & 255u;
-      take_point(iq2_xxs_grid()[number], even_signs((rest >> (7 * k)) & 127u), 4, iq2_code, out.code + 32 * g + 8 * k);
-    }
+    out.scale[g] = static_cast<std::int8_t>(rest >> 28);
+    out.signs[g] = four_even_signs(rest);
+    for (int k = 0; k < 4; ++k) out.number[4 * g + k] = (q[k / 2] >> (8 * (k % 2))) & 255u;
   }
 }
 void take(const BlockIQ2_XS& b, CodeBlock& out) {
   out.d = b.d.bits;
-  for (int g = 0; g < 16; ++g) out.scale[g] = static_cast<std::int8_t>(2 * half_byte(b.scales, g) + 1);
+  take_nibbles_of_scales(b.scales, 16, out);
+  std::fill_n(out.signs, 8, 0u);
   for (int k = 0; k < 32; ++k) {
-    take_point(iq2_xs_grid()[b.qs[k] & 511u], even_signs(b.qs[k] >> 9), 4, iq2_code, out.code + 8 * k);
+    out.number[k] = b.qs[k] & 511u;
+    out.signs[k / 4] |= std::uint32_t{even_signs(b.qs[k] >> 9)} << (k % 4 * 8);
   }
 }
 void take(const BlockIQ2_S& b, CodeBlock& out) {
   out.d = b.d.bits;
-  for (int g = 0; g < 16; ++g) out.scale[g] = static_cast<std::int8_t>(2 * half_byte(b.scales, g) + 1);
+  take_nibbles_of_scales(b.scales, 16, out);
+  std::memcpy(out.signs, b.signs, sizeof out.signs);
   for (int k = 0; k < 32; ++k) {
-    const unsigned number = b.qs[k] | ((b.qh[k / 4] >> (2 * (k % 4))) & 3u) << 8;
-    take_point(iq2_s_grid()[number], b.signs[k], 4, iq2_code, out.code + 8 * k);
+    out.number[k] = static_cast<std::uint16_t>(b.qs[k] | ((b.qh[k / 4] >> (2 * (k % 4))) & 3u) << 8);
   }
 }
 void take(const BlockIQ3_XXS& b, CodeBlock& out) {
   out.d = b.d.bits;
+  std::copy_n(b.qs, 64, out.number);
   for (int g = 0; g < 8; ++g) {
     std::uint32_t rest;
     std::memcpy(&rest, b.signs_and_scales + 4 * g, 4);
-    out.scale[g] = static_cast<std::int8_t>(2 * (rest >> 28) + 1);
-    for (int k = 0; k < 8; ++k) {
-      const unsigned signs = even_signs((rest >> (7 * (k / 2))) & 127u);
-      take_point(iq3_xxs_grid()[b.qs[8 * g + k]], signs >> (4 * (k % 2)), 8, iq3_xxs_code, out.code + 32 * g + 4 * k);
-    }
+    out.scale[g] = static_cast<std::int8_t>(rest >> 28);
+    out.signs[g] = four_even_signs(rest);
   }
 }
 void take(const BlockIQ3_S& b, CodeBlock& out) {
   out.d = b.d.bits;
-  for (int g = 0; g < 8; ++g) out.scale[g] = static_cast<std::int8_t>(2 * half_byte(b.scales, g) + 1);
+  take_nibbles_of_scales(b.scales, 8, out);
+  std::memcpy(out.signs, b.signs, sizeof out.signs);
   for (int k = 0; k < 64; ++k) {
-    const unsigned number = b.qs[k] | ((b.qh[k / 8] >> (k % 8)) & 1u) << 8;
-    take_point(iq3_s_grid()[number], b.signs[k / 2] >> (4 * (k % 2)), 8, iq3_s_code, out.code + 4 * k);
+    out.number[k] = static_cast<std::uint16_t>(b.qs[k] | ((b.qh[k / 8] >> (k % 8)) & 1u) << 8);
   }
 }
 /// scale * (code - 1 + delta): the minimum is scale / 8 times 7 or 9.
 void take(const BlockIQ1_S& b, CodeBlock& out) {
   out.d = b.d.bits;
   for (int g = 0; g < 8; ++g) {
-    const int s = 2 * ((b.qh[g] >> 12) & 7) + 1;
-    out.scale[g] = static_cast<std::int8_t>(s);
-    out.minimum[g] = static_cast<std::uint8_t>(s * (b.qh[g] & 0x8000u ? 9 : 7));
+    out.scale[g] = static_cast<std::int8_t>(b.qh[g] >> 12);
     for (int k = 4 * g; k < 4 * g + 4; ++k) {
       const std::uint64_t point = iq1_grid()[b.qs[k] | ((b.qh[g] >> (3 * (k % 4))) & 7u) << 8];
       for (int i = 0; i < 8; ++i) out.code[8 * k + i] = static_cast<std::uint8_t>(point >> (8 * i)) + 1;
@@ -222,7 +220,7 @@ void take(const BlockIQ1_S& b, CodeBlock& out) {
 void take(const BlockIQ1_M& b, CodeBlock& out) {
   out.d = b.d().bits;
   for (int g = 0; g < 16; ++g) {
-    out.scale[g] = static_cast<std::int8_t>(2 * ((b.scales[g / 4] >> (3 * (g % 4))) & 7) + 1);
+    out.scale[g] = static_cast<std::int8_t>((b.scales[g / 4] >> (3 * (g % 4))) & 7);
   }
   for (int k = 0; k < 32; ++k) {
     const unsigned high = half_byte(b.qh, k);
@@ -324,7 +322,6 @@ template <class Point, std::size_t kCount>
 PointSet points_of(std::span<const Point, kCount> grid, int (*number_of)(int)) {
   constexpr int kColumns = sizeof(Point), kExtraBits = std::bit_width(kCount) - 9;
   PointSet set{.columns = kColumns, .extra_bits = kExtraBits};
-  set.number_of.assign(65536, PointSet::kNoPoint);
   for (std::size_t i = 0; i < kCount; ++i) {
     unsigned first = 0, second = 0;
     for (int c = 0; c < kColumns; ++c) {
@@ -335,7 +332,6 @@ PointSet points_of(std::span<const Point, kCount> grid, int (*number_of)(int)) {
     }
     set.table[i] = static_cast<std::uint8_t>(first);
     set.table[kCount + i] = static_cast<std::uint8_t>(second);
-    set.number_of[first | second << 8] = static_cast<std::uint16_t>(i);
   }
   return set;
 }

@@ -1,12 +1,13 @@
 #pragma once
 #include "kernels/cpu/vnni512_expanded.h"
 
-/// The codes of points and trits (packed_codes.h) with AVX-512 VBMI, which looks 64 bytes up at once and takes a byte from
-/// any bit on.
+/// The codes of points and trits (packed_codes.h) with AVX-512 VBMI, which looks 64 bytes up at once and takes a byte
+/// from any bit on.
 namespace shoal::cpu {
 namespace {
 
-/// Where _mm512_multishift_epi64_epi8 takes each byte of a quad from: row r's four bytes lie in the 32 bits that hold row r.
+/// Where _mm512_multishift_epi64_epi8 takes each byte of a quad from: row r's four bytes lie in the 32 bits that hold
+/// row r.
 struct Places {
   alignas(64) std::uint8_t at[64];
 };
@@ -164,8 +165,7 @@ struct Coded512 : Expanded512 {
     }
     const std::byte* step = record + f.codes.codes_at + first_step * f.step_bytes;
     if (f.codes.point_columns == 4) {
-      return f.codes.extra_bits == 0 ? take_points<4, 0>(f, step, out.code)
-                                     : take_points<4, 1>(f, step, out.code);
+      return f.codes.extra_bits == 0 ? take_points<4, 0>(f, step, out.code) : take_points<4, 1>(f, step, out.code);
     }
     switch (f.codes.extra_bits) {
       case 0:

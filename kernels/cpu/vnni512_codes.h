@@ -157,6 +157,5 @@ using DirectProduct = void (*)(const QuantizedLayout& f, const DirectStep& todo)
 constexpr int kDirectWidths[] = {1, 2, 3, 4, 5, 6, 7, 8};
 constexpr int kWidest = 8;
 
-
 }  // namespace
 }  // namespace shoal::cpu

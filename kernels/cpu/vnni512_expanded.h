@@ -1,8 +1,8 @@
 #pragma once
 #include "kernels/cpu/vnni512.h"
 
-/// Products with AVX-512 VNNI of blocks that were expanded to bytes (gemm_quantized.inl): of formats whose codes cost too
-/// much to take out to do so for every tile.
+/// Products with AVX-512 VNNI of blocks that were expanded to bytes (gemm_quantized.inl): of formats whose codes cost
+/// too much to take out to do so for every tile.
 namespace shoal::cpu {
 namespace {
 
