@@ -11,8 +11,9 @@ struct CodeLayout {
   Coding coding;
   int bits, codes_at, step_bytes;  // codes_at: of step 0, in the record
   int point_columns, extra_bits;
-  const std::uint8_t* points;  // PointSet::table
-  int deltas_at;               // in the record; 0: none
+  const std::uint8_t* points;        // PointSet::table
+  const std::uint32_t* point_codes;  // PointSet::codes
+  int deltas_at;                     // in the record; 0: none
 };
 
 /// The codes [8 quads][16 rows][4] of a step.

@@ -81,7 +81,7 @@ struct PointParts {
 void take_points(const CodeLayout& f, const std::byte* step, std::uint8_t* codes) {
   const int registers = f.point_columns == 4 ? 2 : 1, quads = f.point_columns / 4;
   const PointParts<const std::byte> parts(step, registers, f.extra_bits);
-  const std::uint8_t *first = f.points, *second = f.points + (256 << f.extra_bits);
+  const std::uint32_t *first = f.point_codes, *second = f.point_codes + (256 << f.extra_bits);
   const int shift = sign_bit(f.point_columns);
   for (int r = 0; r < kPanel; ++r) {
     std::uint32_t signs;
@@ -96,10 +96,10 @@ void take_points(const CodeLayout& f, const std::byte* step, std::uint8_t* codes
       std::uint8_t* to = codes + point * quads * kQuadBytes + r * 4;
       const auto sign_of = [&](int q) { return spread_bits(signs >> (4 * q) & 15u) << shift; };
       if (quads == 2) {
-        store(spread_pairs(first[number]) | sign_of(2 * point), to);
-        store(spread_pairs(second[number]) | sign_of(2 * point + 1), to + kQuadBytes);
+        store(first[number] | sign_of(2 * point), to);
+        store(second[number] | sign_of(2 * point + 1), to + kQuadBytes);
       } else {
-        store(spread_pairs(first[number]) | spread_bits(second[number]) << 2 | sign_of(point), to);
+        store(first[number] | sign_of(point), to);
       }
     }
   }
@@ -109,7 +109,7 @@ void take_points(const CodeLayout& f, const std::byte* step, std::uint8_t* codes
 
 void take_trits(const CodeLayout& f, const std::byte* record, int step, std::uint8_t* codes) {
   const std::byte* area = record + f.codes_at;
-  const std::uint8_t *first = f.points, *second = f.points + 256;
+  const std::uint8_t* fifth = f.points + 256;
   const int half = step / (kSteps / 2);
   for (int q = 0; q < kQuads; ++q) {
     const int of_half = step % (kSteps / 2) * kQuads + q;
@@ -117,10 +117,10 @@ void take_trits(const CodeLayout& f, const std::byte* record, int step, std::uin
     const auto* bytes = reinterpret_cast<const std::uint8_t*>(area) + half * kHalfTrits;
     if (of_half < kWholeQuads) {
       bytes += of_half / 4 * 64 + of_half % 4;
-      for (int r = 0; r < kPanel; ++r) store(spread_pairs(first[bytes[r * 4]]), to + r * 4);
+      for (int r = 0; r < kPanel; ++r) store(f.point_codes[bytes[r * 4]], to + r * 4);
     } else if (of_half < kWholeQuads + kFifthQuads) {
       bytes += (of_half - kWholeQuads) * 64;
-      for (int i = 0; i < kQuadBytes; ++i) to[i] = second[bytes[i]];
+      for (int i = 0; i < kQuadBytes; ++i) to[i] = fifth[bytes[i]];
     } else {
       bytes =
           reinterpret_cast<const std::uint8_t*>(area) + 2 * kHalfTrits + half * 2 + of_half - kWholeQuads - kFifthQuads;
@@ -139,11 +139,16 @@ void take_trits(const CodeLayout& f, const std::byte* record, int step, std::uin
 
 CodeLayout code_layout(const PackedFormat& f) {
   const int codes_at = f.head_bytes() + f.scale_bytes();
-  CodeLayout layout{f.coding, f.bits, codes_at, f.step_bytes(), 0, 0, nullptr, 0};
+  CodeLayout layout{};
+  layout.coding = f.coding;
+  layout.bits = f.bits;
+  layout.codes_at = codes_at;
+  layout.step_bytes = f.step_bytes();
   if (f.points) {
     layout.point_columns = f.points->columns;
     layout.extra_bits = f.points->extra_bits;
     layout.points = f.points->table.data();
+    layout.point_codes = f.points->codes.data();
   }
   if (f.deltas) layout.deltas_at = codes_at + kTritBytes;
   return layout;
@@ -211,6 +216,15 @@ void take_codes(const CodeLayout& f, const std::byte* record, int step, std::uin
   if (planes.width[1] > 0) get_plane(next, planes.width[0], planes.width[1], codes);
 }
 
+void spread_table(PointSet& set) {
+  const auto size = static_cast<std::size_t>(set.size());
+  for (std::size_t i = 0; i < size; ++i) {
+    const std::uint32_t first = spread_pairs(set.table[i]), second = set.table[size + i];
+    set.codes[i] = set.columns == 4 ? first | spread_bits(second) << 2 : first;
+    if (set.columns == 8) set.codes[size + i] = spread_pairs(second);
+  }
+}
+
 const PointSet& trit_set() {
   static const PointSet set = [] {
     PointSet trits{.columns = 5};
@@ -219,6 +233,7 @@ const PointSet& trit_set() {
       trits.table[five] = static_cast<std::uint8_t>(four);
       trits.table[256 + five] = static_cast<std::uint8_t>(five / 81);
     }
+    spread_table(trits);
     return trits;
   }();
   return set;

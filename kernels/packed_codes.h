@@ -34,6 +34,9 @@ struct PointSet {
   /// [2][256 << extra_bits]. Two bits for each of the first four columns; then for each of the last four, or (points of
   /// 4 columns) the third bit of each, or (trits) the fifth trit.
   alignas(64) std::array<std::uint8_t, 2048> table{};
+  /// [2][256 << extra_bits], or without the second half (trits, points of 4 columns): the codes of four columns, a byte
+  /// each.
+  alignas(64) std::array<std::uint32_t, 2048> codes{};
   int size() const { return 256 << extra_bits; }
   /// Registers of 64 numbers in a step.
   int registers() const { return columns == 4 ? 2 : 1; }
@@ -54,6 +57,9 @@ void put_points(const PackedFormat& format, int row, const std::uint16_t* number
                 std::byte* record);
 /// A row's codes [256].
 void put_trits(const PackedFormat& format, int row, const std::uint8_t* codes, std::byte* record);
+
+/// Fills `codes` from the table.
+void spread_table(PointSet& set);
 
 /// The five trits of a byte as PointSet::table has them.
 const PointSet& trit_set();

@@ -333,6 +333,7 @@ PointSet points_of(std::span<const Point, kCount> grid, int (*number_of)(int)) {
     set.table[i] = static_cast<std::uint8_t>(first);
     set.table[kCount + i] = static_cast<std::uint8_t>(second);
   }
+  spread_table(set);
   return set;
 }
 PackedFormat with_points(PackedFormat f, const PointSet& points) {

@@ -6,7 +6,7 @@
     perf-venv/bin/python perf/engine.py --folder /tmp/models --types Q8_0 Q4_K_M BF16 FP8 --threads 2
 
 The model is made here: R1's architecture with 1.6 billion parameters and random weights, quantized by llama.cpp's own
-quantizer; or (--shape r1-layers --types Q4_K Q2_K) layers of R1's full size, whose matrices have one type each and whose
+quantizer; or (--shape r1-layers --types Q4_K IQ1_S) layers of R1's full size, whose matrices have one type each and whose
 experts are copies of one, because 256 different ones would take an hour to quantize. Nothing is downloaded. A cell is the
 best of --rounds rounds; the table gives tokens/s of all sequences together. FP8 is of random weights, and Shoal's alone.
 """
@@ -39,7 +39,9 @@ SHAPES = {
 }
 MODEL = SHAPES["moe-1.6b"]
 FILE_TYPES = {"BF16": 32, "Q8_0": 7, "Q6_K": 18, "Q5_K_M": 17, "Q4_K_M": 15, "Q4_0": 2, "Q3_K_M": 12, "Q2_K": 10}
-TYPES = {"moe-1.6b": [*FILE_TYPES, "FP8"], "r1-layers": ["Q8_0", "Q6_K", "Q4_K", "Q2_K", "FP8"]}
+# As in the dynamic files, the IQ types are those of the routed experts, and all else is Q4_K.
+TYPES = {"moe-1.6b": [*FILE_TYPES, "FP8"],
+         "r1-layers": ["Q8_0", "Q6_K", "Q4_K", "Q2_K", "IQ3_XXS", "IQ2_XXS", "IQ1_S", "FP8"]}
 PROMPT, STEPS = 256, 24
 HAS_AMX = b"AMX_INT8 = 1" in llama_cpp.llama_print_system_info()
 
@@ -90,16 +92,17 @@ def blocks_of(values, kind):
     quantize_chunk = _ggml.libggml.ggml_quantize_chunk
     quantize_chunk.restype = ctypes.c_size_t
     quantize_chunk.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p] + 3 * [ctypes.c_int64] + [ctypes.c_void_p]
-    written = quantize_chunk(int(kind), values.ctypes.data, out.ctypes.data, 0, rows, cols, None)
+    importance = np.ones(cols, np.float32)  # which some types ask for
+    written = quantize_chunk(int(kind), values.ctypes.data, out.ctypes.data, 0, rows, cols, importance.ctypes.data)
     assert written == out.nbytes
     return out
 
 
 def type_of(name, shape, kind):
-    """Of a matrix in a file of `kind`: the router is FP32, and what has no whole blocks of 256 is Q8_0."""
+    """Of a matrix in a file of `kind`: the router is FP32, and what has no whole blocks is Q8_0."""
     if "ffn_gate_inp" in name:
         return gguf.GGMLQuantizationType.F32
-    kind = gguf.GGMLQuantizationType[kind]
+    kind = gguf.GGMLQuantizationType["Q4_K" if kind.startswith("IQ") and "_exps" not in name else kind]
     return kind if shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] == 0 else gguf.GGMLQuantizationType.Q8_0
 
 

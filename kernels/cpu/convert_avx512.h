@@ -1,5 +1,7 @@
 #pragma once
 #include "kernels/cpu/simd_avx512.h"
+// After the instructions it uses.
+#include "kernels/cpu/coded_avx2.h"
 
 namespace shoal::cpu {
 namespace {
@@ -75,6 +77,9 @@ struct Convert512 {
     _mm512_storeu_si512(out, _mm512_ternarylogic_epi32(value, code, sign, kOrAnd));
   }
 
+  static void take_coded(const QuantizedLayout& f, const std::byte* record, int step, std::uint8_t* codes) {
+    take_coded_step(f, record, step, codes);
+  }
   static void look_up(std::uint8_t* codes, const std::uint8_t* table) {
     const __m512i entries = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
     for (int i = 0; i < 512; i += 64) {

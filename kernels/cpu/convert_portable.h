@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "kernels/cpu/kernel_table.h"
 #include "kernels/cpu/planes.h"
 #include "kernels/dtype.h"
 
@@ -67,6 +68,10 @@ struct ConvertPortable {
 
   static void look_up(std::uint8_t* codes, const std::uint8_t* table) {
     for (int i = 0; i < 512; ++i) codes[i] = table[codes[i]];
+  }
+  static void take_coded(const QuantizedLayout& f, const std::byte* record, int step, std::uint8_t* codes) {
+    take_codes(f.codes, record, step, codes);
+    if (f.table) look_up(codes, f.table);
   }
 };
 

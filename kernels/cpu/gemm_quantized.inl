@@ -9,6 +9,7 @@
 //   take_nibbles(words, shift, table, to)   the table's entries for bits [shift, shift + 4) of 16 words of 32 bits
 //   take_plane<W, L>(from, codes)   bits [L, L + W) of a step's codes (planes.h)
 //   look_up(codes, table) replaces the codes of a step by their table entries
+//   take_coded(f, record, step, codes)   a step of a format that is coded(), table entries looked up
 //   multiply<T, G>(...)   the inner loop: T tokens, G scales a step
 //
 // Activations become bytes, a block of 128 columns (of 32 for codes of 8 bits) at a time with one scale s, so that a
@@ -250,11 +251,11 @@ inline void expand(const QuantizedLayout& f, const std::byte* panel, std::int64_
     const std::byte* step = record + f.head_bytes + at % steps_of_record * f.step_bytes;
     std::uint8_t* codes = out.code + s * kStepCodes;
     if (f.coded()) {
-      take_codes(f.codes, record, static_cast<int>(at % steps_of_record), codes);
+      Isa::take_coded(f, record, static_cast<int>(at % steps_of_record), codes);
     } else {
       take_plain_codes<Isa>(f.bits, reinterpret_cast<const std::uint8_t*>(step + f.scale_bytes), codes);
+      if (f.table) Isa::look_up(codes, f.table);
     }
-    if (f.table) Isa::look_up(codes, f.table);
     if (wide) {
       for (int i = 0; i < kStepCodes; ++i) codes[i] ^= 0x80;
     }

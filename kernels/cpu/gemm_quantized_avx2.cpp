@@ -1,6 +1,6 @@
-#include "kernels/cpu/planes.h"
 #include "kernels/cpu/simd_avx2.h"
-// The products need the operations above.
+// These need the operations above.
+#include "kernels/cpu/coded_avx2.h"
 #include "kernels/cpu/gemm_quantized.inl"
 
 namespace shoal::cpu {
@@ -47,9 +47,24 @@ struct Avx2 {
 
   template <int kWidth, int kLow>
   static void take_plane(const std::uint8_t* from, std::uint8_t* codes) {
-    take_plane_of_words<kWidth, kLow>(from, codes);
+    const __m256i mask = _mm256_set1_epi8((1 << kWidth) - 1);
+    for (int half = 0; half < 64; half += 32) {
+      __m256i plane[kWidth];
+#pragma GCC unroll 4
+      for (int i = 0; i < kWidth; ++i) plane[i] = load_256(from + i * 64 + half);
+#pragma GCC unroll 8
+      for (int q = 0; q < 8; ++q) {
+        auto* to = reinterpret_cast<__m256i*>(codes + q * 64 + half);
+        __m256i bits = _mm256_and_si256(_mm256_srli_epi64(plane[q % kWidth], q / kWidth * kWidth), mask);
+        if constexpr (kLow > 0) bits = _mm256_or_si256(_mm256_slli_epi64(bits, kLow), _mm256_load_si256(to));
+        _mm256_store_si256(to, bits);
+      }
+    }
   }
 
+  static void take_coded(const QuantizedLayout& f, const std::byte* record, int step, std::uint8_t* codes) {
+    take_coded_step(f, record, step, codes);
+  }
   static void look_up(std::uint8_t* codes, const std::uint8_t* table) {
     const __m256i entries = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
     for (int i = 0; i < kStepCodes; i += 32) {
