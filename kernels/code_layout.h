@@ -6,6 +6,10 @@
 
 namespace shoal {
 
+/// Of half a record of Coding::trits: quads whose codes are the first four trits of bytes, those whose codes are the
+/// fifth, and the bytes.
+constexpr int kWholeTritQuads = 24, kFifthTritQuads = 6, kHalfTritBytes = 6 * 64;
+
 /// What a reader of packed codes (packed_codes.h) needs to know, as plain numbers.
 struct CodeLayout {
   Coding coding;

@@ -9,8 +9,6 @@ namespace {
 
 constexpr int kPanel = PackedFormat::kPanel, kQuads = PackedFormat::kQuads, kQuadBytes = PackedFormat::kQuadBytes;
 constexpr int kSteps = 8, kHalfQuads = kSteps / 2 * kQuads;  // of a record; of its half
-constexpr int kHalfTrits = 6 * 64;                           // bytes
-constexpr int kWholeQuads = 24, kFifthQuads = 6;  // of a half: of the first four trits of bytes, and of the fifth
 
 // ---- Planes ----
 
@@ -114,16 +112,16 @@ void take_trits(const CodeLayout& f, const std::byte* record, int step, std::uin
   for (int q = 0; q < kQuads; ++q) {
     const int of_half = step % (kSteps / 2) * kQuads + q;
     std::uint8_t* to = codes + q * kQuadBytes;
-    const auto* bytes = reinterpret_cast<const std::uint8_t*>(area) + half * kHalfTrits;
-    if (of_half < kWholeQuads) {
+    const auto* bytes = reinterpret_cast<const std::uint8_t*>(area) + half * kHalfTritBytes;
+    if (of_half < kWholeTritQuads) {
       bytes += of_half / 4 * 64 + of_half % 4;
       for (int r = 0; r < kPanel; ++r) store(f.point_codes[bytes[r * 4]], to + r * 4);
-    } else if (of_half < kWholeQuads + kFifthQuads) {
-      bytes += (of_half - kWholeQuads) * 64;
+    } else if (of_half < kWholeTritQuads + kFifthTritQuads) {
+      bytes += (of_half - kWholeTritQuads) * 64;
       for (int i = 0; i < kQuadBytes; ++i) to[i] = fifth[bytes[i]];
     } else {
-      bytes =
-          reinterpret_cast<const std::uint8_t*>(area) + 2 * kHalfTrits + half * 2 + of_half - kWholeQuads - kFifthQuads;
+      bytes = reinterpret_cast<const std::uint8_t*>(area) + 2 * kHalfTritBytes + half * 2 + of_half - kWholeTritQuads -
+              kFifthTritQuads;
       for (int r = 0; r < kPanel; ++r) store(spread_pairs(bytes[r * 4]), to + r * 4);
     }
     if (f.deltas_at == 0) continue;
@@ -186,18 +184,18 @@ void put_points(const PackedFormat& f, int row, const std::uint16_t* numbers, co
 void put_trits(const PackedFormat& f, int row, const std::uint8_t* codes, std::byte* record) {
   std::byte* area = record + f.head_bytes();
   for (int half = 0; half < 2; ++half, codes += kHalfQuads * 4) {
-    for (int k = 0; k < kWholeQuads; ++k) {
+    for (int k = 0; k < kWholeTritQuads; ++k) {
       std::uint32_t four;
       std::memcpy(&four, codes + k * 4, 4);
       // The top byte of the product: 1, 3, 9 and 27 times the trits, which carries nothing over from the lower bytes.
       four = (four & 0x03030303u) * 0x0103091bu >> 24;
-      const unsigned fifth = codes[kWholeQuads * 4 + k] & 3u;
-      area[half * kHalfTrits + k / 4 * 64 + row * 4 + k % 4] = static_cast<std::byte>(four + 81 * fifth);
+      const unsigned fifth = codes[kWholeTritQuads * 4 + k] & 3u;
+      area[half * kHalfTritBytes + k / 4 * 64 + row * 4 + k % 4] = static_cast<std::byte>(four + 81 * fifth);
     }
     for (int i = 0; i < 2; ++i) {
-      const std::uint8_t* last = codes + (kWholeQuads + kFifthQuads + i) * 4;
+      const std::uint8_t* last = codes + (kWholeTritQuads + kFifthTritQuads + i) * 4;
       const unsigned pairs = (last[0] & 3u) | (last[1] & 3u) << 2 | (last[2] & 3u) << 4 | (last[3] & 3u) << 6;
-      area[2 * kHalfTrits + row * 4 + half * 2 + i] = static_cast<std::byte>(pairs);
+      area[2 * kHalfTritBytes + row * 4 + half * 2 + i] = static_cast<std::byte>(pairs);
     }
     for (int eight = 0; f.deltas && eight < kHalfQuads / 2; ++eight) {
       const unsigned greater = unsigned{codes[eight * 8]} >> 2 & 1u;

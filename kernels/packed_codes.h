@@ -11,18 +11,19 @@
 /// Coding::planes: for each step planes of 4, 2 and 1 bits (or of 8), each [quads][16 rows][4 columns]. A plane of b
 /// bits has 8 / b quads in a byte: byte i of its part j holds those of quads j, j + b, j + 2 b, ...
 ///
+// clang-format off
 /// Coding::points: for each step
-///     numbers [quads or pairs of quads / 4][16 rows][4]       bytes: points of 4 or 8 columns, their numbers' lower
-///     bits further bits [that many][extra_bits][64 bits]           of the same numbers, in the same order signs [16
-///     rows]                                         32 bits: column by column
-/// The code of a column is the number of its coordinate (two bits of points of 8 columns, three of points of 4), and
-/// the sign in the next bit.
+///     numbers [quads, or pairs of quads, / 4][16 rows][4]     bytes: the lower bits of numbers of points of 4 or 8 columns
+///     further bits [as many][extra_bits][64 bits]             of the same numbers, in the same order
+///     signs [16 rows]                                         32 bits: column by column
+/// The code of a column is the number of its coordinate (two bits of points of 8 columns, three of points of 4), and the
+/// sign in the next bit.
 ///
 /// Coding::trits: for each half of the record, 128 columns,
-///     [6][16 rows][4]       bytes of five trits: byte k of a row has those of columns 4 k to 4 k + 3 and of column 96
-///     + k
-/// then [16 rows][2 halves][2]  bytes of four codes of two bits: columns 120 to 127
+///     [6][16 rows][4]             bytes of five trits: byte k of a row has those of columns 4 k to 4 k + 3 and of 96 + k
+/// then [16 rows][2 halves][2]     bytes of four codes of two bits: columns 120 to 127
 /// then with deltas [32][16 rows]  a bit for 8 columns of a row
+// clang-format on
 namespace shoal {
 
 struct PackedFormat;

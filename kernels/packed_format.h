@@ -64,7 +64,7 @@ struct PackedFormat {
   bool minima_of_scale = false;
   Coding coding = Coding::planes;
   const PointSet* points = nullptr;  // of Coding::trits and points
-  bool deltas = false;               // with trits: a bit for each 8 columns says which codes are 4 greater
+  bool deltas = false;               // with trits and a table: a bit for each 8 columns makes their codes 4 greater
   bool has_table = false;
   std::array<std::uint8_t, 16> table{};  // of codes of 3 or 4 bits
   void (*decode)(const std::byte* block, CodeBlock& out) = nullptr;

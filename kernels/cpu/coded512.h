@@ -124,7 +124,7 @@ void take_points(const QuantizedLayout& f, const std::byte* step, std::uint8_t* 
 /// Half a record of Coding::trits.
 template <bool kDeltas>
 void take_trits_of_block(const QuantizedLayout& f, const std::byte* record, int half, std::uint8_t* codes) {
-  constexpr int kParts = 6, kQuadsOfBlock = kBlockSteps * kQuadsOfStep;
+  constexpr int kParts = kFifthTritQuads, kQuadsOfBlock = kBlockSteps * kQuadsOfStep;
   const std::byte* area = record + f.codes.codes_at;
   const __m512i three = _mm512_set1_epi8(3);
   __m512i entries = three;
@@ -176,6 +176,37 @@ struct Coded512 : Expanded512 {
         return take_points<8, 2>(f, step, out.code);
     }
   }
+
+ private:
+  /// Of centred codes.
+  template <int kGroups>
+  static SHOAL_INLINE void take_scales_of(const QuantizedLayout& f, const std::byte* record, int half, Expanded& out) {
+    constexpr __mmask64 kLowBytes = 0x1111111111111111u;
+    const auto factors = BlockFactors<kGroups, false>::load(f, record, half);
+    const __m512i scale_of = table_of_16(f.scale_of);
+    const __m512 d = WholeUnits::read_halves(record, f.unit);
+#pragma GCC unroll 8
+    for (int g = 0; g < kBlockSteps * kGroups; ++g) {
+      const __m512i factor = _mm512_maskz_shuffle_epi8(kLowBytes, scale_of, factors.group(g));
+      _mm512_store_ps(out.scale[g], _mm512_mul_ps(d, _mm512_cvtepi32_ps(factor)));
+    }
+  }
+  static SHOAL_INLINE void take_one_scale(const QuantizedLayout& f, const std::byte* record, Expanded& out) {
+    const __m512 d = WholeUnits::read_halves(record, f.unit);
+#pragma GCC unroll 4
+    for (int s = 0; s < kBlockSteps; ++s) {
+      _mm512_store_ps(out.scale[s], d);
+      _mm512_store_ps(out.minimum[s], _mm512_mul_ps(d, _mm512_set1_ps(f.offset * kSumUnit)));
+    }
+  }
+
+  /// Scales of a block of a format that is_coded(), whose records have 256 columns.
+  static void take_scales(const QuantizedLayout& f, const std::byte* record, int first_step, Expanded& out) {
+    if (has_whole_factors(f)) return take_pairs(f, record, first_step, out);
+    const int half = first_step / kBlockSteps;
+    if (!f.nibbles) return take_one_scale(f, record, out);
+    f.groups == 2 ? take_scales_of<2>(f, record, half, out) : take_scales_of<1>(f, record, half, out);
+  }
 };
 
 /// Asks for so many bytes some pages behind `from`: of the panels of this call, which end at `end`, or of those that
@@ -190,7 +221,7 @@ inline void ask_for_next(const std::byte* from, std::int64_t bytes, const std::b
   for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
 }
 
-/// run_quantized() for formats that are coded(), all of which have records of 256 columns.
+/// run_quantized() for formats that are is_coded(), all of which have records of 256 columns.
 template <class Isa>
 void run_coded(const Weights& w, std::int64_t first, std::int64_t panels, const PackedTile* tiles, int n_tiles,
                std::byte* scratch) {
@@ -212,6 +243,7 @@ void run_coded(const Weights& w, std::int64_t first, std::int64_t panels, const 
   Isa::end();
 }
 
+/// How these products run, as gemm_quantized_amx.inl asks: Expand, an Isa for few tokens, and the product by an Isa.
 struct RunCoded {
   using Expand = Coded512;
   template <class Isa>

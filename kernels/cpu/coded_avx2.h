@@ -3,8 +3,8 @@
 
 #include "kernels/cpu/kernel_table.h"
 
-/// Included after the simd header of an instruction set. The codes of points and trits (packed_codes.h) with AVX2: four at a time from a table, then signs and the entries of
-/// the format's table, 32 at a time.
+/// Included after the simd header of an instruction set. The codes of points and trits (packed_codes.h) with AVX2: four
+/// at a time from a table, then signs and the entries of the format's table, 32 at a time.
 namespace shoal::cpu {
 namespace {
 
@@ -70,30 +70,30 @@ inline void take_points_step(const QuantizedLayout& f, const std::byte* step, st
   const __m256i of_rows[2] = {load_256(signs), load_256(signs + 32)};
   const __m256i dwords = _mm256_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12, 0, 0, 0, 0, 4, 4, 4, 4, 8,
                                           8, 8, 8, 12, 12, 12, 12);
-  finish_codes(f, codes, [&](int q, int half) __attribute__((always_inline)) {
-    const __m256i byte = _mm256_add_epi8(dwords, _mm256_set1_epi8(static_cast<char>(q / 2)));
-    const __m256i bit = _mm256_set1_epi32(q % 2 == 0 ? 0x08040201 : static_cast<int>(0x80402010u));
-    const __m256i eight = _mm256_shuffle_epi8(of_rows[half], byte);
-    const __m256i minus = _mm256_cmpeq_epi8(_mm256_and_si256(eight, bit), bit);
-    return _mm256_and_si256(minus, _mm256_set1_epi8(kSign));
-  });
+  finish_codes(
+      f, codes, [&](int q, int half) __attribute__((always_inline)) {
+        const __m256i byte = _mm256_add_epi8(dwords, _mm256_set1_epi8(static_cast<char>(q / 2)));
+        const __m256i bit = _mm256_set1_epi32(q % 2 == 0 ? 0x08040201 : static_cast<int>(0x80402010u));
+        const __m256i eight = _mm256_shuffle_epi8(of_rows[half], byte);
+        const __m256i minus = _mm256_cmpeq_epi8(_mm256_and_si256(eight, bit), bit);
+        return _mm256_and_si256(minus, _mm256_set1_epi8(kSign));
+      });
 }
 
 inline void take_trits_step(const QuantizedLayout& f, const std::byte* record, int step, std::uint8_t* codes) {
-  constexpr int kWholeQuads = 24, kFifthQuads = 6, kHalfBytes = 6 * 64;
   const auto* area = reinterpret_cast<const std::uint8_t*>(record + f.codes.codes_at);
   const int half = step / 4;
-  const std::uint8_t* fives = area + half * kHalfBytes;
+  const std::uint8_t* fives = area + half * kHalfTritBytes;
   for (int q = 0; q < kCodedQuads; ++q) {
     const int of_half = step % 4 * kCodedQuads + q;
     std::uint8_t* to = codes + q * 64;
-    if (of_half < kWholeQuads) {
+    if (of_half < kWholeTritQuads) {
       const std::uint8_t* bytes = fives + of_half / 4 * 64 + of_half % 4;
 #pragma GCC unroll 16
       for (int r = 0; r < 16; ++r) std::memcpy(to + r * 4, &f.codes.point_codes[bytes[r * 4]], 4);
-    } else if (of_half < kWholeQuads + kFifthQuads) {  // 81 and more, 162 and more
+    } else if (of_half < kWholeTritQuads + kFifthTritQuads) {  // 81 and more, 162 and more
       for (int i = 0; i < 64; i += 32) {
-        const __m256i five = load_256(fives + (of_half - kWholeQuads) * 64 + i);
+        const __m256i five = load_256(fives + (of_half - kWholeTritQuads) * 64 + i);
         const auto at_least = [&](int n) {
           const __m256i bound = _mm256_set1_epi8(static_cast<char>(n));
           return _mm256_cmpeq_epi8(_mm256_max_epu8(five, bound), five);
@@ -102,7 +102,7 @@ inline void take_trits_step(const QuantizedLayout& f, const std::byte* record, i
         _mm256_store_si256(reinterpret_cast<__m256i*>(to + i), _mm256_sub_epi8(_mm256_setzero_si256(), minus));
       }
     } else {
-      const std::uint8_t* bytes = area + 2 * kHalfBytes + half * 2 + of_half - kWholeQuads - kFifthQuads;
+      const std::uint8_t* bytes = area + 2 * kHalfTritBytes + half * 2 + of_half - kWholeTritQuads - kFifthTritQuads;
       for (int r = 0; r < 16; ++r) {
         const std::uint32_t pairs = bytes[r * 4];
         const std::uint32_t four = (pairs | pairs << 6 | pairs << 12 | pairs << 18) & 0x03030303u;
@@ -110,17 +110,18 @@ inline void take_trits_step(const QuantizedLayout& f, const std::byte* record, i
       }
     }
   }
-  if (!f.table) return;
+  if (f.codes.deltas_at == 0) return;
   const std::byte* deltas = record + f.codes.deltas_at + step * kCodedQuads;  // 16 bits for two quads
   const __m256i bits[2] = {_mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128),
                            _mm256_setr_epi32(256, 512, 1024, 2048, 4096, 8192, 16384, 32768)};
-  finish_codes(f, codes, [&](int q, int half_of_rows) __attribute__((always_inline)) {
-    std::uint16_t greater;
-    std::memcpy(&greater, deltas + q / 2 * 2, 2);
-    const __m256i bit = bits[half_of_rows];
-    const __m256i set = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(greater), bit), bit);
-    return _mm256_and_si256(set, _mm256_set1_epi8(4));
-  });
+  finish_codes(
+      f, codes, [&](int q, int half_of_rows) __attribute__((always_inline)) {
+        std::uint16_t greater;
+        std::memcpy(&greater, deltas + q / 2 * 2, 2);
+        const __m256i bit = bits[half_of_rows];
+        const __m256i set = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(greater), bit), bit);
+        return _mm256_and_si256(set, _mm256_set1_epi8(4));
+      });
 }
 
 inline void take_coded_step(const QuantizedLayout& f, const std::byte* record, int step, std::uint8_t* codes) {

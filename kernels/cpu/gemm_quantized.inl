@@ -9,7 +9,7 @@
 //   take_nibbles(words, shift, table, to)   the table's entries for bits [shift, shift + 4) of 16 words of 32 bits
 //   take_plane<W, L>(from, codes)   bits [L, L + W) of a step's codes (planes.h)
 //   look_up(codes, table) replaces the codes of a step by their table entries
-//   take_coded(f, record, step, codes)   a step of a format that is coded(), table entries looked up
+//   take_coded(f, record, step, codes)   a step of a format that is_coded(), table entries looked up
 //   multiply<T, G>(...)   the inner loop: T tokens, G scales a step
 //
 // Activations become bytes, a block of 128 columns (of 32 for codes of 8 bits) at a time with one scale s, so that a
@@ -171,6 +171,9 @@ inline void take_plain_codes(int bits, const std::uint8_t* from, std::uint8_t* c
   }
 }
 
+/// Whether codes are no planes of bits.
+inline bool is_coded(const QuantizedLayout& f) { return f.codes.coding != Coding::planes; }
+
 /// Whether the offset is the middle of the codes' range (128 of those in a table): it is then taken off the integer
 /// sums of products; any other offset becomes a minimum.
 inline bool is_centred(const QuantizedLayout& f) {
@@ -250,7 +253,7 @@ inline void expand(const QuantizedLayout& f, const std::byte* panel, std::int64_
     }
     const std::byte* step = record + f.head_bytes + at % steps_of_record * f.step_bytes;
     std::uint8_t* codes = out.code + s * kStepCodes;
-    if (f.coded()) {
+    if (is_coded(f)) {
       Isa::take_coded(f, record, static_cast<int>(at % steps_of_record), codes);
     } else {
       take_plain_codes<Isa>(f.bits, reinterpret_cast<const std::uint8_t*>(step + f.scale_bytes), codes);

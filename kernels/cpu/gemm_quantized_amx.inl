@@ -13,7 +13,7 @@ struct Amx : Expand {
 
   template <int T, int G>
   static void multiply(const BlockProduct& p) {
-    multiply_tiles<G>(p);
+    multiply_block<G>(p);
   }
 
   /// Tiles 0 to 3 take the sums of one group of columns each in turn, 4 and 5 the tokens, 6 and 7 the weights.
@@ -38,7 +38,7 @@ struct Amx : Expand {
   }
 
   template <int G>
-  static void multiply_tiles(const BlockProduct& p) {
+  static void multiply_block(const BlockProduct& p) {
     constexpr int kBuffers = 4, kAhead = 2;  // groups whose products are under way
     alignas(64) std::int32_t dots[kBuffers][256];
     const int groups = p.steps * G;
@@ -104,7 +104,7 @@ struct Amx : Expand {
     }
   }
 
-  /// The rest of it where factors are whole numbers: multiply_whole() with the dots of tiles.
+  /// The rest of it where factors are whole numbers: Expanded512::multiply_whole_factors() with the dots of tiles.
   template <int G, class Start>
   static void add_whole_factors(const BlockProduct& p, const std::int32_t (*dots)[256], const Start& start) {
     constexpr int kPairs = kBlockSteps * G / 2;
@@ -157,7 +157,7 @@ void run_tiles(const Weights& w, std::int64_t first, std::int64_t panels, const 
   if (wide < n_tiles) run_direct(w, first, panels, tiles + wide, n_tiles - wide, scratch);
 }
 
-/// Of formats that are coded(). Run: the product, as run_quantized(), by an Isa.
+/// Of formats that are is_coded(). Run::Expand: the Isa of few tokens; Run::run<Isa>: the product, as run_quantized().
 template <class Tiles, class Run>
 void run_coded_tiles(const Weights& w, std::int64_t first, std::int64_t panels, const PackedTile* tiles, int n_tiles,
                      std::byte* scratch) {

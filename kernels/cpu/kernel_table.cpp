@@ -26,7 +26,7 @@ KernelTable make_avx512() {
   fill_gemm_avx512(t);
   if (has_avx512_vnni()) {
     fill_quantized_avx512vnni(t);
-    if (has_avx512_vbmi()) fill_quantized_coded_avx512vbmi(t);
+    if (has_avx512_vbmi()) fill_quantized_avx512vnnivbmi(t);
   } else {
     fill_quantized_avx2(t);
   }

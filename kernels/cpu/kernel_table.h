@@ -20,7 +20,6 @@ struct QuantizedLayout {
   const std::uint8_t* minimum_of;  // [16], where minima come with the scales' nibbles; else null
   int head_bytes, step_bytes, scale_bytes, record_bytes, zero_at, factor_at;
   CodeLayout codes;
-  bool coded() const { return codes.coding != Coding::planes; }
 };
 
 /// What a product reads of a Matrix.
@@ -33,7 +32,7 @@ struct Weights {
   const float* scales;  // null: none
   std::int64_t scale_cols;
   int block_rows, block_cols;
-  QuantizedLayout quantized;  // of WeightKind::quantized
+  QuantizedLayout quantized;  // of the quantized kinds
   const std::byte* after;     // panels read next, asked for while the last are multiplied; null: not known
 };
 
@@ -137,7 +136,8 @@ void fill_gemm_amx(KernelTable& table);
 void fill_quantized_portable(KernelTable& table);
 void fill_quantized_avx2(KernelTable& table);
 void fill_quantized_avx512vnni(KernelTable& table);
-void fill_quantized_coded_avx512vbmi(KernelTable& table);
+/// After fill_quantized_avx512vnni().
+void fill_quantized_avx512vnnivbmi(KernelTable& table);
 void fill_quantized_amx(KernelTable& table);
 void fill_vector_portable(KernelTable& table);
 void fill_vector_avx2(KernelTable& table);

@@ -5,7 +5,7 @@
 namespace shoal::cpu {
 namespace {
 
-/// Bits [kLow, kLow + kWidth) of a step's 8 quads of codes, from a plane (packed_format.h); sets them where kLow is 0,
+/// Bits [kLow, kLow + kWidth) of a step's 8 quads of codes, from a plane (packed_codes.h); sets them where kLow is 0,
 /// else adds them. Eight bytes at a time: what a shift brings in from a neighbour is masked off.
 template <int kWidth, int kLow>
 inline void take_plane_of_words(const std::uint8_t* from, std::uint8_t* codes) {

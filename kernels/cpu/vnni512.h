@@ -97,12 +97,7 @@ void multiply_direct(const QuantizedLayout& f, const DirectStep& todo) {
           }
           if constexpr (kOffsets == Offsets::other) {
             __m512 minimum = head[p].dmin;
-            if (!f.minima) {
-              minimum = _mm512_mul_ps(scale, head[p].zero);
-            } else if (f.super) {
-              const __m128i m = _mm_loadu_si128(reinterpret_cast<const __m128i*>(scales + (kGroups + g) * 16));
-              minimum = _mm512_mul_ps(minimum, _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(m)));
-            }
+            if (!f.minima) minimum = _mm512_mul_ps(scale, head[p].zero);
 #pragma GCC unroll 8
             for (int t = 0; t < T; ++t) {
               sum[p][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_set1_epi32(of_bytes[t])), minimum, sum[p][t]);
@@ -173,7 +168,7 @@ inline DirectProduct product_of_offsets(const QuantizedLayout& f, int width, int
   }
   if constexpr (kTable) return product_of_width<kBits, 1, true, Offsets::centred>(width, panels);
   if (is_centred(f)) return product_of_width<kBits, 1, false, Offsets::centred>(width, panels);
-  if constexpr (kBits != 8) {
+  if constexpr (kBits == 4 || kBits == 5) {
     if (has_paired_minima(f)) return product_of_width<kBits, 1, false, Offsets::paired>(width, panels);
   }
   return product_of_width<kBits, 1, false, Offsets::other>(width, panels);

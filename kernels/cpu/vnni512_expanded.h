@@ -22,38 +22,7 @@ struct Expanded512 : Convert512 {
     p.whole ? multiply_whole_factors<T, G>(p) : multiply_scales<T, G>(p);
   }
 
- protected:
-  /// Scales of a block of a format that is coded(), whose records have 256 columns.
-  static void take_scales(const QuantizedLayout& f, const std::byte* record, int first_step, Expanded& out) {
-    if (has_whole_factors(f)) return take_pairs(f, record, first_step, out);
-    const int half = first_step / kBlockSteps;
-    if (!f.nibbles) return take_one_scale(f, record, out);
-    f.groups == 2 ? take_scales_of<2>(f, record, half, out) : take_scales_of<1>(f, record, half, out);
-  }
-
  private:
-  /// Of centred codes.
-  template <int kGroups>
-  static SHOAL_INLINE void take_scales_of(const QuantizedLayout& f, const std::byte* record, int half, Expanded& out) {
-    constexpr __mmask64 kLowBytes = 0x1111111111111111u;
-    const auto factors = BlockFactors<kGroups, false>::load(f, record, half);
-    const __m512i scale_of = table_of_16(f.scale_of);
-    const __m512 d = WholeUnits::read_halves(record, f.unit);
-#pragma GCC unroll 8
-    for (int g = 0; g < kBlockSteps * kGroups; ++g) {
-      const __m512i factor = _mm512_maskz_shuffle_epi8(kLowBytes, scale_of, factors.group(g));
-      _mm512_store_ps(out.scale[g], _mm512_mul_ps(d, _mm512_cvtepi32_ps(factor)));
-    }
-  }
-  static SHOAL_INLINE void take_one_scale(const QuantizedLayout& f, const std::byte* record, Expanded& out) {
-    const __m512 d = WholeUnits::read_halves(record, f.unit);
-#pragma GCC unroll 4
-    for (int s = 0; s < kBlockSteps; ++s) {
-      _mm512_store_ps(out.scale[s], d);
-      _mm512_store_ps(out.minimum[s], _mm512_mul_ps(d, _mm512_set1_ps(f.offset * kSumUnit)));
-    }
-  }
-
   template <int kGroups>
   static SHOAL_INLINE void take_pairs_of(const QuantizedLayout& f, const std::byte* record, int half, Expanded& out) {
     WholeFactors<kGroups> factors = WholeFactors<kGroups>::of(f);
@@ -143,14 +112,6 @@ struct Expanded512 : Convert512 {
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) add_whole(unit, scaled[t], taken[t], parts.scales[t], p.out + t * 16);
   }
-};
-
-/// How products of blocks that take long to expand run: Expand, an Isa, and a function run<Isa>. This is the one that
-/// takes any format, without look-ups of bytes.
-struct RunExpanded {
-  using Expand = Expanded512;
-  template <class Isa>
-  static constexpr auto run = run_quantized<Isa>;
 };
 
 }  // namespace

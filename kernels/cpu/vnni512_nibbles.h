@@ -96,7 +96,7 @@ SHOAL_INLINE __m512i pair_of(__m512i first, __m512i second) {
   return _mm512_mask_blend_epi16(0xaaaaaaaau, first, _mm512_slli_epi32(second, 16));
 }
 
-/// out = (or +=) (scaled * unit + taken * unit of minima) * the token's scale.
+/// out += (scaled * unit + taken * unit of minima) * the token's scale.
 SHOAL_INLINE void add_whole(const WholeUnits& unit, __m512i scaled, __m512i taken, float of_token, float* out) {
   __m512 sum = _mm512_mul_ps(_mm512_cvtepi32_ps(scaled), unit.scale);
   sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(taken), unit.minimum, sum);

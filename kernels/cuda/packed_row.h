@@ -1,4 +1,5 @@
 #pragma once
+#include "kernels/code_layout.h"
 #include "kernels/cuda/convert.h"
 
 // Reading packed panels (kernels/packed_format.h): 16 rows side by side, 32 columns a step, in quads of four columns.
@@ -39,18 +40,18 @@ __device__ __forceinline__ unsigned quad_of_points(const PackedLayout& f, const 
 /// Of Coding::trits.
 __device__ __forceinline__ unsigned quad_of_trits(const PackedLayout& f, const std::byte* record, int step, int quad,
                                                   int row) {
-  constexpr int kWhole = 24, kFifths = 6, kHalfBytes = 6 * kPanelRows * 4, kHalfSteps = 4;
+  constexpr int kHalfSteps = 4;
   const auto* trits = reinterpret_cast<const std::uint8_t*>(record + f.head_bytes);
   const int half = step / kHalfSteps, of_half = step % kHalfSteps * kQuads + quad;
-  const std::uint8_t* fives = trits + half * kHalfBytes;
+  const std::uint8_t* fives = trits + half * kHalfTritBytes;
   unsigned codes = 0;
-  if (of_half < kWhole) {
+  if (of_half < kWholeTritQuads) {
     codes = spread_pairs(f.points[fives[of_half / 4 * kPanelRows * 4 + row * 4 + of_half % 4]]);
-  } else if (of_half < kWhole + kFifths) {
-    const unsigned four = reinterpret_cast<const unsigned*>(fives + (of_half - kWhole) * kPanelRows * 4)[row];
+  } else if (of_half < kWholeTritQuads + kFifthTritQuads) {
+    const unsigned four = reinterpret_cast<const unsigned*>(fives + (of_half - kWholeTritQuads) * kPanelRows * 4)[row];
     for (int i = 0; i < 4; ++i) codes |= unsigned{f.points[256 + (four >> (8 * i) & 255u)]} << (8 * i);
   } else {
-    codes = spread_pairs(trits[2 * kHalfBytes + row * 4 + half * 2 + of_half - kWhole - kFifths]);
+    codes = spread_pairs(trits[2 * kHalfTritBytes + row * 4 + half * 2 + of_half - kWholeTritQuads - kFifthTritQuads]);
   }
   if (f.deltas_at == 0) return codes;
   const auto* greater = reinterpret_cast<const std::uint8_t*>(record + f.deltas_at) + (step * kQuads + quad) / 2 * 2;

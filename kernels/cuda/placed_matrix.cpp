@@ -115,10 +115,11 @@ std::shared_ptr<const PlacedMatrix> MatrixPlacer::place(const Matrix& m) {
     view.packed = layout_of(*m.format());
     const auto bytes = m.packed().size(), points_at = (bytes + 63) / 64 * 64;
     const PointSet* points = m.format()->points;
-    placed->data = DeviceBlock(points ? points_at + points->table.size() : bytes);
+    const std::size_t points_bytes = points ? 2 * static_cast<std::size_t>(points->size()) : 0;
+    placed->data = DeviceBlock(points ? points_at + points_bytes : bytes);
     copy(m.packed().data(), placed->data.data(), bytes);
     if (points) {
-      copy(points->table.data(), placed->data.data() + points_at, points->table.size());
+      copy(points->table.data(), placed->data.data() + points_at, points_bytes);
       view.packed.points = reinterpret_cast<const std::uint8_t*>(placed->data.data() + points_at);
     }
   } else if (view.form == WeightForm::f8) {

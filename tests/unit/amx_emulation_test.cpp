@@ -8,7 +8,8 @@
 
 namespace shoal::kernel_test {
 
-void fill_quantized_emulated(cpu::KernelTable& table);  // emulated_amx_bytes.cpp
+void fill_quantized_emulated(cpu::KernelTable& table);       // emulated_amx_bytes.cpp
+void fill_quantized_emulated_vbmi(cpu::KernelTable& table);  // emulated_amx_bytes_vbmi.cpp
 
 namespace {
 
@@ -157,6 +158,11 @@ TEST(AmxEmulation, ProductsOfBytesAreThoseOfVnni) {
   cpu::fill_quantized_avx512vnni(vnni);
   cpu::KernelTable tiles = vnni;
   fill_quantized_emulated(tiles);
+  cpu::KernelTable vbmi = vnni, vbmi_tiles = vnni;
+  if (cpu::has_avx512_vbmi()) {
+    cpu::fill_quantized_avx512vnnivbmi(vbmi);
+    fill_quantized_emulated_vbmi(vbmi_tiles);
+  }
   Random random(5);
   const auto same = [&](const Matrix& w, const std::string& what) {
     for (const std::int64_t tokens : {3, 16, 29}) {
@@ -164,6 +170,12 @@ TEST(AmxEmulation, ProductsOfBytesAreThoseOfVnni) {
       const auto expected = multiply(Compute::f32, w, x, tokens, 2, vnni);
       const auto actual = multiply(Compute::f32, w, x, tokens, 2, tiles);
       EXPECT_TRUE(same_bits(actual.data(), expected.data(), tokens * w.rows())) << what << ", " << tokens << " tokens";
+      if (!cpu::has_avx512_vbmi()) continue;
+      // What looks bytes up, by itself and for tiles.
+      for (const auto* kernels : {&vbmi, &vbmi_tiles}) {
+        const auto also = multiply(Compute::f32, w, x, tokens, 2, *kernels);
+        EXPECT_TRUE(same_bits(also.data(), expected.data(), tokens * w.rows())) << what << ", " << tokens << " tokens";
+      }
     }
   };
   for (const QuantFormat& format : quant_formats()) {

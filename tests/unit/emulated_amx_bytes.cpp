@@ -5,9 +5,18 @@
 #include "kernels/cpu/gemm_quantized_amx.inl"
 
 namespace shoal::kernel_test {
+namespace {
+
+struct RunExpanded {
+  using Expand = cpu::Expanded512;
+  template <class Isa>
+  static constexpr auto run = cpu::run_quantized<Isa>;
+};
+
+}  // namespace
 
 void fill_quantized_emulated(cpu::KernelTable& table) {
-  cpu::fill_quantized_tiles<cpu::EmulatedTiles, cpu::RunExpanded>(table);
+  cpu::fill_quantized_tiles<cpu::EmulatedTiles, RunExpanded>(table);
 }
 
 }  // namespace shoal::kernel_test

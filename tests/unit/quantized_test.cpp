@@ -157,13 +157,15 @@ TEST_P(QuantizedProducts, ATokenDoesNotDependOnItsNeighboursNorOnThreads) {
 /// What is not finite must be seen in the result, not become an ordinary number.
 TEST_P(QuantizedProducts, NotANumberStaysOne) {
   Random random(9);
-  const Matrix w = random_quantized(random, *find_format("Q4_K"), 32, 256).matrix;
-  for (const float bad : {NAN, INFINITY}) {
-    auto x = random.floats(256);
-    x[77] = bad;
-    std::vector<float> out(32);
-    backend()->linear({x.data(), 1, 256}, w, {}, {out.data(), 1, 32});
-    for (const float f : out) EXPECT_FALSE(std::isfinite(f));
+  for (const QuantFormat* format : packed_ones()) {
+    const Matrix w = random_quantized(random, *format, 32, 256).matrix;
+    for (const float bad : {NAN, INFINITY}) {
+      auto x = random.floats(256);
+      x[77] = bad;
+      std::vector<float> out(32);
+      backend()->linear({x.data(), 1, 256}, w, {}, {out.data(), 1, 32});
+      for (const float f : out) EXPECT_FALSE(std::isfinite(f)) << format->name;
+    }
   }
 }
 
