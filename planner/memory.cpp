@@ -113,7 +113,7 @@ HeldWeights::HeldWeights(const ModelConfig& config, const Precision& precision, 
 
 double HeldWeights::bytes_of(const Piece& piece, std::int64_t rows, std::int64_t cols) const {
   if (rows == 0 || cols == 0) return 0;
-  if (rows == 1 || kind_ == Device::Kind::gpu) return static_cast<double>(piece.type->bytes(rows, cols));
+  if (rows == 1 || kind_ == Device::Kind::gpu) return static_cast<double>(piece.type->held().bytes(rows, cols));
   const std::int64_t padded_cols = piece.type->block_cols == 1 ? round_up(cols, 2) : cols;
   return static_cast<double>(piece.type->held().bytes(round_up(rows, panel_rows), padded_cols));
 }

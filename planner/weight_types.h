@@ -15,11 +15,11 @@ struct WeightType {
   int block_bytes = 4;  // of the block's elements, and its factors where they lie between them
   int block_rows = 1;
   int factor_bytes = 0;      // of factors kept beside the elements, a block
-  int held_block_bytes = 0;  // of the block in a CPU rank's memory; 0: as stored
+  int held_block_bytes = 0;  // of the block in a rank's memory; 0: as stored
   double bits() const { return 8.0 * (block_bytes + factor_bytes) / (static_cast<double>(block_cols) * block_rows); }
   /// Bytes of a matrix [rows, cols].
   std::int64_t bytes(std::int64_t rows, std::int64_t cols) const;
-  /// The type as a CPU rank holds it: GGUF's blocks become codes that one kernel multiplies (kernels/packed_format.h).
+  /// The type as a rank holds it: GGUF's blocks become codes that one kernel multiplies (kernels/packed_format.h).
   WeightType held() const;
 };
 
