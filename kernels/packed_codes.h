@@ -44,7 +44,7 @@ struct PointSet {
 };
 
 constexpr int plane_bytes(int bits) { return bits * 64; }                                                 // of a step
-constexpr int kTritBytes = 13 * 64, kDeltaBytes = 64;                                                     // of a record
+constexpr int kTritBytes = 2 * kHalfTritBytes + 64, kDeltaBytes = 64;                                     // of a record
 inline int point_bytes(const PointSet& set) { return set.registers() * (64 + 8 * set.extra_bits) + 64; }  // of a step
 
 CodeLayout code_layout(const PackedFormat& format);

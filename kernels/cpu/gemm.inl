@@ -4,7 +4,7 @@
 #include <type_traits>
 
 #include "kernels/cpu/kernel_table.h"
-#include "kernels/cpu/tile_width.h"
+#include "kernels/cpu/tiles.h"
 
 namespace shoal::cpu {
 namespace {
@@ -198,12 +198,6 @@ SHOAL_INLINE Piece piece_at(const Weights& w, std::int64_t begin) {
 }
 SHOAL_INLINE float scale_at(const Weights& w, std::int64_t panel, std::int64_t block) {
   return w.scales ? w.scales[panel * 16 / w.block_rows * w.scale_cols + block] : 1.0f;
-}
-
-SHOAL_INLINE void clear_outputs(const PackedTile* tiles, int n_tiles, std::int64_t panels) {
-  for (int i = 0; i < n_tiles; ++i) {
-    std::memset(tiles[i].out, 0, static_cast<std::size_t>(panels * tiles[i].width * 16) * sizeof(float));
-  }
 }
 
 /// F8 in regular blocks. One tile: codes are converted on their way to the multiplier. More: piece by piece into

@@ -21,6 +21,7 @@
 #include <type_traits>
 
 #include "kernels/cpu/kernel_table.h"
+#include "kernels/cpu/tiles.h"
 
 namespace shoal::cpu {
 namespace {
@@ -242,11 +243,12 @@ template <class Isa>
 inline void expand(const QuantizedLayout& f, const std::byte* panel, std::int64_t first, int steps, Expanded& out) {
   const int steps_of_record = f.record / kStepColumns;
   const bool wide = Isa::kWideCodesAreSigned && (f.bits == 8 || f.table);
+  const bool whole = Isa::kWholeFactors && has_whole_factors(f);
   RecordScales head;
   for (int s = 0; s < steps; ++s) {
     const std::int64_t at = first + s;
     const std::byte* record = panel + at / steps_of_record * f.record_bytes;
-    if (s == 0 || at % steps_of_record == 0) {
+    if (!whole && (s == 0 || at % steps_of_record == 0)) {
       read_head<Isa>(f, record, head);
       if (wide)
         for (float& zero : head.zero) zero -= 128.0f;
@@ -262,9 +264,7 @@ inline void expand(const QuantizedLayout& f, const std::byte* panel, std::int64_
     if (wide) {
       for (int i = 0; i < kStepCodes; ++i) codes[i] ^= 0x80;
     }
-    if constexpr (Isa::kWholeFactors) {
-      if (has_whole_factors(f)) continue;
-    }
+    if (whole) continue;
     for (int g = 0; g < f.groups; ++g) {
       float* scale = out.scale[s * f.groups + g];
       float* minimum = out.minimum[s * f.groups + g];
@@ -297,11 +297,11 @@ inline void expand(const QuantizedLayout& f, const std::byte* panel, std::int64_
       for (int r = 0; r < 16; ++r) out.pairs[s / 2][r][s % 2] = m[r];
     }
   }
+  if constexpr (Isa::kWholeFactors) {
+    if (whole) return Isa::take_pairs(f, panel + first / steps_of_record * f.record_bytes, first, out);
+  }
 #pragma GCC ivdep
   for (int r = 0; r < 16; ++r) out.pair_unit[r] = -head.dmin[r];
-  if constexpr (Isa::kWholeFactors) {
-    if (has_whole_factors(f)) Isa::take_pairs(f, panel + first / steps_of_record * f.record_bytes, first, out);
-  }
 }
 
 // ---- Products ----
@@ -359,12 +359,6 @@ inline void multiply_tiles(const QuantizedLayout& f, const Expanded& expanded, s
                                tile.out + p * tile.width * 16};
     if (f.groups == 1) multiply_width<Isa, 1>(product, tile.width);
     if (f.groups == 2) multiply_width<Isa, 2>(product, tile.width);
-  }
-}
-
-inline void clear_outputs(const PackedTile* tiles, int n_tiles, std::int64_t panels) {
-  for (int i = 0; i < n_tiles; ++i) {
-    std::memset(tiles[i].out, 0, static_cast<std::size_t>(panels * tiles[i].width * 16) * sizeof(float));
   }
 }
 

@@ -2,7 +2,7 @@
 #include <cstring>
 
 #include "kernels/cpu/interleave_avx512.h"
-#include "kernels/cpu/tile_width.h"
+#include "kernels/cpu/tiles.h"
 #include "kernels/cpu/vnni512_codes.h"
 #include "kernels/cpu/vnni512_nibbles.h"
 

@@ -1,5 +1,8 @@
 #pragma once
 #include <cstdint>
+#include <cstring>
+
+#include "kernels/cpu/kernel_table.h"
 
 namespace shoal::cpu {
 namespace {
@@ -9,6 +12,13 @@ namespace {
 inline int even_tile_width(std::int64_t remaining, int most) {
   const std::int64_t tiles = (remaining + most - 1) / most;
   return static_cast<int>((remaining + tiles - 1) / tiles);
+}
+
+/// Outputs that blocks of columns will be added to, of so many panels.
+inline void clear_outputs(const PackedTile* tiles, int n_tiles, std::int64_t panels) {
+  for (int i = 0; i < n_tiles; ++i) {
+    std::memset(tiles[i].out, 0, static_cast<std::size_t>(panels * tiles[i].width * 16) * sizeof(float));
+  }
 }
 
 }  // namespace
