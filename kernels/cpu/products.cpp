@@ -185,9 +185,9 @@ void cut(int threads, std::span<const Product> products, std::vector<Piece>& pie
     const std::int64_t most_tokens = std::clamp(
         static_cast<std::int64_t>(static_cast<double>(tokens) / pieces_of_panel), std::int64_t{1}, kPieceTokens);
     const std::size_t tiles = p.x->tiles.size();
-    const auto tiles_at_once = static_cast<std::size_t>(std::max<std::int64_t>(1, most_tokens / p.x->tiles[0].width));
-    const std::int64_t tokens_at_once =
-        std::min<std::int64_t>(tokens, std::int64_t(tiles_at_once) * p.x->tiles[0].width);
+    const std::int64_t width = p.x->tiles[0].width;
+    const auto tiles_at_once = static_cast<std::size_t>((most_tokens + width - 1) / width);
+    const std::int64_t tokens_at_once = std::min<std::int64_t>(tokens, std::int64_t(tiles_at_once) * width);
     const double cost = static_cast<double>(p.w->cols()) * (static_cast<double>(tokens_at_once) + kReadCost);
     const std::int64_t panels =
         std::min(panels_of_cost(wanted, cost), std::max<std::int64_t>(1, kPieceResults / tokens_at_once));

@@ -1,0 +1,61 @@
+#include "kernels/cpu/products.h"
+
+#include <map>
+
+#include "tests/unit/kernel_test_support.h"
+
+namespace shoal::kernel_test {
+namespace {
+
+class ProductsTest : public EveryIsa {};
+
+/// Weights are what decoding waits for: however many tokens there are, as long as their results fit, each panel is read
+/// by one piece for all of them.
+TEST_P(ProductsTest, FewTokensReadEveryWeightOnce) {
+  if (GetParam().kind != Subject::Kind::cpu) GTEST_SKIP() << "pieces are the CPU's";
+  const cpu::KernelTable& kernels = cpu::kernels_for(GetParam());
+  ThreadPool pool(1);
+  Random random;
+  const std::int64_t rows = 1600, cols = 256;
+  const Matrix matrices[] = {random_quantized(random, *find_format("Q4_K"), rows, cols).matrix,
+                             random_quantized(random, *find_format("Q8_0"), rows, cols).matrix,
+                             random_quantized(random, *find_format("IQ2_XS"), rows, cols).matrix,
+                             random_matrix(random, DType::bf16, rows, cols)};
+  for (const Compute compute : {Compute::f32, Compute::bf16}) {
+    const cpu::Team team{kernels, compute, pool, {}};
+    for (const Matrix& w : matrices) {
+      for (std::int64_t tokens = 1; tokens <= 64; ++tokens) {
+        const auto x = random.floats(cols);
+        cpu::Layout layout;
+        cpu::PackedRows packed;
+        packed.rows.assign(static_cast<std::size_t>(tokens), x.data());
+        packed.plan(team, w, layout);
+        const cpu::Product product = cpu::product_of(team, w, packed);
+        for (const int threads : {1, 2, 5}) {
+          std::vector<cpu::Piece> pieces;
+          cpu::cut(threads, {&product, 1}, pieces);
+          std::map<std::int64_t, std::int64_t> tokens_of_panel;
+          std::map<std::int64_t, int> reads;
+          for (const cpu::Piece& piece : pieces) {
+            for (std::int64_t p = piece.first_panel; p < piece.first_panel + piece.panels; ++p) {
+              ++reads[p];
+              for (std::size_t i = 0; i < piece.tiles; ++i) {
+                tokens_of_panel[p] += packed.tiles[piece.first_tile + i].tokens;
+              }
+            }
+          }
+          ASSERT_EQ(std::ssize(reads), w.panels());
+          for (const auto& [panel, times] : reads) {
+            ASSERT_EQ(times, 1) << "of panel " << panel << ", " << tokens << " tokens, " << threads << " threads";
+            ASSERT_EQ(tokens_of_panel[panel], tokens);
+          }
+        }
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Isas, ProductsTest, all_isas(), isa_name);
+
+}  // namespace
+}  // namespace shoal::kernel_test
