@@ -14,13 +14,23 @@ inline void transpose_fours(const __m512i (&row)[4], __m512i (&out)[4]) {
   out[3] = _mm512_unpackhi_epi64(b, d);
 }
 
+/// The first `count` <= 4 elements: AMD's processors take long over stores with masks.
+inline void store_first(__m128i x, int count, void* to) {
+  if (count == 4) return _mm_storeu_si128(static_cast<__m128i*>(to), x);
+  if (count >= 2) {
+    _mm_storel_epi64(static_cast<__m128i*>(to), x);
+    to = static_cast<std::byte*>(to) + 8;
+    x = _mm_unpackhi_epi64(x, x);
+  }
+  if (count % 2 == 1) _mm_storeu_si32(to, x);
+}
+
 /// Lane l of x, or its first `count` elements, to out + l * step.
 inline void store_lanes(__m512i x, int count, std::int32_t* out, std::int64_t step) {
-  const auto mask = static_cast<__mmask8>((1u << count) - 1u);
-  _mm_mask_storeu_epi32(out, mask, _mm512_castsi512_si128(x));
-  _mm_mask_storeu_epi32(out + step, mask, _mm512_extracti32x4_epi32(x, 1));
-  _mm_mask_storeu_epi32(out + 2 * step, mask, _mm512_extracti32x4_epi32(x, 2));
-  _mm_mask_storeu_epi32(out + 3 * step, mask, _mm512_extracti32x4_epi32(x, 3));
+  store_first(_mm512_castsi512_si128(x), count, out);
+  store_first(_mm512_extracti32x4_epi32(x, 1), count, out + step);
+  store_first(_mm512_extracti32x4_epi32(x, 2), count, out + 2 * step);
+  store_first(_mm512_extracti32x4_epi32(x, 3), count, out + 3 * step);
 }
 
 /// out[i * width + t] = element i of row t: 16 elements of `count` <= 4 rows.

@@ -253,46 +253,68 @@ inline int direct_tile_width_8(std::int64_t remaining, std::int64_t all) {
   return even_tile_width(remaining, all <= 2 * kWidest ? kWidest : kWidestOfPair);
 }
 
-/// quantize_block() to the bit, for whole steps.
-inline float quantize_to(const float* x, int n, std::int8_t* q) {
-  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
-  __m512i largest = _mm512_setzero_si512();
-  for (int i = 0; i < n; i += 16) {
-    largest = _mm512_max_epu32(largest, _mm512_and_si512(_mm512_loadu_si512(x + i), magnitude));
-  }
-  const std::uint32_t bits = _mm512_reduce_max_epu32(largest);
-  const float most = __builtin_bit_cast(float, bits);
-  const __m512 inverse = _mm512_set1_ps(bits != 0 ? 127.0f / most : 0.0f);
-  for (int i = 0; i < n; i += 16) {
-    const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + i), inverse));
-    _mm_store_si128(reinterpret_cast<__m128i*>(q + i), _mm512_cvtepi32_epi8(whole));
-  }
-  return most / 127.0f;
+/// The greatest element, as whole numbers, of each of four rows.
+SHOAL_INLINE __m128i greatest_of_four(const __m512i (&row)[4]) {
+  __m512i fours[4];
+  transpose_fours(row, fours);
+  const __m512i two = _mm512_max_epu32(_mm512_max_epu32(fours[0], fours[1]), _mm512_max_epu32(fours[2], fours[3]));
+  const __m512i one = _mm512_max_epu32(two, _mm512_shuffle_i32x4(two, two, 0x4e));
+  return _mm_max_epu32(_mm512_castsi512_si128(one), _mm512_extracti32x4_epi32(one, 1));
 }
 
-/// pack_bytes() for tiles whose bytes lie token by token, four of them at a time.
+/// 64 floats times a factor as bytes, or 32 of them; nearest, ties to even.
+template <bool kHalf>
+SHOAL_INLINE __m512i to_bytes(const float* x, __m512 factor) {
+  const auto sixteen = [&](int i) __attribute__((always_inline)) {
+    return _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + i * 16), factor)));
+  };
+  const __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(sixteen(0)), sixteen(1), 1);
+  if constexpr (kHalf) return _mm512_zextsi256_si512(low);
+  const __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(sixteen(2)), sixteen(3), 1);
+  return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+}
+
+/// pack_bytes() for tiles whose bytes lie token by token, four of them at a time; PackPortable's to the bit.
 template <int kSteps>
 void pack_direct(const float* const* rows, int tokens, int width, std::int64_t cols, std::byte* tile) {
   for (std::int64_t c = 0; c < cols; c += kSteps * kStepColumns) {
-    const int steps = steps_of_block(kSteps, cols, c);
+    const int steps = kSteps == 1 ? 1 : steps_of_block(kSteps, cols, c);
     const BlockParts<std::byte> block(tile, width, steps);
     for (int first = 0; first < width; first += 4) {
       const int count = width - first < 4 ? width - first : 4;
-      alignas(64) std::int8_t q[4][(kSteps + 1) / 2 * 64] = {};
-      for (int t = 0; t < count; ++t) {
-        const bool real = first + t < tokens;
-        block.scales[first + t] = real ? quantize_to(rows[first + t] + c, steps * kStepColumns, q[t]) : 0.0f;
+      const int real = tokens - first < 0 ? 0 : tokens - first < count ? tokens - first : count;
+      const float* x[4];  // tokens that are not there are the last one, times 0
+      __m512i magnitude[4];
+#pragma GCC unroll 4
+      for (int t = 0; t < 4; ++t) {
+        x[t] = rows[first + t < tokens ? first + t : tokens - 1] + c;
+        magnitude[t] = _mm512_setzero_si512();
+        for (int i = 0; i < steps * kStepColumns; i += 16) {
+          const __m512i bits = _mm512_and_si512(_mm512_loadu_si512(x[t] + i), _mm512_set1_epi32(0x7fffffff));
+          magnitude[t] = _mm512_max_epu32(magnitude[t], bits);
+        }
       }
-      for (int s = 0; s < steps; s += 2) {  // 64 columns; half of them may lie beyond the last step
+      const __m128i greatest =
+          _mm_maskz_mov_epi32(static_cast<__mmask8>((1u << real) - 1u), greatest_of_four(magnitude));
+      const __m128 most = _mm_castsi128_ps(greatest);
+      const __mmask8 not_zero = _mm_test_epi32_mask(greatest, greatest);
+      const __m128 inverse = _mm_maskz_div_ps(not_zero, _mm_set1_ps(127.0f), most);
+      store_first(_mm_castps_si128(_mm_div_ps(most, _mm_set1_ps(127.0f))), count, block.scales + first);
+      alignas(16) float factor[4];
+      _mm_store_ps(factor, inverse);
+      for (int s = 0; s < steps; s += 2) {  // 64 columns, or the last 32
+        const bool both_steps = s + 1 < steps;
         __m512i of_quads[4], fours[4];
 #pragma GCC unroll 4
         for (int t = 0; t < 4; ++t) {
-          const __m512i quads = _mm512_load_si512(q[t] + s * kStepColumns);
+          const __m512 spread = _mm512_set1_ps(factor[t]);
+          const float* from = x[t] + s * kStepColumns;
+          const __m512i quads = both_steps ? to_bytes<false>(from, spread) : to_bytes<true>(from, spread);
           of_quads[t] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), quads);
           if (t >= count) continue;
           std::byte* bytes = block.bytes + (s * width + first + t) * kStepColumns;
           _mm256_storeu_si256(reinterpret_cast<__m256i*>(bytes), _mm512_castsi512_si256(quads));
-          if (s + 1 == steps) continue;
+          if (!both_steps) continue;
           bytes += width * kStepColumns;
           _mm256_storeu_si256(reinterpret_cast<__m256i*>(bytes), _mm512_extracti64x4_epi64(quads, 1));
         }
@@ -306,19 +328,18 @@ void pack_direct(const float* const* rows, int tokens, int width, std::int64_t c
         const __m512i halves = _mm512_mask_blend_epi16(0xaaaaaaaau, total, last);
         total = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(total, 7));
         both = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(both, 7));
-        const auto mask = static_cast<__mmask8>((1u << count) - 1u);
         std::int32_t* to = block.sums + s * 3 * width + first;
-        _mm_mask_storeu_epi32(block.pairs + s / 2 * width + first, mask, _mm512_castsi512_si128(pair));
-        _mm_mask_storeu_epi32(block.halves + s * width + first, mask, _mm512_castsi512_si128(halves));
-        _mm_mask_storeu_epi32(to, mask, _mm512_castsi512_si128(both));
-        _mm_mask_storeu_epi32(to + width, mask, _mm512_castsi512_si128(total));
-        _mm_mask_storeu_epi32(to + 2 * width, mask, _mm512_extracti32x4_epi32(total, 1));
-        if (s + 1 < steps) {
+        store_first(_mm512_castsi512_si128(pair), count, block.pairs + s / 2 * width + first);
+        store_first(_mm512_castsi512_si128(halves), count, block.halves + s * width + first);
+        store_first(_mm512_castsi512_si128(both), count, to);
+        store_first(_mm512_castsi512_si128(total), count, to + width);
+        store_first(_mm512_extracti32x4_epi32(total, 1), count, to + 2 * width);
+        if (both_steps) {
           std::int32_t* next = block.halves + (s + 1) * width + first;
-          _mm_mask_storeu_epi32(next, mask, _mm512_extracti32x4_epi32(halves, 2));
-          _mm_mask_storeu_epi32(to + 3 * width, mask, _mm512_extracti32x4_epi32(both, 2));
-          _mm_mask_storeu_epi32(to + 4 * width, mask, _mm512_extracti32x4_epi32(total, 2));
-          _mm_mask_storeu_epi32(to + 5 * width, mask, _mm512_extracti32x4_epi32(total, 3));
+          store_first(_mm512_extracti32x4_epi32(halves, 2), count, next);
+          store_first(_mm512_extracti32x4_epi32(both, 2), count, to + 3 * width);
+          store_first(_mm512_extracti32x4_epi32(total, 2), count, to + 4 * width);
+          store_first(_mm512_extracti32x4_epi32(total, 3), count, to + 5 * width);
         }
       }
     }
