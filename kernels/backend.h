@@ -241,7 +241,7 @@ class Backend {
 };
 
 /// CPU instruction sets a kernel family exists for, weakest first.
-enum class Isa { portable, avx2, avx512, amx };
+enum class Isa { portable, avx2, avxvnni, avx512, amx };
 
 struct CpuOptions {
   int threads = 0;     // 0: every CPU this process may use, shared among `local_ranks`
@@ -249,7 +249,7 @@ struct CpuOptions {
   int local_rank = 0;  // this process's number on its host, for sharing the cores out
   int local_ranks = 1;
   Compute compute = Compute::f32;
-  std::string isa = "auto";  // auto, portable, avx2, avx512, amx (for tests); Error if this CPU lacks it
+  std::string isa = "auto";  // auto, portable, avx2, avxvnni, avx512, amx (for tests); Error if this CPU lacks it
 };
 
 /// The strongest instruction set this CPU and operating system support.

@@ -247,17 +247,19 @@ void take(const BlockTQ2_0& b, CodeBlock& out) {
   take_pairs_of_bits(b.qs, out.code);
 }
 
-/// Level + 128 for each code.
+/// Level + 128 for each code; those that mean nothing are zeros.
 template <class Levels>
 constexpr std::array<std::uint8_t, 16> table_of(const Levels& levels) {
-  std::array<std::uint8_t, 16> table{};
+  std::array<std::uint8_t, 16> table;
+  table.fill(128);
   for (std::size_t i = 0; i < std::size(levels); ++i) table[i] = static_cast<std::uint8_t>(levels[i] + 128);
   return table;
 }
 /// Magnitudes, then the same below zero from code `negative` on.
 template <std::size_t kCount>
 constexpr std::array<std::uint8_t, 16> signed_table(const std::array<int, kCount>& magnitudes, std::size_t negative) {
-  std::array<std::uint8_t, 16> table{};
+  std::array<std::uint8_t, 16> table;
+  table.fill(128);
   for (std::size_t i = 0; i < kCount; ++i) {
     table[i] = static_cast<std::uint8_t>(128 + magnitudes[i]);
     table[negative + i] = static_cast<std::uint8_t>(128 - magnitudes[i]);

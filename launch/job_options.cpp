@@ -52,7 +52,7 @@ void add_job_options(CLI::App& app, JobOptions& options) {
                  "What carries data between ranks: auto (mpi), mpi, nccl (between GPUs)")
       ->check(CLI::IsMember({"auto", "mpi", "nccl"}))
       ->group(group);
-  app.add_option("--isa", options.isa, "CPU instructions: auto, portable, avx2, avx512, amx")->group(group);
+  app.add_option("--isa", options.isa, "CPU instructions: auto, portable, avx2, avxvnni, avx512, amx")->group(group);
   const std::map<std::string, Compute> types = {{"f32", Compute::f32}, {"bf16", Compute::bf16}, {"fp8", Compute::fp8}};
   app.add_option(
          "--compute", options.compute,

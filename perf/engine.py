@@ -43,6 +43,7 @@ FILE_TYPES = {"BF16": 32, "Q8_0": 7, "Q6_K": 18, "Q5_K_M": 17, "Q4_K_M": 15, "Q4
 TYPES = {"moe-1.6b": [*FILE_TYPES, "FP8"],
          "r1-layers": ["Q8_0", "Q6_K", "Q4_K", "Q2_K", "IQ3_XXS", "IQ2_XXS", "IQ1_S", "FP8"]}
 PROMPT, STEPS = 256, 24
+ISA = "auto"
 HAS_AMX = b"AMX_INT8 = 1" in llama_cpp.llama_print_system_info()
 
 
@@ -235,7 +236,7 @@ class LlamaCpp:
 def run_shoal(model, threads, batches):
     """With --compute bf16: as with llama.cpp, the KV cache has 16 bits."""
     command = [str(ROOT / "build/shoal"), "bench", *model, "--threads", str(threads), "--quiet", "--json",
-               "--concurrency", ",".join(map(str, batches)), "--prompt-tokens", str(PROMPT), "--output-tokens",
+               "--isa", ISA, "--concurrency", ",".join(map(str, batches)), "--prompt-tokens", str(PROMPT), "--output-tokens",
                str(STEPS), "--compute", "bf16", "--kv-cache-gb", "1"]
     report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     return report["device"], {r["concurrency"]: r for r in report["results"]}
@@ -261,8 +262,8 @@ def shoal_fp8(folder, threads, batches):
 
 def limits(threads, which=""):
     """GB/s read, and 1e9 operations/s (a multiplication and an addition are two)."""
-    command = [str(ROOT / "build/perf/kernels_bench"), f"--threads={threads}", f"--benchmark_filter=^limit/{which}",
-               "--benchmark_format=json", "--benchmark_min_time=0.2"]
+    command = [str(ROOT / "build/perf/kernels_bench"), f"--threads={threads}", f"--isa={ISA}",
+               f"--benchmark_filter=^limit/{which}", "--benchmark_format=json", "--benchmark_min_time=0.2"]
     report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout)
     found = {}
     for entry in report["benchmarks"]:
@@ -294,6 +295,8 @@ def main():
     parser.add_argument("--shape", choices=SHAPES, default="moe-1.6b")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 16, 64])
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--isa", default="auto", help="Shoal's, and the limits' (build the peer for no more than that: "
+                        "-DGGML_NATIVE=OFF -DGGML_AVX2=ON ...)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only-make", action="store_true", help="make the models and measure nothing")
     options = parser.parse_args()
@@ -304,8 +307,8 @@ def main():
     llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
 
-    global MODEL
-    MODEL = SHAPES[options.shape]
+    global MODEL, ISA
+    MODEL, ISA = SHAPES[options.shape], options.isa
     copies = options.shape == "r1-layers"
     kinds = options.types if copies else ["BF16", *options.types]
     files = {kind: options.folder / f"{options.shape}-{kind}.gguf" for kind in kinds if kind != "FP8"}

@@ -138,6 +138,36 @@ __attribute__((target("avx2,fma"))) void chains_avx2() {
   for (auto& s : sum) benchmark::DoNotOptimize(s[0]);
 }
 
+/// What AVX2 has for bytes: pairs of products as 16 bits, and an addition.
+__attribute__((target("avx2"))) void chains_pairs() {
+  __m256i x = _mm256_set1_epi8(1);
+  __m256i sum[kChains / 2];
+#pragma GCC unroll 8
+  for (int c = 0; c < kChains / 2; ++c) sum[c] = _mm256_set1_epi16(static_cast<short>(c));
+  for (int i = 0; i < kSteps * 2; ++i) {
+#pragma GCC unroll 8
+    for (auto& s : sum) {
+      asm("" : "+x"(x));  // or the product would be made once
+      s = _mm256_add_epi16(s, _mm256_maddubs_epi16(x, x));
+    }
+  }
+#pragma GCC unroll 8
+  for (auto& s : sum) benchmark::DoNotOptimize(s[0]);
+}
+
+__attribute__((target("avx2,avxvnni"))) void chains_avxvnni() {
+  const __m256i x = _mm256_set1_epi8(1);
+  __m256i sum[kChains / 2];
+#pragma GCC unroll 8
+  for (int c = 0; c < kChains / 2; ++c) sum[c] = _mm256_set1_epi32(c);
+  for (int i = 0; i < kSteps * 2; ++i) {
+#pragma GCC unroll 8
+    for (auto& s : sum) s = _mm256_dpbusd_avx_epi32(s, x, x);
+  }
+#pragma GCC unroll 8
+  for (auto& s : sum) benchmark::DoNotOptimize(s[0]);
+}
+
 __attribute__((target("avx512f"))) void chains_avx512() {
   const __m512 x = _mm512_set1_ps(1.0f), y = _mm512_set1_ps(1e-9f);
   __m512 sum[kChains];
@@ -191,7 +221,7 @@ void tiles_of_bytes() {
   asm volatile("tilerelease");
 }
 
-/// Every thread multiplies registers with registers. FLOPs per call and thread: 16 lanes (32 with BF16, 64 with bytes)
+/// Every thread multiplies registers with registers. FLOPs per call and thread: kChains times kSteps times `products`,
 /// times 2.
 void limit_multiply(benchmark::State& state, void (*chains)(), int products) {
   for (auto _ : state) {
@@ -284,11 +314,16 @@ void register_all() {
     return benchmark::RegisterBenchmark(name.c_str(), args...)->UseRealTime()->MeasureProcessCPUTime();
   };
   add("limit/read", limit_read);
-  if (cpu::supports(Isa::avx2)) add("limit/fma_avx2", limit_multiply, chains_avx2, 16);
-  if (cpu::supports(Isa::avx512)) add("limit/fma_avx512", limit_multiply, chains_avx512, 16);
-  if (cpu::has_avx512_bf16()) add("limit/dot_bf16", limit_multiply, chains_bf16, 32);
-  if (cpu::has_avx512_vnni()) add("limit/dot_bytes", limit_multiply, chains_vnni, 64);
-  if (cpu::supports(Isa::amx)) add("limit/tiles_of_bytes", limit_multiply, tiles_of_bytes, 64);
+  const Isa isa = cpu::choose_isa(g_options.isa);
+  if (isa >= Isa::avx2) add("limit/fma_avx2", limit_multiply, chains_avx2, 16);
+  if (isa >= Isa::avx2) add("limit/pairs_of_bytes", limit_multiply, chains_pairs, 32);
+  if (isa == Isa::avxvnni) add("limit/dot_bytes_avxvnni", limit_multiply, chains_avxvnni, 32);
+  if (isa >= Isa::avx512) {
+    add("limit/fma_avx512", limit_multiply, chains_avx512, 16);
+    if (cpu::has_avx512_bf16()) add("limit/dot_bf16", limit_multiply, chains_bf16, 32);
+    if (cpu::has_avx512_vnni()) add("limit/dot_bytes", limit_multiply, chains_vnni, 64);
+  }
+  if (isa == Isa::amx) add("limit/tiles_of_bytes", limit_multiply, tiles_of_bytes, 64);
 
   const auto plain = [](DType dtype) {
     return [dtype](std::int64_t rows, std::int64_t cols) { return filled(dtype, rows, cols); };

@@ -209,18 +209,6 @@ struct Coded512 : Expanded512 {
   }
 };
 
-/// Asks for so many bytes some pages behind `from`: of the panels of this call, which end at `end`, or of those that
-/// are read next.
-inline void ask_for_next(const std::byte* from, std::int64_t bytes, const std::byte* end, const std::byte* after) {
-  constexpr std::int64_t kPages = 8192;
-  from += kPages;
-  if (from >= end) {
-    if (!after) return;
-    from = after + (from - end);
-  }
-  for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
-}
-
 /// run_quantized() for formats that are is_coded(), all of which have records of 256 columns.
 template <class Isa>
 void run_coded(const Weights& w, std::int64_t first, std::int64_t panels, const PackedTile* tiles, int n_tiles,
@@ -236,7 +224,8 @@ void run_coded(const Weights& w, std::int64_t first, std::int64_t panels, const 
       ask_for_next(record, f.record_bytes, end, w.after);
       for (int half = 0; half < 2; ++half) {
         Isa::expand_coded(f, record, half * kBlockSteps, *expanded);
-        multiply_tiles<Isa>(f, *expanded, c + half * kBlockColumns, kBlockSteps, p, tiles, n_tiles);
+        multiply_tiles<Isa>(f, *expanded, expanded->code, kStepCodes, c + half * kBlockColumns, kBlockSteps, p, tiles,
+                            n_tiles);
       }
     }
   }

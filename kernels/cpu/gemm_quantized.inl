@@ -1,16 +1,19 @@
 // Products with quantized weights (packed_format.h), for an instruction set given as a struct `Isa`:
 //
+//   Pack                  what packs activations (PackPortable)
 //   kWidths               widths of token tiles, narrowest first
 //   begin(groups), end()  around the products of formats with so many scales a step
 //   kWideCodesAreSigned   codes of 8 bits (and of tables) are multiplied as code - 128
-//   kWholeFactors         scales of has_whole_factors() are multiplied as whole numbers; then take_pairs() gives them
+//   kWholeFactors         scales of formats that are is_whole(f) are multiplied as whole numbers; then take_pairs(f,
+//                         record, first step, expanded) gives them
 //   halves(from, to)      16 FP16 as floats
 //   multiply_signed, multiply_unsigned(by, bytes, to)   16 floats times as many bytes
 //   take_nibbles(words, shift, table, to)   the table's entries for bits [shift, shift + 4) of 16 words of 32 bits
 //   take_plane<W, L>(from, codes)   bits [L, L + W) of a step's codes (planes.h)
 //   look_up(codes, table) replaces the codes of a step by their table entries
 //   take_coded(f, record, step, codes)   a step of a format that is_coded(), table entries looked up
-//   multiply<T, G>(...)   the inner loop: T tokens, G scales a step
+//   kernel<T, G>(f)       the inner loop: T tokens, G scales a step, as a function of a BlockProduct
+//   kBytesInPlace         codes of 8 bits are multiplied where they lie, some blocks of activations at a time
 //
 // Activations become bytes, a block of 128 columns (of 32 for codes of 8 bits) at a time with one scale s, so that a
 // group's sum of products is an integer and exact. A block adds to an output
@@ -72,37 +75,49 @@ inline int steps_of_block(int most, std::int64_t cols, std::int64_t column) {
 /// Minima are kept multiplied by this, so that minimum * (-128 * sum of bytes) is what they add.
 constexpr float kSumUnit = 1.0f / 128;
 
+/// Steps at a time of codes that are multiplied in place; as many as a record has at most.
+constexpr int kMostInPlace = 8;
+
 /// A block of a panel.
 struct Expanded {
   alignas(64) std::uint8_t code[kBlockSteps * kStepCodes];  // [steps][quads][16 rows][4]
-  alignas(64) float scale[2 * kBlockSteps][16];             // by group
-  alignas(64) float minimum[2 * kBlockSteps][16];           // times kSumUnit
+  alignas(64) float scale[kMostInPlace][16];                // by group: two of a step, or one
+  alignas(64) float minimum[kMostInPlace][16];              // times kSumUnit
   alignas(64) std::int16_t pairs[kBlockSteps / 2][16][2];   // where has_paired_minima()
   alignas(64) float pair_unit[16];
-  // Where has_whole_factors(), for Isa::kWholeFactors, in place of scales and minima: factors of pairs of groups.
+  // Where Isa::is_whole(), in place of scales and minima: factors of pairs of groups, or (AVX2) each group's twice.
   alignas(64) std::int32_t scale_pairs[kBlockSteps][16];
+  alignas(64) std::int32_t factor_pairs[2 * kBlockSteps][16];
   alignas(64) std::int32_t minimum_pairs[kBlockSteps][16];
   alignas(64) float unit[16];
 };
 
 // ---- Activations ----
 
-/// n floats as bytes times a scale; nearest, ties to even. Not finite ones give a scale that is not finite either.
-inline float quantize_block(const float* x, int n, std::int8_t* q) {
-  std::uint32_t largest = 0;
-  for (int i = 0; i < n; ++i) {
-    const std::uint32_t magnitude = __builtin_bit_cast(std::uint32_t, x[i]) & 0x7fffffffu;
-    largest = magnitude > largest ? magnitude : largest;
+/// What packing does in plain C++.
+struct PackPortable {
+  /// n floats as bytes times a scale; nearest, ties to even. Not finite ones give a scale that is not finite either.
+  static float quantize(const float* x, int n, std::int8_t* q) {
+    std::uint32_t largest = 0;
+    for (int i = 0; i < n; ++i) {
+      const std::uint32_t magnitude = __builtin_bit_cast(std::uint32_t, x[i]) & 0x7fffffffu;
+      largest = magnitude > largest ? magnitude : largest;
+    }
+    const float most = __builtin_bit_cast(float, largest);
+    const float inverse = largest != 0 ? 127.0f / most : 0.0f;
+    // Adding 1.5 * 2^23 rounds to a whole number and leaves it in the lowest bits.
+    constexpr float kRound = 12582912.0f;
+    for (int i = 0; i < n; ++i) {
+      q[i] = static_cast<std::int8_t>(__builtin_bit_cast(std::int32_t, x[i] * inverse + kRound));
+    }
+    return most / 127.0f;
   }
-  const float most = __builtin_bit_cast(float, largest);
-  const float inverse = largest != 0 ? 127.0f / most : 0.0f;
-  // Adding 1.5 * 2^23 rounds to a whole number and leaves it in the lowest bits.
-  constexpr float kRound = 12582912.0f;
-  for (int i = 0; i < n; ++i) {
-    q[i] = static_cast<std::int8_t>(__builtin_bit_cast(std::int32_t, x[i] * inverse + kRound));
+  /// Of a step's bytes: the first 16, the last 16.
+  static void add_halves(const std::int8_t* q, int& low, int& high) {
+    for (int i = 0; i < 16; ++i) low += q[i];
+    for (int i = 16; i < 32; ++i) high += q[i];
   }
-  return most / 127.0f;
-}
+};
 
 template <int kSteps>
 inline std::int64_t quantized_tile_bytes(int width, std::int64_t cols) {
@@ -110,7 +125,8 @@ inline std::int64_t quantized_tile_bytes(int width, std::int64_t cols) {
   return whole * block_bytes_of(width, kSteps) + (left > 0 ? block_bytes_of(width, left) : 0);
 }
 
-template <int kSteps>
+/// Pack: PackPortable, or what does the same to the bit.
+template <class Pack, int kSteps>
 void pack_bytes(const float* const* rows, int tokens, int width, std::int64_t cols, std::byte* tile) {
   if (tokens < width) std::memset(tile, 0, static_cast<std::size_t>(quantized_tile_bytes<kSteps>(width, cols)));
   for (std::int64_t c = 0; c < cols; c += kSteps * kStepColumns) {
@@ -118,13 +134,12 @@ void pack_bytes(const float* const* rows, int tokens, int width, std::int64_t co
     const BlockParts<std::byte> block(tile, width, steps);
     for (int t = 0; t < tokens; ++t) {
       std::int8_t q[kSteps * kStepColumns];
-      block.scales[t] = quantize_block(rows[t] + c, steps * kStepColumns, q);
+      block.scales[t] = Pack::quantize(rows[t] + c, steps * kStepColumns, q);
       std::int16_t both[(kSteps + 1) / 2 * 2] = {};
       for (int s = 0; s < steps; ++s) {
         const std::int8_t* of_step = q + s * kStepColumns;
         int low = 0, high = 0;
-        for (int i = 0; i < 16; ++i) low += of_step[i];
-        for (int i = 16; i < 32; ++i) high += of_step[i];
+        Pack::add_halves(of_step, low, high);
         std::int32_t* to = block.sums + s * 3 * width + t;
         to[0] = -128 * (low + high);
         to[width] = -128 * low;
@@ -175,6 +190,9 @@ inline void take_plain_codes(int bits, const std::uint8_t* from, std::uint8_t* c
 /// Whether codes are no planes of bits.
 inline bool is_coded(const QuantizedLayout& f) { return f.codes.coding != Coding::planes; }
 
+/// Whether codes need all eight bits.
+inline bool is_wide(const QuantizedLayout& f) { return f.bits == 8 || f.table != nullptr; }
+
 /// Whether the offset is the middle of the codes' range (128 of those in a table): it is then taken off the integer
 /// sums of products; any other offset becomes a minimum.
 inline bool is_centred(const QuantizedLayout& f) {
@@ -189,6 +207,12 @@ inline bool has_paired_minima(const QuantizedLayout& f) { return f.minima && f.s
 /// Whether scales and minima are whole numbers so small, and codes too, that products of a block can be: Q2_K and
 /// IQ1_S.
 inline bool has_whole_factors(const QuantizedLayout& f) { return f.nibbles && f.bits == 2; }
+
+template <class Isa>
+inline bool takes_whole(const QuantizedLayout& f) {
+  if constexpr (Isa::kWholeFactors) return Isa::is_whole(f);
+  return false;
+}
 
 /// What a record's rows have in common.
 struct RecordScales {
@@ -214,8 +238,10 @@ inline void read_head(const QuantizedLayout& f, const std::byte* record, RecordS
     Isa::halves(record + 32, head.dmin);
   }
 #pragma GCC ivdep
+  for (int r = 0; r < 16; ++r) head.d[r] *= f.unit;
+  if (is_centred(f)) return;
+#pragma GCC ivdep
   for (int r = 0; r < 16; ++r) {
-    head.d[r] *= f.unit;
     head.dmin[r] = f.minima ? head.dmin[r] * f.minimum_unit : 0.0f;
     head.zero[r] = f.zeros ? static_cast<float>(static_cast<std::uint8_t>(record[f.zero_at + r])) : f.offset;
   }
@@ -238,32 +264,38 @@ inline void take_factors(const QuantizedLayout& f, const std::byte* record, int 
   Isa::take_nibbles(words_of(at), word + at % 4 * 4, f.minimum_of ? f.minimum_of : kPlain, out.minimum);
 }
 
-/// Expands `steps` steps from step `first` of the panel on.
+/// A step's codes; wide ones as the Isa multiplies them.
 template <class Isa>
-inline void expand(const QuantizedLayout& f, const std::byte* panel, std::int64_t first, int steps, Expanded& out) {
+inline void expand_codes(const QuantizedLayout& f, const std::byte* record, int step, std::uint8_t* codes) {
+  if (is_coded(f)) {
+    Isa::take_coded(f, record, step, codes);
+  } else {
+    const std::byte* planes = record + f.head_bytes + step * f.step_bytes + f.scale_bytes;
+    take_plain_codes<Isa>(f.bits, reinterpret_cast<const std::uint8_t*>(planes), codes);
+    if (f.table) Isa::look_up(codes, f.table);
+  }
+  if (Isa::kWideCodesAreSigned && is_wide(f)) {
+    for (int i = 0; i < kStepCodes; ++i) codes[i] ^= 0x80;
+  }
+}
+
+/// Expands `steps` steps from step `first` of the panel on, but their codes where these are multiplied in place.
+template <class Isa>
+inline void expand(const QuantizedLayout& f, const std::byte* panel, std::int64_t first, int steps, bool in_place,
+                   Expanded& out) {
   const int steps_of_record = f.record / kStepColumns;
-  const bool wide = Isa::kWideCodesAreSigned && (f.bits == 8 || f.table);
-  const bool whole = Isa::kWholeFactors && has_whole_factors(f);
-  RecordScales head;
+  const bool whole = takes_whole<Isa>(f), centred = is_centred(f);
+  RecordScales head{};
   for (int s = 0; s < steps; ++s) {
     const std::int64_t at = first + s;
     const std::byte* record = panel + at / steps_of_record * f.record_bytes;
     if (!whole && (s == 0 || at % steps_of_record == 0)) {
       read_head<Isa>(f, record, head);
-      if (wide)
+      if (Isa::kWideCodesAreSigned && is_wide(f))
         for (float& zero : head.zero) zero -= 128.0f;
     }
     const std::byte* step = record + f.head_bytes + at % steps_of_record * f.step_bytes;
-    std::uint8_t* codes = out.code + s * kStepCodes;
-    if (is_coded(f)) {
-      Isa::take_coded(f, record, static_cast<int>(at % steps_of_record), codes);
-    } else {
-      take_plain_codes<Isa>(f.bits, reinterpret_cast<const std::uint8_t*>(step + f.scale_bytes), codes);
-      if (f.table) Isa::look_up(codes, f.table);
-    }
-    if (wide) {
-      for (int i = 0; i < kStepCodes; ++i) codes[i] ^= 0x80;
-    }
+    if (!in_place) expand_codes<Isa>(f, record, static_cast<int>(at % steps_of_record), out.code + s * kStepCodes);
     if (whole) continue;
     for (int g = 0; g < f.groups; ++g) {
       float* scale = out.scale[s * f.groups + g];
@@ -281,6 +313,7 @@ inline void expand(const QuantizedLayout& f, const std::byte* panel, std::int64_
       } else {
         std::memcpy(scale, head.d, sizeof head.d);
       }
+      if (centred) continue;
       if (!f.minima) {
 #pragma GCC ivdep
         for (int r = 0; r < 16; ++r) minimum[r] = scale[r] * head.zero[r];
@@ -309,11 +342,12 @@ inline void expand(const QuantizedLayout& f, const std::byte* panel, std::int64_
 /// What the inner loop reads: an expanded block, and a tile's.
 struct BlockProduct {
   const Expanded* weights;
+  const std::uint8_t* codes;  // [steps][quads][16 rows][4]
+  std::int64_t code_stride;   // from step to step
   int steps;
-  bool wide;    // codes need all eight bits
   bool minima;  // else the offset is in `start`
   bool paired;  // minima are the pairs
-  bool whole;   // scales and minima are the pairs of whole numbers
+  bool whole;   // scales and minima are whole numbers
   int start;    // a sum of products starts with the tile's -128 * sum(byte) shifted right by so many bits; 32: with 0
   const std::byte* x;
   float* out;  // [T][16], added to
@@ -330,36 +364,51 @@ struct BlockProduct {
   }
 };
 
+using BlockKernel = void (*)(const BlockProduct&);
+
 template <class Isa, int kGroups, int kIndex = 0>
-inline void multiply_width(const BlockProduct& p, int width) {
+inline BlockKernel kernel_of_width(const QuantizedLayout& f, int width) {
   constexpr int kWidth = Isa::kWidths[kIndex];
   if constexpr (kIndex + 1 < int(sizeof Isa::kWidths / sizeof(int))) {
-    if (width != kWidth) return multiply_width<Isa, kGroups, kIndex + 1>(p, width);
+    if (width != kWidth) return kernel_of_width<Isa, kGroups, kIndex + 1>(f, width);
   }
-  Isa::template multiply<kWidth, kGroups>(p);
+  return Isa::template kernel<kWidth, kGroups>(f);
 }
 
-/// An expanded block, from column c on of panel p of the call, times all tiles.
+/// An expanded block, from column c on of panel p of the call, times all tiles. `codes` are not the block's own where
+/// they are multiplied in place.
 template <class Isa>
-inline void multiply_tiles(const QuantizedLayout& f, const Expanded& expanded, std::int64_t c, int steps,
-                           std::int64_t p, const PackedTile* tiles, int n_tiles) {
-  const bool wide = f.bits == 8 || f.table != nullptr, centred = is_centred(f);
-  const int start = wide ? (Isa::kWideCodesAreSigned ? 32 : 0) : 8 - f.bits;
+inline void multiply_tiles(const QuantizedLayout& f, const Expanded& expanded, const std::uint8_t* codes,
+                           std::int64_t code_stride, std::int64_t c, int steps, std::int64_t p, const PackedTile* tiles,
+                           int n_tiles) {
+  const bool centred = is_centred(f);
+  const int start = is_wide(f) ? (Isa::kWideCodesAreSigned ? 32 : 0) : 8 - f.bits;
   const int block_steps = block_steps_of(f.bits);
+  BlockProduct product{
+      &expanded, codes,  code_stride, steps, !centred, has_paired_minima(f), takes_whole<Isa>(f), centred ? start : 32,
+      nullptr,   nullptr};
+  BlockKernel kernel = nullptr;
   for (int i = 0; i < n_tiles; ++i) {
     const PackedTile& tile = tiles[i];
-    const BlockProduct product{&expanded,
-                               steps,
-                               wide,
-                               !centred,
-                               has_paired_minima(f),
-                               has_whole_factors(f),
-                               centred ? start : 32,
-                               tile.x + c / kStepColumns / block_steps * block_bytes_of(tile.width, block_steps),
-                               tile.out + p * tile.width * 16};
-    if (f.groups == 1) multiply_width<Isa, 1>(product, tile.width);
-    if (f.groups == 2) multiply_width<Isa, 2>(product, tile.width);
+    product.x = tile.x + c / kStepColumns / block_steps * block_bytes_of(tile.width, block_steps);
+    product.out = tile.out + p * tile.width * 16;
+    if (i == 0 || tile.width != tiles[i - 1].width) {
+      kernel = f.groups == 1 ? kernel_of_width<Isa, 1>(f, tile.width) : kernel_of_width<Isa, 2>(f, tile.width);
+    }
+    kernel(product);
   }
+}
+
+/// Asks for so many bytes some pages behind `from`: of the panels of this call, which end at `end`, or of those that
+/// are read next.
+inline void ask_for_next(const std::byte* from, std::int64_t bytes, const std::byte* end, const std::byte* after) {
+  constexpr std::int64_t kPages = 8192;
+  from += kPages;
+  if (from >= end) {
+    if (!after) return;
+    from = after + (from - end);
+  }
+  for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
 }
 
 template <class Isa>
@@ -368,27 +417,39 @@ void run_quantized(const Weights& w, std::int64_t first, std::int64_t panels, co
   const QuantizedLayout& f = w.quantized;
   auto* expanded = reinterpret_cast<Expanded*>(scratch);
   clear_outputs(tiles, n_tiles, panels);
-  const int block_steps = block_steps_of(f.bits);
+  const int steps_of_record = f.record / kStepColumns;
+  const bool in_place = Isa::kBytesInPlace && f.bits == 8;
+  // Codes in place are as far apart as steps of a record, or as records of one step.
+  const int most = !in_place ? block_steps_of(f.bits) : steps_of_record == 1 ? kMostInPlace : steps_of_record;
+  const std::int64_t stride = !in_place ? kStepCodes : steps_of_record == 1 ? f.record_bytes : f.step_bytes;
+  const std::byte* const end = w.data + (first + panels) * w.panel_bytes;
   Isa::begin(f.groups);
   for (std::int64_t p = 0; p < panels; ++p) {
     const std::byte* panel = w.data + (first + p) * w.panel_bytes;
-    for (std::int64_t c = 0; c < w.cols; c += block_steps * kStepColumns) {
-      const int steps = steps_of_block(block_steps, w.cols, c);
-      expand<Isa>(f, panel, c / kStepColumns, steps, *expanded);
-      multiply_tiles<Isa>(f, *expanded, c, steps, p, tiles, n_tiles);
+    for (std::int64_t c = 0; c < w.cols; c += most * kStepColumns) {
+      const int steps = steps_of_block(most, w.cols, c);
+      const std::int64_t step = c / kStepColumns, at = w.panel_bytes * c / w.cols;
+      ask_for_next(panel + at, w.panel_bytes * (c + steps * kStepColumns) / w.cols - at, end, w.after);
+      expand<Isa>(f, panel, step, steps, in_place, *expanded);
+      const std::uint8_t* codes = expanded->code;
+      if (in_place) {
+        const std::byte* record = panel + step / steps_of_record * f.record_bytes;
+        codes = reinterpret_cast<const std::uint8_t*>(record + f.head_bytes + step % steps_of_record * f.step_bytes);
+      }
+      multiply_tiles<Isa>(f, *expanded, codes, stride, c, steps, p, tiles, n_tiles);
     }
   }
   Isa::end();
 }
 
+/// The narrowest that makes no more tiles than the widest would.
 template <class Isa>
 int quantized_tile_width(std::int64_t remaining, std::int64_t) {
-  int width = 0;
-  for (const int candidate : Isa::kWidths) {
-    width = candidate;
-    if (candidate >= remaining) break;
-  }
-  return width;
+  constexpr int kCount = sizeof Isa::kWidths / sizeof(int);
+  const int wanted = even_tile_width(remaining, Isa::kWidths[kCount - 1]);
+  int i = 0;
+  while (Isa::kWidths[i] < wanted) ++i;
+  return Isa::kWidths[i];
 }
 
 inline std::int64_t quantized_scratch(const Weights&) { return static_cast<std::int64_t>(sizeof(Expanded)); }
@@ -398,13 +459,13 @@ inline void set_gemm(KernelTable& table, WeightKind kind, const Gemm& gemm) {
   table.gemm[int(kind)] = table.gemm_bf16[int(kind)] = gemm;
 }
 
-template <class Isa>
+/// OfBytes: for codes of 8 bits.
+template <class Isa, class OfBytes = Isa>
 inline void fill_quantized(KernelTable& table) {
-  const Gemm gemm{quantized_tile_width<Isa>, quantized_tile_bytes<kBlockSteps>, pack_bytes<kBlockSteps>,
-                  quantized_scratch, run_quantized<Isa>};
-  Gemm fine = gemm;
-  fine.tile_bytes = quantized_tile_bytes<kFineSteps>;
-  fine.pack = pack_bytes<kFineSteps>;
+  const Gemm gemm{quantized_tile_width<Isa>, quantized_tile_bytes<kBlockSteps>,
+                  pack_bytes<typename Isa::Pack, kBlockSteps>, quantized_scratch, run_quantized<Isa>};
+  const Gemm fine{quantized_tile_width<OfBytes>, quantized_tile_bytes<kFineSteps>,
+                  pack_bytes<typename Isa::Pack, kFineSteps>, quantized_scratch, run_quantized<OfBytes>};
   set_gemm(table, WeightKind::quantized, gemm);
   set_gemm(table, WeightKind::quantized_coded, gemm);
   set_gemm(table, WeightKind::quantized_8, fine);

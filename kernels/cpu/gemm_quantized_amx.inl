@@ -12,8 +12,8 @@ struct Amx : Expand {
   static constexpr int kWidths[1] = {16};
 
   template <int T, int G>
-  static void multiply(const BlockProduct& p) {
-    multiply_block<G>(p);
+  static BlockKernel kernel(const QuantizedLayout&) {
+    return multiply_block<G>;
   }
 
   /// Tiles 0 to 3 take the sums of one group of columns each in turn, 4 and 5 the tokens, 6 and 7 the weights.
@@ -44,7 +44,7 @@ struct Amx : Expand {
     const int groups = p.steps * G;
     const auto start = [&](int i) {
       const std::byte* x = p.x + i / G * (16 * kStepColumns) + i % G * (kStepColumns / G);
-      const std::uint8_t* code = p.weights->code + i * (kStepCodes / G);
+      const std::uint8_t* code = p.codes + i * (kStepCodes / G);
       std::int32_t* to = dots[i % kBuffers];
       switch (i % kBuffers) {
         case 0:

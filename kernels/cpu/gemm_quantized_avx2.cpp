@@ -1,133 +1,194 @@
-#include "kernels/cpu/simd_avx2.h"
-// These need the operations above.
-#include "kernels/cpu/coded_avx2.h"
-#include "kernels/cpu/gemm_quantized.inl"
+#include "kernels/cpu/convert_avx2.h"
 
 namespace shoal::cpu {
 namespace {
 
-/// 16 rows are two registers of 8. Sums of two products of bytes must fit 16 bits, so wide codes are signed and their
-/// magnitudes are multiplied with activations that take over their signs.
-struct Avx2 {
-  static constexpr int kWidths[] = {1, 2, 3, 4, 6};
-  static void begin(int) {}
-  static void end() {}
-  static constexpr bool kWideCodesAreSigned = true, kWholeFactors = false;
+/// Pairs of products of bytes are 16 bits. As many of them are added up in those as cannot overflow before one
+/// multiplication makes 32 bits of them and, where scales are whole numbers, multiplies with the scale.
+constexpr int quads_together(const QuantizedLayout& f) {
+  const int quads = 32767 / (2 * 127 * f.largest);
+  return quads >= 8 ? 8 : quads >= 4 ? 4 : quads >= 2 ? 2 : 1;
+}
 
-  static void halves(const std::byte* from, float* to) {
-    const auto* p = reinterpret_cast<const __m128i*>(from);
-    _mm256_store_ps(to, _mm256_cvtph_ps(_mm_loadu_si128(p)));
-    _mm256_store_ps(to + 8, _mm256_cvtph_ps(_mm_loadu_si128(p + 1)));
-  }
-
-  static void multiply_signed(const float* by, const std::byte* bytes, float* to) {
-    for (int r = 0; r < 16; r += 8) {
-      const __m256i wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes + r)));
-      _mm256_store_ps(to + r, _mm256_mul_ps(_mm256_load_ps(by + r), _mm256_cvtepi32_ps(wide)));
-    }
-  }
-  static void multiply_unsigned(const float* by, const std::byte* bytes, float* to) {
-    for (int r = 0; r < 16; r += 8) {
-      const __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes + r)));
-      _mm256_store_ps(to + r, _mm256_mul_ps(_mm256_load_ps(by + r), _mm256_cvtepi32_ps(wide)));
-    }
-  }
-
-  static void take_nibbles(const std::byte* words, int shift, const std::uint8_t* table, std::uint8_t* to) {
-    const __m128i count = _mm_cvtsi32_si128(shift);
-    __m128i four[4];
-    for (int i = 0; i < 4; ++i) {
-      const __m128i word = _mm_loadu_si128(reinterpret_cast<const __m128i*>(words) + i);
-      four[i] = _mm_and_si128(_mm_srl_epi32(word, count), _mm_set1_epi32(15));
-    }
-    const __m128i nibbles = _mm_packus_epi16(_mm_packs_epi32(four[0], four[1]), _mm_packs_epi32(four[2], four[3]));
-    const __m128i entries = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
-    _mm_store_si128(reinterpret_cast<__m128i*>(to), _mm_shuffle_epi8(entries, nibbles));
-  }
-
-  template <int kWidth, int kLow>
-  static void take_plane(const std::uint8_t* from, std::uint8_t* codes) {
-    const __m256i mask = _mm256_set1_epi8((1 << kWidth) - 1);
-    for (int half = 0; half < 64; half += 32) {
-      __m256i plane[kWidth];
-#pragma GCC unroll 4
-      for (int i = 0; i < kWidth; ++i) plane[i] = load_256(from + i * 64 + half);
+/// pairs[h][t] = the sums of products of kTogether quads from `quad` of step s on, for kHalves times 8 rows from half
+/// `first` on. Wide codes are signed; then their magnitudes are multiplied with activations that take over their signs.
+template <int T, int kTogether, bool kWide, bool kInPlace, int kHalves>
+SHOAL_INLINE void multiply_quads(const std::uint8_t* codes, const int* bytes, int quad, int first,
+                                 __m256i (&pairs)[kHalves][T]) {
 #pragma GCC unroll 8
-      for (int q = 0; q < 8; ++q) {
-        auto* to = reinterpret_cast<__m256i*>(codes + q * 64 + half);
-        __m256i bits = _mm256_and_si256(_mm256_srli_epi64(plane[q % kWidth], q / kWidth * kWidth), mask);
-        if constexpr (kLow > 0) bits = _mm256_or_si256(_mm256_slli_epi64(bits, kLow), _mm256_load_si256(to));
-        _mm256_store_si256(to, bits);
-      }
-    }
-  }
-
-  static void take_coded(const QuantizedLayout& f, const std::byte* record, int step, std::uint8_t* codes) {
-    take_coded_step(f, record, step, codes);
-  }
-  static void look_up(std::uint8_t* codes, const std::uint8_t* table) {
-    const __m256i entries = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
-    for (int i = 0; i < kStepCodes; i += 32) {
-      auto* p = reinterpret_cast<__m256i*>(codes + i);
-      _mm256_store_si256(p, _mm256_shuffle_epi8(entries, _mm256_load_si256(p)));
-    }
-  }
-
-  /// 8 of the 16 rows, from row `first` on.
-  template <int T, int G, bool kWide>
-  static __attribute__((always_inline)) void multiply_half(const BlockProduct& p, int first) {
-    constexpr int kQuads = kQuadsOfStep / G;
-    __m256 sum[T];
-#pragma GCC unroll 6
-    for (int t = 0; t < T; ++t) sum[t] = _mm256_setzero_ps();
-    const std::uint8_t* code = p.weights->code + first * 4;
-    for (int s = 0; s < p.steps; ++s, code += kStepCodes) {
-      const auto* bytes = reinterpret_cast<const int*>(p.x + s * T * kStepColumns);
+  for (int q = quad; q < quad + kTogether; ++q) {
+    __m256i code[kHalves], magnitude[kHalves];
 #pragma GCC unroll 2
-      for (int g = 0; g < G; ++g) {
-        const std::int32_t* sums = p.sums<T, G>(s, g);
-        __m256i dot[T];
-#pragma GCC unroll 6
-        for (int t = 0; t < T; ++t) dot[t] = _mm256_set1_epi32(p.start_of(sums[t]));
-#pragma GCC unroll 8
-        for (int q = g * kQuads; q < (g + 1) * kQuads; ++q) {
-          const __m256i w = _mm256_load_si256(reinterpret_cast<const __m256i*>(code + q * 64));
-          const __m256i magnitude = kWide ? _mm256_abs_epi8(w) : w;
-#pragma GCC unroll 6
-          for (int t = 0; t < T; ++t) {
-            const __m256i four = _mm256_set1_epi32(bytes[q * T + t]);
-            const __m256i pairs = _mm256_maddubs_epi16(magnitude, kWide ? _mm256_sign_epi8(four, w) : four);
-            dot[t] = _mm256_add_epi32(dot[t], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-          }
-        }
-        const __m256 scale = _mm256_load_ps(p.weights->scale[s * G + g] + first);
-#pragma GCC unroll 6
-        for (int t = 0; t < T; ++t) sum[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[t]), scale, sum[t]);
-        if (!p.minima) continue;
-        const __m256 minimum = _mm256_load_ps(p.weights->minimum[s * G + g] + first);
-#pragma GCC unroll 6
-        for (int t = 0; t < T; ++t) {
-          sum[t] = _mm256_fmadd_ps(_mm256_set1_ps(static_cast<float>(sums[t])), minimum, sum[t]);
-        }
-      }
+    for (int h = 0; h < kHalves; ++h) {
+      code[h] = load_256(codes + q * 64 + (first + h) * 32);
+      if (kInPlace) code[h] = _mm256_xor_si256(code[h], _mm256_set1_epi8(static_cast<char>(0x80)));
+      magnitude[h] = kWide ? _mm256_abs_epi8(code[h]) : code[h];
     }
 #pragma GCC unroll 6
     for (int t = 0; t < T; ++t) {
-      float* out = p.out + t * 16 + first;
-      _mm256_storeu_ps(out, _mm256_fmadd_ps(sum[t], _mm256_set1_ps(p.parts<T>().scales[t]), _mm256_loadu_ps(out)));
+      const __m256i four = _mm256_set1_epi32(bytes[q * T + t]);
+#pragma GCC unroll 2
+      for (int h = 0; h < kHalves; ++h) {
+        const __m256i signs_taken = kWide ? _mm256_sign_epi8(four, code[h]) : four;
+        const __m256i products = _mm256_maddubs_epi16(magnitude[h], signs_taken);
+        pairs[h][t] = q == quad ? products : _mm256_add_epi16(pairs[h][t], products);
+        asm("" : "+x"(pairs[h][t]));  // GCC would add all products up at last, and keep them in memory until then
+      }
     }
+  }
+}
+
+/// 16 rows are two registers of 8. Both take a token's bytes together where registers suffice, since bringing them to
+/// all rows takes as long as multiplying: three tokens then, and with wide codes one half after the other.
+struct Avx2 : Convert256 {
+  static constexpr int kWidths[] = {1, 2, 3};
+  static constexpr bool kWideCodesAreSigned = true, kBytesInPlace = false;
+  static void begin(int) {}
+  static void end() {}
+
+  static bool is_whole(const QuantizedLayout& f) { return f.super || f.nibbles; }
+  static void take_pairs(const QuantizedLayout& f, const std::byte* record, std::int64_t first_step, Expanded& out) {
+    take_whole_factors<Avx2>(f, record, first_step, out);
+  }
+  /// In both halves of 32 bits.
+  static void put_scales(__m256i scale, int group, Expanded& out) {
+    store_pairs(scale, scale, out.factor_pairs[group]);
   }
 
   template <int T, int G>
-  static void multiply(const BlockProduct& p) {
-    for (const int first : {0, 8}) {
-      p.wide ? multiply_half<T, G, true>(p, first) : multiply_half<T, G, false>(p, first);
+  static BlockKernel kernel(const QuantizedLayout& f) {
+    const int together = quads_together(f);
+    if constexpr (G == 1) {
+      if (!is_whole(f)) {
+        if (is_wide(f)) return together == 1 ? multiply_scales<T, 1, true> : multiply_scales<T, 2, true>;
+        return together == 8 ? multiply_scales<T, 8, false> : multiply_scales<T, 4, false>;  // of 4 bits, of 5
+      }
+    }
+    if (is_wide(f)) return together == 1 ? multiply_whole<T, G, 1, true> : multiply_whole<T, G, 2, true>;
+    if (together == 8) return multiply_whole<T, G, 8 / G, false>;
+    return together == 4 ? multiply_whole<T, G, 4, false> : multiply_whole<T, G, 2, false>;
+  }
+
+ private:
+  template <bool kWide>
+  static constexpr int kHalvesAtOnce = kWide ? 1 : 2;
+
+  /// sum[h][t] += the products of a step with factors of pairs: of a group's scale, or ones.
+  template <int T, int G, int kTogether, bool kWide, int kHalves>
+  static SHOAL_INLINE void multiply_step(const BlockProduct& p, int s, int first, const std::int32_t (*factors)[16],
+                                         __m256i (&sum)[kHalves][T]) {
+    const auto* bytes = reinterpret_cast<const int*>(p.x + s * T * kStepColumns);
+#pragma GCC unroll 8
+    for (int q = 0; q < kQuadsOfStep; q += kTogether) {
+      __m256i pairs[kHalves][T];
+      multiply_quads<T, kTogether, kWide, false>(p.codes + s * kStepCodes, bytes, q, first, pairs);
+#pragma GCC unroll 2
+      for (int h = 0; h < kHalves; ++h) {
+        const __m256i factor =
+            factors ? of_rows(factors[s * G + q * G / kQuadsOfStep], first + h) : _mm256_set1_epi16(1);
+#pragma GCC unroll 6
+        for (int t = 0; t < T; ++t) {
+          sum[h][t] = _mm256_add_epi32(sum[h][t], _mm256_madd_epi16(pairs[h][t], factor));
+        }
+      }
+    }
+  }
+
+  template <int T, int G, int kTogether, bool kWide>
+  static void multiply_whole(const BlockProduct& p) {
+    constexpr int kHalves = kHalvesAtOnce<kWide>;
+    for (int first = 0; first < 2; first += kHalves) {
+      __m256i scaled[kHalves][T];
+      __m256 sum[kHalves][T];
+#pragma GCC unroll 2
+      for (int h = 0; h < kHalves; ++h) {
+#pragma GCC unroll 6
+        for (int t = 0; t < T; ++t) scaled[h][t] = _mm256_setzero_si256();
+      }
+      for (int s = 0; s < kBlockSteps; ++s) {
+        multiply_step<T, G, kTogether, kWide>(p, s, first, p.weights->factor_pairs, scaled);
+      }
+#pragma GCC unroll 2
+      for (int h = 0; h < kHalves; ++h) {
+#pragma GCC unroll 6
+        for (int t = 0; t < T; ++t) sum[h][t] = _mm256_cvtepi32_ps(scaled[h][t]);
+      }
+      add_whole<T, G, !kWide>(p, first, sum);  // no wide codes have minima
+    }
+  }
+
+  template <int T, int kTogether, bool kWide>
+  static void multiply_scales(const BlockProduct& p) {
+    constexpr int kHalves = kHalvesAtOnce<kWide>;
+    const Start start(p);
+    for (int first = 0; first < 2; first += kHalves) {
+      __m256 sum[kHalves][T];
+#pragma GCC unroll 2
+      for (int h = 0; h < kHalves; ++h) {
+#pragma GCC unroll 6
+        for (int t = 0; t < T; ++t) sum[h][t] = _mm256_setzero_ps();
+      }
+      for (int s = 0; s < p.steps; ++s) {
+        const std::int32_t* sums = p.sums<T, 1>(s, 0);
+        __m256i dot[kHalves][T];
+#pragma GCC unroll 2
+        for (int h = 0; h < kHalves; ++h) {
+#pragma GCC unroll 6
+          for (int t = 0; t < T; ++t) dot[h][t] = kWide ? _mm256_setzero_si256() : start.of(sums[t]);
+        }
+        multiply_step<T, 1, kTogether, kWide>(p, s, first, nullptr, dot);
+        add_scaled<T>(p, first, s, sums, dot, sum);
+      }
+      add_sums<T>(p, first, sum);
+    }
+  }
+};
+
+/// Codes of 8 bits.
+struct Avx2Bytes : Avx2 {
+  static constexpr int kWidths[] = {1, 2, 3, 4, 6};
+  static constexpr bool kBytesInPlace = true;
+
+  template <int T, int G>
+  static BlockKernel kernel(const QuantizedLayout&) {
+    return multiply_bytes<T>;
+  }
+
+ private:
+  template <int T>
+  static void multiply_bytes(const BlockProduct& p) {
+    constexpr int kHalves = T <= 2 ? 2 : 1;
+    for (int first = 0; first < 2; first += kHalves) {
+      __m256 sum[kHalves][T];
+      load_sums<T>(p, first, sum);
+      const std::uint8_t* codes = p.codes;
+      const std::byte* x = p.x;
+      for (int s = 0; s < p.steps; ++s, codes += p.code_stride, x += block_bytes_of(T, kFineSteps)) {
+        const BlockParts<const std::byte> block(x, T, kFineSteps);
+        __m256i dot[kHalves][T];
+#pragma GCC unroll 8
+        for (int q = 0; q < kQuadsOfStep; ++q) {
+          __m256i pairs[kHalves][T];
+          multiply_quads<T, 1, true, true>(codes, reinterpret_cast<const int*>(block.bytes), q, first, pairs);
+#pragma GCC unroll 2
+          for (int h = 0; h < kHalves; ++h) {
+#pragma GCC unroll 6
+            for (int t = 0; t < T; ++t) {
+              const __m256i products = _mm256_madd_epi16(pairs[h][t], _mm256_set1_epi16(1));
+              dot[h][t] = q == 0 ? products : _mm256_add_epi32(dot[h][t], products);
+              asm("" : "+x"(dot[h][t]));
+            }
+          }
+        }
+        add_fine<T>(p, first, s, block, dot, sum);
+      }
+      store_sums<T>(p, first, sum);
     }
   }
 };
 
 }  // namespace
 
-void fill_quantized_avx2(KernelTable& table) { fill_quantized<Avx2>(table); }
+void fill_quantized_avx2(KernelTable& table) { fill_quantized<Avx2, Avx2Bytes>(table); }
 
 }  // namespace shoal::cpu

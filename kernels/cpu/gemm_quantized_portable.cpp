@@ -5,10 +5,17 @@ namespace shoal::cpu {
 namespace {
 
 struct Portable : ConvertPortable {
+  using Pack = PackPortable;
   static constexpr int kWidths[] = {1, 2, 3};
   static void begin(int) {}
   static void end() {}
 
+  template <int T, int G>
+  static BlockKernel kernel(const QuantizedLayout&) {
+    return multiply<T, G>;
+  }
+
+ private:
   template <int T, int G>
   static void multiply(const BlockProduct& p) {
     constexpr int kQuads = kQuadsOfStep / G;
@@ -21,7 +28,7 @@ struct Portable : ConvertPortable {
           std::int32_t dot[16];
           for (std::int32_t& d : dot) d = p.start_of(sum_of_bytes);
           for (int q = g * kQuads; q < (g + 1) * kQuads; ++q) {
-            const std::uint8_t* code = p.weights->code + s * kStepCodes + q * 64;
+            const std::uint8_t* code = p.codes + s * kStepCodes + q * 64;
             const std::int8_t* four = bytes + (q * T + t) * 4;
             for (int r = 0; r < 16; ++r) {
               for (int i = 0; i < 4; ++i) dot[r] += code[r * 4 + i] * four[i];

@@ -43,6 +43,8 @@ bool has_avx2() {
   return fma && f16c && avx && avx2 && bmi2 && saves(kSavesYmm);
 }
 
+bool has_avx_vnni() { return has_avx2() && cpuid(7).eax >= 1 && bit(cpuid(7, 1).eax, 4); }
+
 bool has_avx512() {
   const std::uint32_t extended = cpuid(7).ebx;
   const bool f = bit(extended, 16), dq = bit(extended, 17), bw = bit(extended, 30), vl = bit(extended, 31);
@@ -75,6 +77,8 @@ bool supports(Isa isa) {
       return true;
     case Isa::avx2:
       return has_avx2();
+    case Isa::avxvnni:
+      return has_avx_vnni();
     case Isa::avx512:
       return has_avx512();
     case Isa::amx:
@@ -85,7 +89,7 @@ bool supports(Isa isa) {
 
 Isa choose_isa(const std::string& name) {
   if (name == "auto") return detect_isa();
-  for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512, Isa::amx}) {
+  for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avxvnni, Isa::avx512, Isa::amx}) {
     if (name != name_of(isa)) continue;
     if (!supports(isa))
       throw Error(fmt::format("--isa: this CPU (or its operating system) has no {}; the best it has is {}", name,
@@ -93,14 +97,15 @@ Isa choose_isa(const std::string& name) {
                   ExitCode::usage);
     return isa;
   }
-  throw Error(fmt::format("--isa: unknown instruction set '{}'; it takes auto, portable, avx2, avx512 or amx", name),
-              ExitCode::usage);
+  throw Error(
+      fmt::format("--isa: unknown instruction set '{}'; it takes auto, portable, avx2, avxvnni, avx512 or amx", name),
+      ExitCode::usage);
 }
 
 }  // namespace cpu
 
 Isa detect_isa() {
-  for (const Isa isa : {Isa::amx, Isa::avx512, Isa::avx2}) {
+  for (const Isa isa : {Isa::amx, Isa::avx512, Isa::avxvnni, Isa::avx2}) {
     if (cpu::supports(isa)) return isa;
   }
   return Isa::portable;
@@ -112,6 +117,8 @@ std::string_view name_of(Isa isa) {
       return "portable";
     case Isa::avx2:
       return "avx2";
+    case Isa::avxvnni:
+      return "avxvnni";
     case Isa::avx512:
       return "avx512";
     case Isa::amx:

@@ -21,6 +21,12 @@ KernelTable make_avx2() {
   return t;
 }
 
+KernelTable make_avxvnni() {
+  KernelTable t = make_avx2();
+  fill_quantized_avxvnni(t);
+  return t;
+}
+
 KernelTable make_avx512() {
   KernelTable t{};
   fill_gemm_avx512(t);
@@ -54,6 +60,10 @@ const KernelTable& kernels_for(Isa isa) {
     }
     case Isa::avx2: {
       static const KernelTable table = make_avx2();
+      return table;
+    }
+    case Isa::avxvnni: {
+      static const KernelTable table = make_avxvnni();
       return table;
     }
     case Isa::avx512: {

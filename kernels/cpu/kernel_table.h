@@ -15,6 +15,7 @@ struct QuantizedLayout {
   int bits, record, groups;  // of a code; columns of a record; scales of a step
   bool super, nibbles, bfloat, single, minima, zeros;
   float offset, unit, minimum_unit;
+  int largest;                     // code; of tables and codes of 8 bits the greatest difference from 128
   const std::uint8_t* table;       // [16], or null
   const std::int8_t* scale_of;     // [16], of nibbles
   const std::uint8_t* minimum_of;  // [16], where minima come with the scales' nibbles; else null
@@ -135,6 +136,7 @@ void fill_attention_avx512bf16(KernelTable& table);
 void fill_gemm_amx(KernelTable& table);
 void fill_quantized_portable(KernelTable& table);
 void fill_quantized_avx2(KernelTable& table);
+void fill_quantized_avxvnni(KernelTable& table);
 void fill_quantized_avx512vnni(KernelTable& table);
 /// After fill_quantized_avx512vnni().
 void fill_quantized_avx512vnnivbmi(KernelTable& table);

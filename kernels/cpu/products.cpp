@@ -20,6 +20,13 @@ constexpr std::int64_t kMostRowBytes = 64 * 1024;
 /// Reading a weight costs about as much time as multiplying it so many times.
 constexpr double kReadCost = 4;
 
+int largest_code(const PackedFormat& f) {
+  if (!f.has_table) return f.bits == 8 ? 128 : (1 << f.bits) - 1;
+  int largest = 0;
+  for (const std::uint8_t entry : f.table) largest = std::max(largest, std::abs(entry - 128));
+  return largest;
+}
+
 QuantizedLayout layout_of(const PackedFormat& f) {
   return {f.bits,
           f.record(),
@@ -33,6 +40,7 @@ QuantizedLayout layout_of(const PackedFormat& f) {
           f.offset,
           f.unit,
           f.minimum_unit,
+          largest_code(f),
           f.has_table ? f.table.data() : nullptr,
           f.scale_of.data(),
           f.minima_of_scale ? f.minimum_of.data() : nullptr,

@@ -12,14 +12,15 @@ struct Expanded512 : Convert512 {
   static void begin(int) {}
   static void end() {}
 
+  static bool is_whole(const QuantizedLayout& f) { return has_whole_factors(f); }
   static void take_pairs(const QuantizedLayout& f, const std::byte* record, std::int64_t first_step, Expanded& out) {
     const int half = static_cast<int>(first_step % kRecordSteps / kBlockSteps);
     f.groups == 2 ? take_pairs_of<2>(f, record, half, out) : take_pairs_of<1>(f, record, half, out);
   }
 
   template <int T, int G>
-  static void multiply(const BlockProduct& p) {
-    p.whole ? multiply_whole_factors<T, G>(p) : multiply_scales<T, G>(p);
+  static BlockKernel kernel(const QuantizedLayout& f) {
+    return has_whole_factors(f) ? multiply_whole_factors<T, G> : multiply_scales<T, G>;
   }
 
  private:
@@ -41,7 +42,7 @@ struct Expanded512 : Convert512 {
   template <int T, int G>
   static SHOAL_INLINE void add_products(const BlockProduct& p, int s, int g, __m512i (&dot)[T]) {
     constexpr int kQuads = kQuadsOfStep / G;
-    const std::uint8_t* codes = p.weights->code + s * kStepCodes;
+    const std::uint8_t* codes = p.codes + s * kStepCodes;
     const auto* bytes = reinterpret_cast<const int*>(p.x + s * T * kStepColumns);
 #pragma GCC unroll 8
     for (int i = 0; i < kQuads; ++i) {
@@ -53,7 +54,7 @@ struct Expanded512 : Convert512 {
   }
 
   template <int T, int G>
-  static SHOAL_INLINE void multiply_scales(const BlockProduct& p) {
+  static void multiply_scales(const BlockProduct& p) {
     __m512 sum[T];
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) sum[t] = _mm512_setzero_ps();
@@ -85,7 +86,7 @@ struct Expanded512 : Convert512 {
   }
 
   template <int T, int G>
-  static SHOAL_INLINE void multiply_whole_factors(const BlockProduct& p) {
+  static void multiply_whole_factors(const BlockProduct& p) {
     constexpr int kPairs = kBlockSteps * G / 2;
     const auto parts = p.parts<T>();
     const std::int32_t* sums = G == 2 ? parts.halves : parts.pairs;

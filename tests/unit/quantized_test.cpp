@@ -169,6 +169,40 @@ TEST_P(QuantizedProducts, NotANumberStaysOne) {
   }
 }
 
+/// All codes at one end of their range, and activations of one magnitude with the signs of a row's weights, so that
+/// sums are as large as can be: where products of bytes are added up in 16 bits, they must still fit.
+TEST_P(QuantizedProducts, LargestSumsOfProductsFit) {
+  const auto tested = backend(), reference = reference_backend();
+  Random random(21);
+  const std::int64_t rows = 32, cols = 512, tokens = 7;
+  for (const QuantFormat* stored : packed_ones()) {
+    const PackedFormat& format = *packed_format(*stored);
+    const int highest = format.coding != Coding::trits ? (1 << format.bits) - 1 : format.has_table ? 6 : 2;
+    for (const bool high : {false, true}) {
+      Matrix w(format, rows, cols);
+      w.pack_blocks(0, rows, [&](std::int64_t, std::int64_t, CodeBlock& block) {
+        std::fill(std::begin(block.code), std::end(block.code), static_cast<std::uint8_t>(high ? highest : 0));
+        for (auto& number : block.number) number = static_cast<std::uint16_t>(random.whole(0, 255));
+        std::fill(std::begin(block.signs), std::end(block.signs), high ? ~0u : 0u);
+        const int scale = format.scales == Scales::nibbles ? 15 : 127;
+        std::fill(std::begin(block.scale), std::end(block.scale), static_cast<std::int8_t>(scale));
+        const int minimum = format.scales == Scales::nibbles ? 15 : 255;
+        std::fill(std::begin(block.minimum), std::end(block.minimum), static_cast<std::uint8_t>(minimum));
+        const float d = 1e-3f;
+        block.d = format.scales == Scales::bfloat ? f32_to_bf16(d) : f32_to_f16(d);
+        block.dmin = f32_to_f16(d);
+      });
+      std::vector<float> row(static_cast<std::size_t>(cols)), x(static_cast<std::size_t>(tokens * cols));
+      w.unpack_row(0, row.data());
+      for (std::size_t i = 0; i < x.size(); ++i) x[i] = std::copysign(1.0f, row[i % row.size()]);
+      std::vector<float> actual(std::size_t(tokens * rows), NAN), expected(actual.size());
+      tested->linear({x.data(), tokens, cols}, w, {}, {actual.data(), tokens, rows});
+      reference->linear({x.data(), tokens, cols}, w, {}, {expected.data(), tokens, rows});
+      expect_near(actual, expected, 2e-5, fmt::format("{}, {} codes", format.name, high ? "highest" : "lowest"));
+    }
+  }
+}
+
 TEST_P(QuantizedProducts, ExpertsOfMixedFormatsMatchReference) {
   const auto tested = backend(), reference = reference_backend();
   Random random(11);
