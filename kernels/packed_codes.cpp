@@ -79,7 +79,6 @@ struct PointParts {
 void take_points(const CodeLayout& f, const std::byte* step, std::uint8_t* codes) {
   const int registers = f.point_columns == 4 ? 2 : 1, quads = f.point_columns / 4;
   const PointParts<const std::byte> parts(step, registers, f.extra_bits);
-  const std::uint32_t *first = f.point_codes, *second = f.point_codes + (256 << f.extra_bits);
   const int shift = sign_bit(f.point_columns);
   for (int r = 0; r < kPanel; ++r) {
     std::uint32_t signs;
@@ -93,12 +92,8 @@ void take_points(const CodeLayout& f, const std::byte* step, std::uint8_t* codes
       }
       std::uint8_t* to = codes + point * quads * kQuadBytes + r * 4;
       const auto sign_of = [&](int q) { return spread_bits(signs >> (4 * q) & 15u) << shift; };
-      if (quads == 2) {
-        store(first[number] | sign_of(2 * point), to);
-        store(second[number] | sign_of(2 * point + 1), to + kQuadBytes);
-      } else {
-        store(first[number] | sign_of(point), to);
-      }
+      const std::uint32_t* fours = f.point_codes + number * static_cast<unsigned>(quads);
+      for (int q = 0; q < quads; ++q) store(fours[q] | sign_of(quads * point + q), to + q * kQuadBytes);
     }
   }
 }
@@ -218,8 +213,12 @@ void spread_table(PointSet& set) {
   const auto size = static_cast<std::size_t>(set.size());
   for (std::size_t i = 0; i < size; ++i) {
     const std::uint32_t first = spread_pairs(set.table[i]), second = set.table[size + i];
-    set.codes[i] = set.columns == 4 ? first | spread_bits(second) << 2 : first;
-    if (set.columns == 8) set.codes[size + i] = spread_pairs(second);
+    if (set.columns == 8) {
+      set.codes[2 * i] = first;
+      set.codes[2 * i + 1] = spread_pairs(second);
+    } else {
+      set.codes[i] = set.columns == 4 ? first | spread_bits(second) << 2 : first;
+    }
   }
 }
 

@@ -35,8 +35,7 @@ struct PointSet {
   /// [2][256 << extra_bits]. Two bits for each of the first four columns; then for each of the last four, or (points of
   /// 4 columns) the third bit of each, or (trits) the fifth trit.
   alignas(64) std::array<std::uint8_t, 2048> table{};
-  /// [2][256 << extra_bits], or without the second half (trits, points of 4 columns): the codes of four columns, a byte
-  /// each.
+  /// [256 << extra_bits][columns / 4]: the codes of four columns, a byte each.
   alignas(64) std::array<std::uint32_t, 2048> codes{};
   int size() const { return 256 << extra_bits; }
   /// Registers of 64 numbers in a step.
