@@ -236,8 +236,8 @@ class LlamaCpp:
 def run_shoal(model, threads, batches):
     """With --compute bf16: as with llama.cpp, the KV cache has 16 bits."""
     command = [str(ROOT / "build/shoal"), "bench", *model, "--threads", str(threads), "--quiet", "--json",
-               "--isa", ISA, "--concurrency", ",".join(map(str, batches)), "--prompt-tokens", str(PROMPT), "--output-tokens",
-               str(STEPS), "--compute", "bf16", "--kv-cache-gb", "1"]
+               "--isa", ISA, "--concurrency", ",".join(map(str, batches)), "--prompt-tokens", str(PROMPT),
+               "--output-tokens", str(STEPS), "--compute", "bf16", "--kv-cache-gb", "1"]
     report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     return report["device"], {r["concurrency"]: r for r in report["results"]}
 

@@ -218,14 +218,15 @@ void run_coded(const Weights& w, std::int64_t first, std::int64_t panels, const 
   auto* expanded = reinterpret_cast<Expanded*>(scratch);
   const std::byte *record = w.data + first * w.panel_bytes, *const end = record + panels * w.panel_bytes;
   clear_outputs(tiles, n_tiles, panels);
+  BlockProducts<Isa> products(f);
   Isa::begin(f.groups);
   for (std::int64_t p = 0; p < panels; ++p) {
     for (std::int64_t c = 0; c < w.cols; c += kRecordColumns, record += f.record_bytes) {
       ask_for_next(record, f.record_bytes, end, w.after);
       for (int half = 0; half < 2; ++half) {
         Isa::expand_coded(f, record, half * kBlockSteps, *expanded);
-        multiply_tiles<Isa>(f, *expanded, expanded->code, kStepCodes, c + half * kBlockColumns, kBlockSteps, p, tiles,
-                            n_tiles);
+        products.multiply(*expanded, expanded->code, kStepCodes, c + half * kBlockColumns, kBlockSteps, p, tiles,
+                          n_tiles);
       }
     }
   }

@@ -3,8 +3,8 @@
 
 #include "kernels/cpu/kernel_table.h"
 
-/// Included after the simd header of an instruction set. The codes of points and trits (packed_codes.h) with AVX2: four
-/// at a time from a table, then signs and the entries of the format's table, 32 at a time.
+/// Included after the simd header of an instruction set. The codes of points and trits (packed_codes.h) with AVX2, 32
+/// at a time: points from a table, trits reckoned; then signs, or deltas, and the entries of the format's table.
 namespace shoal::cpu {
 namespace {
 

@@ -47,7 +47,7 @@ struct PackAvx2 {
 /// The conversions of a quantized record with AVX2. Scales that are whole numbers with one factor for a record (of all
 /// K and IQ formats) stay so: a block then adds to a sum
 ///     (sum of scale * products) * unit - (sum of minimum * sum of bytes) * unit of minima
-/// where an offset is a minimum too, of scale * offset.
+/// where an offset is a minimum too, of scale * offset, and of the same unit.
 struct Convert256 {
   using Pack = PackAvx2;
   static constexpr bool kWholeFactors = true;
@@ -104,7 +104,7 @@ struct Convert256 {
     take_coded_step(f, record, step, codes);
   }
   static void look_up(std::uint8_t* codes, const std::uint8_t* table) {
-    const __m256i entries = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+    const __m256i entries = table_of_32(table);
     for (int i = 0; i < kStepCodes; i += 32) {
       auto* p = reinterpret_cast<__m256i*>(codes + i);
       _mm256_store_si256(p, _mm256_shuffle_epi8(entries, _mm256_load_si256(p)));
@@ -113,14 +113,13 @@ struct Convert256 {
 
   /// Isa::put_scales(scale, group, out) keeps the scales of a group's 16 rows.
   template <class Isa>
-  static void take_whole_factors(const QuantizedLayout& f, const std::byte* record, std::int64_t first_step,
-                                 Expanded& out) {
-    const int first = static_cast<int>(first_step) % (f.record / kStepColumns), groups = kBlockSteps * f.groups;
+  static void take_whole_factors(const QuantizedLayout& f, const std::byte* record, int first, Expanded& out) {
+    const int groups = kBlockSteps * f.groups, shift = f.groups - 1;
     const bool wide = Isa::kWideCodesAreSigned && f.table;
     const __m256i offset = _mm256_set1_epi16(static_cast<short>(static_cast<int>(f.offset) - (wide ? 128 : 0)));
     __m256i before = _mm256_setzero_si256();  // of the pair's first group
     for (int group = 0; group < groups; ++group) {
-      const int step = first + group / f.groups, of_step = group % f.groups;
+      const int step = first + (group >> shift), of_step = group & shift;
       const std::byte* scales = record + f.head_bytes + step * f.step_bytes + of_step * 16;
       const std::byte* minima = scales + f.groups * 16;
       FactorBytes factors;
@@ -171,33 +170,37 @@ struct Convert256 {
     return _mm256_load_si256(reinterpret_cast<const __m256i*>(pairs) + half);
   }
 
-  /// out += (scaled * unit - what minima take off) * the tokens' scales, for kHalves times 8 rows from half `first` on.
-  template <int T, int G, bool kMinima, int kHalves>
-  static SHOAL_INLINE void add_whole(const BlockProduct& p, int first, const __m256 (&scaled)[kHalves][T]) {
+  /// taken[t] = the block's minima times the sums of a token's bytes, of the 8 rows of a half.
+  template <int T, int G>
+  static SHOAL_INLINE void multiply_minima(const BlockProduct& p, int half, __m256i (&taken)[T]) {
     const auto parts = p.parts<T>();
     const std::int32_t* sums = G == 2 ? parts.halves : parts.pairs;
+#pragma GCC unroll 3
+    for (int t = 0; t < T; ++t) taken[t] = _mm256_setzero_si256();
+#pragma GCC unroll 4
+    for (int pair = 0; pair < kBlockSteps * G / 2; ++pair) {
+      const __m256i minima = of_rows(p.weights->minimum_pairs[pair], half);
+#pragma GCC unroll 3
+      for (int t = 0; t < T; ++t) {
+        const __m256i of_token = _mm256_set1_epi32(sums[pair * T + t]);
+        taken[t] = _mm256_add_epi32(taken[t], _mm256_madd_epi16(minima, of_token));
+      }
+    }
+  }
+
+  /// out += (scaled * unit - what minima take off) * the tokens' scales, for kHalves times 8 rows from half `first` on.
+  template <int T, int G, int kHalves>
+  static SHOAL_INLINE void add_with_minima(const BlockProduct& p, int first, const __m256 (&scaled)[kHalves][T]) {
     __m256 sum[kHalves][T];
 #pragma GCC unroll 2
     for (int h = 0; h < kHalves; ++h) {
-      const __m256 unit = of_rows(p.weights->unit, first + h);
-#pragma GCC unroll 6
-      for (int t = 0; t < T; ++t) sum[h][t] = _mm256_mul_ps(scaled[h][t], unit);
-      if constexpr (!kMinima) continue;
       __m256i taken[T];
-#pragma GCC unroll 6
-      for (int t = 0; t < T; ++t) taken[t] = _mm256_setzero_si256();
-#pragma GCC unroll 4
-      for (int pair = 0; pair < kBlockSteps * G / 2; ++pair) {
-        const __m256i minima = of_rows(p.weights->minimum_pairs[pair], first + h);
-#pragma GCC unroll 6
-        for (int t = 0; t < T; ++t) {
-          const __m256i of_token = _mm256_set1_epi32(sums[pair * T + t]);
-          taken[t] = _mm256_add_epi32(taken[t], _mm256_madd_epi16(minima, of_token));
-        }
-      }
+      multiply_minima<T, G>(p, first + h, taken);
+      const __m256 unit = of_rows(p.weights->unit, first + h);
       const __m256 unit_of_minima = of_rows(p.weights->pair_unit, first + h);
-#pragma GCC unroll 6
+#pragma GCC unroll 3
       for (int t = 0; t < T; ++t) {
+        sum[h][t] = _mm256_mul_ps(scaled[h][t], unit);
         sum[h][t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(taken[t]), unit_of_minima, sum[h][t]);
       }
     }

@@ -5,7 +5,7 @@
 //   begin(groups), end()  around the products of formats with so many scales a step
 //   kWideCodesAreSigned   codes of 8 bits (and of tables) are multiplied as code - 128
 //   kWholeFactors         scales of formats that are is_whole(f) are multiplied as whole numbers; then take_pairs(f,
-//                         record, first step, expanded) gives them
+//                         record, first step in it, expanded) gives them
 //   halves(from, to)      16 FP16 as floats
 //   multiply_signed, multiply_unsigned(by, bytes, to)   16 floats times as many bytes
 //   take_nibbles(words, shift, table, to)   the table's entries for bits [shift, shift + 4) of 16 words of 32 bits
@@ -13,13 +13,16 @@
 //   look_up(codes, table) replaces the codes of a step by their table entries
 //   take_coded(f, record, step, codes)   a step of a format that is_coded(), table entries looked up
 //   kernel<T, G>(f)       the inner loop: T tokens, G scales a step, as a function of a BlockProduct
-//   kBytesInPlace         codes of 8 bits are multiplied where they lie, some blocks of activations at a time
+//   kBytesInPlace         codes of 8 bits are multiplied where they lie, `code_stride` apart, with some blocks of
+//   activations
+//                         of one step each at a time: BlockProduct's parts() and sums() are not for these
 //
 // Activations become bytes, a block of 128 columns (of 32 for codes of 8 bits) at a time with one scale s, so that a
 // group's sum of products is an integer and exact. A block adds to an output
 //     s * sum over groups of ( weight scale * (sum(code * byte) - offset * sum(byte))  -  weight minimum * sum(byte) )
 // where the offset, in most formats the middle of their codes, is taken off the integer.
-// A block is expanded to plain bytes once for all tiles; in that form it stays in the first cache.
+// A block is expanded to plain bytes once for all tiles (codes of 8 bits in place are such already); in that form it
+// stays in the first cache.
 #include <cstring>
 #include <type_traits>
 
@@ -85,7 +88,8 @@ struct Expanded {
   alignas(64) float minimum[kMostInPlace][16];              // times kSumUnit
   alignas(64) std::int16_t pairs[kBlockSteps / 2][16][2];   // where has_paired_minima()
   alignas(64) float pair_unit[16];
-  // Where Isa::is_whole(), in place of scales and minima: factors of pairs of groups, or (AVX2) each group's twice.
+  // Where Isa::is_whole(), in place of minima and, but with AVX-VNNI, scales: factors of pairs of groups, or (AVX2)
+  // each group's twice.
   alignas(64) std::int32_t scale_pairs[kBlockSteps][16];
   alignas(64) std::int32_t factor_pairs[2 * kBlockSteps][16];
   alignas(64) std::int32_t minimum_pairs[kBlockSteps][16];
@@ -279,23 +283,25 @@ inline void expand_codes(const QuantizedLayout& f, const std::byte* record, int 
   }
 }
 
-/// Expands `steps` steps from step `first` of the panel on, but their codes where these are multiplied in place.
+/// Expands `steps` steps from step `of_record` of a record on, but their codes where these are multiplied in place.
 template <class Isa>
-inline void expand(const QuantizedLayout& f, const std::byte* panel, std::int64_t first, int steps, bool in_place,
+inline void expand(const QuantizedLayout& f, const std::byte* record, int of_record, int steps, bool in_place,
                    Expanded& out) {
   const int steps_of_record = f.record / kStepColumns;
   const bool whole = takes_whole<Isa>(f), centred = is_centred(f);
+  if constexpr (Isa::kWholeFactors) {
+    if (whole) Isa::take_pairs(f, record, of_record, out);
+  }
   RecordScales head{};
-  for (int s = 0; s < steps; ++s) {
-    const std::int64_t at = first + s;
-    const std::byte* record = panel + at / steps_of_record * f.record_bytes;
-    if (!whole && (s == 0 || at % steps_of_record == 0)) {
+  for (int s = 0; s < steps; ++s, ++of_record) {
+    if (of_record == steps_of_record) of_record = 0, record += f.record_bytes;
+    if (!whole && (s == 0 || of_record == 0)) {
       read_head<Isa>(f, record, head);
       if (Isa::kWideCodesAreSigned && is_wide(f))
         for (float& zero : head.zero) zero -= 128.0f;
     }
-    const std::byte* step = record + f.head_bytes + at % steps_of_record * f.step_bytes;
-    if (!in_place) expand_codes<Isa>(f, record, static_cast<int>(at % steps_of_record), out.code + s * kStepCodes);
+    const std::byte* step = record + f.head_bytes + of_record * f.step_bytes;
+    if (!in_place) expand_codes<Isa>(f, record, of_record, out.code + s * kStepCodes);
     if (whole) continue;
     for (int g = 0; g < f.groups; ++g) {
       float* scale = out.scale[s * f.groups + g];
@@ -303,7 +309,7 @@ inline void expand(const QuantizedLayout& f, const std::byte* panel, std::int64_
       const std::byte *scales = step + g * 16, *minima = step + (f.groups + g) * 16;
       FactorBytes factors;
       if (f.nibbles) {
-        take_factors<Isa>(f, record, static_cast<int>(at % steps_of_record) * f.groups + g, factors);
+        take_factors<Isa>(f, record, of_record * f.groups + g, factors);
         scales = reinterpret_cast<const std::byte*>(factors.scale);
         minima = reinterpret_cast<const std::byte*>(factors.minimum);
       }
@@ -330,9 +336,7 @@ inline void expand(const QuantizedLayout& f, const std::byte* panel, std::int64_
       for (int r = 0; r < 16; ++r) out.pairs[s / 2][r][s % 2] = m[r];
     }
   }
-  if constexpr (Isa::kWholeFactors) {
-    if (whole) return Isa::take_pairs(f, panel + first / steps_of_record * f.record_bytes, first, out);
-  }
+  if (whole) return;
 #pragma GCC ivdep
   for (int r = 0; r < 16; ++r) out.pair_unit[r] = -head.dmin[r];
 }
@@ -346,7 +350,7 @@ struct BlockProduct {
   std::int64_t code_stride;   // from step to step
   int steps;
   bool minima;  // else the offset is in `start`
-  bool paired;  // minima are the pairs
+  bool paired;  // minima are the pairs (AMX asks for this and the next)
   bool whole;   // scales and minima are whole numbers
   int start;    // a sum of products starts with the tile's -128 * sum(byte) shifted right by so many bits; 32: with 0
   const std::byte* x;
@@ -375,29 +379,42 @@ inline BlockKernel kernel_of_width(const QuantizedLayout& f, int width) {
   return Isa::template kernel<kWidth, kGroups>(f);
 }
 
-/// An expanded block, from column c on of panel p of the call, times all tiles. `codes` are not the block's own where
-/// they are multiplied in place.
+/// What the products of all blocks of a call have in common.
 template <class Isa>
-inline void multiply_tiles(const QuantizedLayout& f, const Expanded& expanded, const std::uint8_t* codes,
-                           std::int64_t code_stride, std::int64_t c, int steps, std::int64_t p, const PackedTile* tiles,
-                           int n_tiles) {
-  const bool centred = is_centred(f);
-  const int start = is_wide(f) ? (Isa::kWideCodesAreSigned ? 32 : 0) : 8 - f.bits;
-  const int block_steps = block_steps_of(f.bits);
-  BlockProduct product{
-      &expanded, codes,  code_stride, steps, !centred, has_paired_minima(f), takes_whole<Isa>(f), centred ? start : 32,
-      nullptr,   nullptr};
-  BlockKernel kernel = nullptr;
-  for (int i = 0; i < n_tiles; ++i) {
-    const PackedTile& tile = tiles[i];
-    product.x = tile.x + c / kStepColumns / block_steps * block_bytes_of(tile.width, block_steps);
-    product.out = tile.out + p * tile.width * 16;
-    if (i == 0 || tile.width != tiles[i - 1].width) {
-      kernel = f.groups == 1 ? kernel_of_width<Isa, 1>(f, tile.width) : kernel_of_width<Isa, 2>(f, tile.width);
+struct BlockProducts {
+  static constexpr int kCount = sizeof Isa::kWidths / sizeof(int);
+  BlockKernel of_width[Isa::kWidths[kCount - 1] + 1];
+  BlockProduct product;
+  int block_steps;
+
+  explicit BlockProducts(const QuantizedLayout& f) : product{}, block_steps(block_steps_of(f.bits)) {
+    for (const int width : Isa::kWidths) {
+      of_width[width] = f.groups == 1 ? kernel_of_width<Isa, 1>(f, width) : kernel_of_width<Isa, 2>(f, width);
     }
-    kernel(product);
+    const int start = is_wide(f) ? (Isa::kWideCodesAreSigned ? 32 : 0) : 8 - f.bits;
+    product.minima = !is_centred(f);
+    product.paired = has_paired_minima(f);
+    product.whole = takes_whole<Isa>(f);
+    product.start = product.minima ? 32 : start;
   }
-}
+
+  /// An expanded block, from column c on of panel p of the call, times all tiles. `codes` are not the block's own where
+  /// they are multiplied in place.
+  void multiply(const Expanded& expanded, const std::uint8_t* codes, std::int64_t code_stride, std::int64_t c,
+                int steps, std::int64_t p, const PackedTile* tiles, int n_tiles) {
+    product.weights = &expanded;
+    product.codes = codes;
+    product.code_stride = code_stride;
+    product.steps = steps;
+    const std::int64_t block = c / kStepColumns / block_steps;
+    for (int i = 0; i < n_tiles; ++i) {
+      const PackedTile& tile = tiles[i];
+      product.x = tile.x + block * block_bytes_of(tile.width, block_steps);
+      product.out = tile.out + p * tile.width * 16;
+      of_width[tile.width](product);
+    }
+  }
+};
 
 /// Asks for so many bytes some pages behind `from`: of the panels of this call, which end at `end`, or of those that
 /// are read next.
@@ -423,20 +440,20 @@ void run_quantized(const Weights& w, std::int64_t first, std::int64_t panels, co
   const int most = !in_place ? block_steps_of(f.bits) : steps_of_record == 1 ? kMostInPlace : steps_of_record;
   const std::int64_t stride = !in_place ? kStepCodes : steps_of_record == 1 ? f.record_bytes : f.step_bytes;
   const std::byte* const end = w.data + (first + panels) * w.panel_bytes;
+  const std::int64_t block_bytes = std::int64_t{f.record_bytes} * most / steps_of_record;
+  BlockProducts<Isa> products(f);
   Isa::begin(f.groups);
   for (std::int64_t p = 0; p < panels; ++p) {
-    const std::byte* panel = w.data + (first + p) * w.panel_bytes;
-    for (std::int64_t c = 0; c < w.cols; c += most * kStepColumns) {
+    const std::byte *record = w.data + (first + p) * w.panel_bytes, *at = record;
+    int of_record = 0;
+    for (std::int64_t c = 0; c < w.cols; c += most * kStepColumns, at += block_bytes) {
+      ask_for_next(at, block_bytes, end, w.after);
       const int steps = steps_of_block(most, w.cols, c);
-      const std::int64_t step = c / kStepColumns, at = w.panel_bytes * c / w.cols;
-      ask_for_next(panel + at, w.panel_bytes * (c + steps * kStepColumns) / w.cols - at, end, w.after);
-      expand<Isa>(f, panel, step, steps, in_place, *expanded);
-      const std::uint8_t* codes = expanded->code;
-      if (in_place) {
-        const std::byte* record = panel + step / steps_of_record * f.record_bytes;
-        codes = reinterpret_cast<const std::uint8_t*>(record + f.head_bytes + step % steps_of_record * f.step_bytes);
-      }
-      multiply_tiles<Isa>(f, *expanded, codes, stride, c, steps, p, tiles, n_tiles);
+      expand<Isa>(f, record, of_record, steps, in_place, *expanded);
+      const std::byte* step = record + f.codes.codes_at + of_record * f.step_bytes;
+      const std::uint8_t* codes = in_place ? reinterpret_cast<const std::uint8_t*>(step) : expanded->code;
+      products.multiply(*expanded, codes, stride, c, steps, p, tiles, n_tiles);
+      for (of_record += most; of_record >= steps_of_record; of_record -= steps_of_record) record += f.record_bytes;
     }
   }
   Isa::end();

@@ -47,7 +47,7 @@ struct Avx2 : Convert256 {
   static void end() {}
 
   static bool is_whole(const QuantizedLayout& f) { return f.super || f.nibbles; }
-  static void take_pairs(const QuantizedLayout& f, const std::byte* record, std::int64_t first_step, Expanded& out) {
+  static void take_pairs(const QuantizedLayout& f, const std::byte* record, int first_step, Expanded& out) {
     take_whole_factors<Avx2>(f, record, first_step, out);
   }
   /// In both halves of 32 bits.
@@ -61,15 +61,26 @@ struct Avx2 : Convert256 {
     if constexpr (G == 1) {
       if (!is_whole(f)) {
         if (is_wide(f)) return together == 1 ? multiply_scales<T, 1, true> : multiply_scales<T, 2, true>;
-        return together == 8 ? multiply_scales<T, 8, false> : multiply_scales<T, 4, false>;  // of 4 bits, of 5
+        if (together == 8) return multiply_scales<T, 8, false>;
+        return together == 4 ? multiply_scales<T, 4, false> : multiply_scales<T, 2, false>;
       }
     }
-    if (is_wide(f)) return together == 1 ? multiply_whole<T, G, 1, true> : multiply_whole<T, G, 2, true>;
-    if (together == 8) return multiply_whole<T, G, 8 / G, false>;
-    return together == 4 ? multiply_whole<T, G, 4, false> : multiply_whole<T, G, 2, false>;
+    if (is_wide(f)) {
+      return together == 1 ? multiply_whole<T, G, 1, Taken::nothing> : multiply_whole<T, G, 2, Taken::nothing>;
+    }
+    return f.minima ? whole_kernel<T, G, Taken::minima>(together) : whole_kernel<T, G, Taken::offsets>(together);
   }
 
  private:
+  /// What is taken off sums with whole scales: of wide codes, which are signed, nothing; offsets have the scales' unit.
+  enum class Taken { nothing, offsets, minima };
+
+  template <int T, int G, Taken kTaken>
+  static BlockKernel whole_kernel(int together) {
+    if (together == 8) return multiply_whole<T, G, 8 / G, kTaken>;
+    return together == 4 ? multiply_whole<T, G, 4, kTaken> : multiply_whole<T, G, 2, kTaken>;
+  }
+
   template <bool kWide>
   static constexpr int kHalvesAtOnce = kWide ? 1 : 2;
 
@@ -86,7 +97,7 @@ struct Avx2 : Convert256 {
       for (int h = 0; h < kHalves; ++h) {
         const __m256i factor =
             factors ? of_rows(factors[s * G + q * G / kQuadsOfStep], first + h) : _mm256_set1_epi16(1);
-#pragma GCC unroll 6
+#pragma GCC unroll 3
         for (int t = 0; t < T; ++t) {
           sum[h][t] = _mm256_add_epi32(sum[h][t], _mm256_madd_epi16(pairs[h][t], factor));
         }
@@ -94,15 +105,16 @@ struct Avx2 : Convert256 {
     }
   }
 
-  template <int T, int G, int kTogether, bool kWide>
+  template <int T, int G, int kTogether, Taken kTaken>
   static void multiply_whole(const BlockProduct& p) {
+    constexpr bool kWide = kTaken == Taken::nothing;
     constexpr int kHalves = kHalvesAtOnce<kWide>;
     for (int first = 0; first < 2; first += kHalves) {
       __m256i scaled[kHalves][T];
       __m256 sum[kHalves][T];
 #pragma GCC unroll 2
       for (int h = 0; h < kHalves; ++h) {
-#pragma GCC unroll 6
+#pragma GCC unroll 3
         for (int t = 0; t < T; ++t) scaled[h][t] = _mm256_setzero_si256();
       }
       for (int s = 0; s < kBlockSteps; ++s) {
@@ -110,10 +122,24 @@ struct Avx2 : Convert256 {
       }
 #pragma GCC unroll 2
       for (int h = 0; h < kHalves; ++h) {
-#pragma GCC unroll 6
-        for (int t = 0; t < T; ++t) sum[h][t] = _mm256_cvtepi32_ps(scaled[h][t]);
+        if constexpr (kTaken == Taken::offsets) {
+          __m256i taken[T];
+          multiply_minima<T, G>(p, first + h, taken);
+#pragma GCC unroll 3
+          for (int t = 0; t < T; ++t) scaled[h][t] = _mm256_sub_epi32(scaled[h][t], taken[t]);
+        }
+        const __m256 unit = of_rows(p.weights->unit, first + h);
+#pragma GCC unroll 3
+        for (int t = 0; t < T; ++t) {
+          sum[h][t] = _mm256_cvtepi32_ps(scaled[h][t]);
+          if constexpr (kTaken != Taken::minima) sum[h][t] = _mm256_mul_ps(sum[h][t], unit);
+        }
       }
-      add_whole<T, G, !kWide>(p, first, sum);  // no wide codes have minima
+      if constexpr (kTaken == Taken::minima) {
+        add_with_minima<T, G>(p, first, sum);
+      } else {
+        add_sums<T>(p, first, sum);
+      }
     }
   }
 
@@ -125,7 +151,7 @@ struct Avx2 : Convert256 {
       __m256 sum[kHalves][T];
 #pragma GCC unroll 2
       for (int h = 0; h < kHalves; ++h) {
-#pragma GCC unroll 6
+#pragma GCC unroll 3
         for (int t = 0; t < T; ++t) sum[h][t] = _mm256_setzero_ps();
       }
       for (int s = 0; s < p.steps; ++s) {
@@ -133,7 +159,7 @@ struct Avx2 : Convert256 {
         __m256i dot[kHalves][T];
 #pragma GCC unroll 2
         for (int h = 0; h < kHalves; ++h) {
-#pragma GCC unroll 6
+#pragma GCC unroll 3
           for (int t = 0; t < T; ++t) dot[h][t] = kWide ? _mm256_setzero_si256() : start.of(sums[t]);
         }
         multiply_step<T, 1, kTogether, kWide>(p, s, first, nullptr, dot);

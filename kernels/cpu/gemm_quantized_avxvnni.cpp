@@ -13,7 +13,7 @@ struct AvxVnni : Convert256 {
 
   /// Other offsets are taken off sums of products while these are integers.
   static bool is_whole(const QuantizedLayout& f) { return (f.super || f.nibbles) && f.minima; }
-  static void take_pairs(const QuantizedLayout& f, const std::byte* record, std::int64_t first_step, Expanded& out) {
+  static void take_pairs(const QuantizedLayout& f, const std::byte* record, int first_step, Expanded& out) {
     take_whole_factors<AvxVnni>(f, record, first_step, out);
   }
   static void put_scales(__m256i scale, int group, Expanded& out) {
@@ -76,7 +76,7 @@ struct AvxVnni : Convert256 {
       }
     }
     if constexpr (kWhole) {
-      add_whole<T, G, true>(p, 0, sum);
+      add_with_minima<T, G>(p, 0, sum);
     } else {
       add_sums<T>(p, 0, sum);
     }

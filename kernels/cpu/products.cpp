@@ -2,12 +2,13 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdlib>
 
 namespace shoal::cpu {
 namespace {
 
 constexpr int kWidestTile = 32;
-/// Tokens of a piece at most: their results stay in the second cache.
+/// Tokens of a piece at most, but for its last tile: their results stay in the second cache.
 constexpr std::int64_t kPieceTokens = 192;
 constexpr std::int64_t kPieceResults = 256 * 1024 / 64;  // panels times tokens
 /// Pieces for each thread: what a late thread has left is this part of its work. With few tokens all time goes into
@@ -194,6 +195,7 @@ void cut(int threads, std::span<const Product> products, std::vector<Piece>& pie
         static_cast<std::int64_t>(static_cast<double>(tokens) / pieces_of_panel), std::int64_t{1}, kPieceTokens);
     const std::size_t tiles = p.x->tiles.size();
     const std::int64_t width = p.x->tiles[0].width;
+    // Whole tiles, rounded up: 9 tokens in tiles of 5 and 4 read weights once.
     const auto tiles_at_once = static_cast<std::size_t>((most_tokens + width - 1) / width);
     const std::int64_t tokens_at_once = std::min<std::int64_t>(tokens, std::int64_t(tiles_at_once) * width);
     const double cost = static_cast<double>(p.w->cols()) * (static_cast<double>(tokens_at_once) + kReadCost);

@@ -274,7 +274,8 @@ SHOAL_INLINE __m512i to_bytes(const float* x, __m512 factor) {
   return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
 }
 
-/// pack_bytes() for tiles whose bytes lie token by token, four of them at a time; PackPortable's to the bit.
+/// pack_bytes() for tiles whose bytes lie token by token, four of them at a time; PackPortable's to the bit
+/// where rows are finite.
 template <int kSteps>
 void pack_direct(const float* const* rows, int tokens, int width, std::int64_t cols, std::byte* tile) {
   for (std::int64_t c = 0; c < cols; c += kSteps * kStepColumns) {

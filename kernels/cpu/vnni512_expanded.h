@@ -13,8 +13,8 @@ struct Expanded512 : Convert512 {
   static void end() {}
 
   static bool is_whole(const QuantizedLayout& f) { return has_whole_factors(f); }
-  static void take_pairs(const QuantizedLayout& f, const std::byte* record, std::int64_t first_step, Expanded& out) {
-    const int half = static_cast<int>(first_step % kRecordSteps / kBlockSteps);
+  static void take_pairs(const QuantizedLayout& f, const std::byte* record, int first_step, Expanded& out) {
+    const int half = first_step / kBlockSteps;
     f.groups == 2 ? take_pairs_of<2>(f, record, half, out) : take_pairs_of<1>(f, record, half, out);
   }
 

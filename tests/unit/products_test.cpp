@@ -1,5 +1,7 @@
 #include "kernels/cpu/products.h"
 
+#include <cmath>
+#include <cstring>
 #include <map>
 
 #include "tests/unit/kernel_test_support.h"
@@ -49,6 +51,36 @@ TEST_P(ProductsTest, FewTokensReadEveryWeightOnce) {
             ASSERT_EQ(times, 1) << "of panel " << panel << ", " << tokens << " tokens, " << threads << " threads";
             ASSERT_EQ(tokens_of_panel[panel], tokens);
           }
+        }
+      }
+    }
+  }
+}
+
+/// The tiles of AVX2 are laid out as portable ones are, and must hold the same bytes, sums and scales.
+TEST_P(ProductsTest, ActivationsBecomeTheSameBytes) {
+  if (GetParam().kind != Subject::Kind::cpu || (GetParam().isa != Isa::avx2 && GetParam().isa != Isa::avxvnni)) {
+    GTEST_SKIP() << "tiles laid out in another way";
+  }
+  const cpu::KernelTable &kernels = cpu::kernels_for(GetParam()), &portable = cpu::kernels_for(Isa::portable);
+  Random random(31);
+  for (const cpu::WeightKind kind : {cpu::WeightKind::quantized, cpu::WeightKind::quantized_8}) {
+    const cpu::Gemm &tested = kernels.gemm[int(kind)], &reference = portable.gemm[int(kind)];
+    for (const std::int64_t cols : {32, 288, 512}) {
+      for (int width = 1; width <= 3; ++width) {
+        for (int tokens = 1; tokens <= width; ++tokens) {
+          auto x = random.floats(tokens * cols);
+          for (float& f : x) f *= std::ldexp(1.0f, random.whole(-100, 30));
+          for (std::int64_t i = 0; i < 32; ++i) x[static_cast<std::size_t>(i)] = i % 2 == 0 ? 0.0f : -0.0f;
+          std::vector<const float*> rows;
+          for (int t = 0; t < tokens; ++t) rows.push_back(x.data() + t * cols);
+          ASSERT_EQ(tested.tile_bytes(width, cols), reference.tile_bytes(width, cols));
+          cpu::Scratch room, expected;
+          const std::int64_t bytes = reference.tile_bytes(width, cols);
+          tested.pack(rows.data(), tokens, width, cols, room.bytes(bytes));
+          reference.pack(rows.data(), tokens, width, cols, expected.bytes(bytes));
+          EXPECT_EQ(std::memcmp(room.bytes(0), expected.bytes(0), static_cast<std::size_t>(bytes)), 0)
+              << width << " tokens wide, " << tokens << " there, " << cols << " columns";
         }
       }
     }
