@@ -7,8 +7,6 @@
 namespace shoal::cpu {
 namespace {
 
-#define SHOAL_INLINE __attribute__((always_inline)) inline
-
 struct PackAvx2 {
   static float quantize(const float* x, int n, std::int8_t* q) {
     const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
@@ -136,13 +134,12 @@ struct Convert256 {
       before = minimum;
     }
     halves(record, out.unit);
-    halves(record + (f.minima && !f.minimum_of ? 32 : 0), out.pair_unit);
-    const float minimum_unit = f.minima ? f.minimum_unit : f.unit;
 #pragma GCC ivdep
-    for (int r = 0; r < 16; ++r) {
-      out.unit[r] *= f.unit;
-      out.pair_unit[r] *= -minimum_unit;
-    }
+    for (int r = 0; r < 16; ++r) out.unit[r] *= f.unit;
+    if (!f.minima) return;
+    halves(record + (f.minimum_of ? 0 : 32), out.pair_unit);
+#pragma GCC ivdep
+    for (int r = 0; r < 16; ++r) out.pair_unit[r] *= -f.minimum_unit;
   }
 
   /// 16 rows' numbers of 16 bits, two for each row.

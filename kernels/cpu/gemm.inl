@@ -9,9 +9,6 @@
 namespace shoal::cpu {
 namespace {
 
-/// Sums stay in registers only when these are inlined whatever their size.
-#define SHOAL_INLINE __attribute__((always_inline)) inline
-
 /// Activations as floats, [cols][width] in a tile: the broadcast of one serves every panel held.
 struct FloatTile {
   using Element = float;

@@ -7,6 +7,9 @@
 namespace shoal::cpu {
 namespace {
 
+/// Sums stay in registers only where what adds to them is inlined whatever its size.
+#define SHOAL_INLINE __attribute__((always_inline)) inline
+
 /// Width of the next of tiles of about the same width, none wider than `most`: 17 tokens in tiles of 8 are 6, 6 and 5,
 /// not 8, 8 and 1.
 inline int even_tile_width(std::int64_t remaining, int most) {

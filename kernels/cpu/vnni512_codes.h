@@ -10,8 +10,6 @@
 namespace shoal::cpu {
 namespace {
 
-#define SHOAL_INLINE __attribute__((always_inline)) inline
-
 /// Codes of so many bits (kTable: their table entries), shifted left until the middle of their range is 128, so that
 /// all formats start their sums of products alike. The scale makes the shift good, exactly.
 template <int kBits, bool kTable, int kLeft = kTable ? 0 : 8 - kBits>
