@@ -18,9 +18,15 @@ __device__ __forceinline__ float round_bf16(float f) { return widen_bf16(narrow_
 /// FP16: shifting the exponent up multiplies by 2^-112 what subnormals and normals are worth alike; infinities and NaN
 /// keep the largest exponent.
 __device__ __forceinline__ float widen_f16(unsigned h) {
+#ifndef SHOAL_CUDA_EMULATION
+  float f;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(static_cast<unsigned short>(h)));
+  return f;
+#else
   const unsigned sign = (h & 0x8000u) << 16, magnitude = (h & 0x7fffu) << 13;
   if (magnitude >= 0x0f800000u) return __uint_as_float(sign | 0x70000000u | magnitude);
   return __uint_as_float(sign | __float_as_uint(__uint_as_float(magnitude) * 0x1p112f));
+#endif
 }
 
 /// E4M3 has no infinities; 0x7f and 0xff are NaN.

@@ -308,6 +308,10 @@ class CudaBackend final : public Backend {
       products_.distrust_mma();
       notes_ += "; slower products, because " + wrong;
     }
+    if (const std::string wrong = check_linear_packed_mma(stream_); !wrong.empty()) {
+      products_.distrust_packed_mma();
+      notes_ += "; slower products of quantized weights, because " + wrong;
+    }
     if (const std::string wrong = check_attention_mma(shared_limit_, stream_); !wrong.empty()) {
       attention_mma_ = false;
       notes_ += "; slower attention, because " + wrong;

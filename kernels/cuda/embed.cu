@@ -42,12 +42,13 @@ __global__ void __launch_bounds__(kThreads)
       table.data + (id / kPanelRows * records + static_cast<int>(col) / f.record) * f.record_bytes;
   const std::byte* step = record + f.head_bytes + in_record / kStepCols * f.step_bytes;
   const unsigned codes = quad_of(f, record, in_record / kStepCols, quad, row);
-  const GroupScale g = scale_of_group(f, record, step, in_record / kStepCols, group, row);
+  const RowHead head = head_of(f, record, row);
+  const GroupScale g = scale_of_group(f, head, record, step, in_record / kStepCols, group, row);
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const auto code = static_cast<float>(codes >> (8 * i) & 0xffu);
     // With an offset, the difference first: it is exact.
-    out[token * out_stride + col + i] = f.minima ? g.scale * code - g.minimum : g.scale * (code - f.offset);
+    out[token * out_stride + col + i] = f.minima ? g.scale * code - g.minimum : g.scale * (code - head.offset);
   }
 }
 

@@ -46,6 +46,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll 1
   for (int r = warp; r < records; r += kWarps) {
     const std::byte* record = panel + std::int64_t{r} * f.record_bytes;
+    const RowHead head = head_of(f, record, row);
 #pragma unroll 1
     for (int step = 0; step < f.record / kStepCols; ++step) {
       const std::byte* at = record + f.head_bytes + step * f.step_bytes;
@@ -54,7 +55,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
       for (int part = 0; part < 2; ++part) {
         const int quad = part * kQuads / 2 + half;
-        const GroupScale g = scale_of_group(f, record, at, step, f.group == kStepCols ? 0 : part, row);
+        const GroupScale g = scale_of_group(f, head, record, at, step, f.group == kStepCols ? 0 : part, row);
         const unsigned one = quad_of(f, record, step, quad, row);
         const unsigned two = quad_of(f, record, step, quad + 2, row);
 #pragma unroll

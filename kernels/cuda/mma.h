@@ -40,6 +40,51 @@ __device__ __forceinline__ void mma_bf16(float (&c)[4], const unsigned (&a)[4], 
 #endif
 }
 
+/// c += a b, a [16, 32] and b [32, 8] signed bytes, c [16, 8] whole numbers, exact. Of lane l, with g = l / 4, t = l %
+/// 4:
+///   a[i]: row g + 8 (i % 2), columns 4 t + 16 (i / 2) and the next three, the first in the lowest byte
+///   b[i]: column g, rows 4 t + 16 i and the next three
+///   c[i]: row g + 8 (i / 2), column 2 t + i % 2
+/// With one b, half as many columns: a[0], a[1] and b[0] are all.
+template <int kA, int kB>
+__device__ __forceinline__ void mma_bytes(int (&c)[4], const unsigned (&a)[kA], const unsigned (&b)[kB]) {
+  static_assert((kA == 4 && kB == 2) || (kA == 2 && kB == 1));
+#ifdef SHOAL_CUDA_EMULATION
+  struct Operands {
+    unsigned a[kA], b[kB];
+  };
+  Operands mine;
+  for (int i = 0; i < kA; ++i) mine.a[i] = a[i];
+  for (int i = 0; i < kB; ++i) mine.b[i] = b[i];
+  const std::byte* all = emulation::meet_warp(kAllLanes, &mine, sizeof mine, emulation::Where::current());
+  const auto of_lane = [&](unsigned lane) {
+    return reinterpret_cast<const Operands*>(all + lane * emulation::kLaneBytes);
+  };
+  const auto byte_of = [](unsigned word, unsigned i) {
+    return static_cast<int>(static_cast<std::int8_t>(word >> (8 * i) & 0xffu));
+  };
+  const unsigned lane = emulation::lane(), g = lane / 4, t = lane % 4;
+  for (unsigned i = 0; i < 4; ++i) {
+    const unsigned row = g + 8 * (i / 2), col = 2 * t + i % 2;
+    for (unsigned k = 0; k < 16 * kB; ++k) {
+      const unsigned a_word = of_lane(row % 8 * 4 + k % 16 / 4)->a[row / 8 + 2 * (k / 16)];
+      const unsigned b_word = of_lane(col * 4 + k % 16 / 4)->b[k / 16];
+      c[i] += byte_of(a_word, k % 4) * byte_of(b_word, k % 4);
+    }
+  }
+#else
+  if constexpr (kB == 2)
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  else
+    asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(b[0]));
+#endif
+}
+
 /// Two floats as BF16, the first in the low half; nearest even.
 __device__ __forceinline__ unsigned bf16_pair(float low, float high) {
 #ifdef SHOAL_CUDA_EMULATION
@@ -95,7 +140,7 @@ __device__ __forceinline__ void load_matrices_transposed(unsigned (&d)[4], const
 #endif
 }
 
-/// 16 bytes into shared memory, the first `valid` of them from `from` and zeros behind; done when the thread has
+/// 16 (4) bytes into shared memory, the first `valid` of them from `from` and zeros behind; done when the thread has
 /// waited.
 __device__ __forceinline__ void copy_async_16(void* to, const void* from, int valid) {
 #ifdef SHOAL_CUDA_EMULATION
@@ -103,6 +148,14 @@ __device__ __forceinline__ void copy_async_16(void* to, const void* from, int va
 #else
   const auto shared_address = static_cast<unsigned>(__cvta_generic_to_shared(to));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address), "l"(from), "r"(valid) : "memory");
+#endif
+}
+__device__ __forceinline__ void copy_async_4(void* to, const void* from, int valid) {
+#ifdef SHOAL_CUDA_EMULATION
+  emulation::copy_async(to, from, 4, static_cast<std::size_t>(valid));
+#else
+  const auto shared_address = static_cast<unsigned>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address), "l"(from), "r"(valid) : "memory");
 #endif
 }
 __device__ __forceinline__ void commit_copies() {

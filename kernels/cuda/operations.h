@@ -207,6 +207,10 @@ void quantize_in_order(const LinearCall& call, std::int64_t cols, const ByteRows
 /// linear_packed.cu: packed weights and activations in bytes, which have the rows and columns of call.x. Tiles of
 /// kTileRows.
 void linear_packed(const LinearCall& call, const ByteRows& x, std::int64_t x_cols, cudaStream_t stream);
+/// linear_packed_mma.cu: the same on tensor cores, for matrices that are all read like `layout`. Tiles of 8, 16 or 64
+/// rows.
+void linear_packed_mma(const LinearCall& call, const PackedLayout& layout, const ByteRows& x, std::int64_t x_cols,
+                       cudaStream_t stream);
 
 /// sample.cu: a token from each row; -1 where no logit is a finite number. Vocabularies up to kMostVocabulary. `room`:
 /// sample_room_bytes() for each row.

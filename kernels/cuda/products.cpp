@@ -81,7 +81,7 @@ void Products::norm_linears(Rows<const float> branch, Rows<float> stream, std::s
     set_tiles(call, {}, family);
     if (family == Family::f8 && !rounded.f8.value) make_room_f8(rounded, call, steps_of(w.stride));
     if (family == Family::mma && !rounded.halves.value) make_room_halves(rounded, stream.rows, stream.cols);
-    if (family == Family::packed && w.order == nullptr && !rounded.bytes.value)
+    if (w.form == WeightForm::packed && w.order == nullptr && !rounded.bytes.value)
       make_room_bytes(rounded, stream.rows, stream.cols);
   }
   add_rms_norm(stream, branch, stream, vectors_.on_device(weight), eps, h, rounded, stream_);
@@ -130,7 +130,8 @@ F8Pieces Products::pieces_of(const LinearCall& call, const Weights& w) {
 }
 
 Products::Family Products::family_of(const Weights& w, const LinearCall& call) const {
-  if (w.form == WeightForm::packed) return Family::packed;
+  if (w.form == WeightForm::packed)
+    return compute_ != Compute::f32 && packed_mma_ ? Family::packed_mma : Family::packed;
   if (compute_ == Compute::fp8 && f8_ && linear_f8_takes(w)) return Family::f8;
   const bool aligned = call.x_step % kCopyColumns == 0;
   return compute_ != Compute::f32 && mma_ && aligned && linear_mma_takes(w) ? Family::mma : Family::cuda_cores;
@@ -216,31 +217,36 @@ void Products::product(Rows<const float> x, LinearCall call, const Operands& w, 
   call.up_stride = rounded.up.stride;
   rounded.listed = x.rows;
   for (const Tile& range : ranges) rounded.listed = std::max<std::int64_t>(rounded.listed, range.first + range.count);
-  for (int f = 0; f < kWeightForms; ++f)
-    for (const Family family : {Family::cuda_cores, Family::mma, Family::f8, Family::packed}) {
-      const auto form = static_cast<WeightForm>(f);
-      const auto fits = [&](const Weights* v) { return v->form == form && family_of(*v, call) == family; };
-      const auto n = std::count_if(w.weights.begin(), w.weights.end(), fits);
-      if (n == 0) continue;
-      LinearCall part = call;
-      std::vector<Tile> selected;
-      if (!ranges.empty() || n < std::ssize(w.weights)) {
-        selected = select(ranges, w, x.rows, fits);
-        if (selected.empty()) continue;
-      }
-      set_tiles(part, selected, family);
-      launch_product(part, form, family, x, w, rounded);
+  const auto alike = [&](const Weights& a, const Weights& b) {
+    if (a.form == WeightForm::packed) return b.form == WeightForm::packed && a.packed.is_read_like(b.packed);
+    return a.form == b.form && family_of(a, call) == family_of(b, call);
+  };
+  std::vector<const Weights*> kinds;  // a matrix of each
+  for (const Weights* v : w.weights)
+    if (std::none_of(kinds.begin(), kinds.end(), [&](const Weights* kind) { return alike(*v, *kind); }))
+      kinds.push_back(v);
+  for (const Weights* kind : kinds) {
+    LinearCall part = call;
+    std::vector<Tile> selected;
+    if (!ranges.empty() || kinds.size() > 1) {
+      selected = select(ranges, w, x.rows, [&](const Weights* v) { return alike(*v, *kind); });
+      if (selected.empty()) continue;
     }
+    const Family family = family_of(*kind, call);
+    set_tiles(part, selected, family);
+    launch_product(part, *kind, family, x, w, rounded);
+  }
 }
 
 void Products::set_tiles(LinearCall& call, std::span<const Tile> ranges, Family family) {
-  const bool tensor_cores = family == Family::mma || family == Family::f8;
   auto most = static_cast<std::int32_t>(call.rows);
   if (!ranges.empty()) {
     most = 0;
     for (const Tile& range : ranges) most = std::max(most, range.count);
   }
-  call.tile_rows = !tensor_cores ? kTileRows : most <= kMmaFewRows ? kMmaFewRows : kMmaManyRows;
+  const bool few =
+      family == Family::cuda_cores || family == Family::packed || (family == Family::packed_mma && most <= kTileRows);
+  call.tile_rows = few ? kTileRows : most <= kMmaFewRows ? kMmaFewRows : kMmaManyRows;
   call.most_in_tile = std::min(most, call.tile_rows);
   if (ranges.empty()) {
     call.n_tiles = static_cast<int>((call.rows + call.tile_rows - 1) / call.tile_rows) * call.groups;
@@ -251,7 +257,7 @@ void Products::set_tiles(LinearCall& call, std::span<const Tile> ranges, Family 
   call.n_tiles = static_cast<int>(tiles.size());
 }
 
-void Products::launch_product(const LinearCall& call, WeightForm form, Family family, Rows<const float> x,
+void Products::launch_product(const LinearCall& call, const Weights& like, Family family, Rows<const float> x,
                               const Operands& w, Activations& made) {
   if (family == Family::f8) {
     const std::int64_t steps = steps_of(w.widest());
@@ -267,28 +273,29 @@ void Products::launch_product(const LinearCall& call, WeightForm form, Family fa
     in_pieces.pieces = pieces_of(call, *w.weights[0]);
     return linear_f8(in_pieces, tiles, stream_);
   }
-  if (family == Family::packed && w.has_order()) {
-    make_room_bytes(made, made.listed, x.cols);
-    quantize_in_order(call, x.cols, made.bytes, stream_);
-    LinearCall listed = call;
-    listed.row = nullptr;
-    linear_packed(listed, made.bytes, x.cols, stream_);
-    made.bytes = {};
-    return;
-  }
-  if (family == Family::packed) {
-    if (made.bytes.value == nullptr) {
+  if (like.form == WeightForm::packed) {
+    LinearCall of_bytes = call;
+    if (w.has_order()) {
+      make_room_bytes(made, made.listed, x.cols);
+      quantize_in_order(call, x.cols, made.bytes, stream_);
+      of_bytes.row = nullptr;
+    } else if (made.bytes.value == nullptr) {
       make_room_bytes(made, x.rows, x.cols);
       quantize_rows(x, made.up, made.bytes, stream_);
     }
-    return linear_packed(call, made.bytes, x.cols, stream_);
+    if (family == Family::packed_mma)
+      linear_packed_mma(of_bytes, like.packed, made.bytes, x.cols, stream_);
+    else
+      linear_packed(of_bytes, made.bytes, x.cols, stream_);
+    if (w.has_order()) made.bytes = {};
+    return;
   }
-  if (family == Family::cuda_cores) return cuda::linear(call, form, compute_ != Compute::f32, stream_);
+  if (family == Family::cuda_cores) return cuda::linear(call, like.form, compute_ != Compute::f32, stream_);
   if (made.halves.value == nullptr) {
     make_room_halves(made, x.rows, x.cols);
     round_rows(x, made.up, made.halves, stream_);
   }
-  linear_mma(call, form, made.halves, stream_);
+  linear_mma(call, like.form, made.halves, stream_);
 }
 
 void Products::experts(const ExpertBatch& batch, std::span<const FeedForward> experts, Rows<const float> x,

@@ -105,6 +105,7 @@ class Products {
   Products(Compute compute, cudaStream_t stream, Uploads& uploads, WeightVectors& vectors);
   /// Kernels whose self-check failed are not used.
   void distrust_mma() { mma_ = false; }
+  void distrust_packed_mma() { packed_mma_ = false; }
   void distrust_f8() { f8_ = false; }
 
   void linears(Rows<const float> x, std::span<const Projection> projections);
@@ -123,7 +124,7 @@ class Products {
 
  private:
   /// The kernels that products are made by.
-  enum class Family { cuda_cores, mma, f8, packed };
+  enum class Family { cuda_cores, mma, f8, packed, packed_mma };
   /// Rows of a product as families take them, made at most once.
   struct Activations : Rounded {
     std::int64_t listed = 0;  // rows of the product's list
@@ -151,14 +152,15 @@ class Products {
                Activations& rounded, Rows<float> out);
   /// Tiles of the size that the kernels take; a row's result does not depend on it.
   void set_tiles(LinearCall& call, std::span<const Tile> ranges, Family family);
-  void launch_product(const LinearCall& call, WeightForm form, Family family, Rows<const float> x, const Operands& w,
-                      Activations& made);
+  /// `like`: one of the matrices, which are all of its kind.
+  void launch_product(const LinearCall& call, const Weights& like, Family family, Rows<const float> x,
+                      const Operands& w, Activations& made);
   Rows<float> rows(Scratch& memory, std::int64_t n, std::int64_t cols) {
     return {memory.room<float>(n * cols), n, cols};
   }
 
   const Compute compute_;
-  bool mma_ = true, f8_ = true;
+  bool mma_ = true, packed_mma_ = true, f8_ = true;
   cudaStream_t stream_;
   Uploads& uploads_;
   WeightVectors& vectors_;

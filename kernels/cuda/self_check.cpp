@@ -9,6 +9,7 @@
 
 #include "base/cuda/memory.h"
 #include "kernels/cuda/operations.h"
+#include "kernels/cuda/placed_matrix.h"
 #include "kernels/kv_row.h"
 
 namespace shoal::cuda {
@@ -153,6 +154,65 @@ std::string check_linear_mma(cudaStream_t stream) {
       const auto tested = download<float>(c.out, expected.size(), stream);
       if (std::string wrong = compare("linear_mma", tile_rows, tested, expected, 1e-5); !wrong.empty()) return wrong;
     }
+  return "";
+}
+
+namespace {
+
+/// Random codes and factors, heads that are ordinary numbers.
+Matrix random_packed(const PackedFormat& format, std::int64_t rows, std::int64_t cols, std::mt19937& random) {
+  Matrix m(format, rows, cols);
+  std::vector<std::byte> panels(m.packed().size());
+  for (std::byte& b : panels) b = static_cast<std::byte>(random());
+  std::uniform_real_distribution<float> scales(0.5f, 1.5f);
+  for (std::size_t at = 0; at < panels.size(); at += static_cast<std::size_t>(format.record_bytes()))
+    for (std::size_t i = 0; i < (format.has_dmin() ? 2u : 1u) * PackedFormat::kPanel; ++i) {
+      const std::uint16_t half = f32_to_f16(scales(random));
+      std::memcpy(panels.data() + at + 2 * i, &half, 2);
+    }
+  m.set_packed(panels);
+  return m;
+}
+
+}  // namespace
+
+std::string check_linear_packed_mma(cudaStream_t stream) {
+  constexpr std::int64_t kWide = 1280;  // five chunks of columns, so that quarters of them differ
+  std::mt19937 random(17);
+  std::normal_distribution<float> normal;
+  MatrixPlacer placer;
+  // Codes of each kind: bytes, nibbles, these with a table, two planes, one, points of 8 and 4 columns, trits.
+  for (const char* name :
+       {"Q8_0", "Q4_0", "Q4_K", "IQ4_XS", "Q5_K", "Q6_K", "Q2_K", "IQ2_S", "IQ3_XXS", "IQ1_S", "Q5_0"}) {
+    const auto placed = placer.place(random_packed(*packed_format(*find_format(name)), kOutputs, kWide, random));
+    for (const int tile_rows : {kTileRows, kMmaFewRows, kMmaManyRows}) {
+      LinearCall call;
+      call.rows = tile_rows + 3;
+      call.weights = at<Weights>(placed->view_on_device);
+      call.most_outputs = kOutputs;
+      call.out_stride = kOutputs;
+      const std::size_t elements = static_cast<std::size_t>(call.rows * kWide);
+      std::vector<float> x(elements);
+      for (float& f : x) f = normal(random);
+      const DeviceBlock x_there = upload(std::span<const float>(x), stream), values(elements), scales(elements / 8),
+                        out(static_cast<std::size_t>(call.rows * kOutputs) * sizeof(float));
+      const ByteRows bytes{at<std::int8_t>(values), at<float>(scales)};
+      quantize_rows({at<float>(x_there), call.rows, kWide}, {}, bytes, stream);
+      call.out = at<float>(out);
+      const auto in_tiles_of = [&](int rows) {
+        call.tile_rows = call.most_in_tile = rows;
+        call.n_tiles = static_cast<int>((call.rows + rows - 1) / rows);
+      };
+      in_tiles_of(kTileRows);
+      linear_packed(call, bytes, kWide, stream);
+      const auto expected = download<float>(out, out.bytes() / sizeof(float), stream);
+      in_tiles_of(tile_rows);
+      linear_packed_mma(call, placed->view.packed, bytes, kWide, stream);
+      const auto tested = download<float>(out, expected.size(), stream);
+      if (std::string wrong = compare("linear_packed_mma", tile_rows, tested, expected, 1e-5); !wrong.empty())
+        return fmt::format("{} ({})", wrong, name);
+    }
+  }
   return "";
 }
 

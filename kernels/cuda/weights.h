@@ -14,7 +14,6 @@ enum class WeightForm : std::uint8_t {
   f8,      // E4M3, with block scales or without
   packed,  // codes with scales: the panels of kernels/packed_format.h, as they are, and their PointSet::table behind
 };
-constexpr int kWeightForms = 5;
 
 /// How the panels of a packed matrix are read; packed_format.h and packed_codes.h have the layout and the meaning.
 struct PackedLayout {
@@ -27,9 +26,15 @@ struct PackedLayout {
   int record = 32;  // columns
   int record_bytes = 0, zero_at = 0, factor_at = 0, head_bytes = 0, step_bytes = 0, scale_bytes = 0;
   float offset = 0, unit = 1, minimum_unit = 1;
-  std::uint8_t table[16] = {}, minimum_of[16] = {};
+  alignas(4) std::uint8_t table[16] = {};
+  std::uint8_t minimum_of[16] = {};
   std::int8_t scale_of[16] = {};
   bool operator==(const PackedLayout&) const = default;
+  /// Whether one kernel reads both, given the points of each.
+  bool is_read_like(PackedLayout other) const {
+    other.points = points;
+    return *this == other;
+  }
 };
 
 /// F8 matrices lie in tiles of 128 rows by 128 columns, 16 KB in one piece and in the very order in which the tensor

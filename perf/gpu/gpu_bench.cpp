@@ -15,6 +15,7 @@
 #include "base/cuda/memory.h"
 #include "kernels/cuda/kernels_overlap.h"
 #include "kernels/cuda/operations.h"
+#include "kernels/cuda/placed_matrix.h"
 #include "perf/gpu/cublaslt_peer.h"
 
 namespace shoal {
@@ -135,9 +136,7 @@ struct Matrices {
     // F8 lies in tiles of 128 rows.
     const std::int64_t stored = form == WeightForm::f8 ? (rows + kF8Tile - 1) / kF8Tile * kF8Tile : rows;
     of_one = static_cast<std::size_t>(stored * cols) * size;
-    bytes = static_cast<double>(of_one) * groups;
-    copies = static_cast<int>(std::clamp<std::size_t>(3 * limits.l2_bytes / (of_one * std::size_t(groups)) + 1, 1, 64));
-    data = random_block(of_one * static_cast<std::size_t>(groups * copies));
+    make(limits);
     const std::int64_t scale_cols = (cols + 127) / 128;
     scales = on_device(std::vector<float>(static_cast<std::size_t>((rows + 127) / 128 * scale_cols), 0.01f));
     std::vector<Weights> all;
@@ -153,6 +152,13 @@ struct Matrices {
     }
     views = on_device(all);
   }
+  /// Quantized ones, read like `like`, `size` bytes each.
+  Matrices(const Limits& limits, const Weights& like, int groups, std::size_t size) : count(groups), of_one(size) {
+    make(limits);
+    std::vector<Weights> all(static_cast<std::size_t>(groups * copies), like);
+    for (std::size_t i = 0; i < all.size(); ++i) all[i].data = data.data() + i * of_one;
+    views = on_device(all);
+  }
   const Weights* at(int call) const {
     return reinterpret_cast<const Weights*>(views.data()) + std::size_t(call % copies) * std::size_t(count);
   }
@@ -160,6 +166,14 @@ struct Matrices {
   std::size_t of_one;  // bytes
   double bytes;
   DeviceBlock data, scales, views;
+
+ private:
+  void make(const Limits& limits) {
+    const std::size_t of_all = of_one * static_cast<std::size_t>(count);
+    bytes = static_cast<double>(of_all);
+    copies = static_cast<int>(std::clamp<std::size_t>(3 * limits.l2_bytes / of_all + 1, 1, 64));
+    data = random_block(of_all * static_cast<std::size_t>(copies));
+  }
 };
 
 /// cuBLASLt on data of the same size. What it lacks is said, not an error.
@@ -248,6 +262,58 @@ void bench_linear(Bench& b, const std::string& name, WeightForm form, std::int64
       }
     });
   if (form == WeightForm::f8 && b.hopper && groups == 1 && tokens >= 4) bench_peer(b, name + at, w, tokens, rows, cols);
+}
+
+/// The same for quantized weights, with activations in bytes: on tensor cores, and few rows without. INT8's rate is
+/// twice that of BF16, in which limits are counted.
+void bench_packed(Bench& b, const std::string& what, const char* format, std::int64_t rows, std::int64_t cols,
+                  std::int64_t tokens, int groups) {
+  const std::string name = what + " " + format + " T=" + std::to_string(tokens);
+  if (!b.wanted(name)) return;
+  const PackedFormat& packed = *packed_format(*find_format(format));
+  const auto placed =
+      MatrixPlacer().place(Matrix(packed, PackedFormat::kPanel, cols));  // for the layout and its tables
+  Weights like = placed->view;
+  like.rows = rows;
+  const Matrices w(
+      b.limits, like, groups,
+      static_cast<std::size_t>(rows / PackedFormat::kPanel * (cols / packed.record()) * packed.record_bytes()));
+  const std::int64_t all = tokens * groups;
+  const DeviceBlock x = random_block(static_cast<std::size_t>(all * cols) * 4),
+                    values(static_cast<std::size_t>(all * cols)), scales(static_cast<std::size_t>(all * cols / 8)),
+                    out(static_cast<std::size_t>(all * rows) * 4);
+  const ByteRows bytes{reinterpret_cast<std::int8_t*>(values.data()), reinterpret_cast<float*>(scales.data())};
+  for (const bool tensor_cores : {true, false}) {
+    if (!tensor_cores && tokens > kMmaFewRows) continue;
+    const int tile_rows = !tensor_cores || tokens <= kTileRows ? kTileRows
+                          : tokens <= kMmaFewRows              ? kMmaFewRows
+                                                               : kMmaManyRows;
+    std::vector<Tile> tiles;
+    for (int g = 0; g < groups; ++g)
+      for (std::int64_t t = 0; t < tokens; t += tile_rows)
+        tiles.push_back({g, static_cast<std::int32_t>(g * tokens + t),
+                         static_cast<std::int32_t>(std::min<std::int64_t>(tile_rows, tokens - t))});
+    const DeviceBlock tiles_there = on_device(tiles);
+    LinearCall call;
+    call.groups = groups;
+    call.most_outputs = call.out_stride = rows;
+    call.rows = tokens;
+    call.out = reinterpret_cast<float*>(out.data());
+    call.tiles = reinterpret_cast<const Tile*>(tiles_there.data());
+    call.n_tiles = static_cast<int>(tiles.size());
+    call.tile_rows = tile_rows;
+    call.most_in_tile = static_cast<int>(std::min<std::int64_t>(tokens, tile_rows));
+    b.row(name + (tensor_cores ? ", mma int8" : ", dp4a"), w.bytes + static_cast<double>(all * (cols + rows)) * 4,
+          static_cast<double>(all * rows * cols), [&](int i) {
+            LinearCall now = call;
+            now.weights = w.at(i);
+            quantize_rows({reinterpret_cast<const float*>(x.data()), all, cols}, {}, bytes, b.stream);
+            if (tensor_cores)
+              linear_packed_mma(now, like.packed, bytes, cols, b.stream);
+            else
+              linear_packed(now, bytes, cols, b.stream);
+          });
+  }
 }
 
 /// `groups` SwiGLU blocks of FP8, `tokens` rows of its own for each, from FP32 rows to FP32 results: three launches.
@@ -529,6 +595,13 @@ int run(int argc, char** argv) {
       bench_linear(b, "experts down f8" + ep, WeightForm::f8, kHidden, kExpert, rows, slots);
       bench_experts(b, "experts" + ep, rows, slots);
     }
+  // One user, a few dozen, a prompt: with 8 ranks an expert meets as many rows.
+  for (const char* format : {"Q4_K", "Q8_0", "Q6_K", "Q2_K", "IQ2_XXS", "IQ1_S"})
+    for (const std::int64_t rows : {1, 16, 128}) {
+      bench_packed(b, "experts gate+up EP8", format, 2 * kExpert, kHidden, rows, 32);
+      bench_packed(b, "experts down EP8", format, kHidden, kExpert, rows, 32);
+    }
+  for (const std::int64_t t : {1, 128, 4096}) bench_packed(b, "o_proj", "Q4_K", kHidden, 16384, t, 1);
   for (const KvType type : {KvType::bf16, KvType::fp8}) {
     bench_mla(b, type, 32, 4096);
     bench_mla(b, type, 128, 4096);

@@ -37,7 +37,7 @@ def demangled(names):
 def short(name):
     """shoal::cuda::(anonymous namespace)::linear_kernel<(shoal::cuda::WeightForm)1, 4>(...) -> linear_kernel<1, 4>"""
     name = re.sub(r"shoal::cuda::|\(anonymous namespace\)::|^void ", "", name)
-    name = re.sub(r"\((WeightForm|int|bool)\)", "", name)
+    name = re.sub(r"\((WeightForm|int|bool|shoal::Scales|shoal::Coding)\)", "", name)
     return name[: name.index("(")] if "(" in name else name
 
 
@@ -86,7 +86,7 @@ def test_no_kernel_takes_more_than_the_table_says(built):
 
 
 # What must be in a kernel's machine code, by the start of its name: at least so many of each instruction, or (negative) at
-# most. HMMA: BF16 on tensor cores; LDSM: ldmatrix; QGMMA, HGMMA: FP8, BF16 of a warp group; UBLKCP: bulk copies; LDGSTS: cp.async. One wgmma that waits
+# most. HMMA, IMMA: BF16, bytes on tensor cores; LDSM: ldmatrix; QGMMA, HGMMA: FP8, BF16 of a warp group; UBLKCP: bulk copies; LDGSTS: cp.async. One wgmma that waits
 # for the one before it would add WARPGROUP instructions.
 INSTRUCTIONS = {
     "attention_mma_kernel": {"HMMA": 16, "LDSM": 8, "LDGSTS": 2},
@@ -96,6 +96,7 @@ INSTRUCTIONS = {
     "linear_f8_kernel": {"QGMMA": 4, "UBLKCP": 3, "WARPGROUP": -6},
     "mla_wgmma_kernel": {"HGMMA": 40, "LDGSTS": 4, "WARPGROUP": -8},
     "linear_packed_kernel": {"IDP": 8},
+    "linear_packed_mma_kernel": {"IMMA": 1, "LDGSTS": 3},
 }
 
 
@@ -134,14 +135,15 @@ def test_tensor_cores_and_copy_engines_are_used(instructions):
 
 
 def test_kernels_wait_for_those_before_them(instructions):
-    """ACQBULK (griddepcontrol.wait) before anything in device memory is read or written. linear_f8 brings weights first."""
+    """ACQBULK (griddepcontrol.wait) before anything in device memory is read or written, but for weights."""
+    weights_first = ("linear_f8_kernel", "linear_packed_mma_kernel")
     memory = {"LDG", "STG", "LDGSTS", "ATOMG", "RED", "REDG", "LD", "ST", "UBLKCP"}
     wrong = []
     for (architecture, kernel), found in instructions.items():
         if int(re.sub(r"\D", "", architecture)) < 90:  # the instruction came with Hopper
             continue
         touched = min((found.index(i) for i in memory if i in found), default=len(found))
-        if "ACQBULK" not in found or (found.index("ACQBULK") > touched and not kernel.startswith("linear_f8_kernel")):
+        if "ACQBULK" not in found or (found.index("ACQBULK") > touched and not kernel.startswith(weights_first)):
             wrong.append(f"{architecture} {kernel}")
     assert not wrong
 

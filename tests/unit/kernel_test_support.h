@@ -127,6 +127,7 @@ struct Subject {
   enum class Kind { cpu, emulated_gpu, gpu };
   Isa isa = Isa::portable;
   Kind kind = Kind::cpu;
+  Compute compute = Compute::f32;  // for tests whose products have kernels of their own in another
   operator Isa() const { return isa; }
 };
 
@@ -138,7 +139,7 @@ class EveryIsa : public testing::TestWithParam<Subject> {
     if (GetParam().kind == Subject::Kind::gpu && find_cuda_devices().count == 0)
       GTEST_SKIP() << "no GPU: " << find_cuda_devices().reason;
   }
-  std::unique_ptr<Backend> backend(int threads = 2, Compute compute = Compute::f32) {
+  static std::unique_ptr<Backend> backend(int threads = 2, Compute compute = Compute::f32) {
     if (GetParam().kind == Subject::Kind::gpu)
       return std::make_unique<HostSideBackend>(make_cuda_backend({.compute = compute}));
 #ifdef SHOAL_HAS_CUDA_EMULATION
@@ -148,7 +149,7 @@ class EveryIsa : public testing::TestWithParam<Subject> {
     return backend_of(GetParam(), threads, compute);
   }
   /// The reference that the subject's products with quantized weights follow.
-  std::unique_ptr<Backend> reference_backend(Compute compute = Compute::f32) {
+  static std::unique_ptr<Backend> reference_backend(Compute compute = Compute::f32) {
     return make_reference_backend(compute, GetParam().kind == Subject::Kind::cpu ? 128 : 32);
   }
   /// What activations may be rounded to here: FP8 on GPUs of sm_90 alone.
@@ -170,7 +171,8 @@ class EveryIsa : public testing::TestWithParam<Subject> {
 
 inline std::string isa_name(const testing::TestParamInfo<Subject>& info) {
   if (info.param.kind == Subject::Kind::cpu) return std::string(name_of(info.param));
-  return info.param.kind == Subject::Kind::gpu ? "gpu" : "gpu_emulated";
+  const std::string name = info.param.kind == Subject::Kind::gpu ? "gpu" : "gpu_emulated";
+  return info.param.compute == Compute::f32 ? name : "tensor_cores_" + name;
 }
 inline auto all_isas() {
   std::vector<Subject> subjects{{Isa::portable}, {Isa::avx2}, {Isa::avxvnni}, {Isa::avx512}, {Isa::amx}};

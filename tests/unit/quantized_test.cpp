@@ -1,4 +1,4 @@
-#include "tests/unit/kernel_test_support.h"
+#include "tests/unit/gpu_subjects.h"
 
 /// Quantized matrices: packing loses nothing, and products with them.
 namespace shoal::kernel_test {
@@ -53,7 +53,11 @@ TEST(PackedFormat, RefusesWhatFitsNoBlock) {
   m.pack_rows(32, 8, rows.data(), q4.block_bytes);
 }
 
-class QuantizedProducts : public EveryIsa {};
+class QuantizedProducts : public EveryIsa {
+ protected:
+  static std::unique_ptr<Backend> backend(int threads = 2) { return EveryIsa::backend(threads, GetParam().compute); }
+  static std::unique_ptr<Backend> reference_backend() { return EveryIsa::reference_backend(GetParam().compute); }
+};
 
 TEST_P(QuantizedProducts, MatchReference) {
   const auto tested = backend(), reference = reference_backend();
@@ -62,7 +66,7 @@ TEST_P(QuantizedProducts, MatchReference) {
     for (const auto& [rows, cols] : {std::pair{64, 256}, {37, 768}, {20, 288}}) {
       if (cols % format->block_elements != 0) continue;
       const Matrix w = random_quantized(random, *format, rows, cols).matrix;
-      for (const std::int64_t tokens : {1, 2, 3, 5, 13, 29}) {
+      for (const std::int64_t tokens : {1, 2, 3, 5, 13, 29, 67}) {
         const auto x = random.floats(tokens * cols);
         std::vector<float> actual(std::size_t(tokens * rows), NAN), expected(actual.size());
         tested->linear({x.data(), tokens, cols}, w, {}, {actual.data(), tokens, rows});
@@ -272,6 +276,7 @@ TEST_P(QuantizedProducts, ExpertsOfMixedFormatsMatchReference) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Isas, QuantizedProducts, all_isas(), isa_name);
+INSTANTIATE_TEST_SUITE_P(TensorCores, QuantizedProducts, gpus(Compute::bf16), isa_name);
 
 }  // namespace
 }  // namespace shoal::kernel_test
