@@ -9,6 +9,8 @@
 
 namespace shoal {
 
+class DeviceTransport;
+
 /// A repeatable all-to-all whose memory outlives single exchanges, so that a back end may let the sender write straight
 /// into the receiver's slot (shared memory, UCX put, NCCL window) or send from registered memory (MPI). One exchange:
 ///
@@ -40,7 +42,10 @@ class Communicator {
   /// "in-process", "mpi (Open MPI 4.1.4)": for the start-up summary.
   virtual std::string description() const = 0;
 
-  virtual std::unique_ptr<AllToAll> make_all_to_all() = 0;
+  /// `usual`: bytes that a record seldom has more of (0: unknown), for back ends that send so many at once.
+  virtual std::unique_ptr<AllToAll> make_all_to_all(std::size_t usual = 0) = 0;
+  /// Where data can go from GPU to GPU; null: not here. Lives as long as the communicator.
+  virtual DeviceTransport* device_transport() { return nullptr; }
   /// data += every other rank's data, added in ascending rank order on every rank: the same bits everywhere.
   virtual void all_reduce_sum(std::span<float> data) = 0;
   /// Concatenates the ranks' parts in rank order into `all`; counts[r] floats come from rank r (counts[rank()] of

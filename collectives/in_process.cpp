@@ -115,7 +115,7 @@ class InProcessCommunicator : public CollectivesOverAllToAll {
   int rank() const override { return rank_; }
   int size() const override { return world_->ranks; }
   std::string description() const override { return "in-process"; }
-  std::unique_ptr<AllToAll> make_all_to_all() override {
+  std::unique_ptr<AllToAll> make_all_to_all(std::size_t) override {
     return std::make_unique<InProcessAllToAll>(world_, world_->exchange(made_++), rank_);
   }
 

@@ -64,7 +64,9 @@ class MpiCommunicator : public CollectivesOverAllToAll {
   int rank() const override { return rank_; }
   int size() const override { return size_; }
   std::string description() const override { return "mpi (" + library_name() + ")"; }
-  std::unique_ptr<AllToAll> make_all_to_all() override { return std::make_unique<MpiAllToAll>(comm_, crowded_); }
+  std::unique_ptr<AllToAll> make_all_to_all(std::size_t) override {
+    return std::make_unique<MpiAllToAll>(comm_, crowded_);
+  }
 
  private:
   MPI_Comm comm_ = MPI_COMM_NULL;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "kernels/token_exchange.h"
 
 // What back ends whose memory the host can reach have in common, and operations made of others.
 namespace shoal {
@@ -30,6 +31,8 @@ void Backend::mla_prompt_attention(Rows<const float>, const MlaShape&, const Mla
 void Backend::sample(Rows<const float>, std::span<const Draw>, std::span<std::int32_t>) {
   fail("this back end leaves sampling to the host");
 }
+
+std::unique_ptr<TokenExchange> Backend::token_exchange(Communicator&, int, bool, Answers) { return nullptr; }
 
 void Backend::linears(Rows<const float> x, std::span<const Projection> projections) {
   for (const Projection& p : projections) linear(x, *p.w, p.bias, p.out);

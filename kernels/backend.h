@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels/dtype.h"
+#include "kernels/expert_batch.h"
 #include "kernels/kv_row.h"
 #include "kernels/matrix.h"
 #include "kernels/rows.h"
@@ -99,15 +100,9 @@ struct Draw {
   double share = 0;  // uniform in [0, 1)
 };
 
-/// Rows of work for the experts of one rank. Row r goes through experts expert[first[r] .. first[r+1]) (indices into
-/// the rank's own expert list, ascending), each weighted by the weight of the same index.
-struct ExpertBatch {
-  std::vector<const float*> rows;    // [rows] pointers to inputs [hidden]
-  std::vector<float*> out;           // [rows] pointers to outputs [hidden]: the weighted sum, overwritten
-  std::vector<std::int32_t> first;   // [rows + 1]
-  std::vector<std::int32_t> expert;  // [first.back()]
-  std::vector<float> weight;         // [first.back()]
-};
+class Communicator;
+class TokenExchange;
+enum class Answers;
 
 /// Host memory that Backend::to_host fills; grows as needed.
 struct HostRoom {
@@ -235,6 +230,10 @@ class Backend {
   /// Draws a token from each row of logits [tokens, vocab], the very one that the host would draw, into host memory; -1
   /// where no logit is a finite number.
   virtual void sample(Rows<const float> logits, std::span<const Draw> draws, std::span<std::int32_t> tokens);
+
+  /// An exchange whose rows do not leave the device on their way from rank to rank; null where there is none over such
+  /// a communicator, and rows go by the host's memory. `hidden`, `bf16_wire`, `answers`: see ExpertExchange.
+  virtual std::unique_ptr<TokenExchange> token_exchange(Communicator&, int hidden, bool bf16_wire, Answers answers);
 
   /// Runs a batch through this rank's experts. Contributions to a row are added in ascending expert order.
   virtual void experts(const ExpertBatch& batch, std::span<const FeedForward> experts) = 0;

@@ -39,7 +39,7 @@ struct Workload {
 struct Layout {
   int ranks = 1;
   int tensor_parallel = 1;
-  bool replicas = false;        // experts have replicas, or move: each answers to a token by itself (expert_exchange.h)
+  bool replicas = false;        // experts have replicas, or move: each answers to a token by itself (dispatch_plan.h)
   bool sliced_experts = false;  // every rank has a slice of every expert (placement.h)
 };
 

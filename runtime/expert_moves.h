@@ -1,6 +1,6 @@
 #pragma once
 #include "collectives/communicator.h"
-#include "collectives/expert_exchange.h"
+#include "collectives/expert_map.h"
 #include "kernels/backend.h"
 #include "planner/expert_placement.h"
 #include "runtime/weights.h"

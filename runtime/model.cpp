@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "runtime/expert_moves.h"
+#include "runtime/host_token_exchange.h"
 #include "runtime/query_ranges.h"
 
 namespace shoal {
@@ -72,7 +73,7 @@ struct Model::State {
   const RouterShape router = router_shape(config);
   GqaShape gqa_shape{};
   std::vector<std::size_t> vocab_counts;  // [ranks] each rank's part of the LM head
-  std::unique_ptr<ExpertExchange> exchange;
+  std::unique_ptr<TokenExchange> exchange;
   Counters counters;
 
   Rows<float> x;        // the residual stream [tokens, hidden]
@@ -81,18 +82,19 @@ struct Model::State {
   Scratch x_memory{backend}, guessed_memory{backend}, joined{backend}, cos{backend}, sin{backend}, normed{backend},
       branch{backend}, q_a{backend}, q{backend}, q_latent{backend}, kv{backend}, k{backend}, v{backend}, o{backend},
       logit{backend}, picked{backend};
-  HostRoom sent_room, returned_room, branch_room, logit_room;  // what the host reads or adds to
+  HostRoom branch_room, logit_room;  // what the host reads or adds to
   std::vector<std::int32_t> expert;
   std::vector<std::int32_t> slice;  // of the experts, where they are sliced
   std::vector<float> slice_weight;
   std::vector<float> weight, host_cos, host_sin, gathered, local_logits;
-  ExpertBatch expert_batch;
 
   State(const ModelConfig& c, ModelWeights w, const Placement& p, Backend& b, Communicator& cm, KvCache& kc,
         bool bf16_wire, Answers answers)
       : config(c), weights(std::move(w)), placement(p), backend(b), comm(cm), cache(kc) {
-    if (config.n_routed_experts > 0)
-      exchange = std::make_unique<ExpertExchange>(comm, config.hidden_size, bf16_wire, answers);
+    if (config.n_routed_experts > 0) {
+      exchange = backend.token_exchange(comm, config.hidden_size, bf16_wire, answers);
+      if (!exchange) exchange = make_host_token_exchange(backend, comm, config.hidden_size, bf16_wire, answers);
+    }
     const HeadSlice mine =
         placement.tensor_parallel
             ? head_slice(config.num_attention_heads, config.num_key_value_heads, comm.size(), comm.rank())
@@ -211,7 +213,6 @@ struct Model::State {
     for (const std::int32_t e : expert)
       ++counters.expert_tokens[static_cast<std::size_t>(moe_layer * router.n_experts + e)];
 
-    const Rows<const float> sent = backend.to_host(h, sent_room);
     if (placement.sliced_experts) {
       const int ranks = comm.size();
       slice.clear();
@@ -221,34 +222,20 @@ struct Model::State {
           slice.push_back(expert[i] * ranks + r);
           slice_weight.push_back(weight[i]);
         }
-      exchange->dispatch(sent.data, sent.stride, tokens, slice.data(), slice_weight.data(),
-                         static_cast<int>(top_k) * ranks, w.map);
+      exchange->dispatch(h, slice.data(), slice_weight.data(), static_cast<int>(top_k) * ranks, w.map);
     } else {
-      exchange->dispatch(sent.data, sent.stride, tokens, expert.data(), weight.data(), static_cast<int>(top_k), w.map);
+      exchange->dispatch(h, expert.data(), weight.data(), static_cast<int>(top_k), w.map);
     }
     feed_forward(w.shared, h, out);  // while the tokens travel
     const Stopwatch waiting;
-    const DispatchedRows& arrived = exchange->dispatched();
+    const ExpertBatch& arrived = exchange->dispatched();
     counters.exchange_us += waiting.us();
     counters.expert_work[static_cast<std::size_t>(moe_layer)] += static_cast<std::uint32_t>(arrived.expert.size());
-    run_experts(w.experts, arrived);
-    exchange->combine();
-    const Rows<float> result = backend.to_host(out, returned_room);
+    backend.experts(arrived, w.experts);
+    exchange->combine(out);
     const Stopwatch returning;
-    exchange->combined(result.data, result.stride);
+    exchange->combined(out);
     counters.exchange_us += returning.us();
-    backend.from_host(result, out);
-  }
-
-  void run_experts(std::span<const FeedForward> experts, const DispatchedRows& arrived) {
-    expert_batch.rows.clear();
-    expert_batch.out.clear();
-    for (const std::byte* row : arrived.rows) expert_batch.rows.push_back(reinterpret_cast<const float*>(row));
-    for (std::byte* row : arrived.results) expert_batch.out.push_back(reinterpret_cast<float*>(row));
-    expert_batch.first = arrived.first;
-    expert_batch.expert = arrived.expert;
-    expert_batch.weight = arrived.weight;
-    backend.experts(expert_batch, experts);
   }
 
   /// Under tensor parallelism a block's output is the sum of the ranks' parts.

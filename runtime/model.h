@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "collectives/communicator.h"
-#include "collectives/expert_exchange.h"
+#include "collectives/dispatch_plan.h"
 #include "kernels/backend.h"
 #include "planner/model_config.h"
 #include "planner/placement.h"

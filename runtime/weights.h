@@ -3,7 +3,7 @@
 #include <optional>
 #include <vector>
 
-#include "collectives/expert_exchange.h"
+#include "collectives/expert_map.h"
 #include "kernels/backend.h"
 #include "planner/model_config.h"
 #include "planner/placement.h"

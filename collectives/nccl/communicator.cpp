@@ -8,6 +8,7 @@
 #include "base/cuda/memory.h"
 #include "base/error.h"
 #include "collectives/aligned_buffer.h"
+#include "collectives/device_transport.h"
 #include "collectives/nccl/library.h"
 #include "collectives/nccl/record_layout.h"
 #include "collectives/over_all_to_all.h"
@@ -50,6 +51,12 @@ class Member {
   int rank() const { return rank_; }
   int size() const { return size_; }
 
+  /// body(to, from): each rank starts with its successor, so that not all talk to rank 0 first.
+  template <class Body>
+  void for_peers(const Body& body) const {
+    for (int i = 1; i < size_; ++i) body((rank_ + i) % size_, (rank_ + size_ - i) % size_);
+  }
+
   /// Until the event has happened.
   void wait_for(cudaEvent_t event) {
     const auto begin = std::chrono::steady_clock::now();
@@ -82,6 +89,40 @@ class Member {
   bool lost_ = false;
 };
 
+class NcclTransport final : public DeviceTransport {
+ public:
+  explicit NcclTransport(std::shared_ptr<Member> member) : member_(std::move(member)) {
+    member_->use_device();
+    check(cudaEventCreateWithFlags(&done_, cudaEventDisableTiming), "cudaEventCreate");
+  }
+  ~NcclTransport() override { static_cast<void>(cudaEventDestroy(done_)); }
+  NcclTransport(const NcclTransport&) = delete;
+  NcclTransport& operator=(const NcclTransport&) = delete;
+
+  void exchange(std::span<const Piece> to, std::span<const Piece> from, void* stream) override {
+    member_->use_device();
+    NcclGroup& group = member_->group();
+    auto* const on = static_cast<cudaStream_t>(stream);
+    group.start();
+    member_->for_peers([&](int dest, int src) {
+      const Piece &sent = to[static_cast<std::size_t>(dest)], &received = from[static_cast<std::size_t>(src)];
+      if (sent.bytes > 0) group.send(sent.memory, sent.bytes, dest, on);
+      if (received.bytes > 0) group.receive(received.memory, received.bytes, src, on);
+    });
+    group.end();
+  }
+
+  void wait(void* stream) override {
+    member_->use_device();
+    check(cudaEventRecord(done_, static_cast<cudaStream_t>(stream)), "cudaEventRecord");
+    member_->wait_for(done_);
+  }
+
+ private:
+  std::shared_ptr<Member> member_;
+  cudaEvent_t done_ = nullptr;
+};
+
 /// Pinned memory that grows, in which records are written and read.
 class PinnedBuffer {
  public:
@@ -109,8 +150,8 @@ class DeviceBuffer {
 
 class NcclAllToAll final : public AllToAll {
  public:
-  explicit NcclAllToAll(std::shared_ptr<Member> member)
-      : member_(std::move(member)), layout_{member_->options().eager}, n_(static_cast<std::size_t>(member_->size())) {
+  NcclAllToAll(std::shared_ptr<Member> member, std::size_t eager)
+      : member_(std::move(member)), layout_{eager}, n_(static_cast<std::size_t>(member_->size())) {
     member_->use_device();
     for (Round& r : rounds_) {
       r.to.resize(n_);
@@ -170,7 +211,7 @@ class NcclAllToAll final : public AllToAll {
                               RecordLayout::kHeader + longest, n_, cudaMemcpyHostToDevice, stream),
             "copying records to the GPU");
       group.start();
-      for_peers([&](int to, int from) {
+      member_->for_peers([&](int to, int from) {
         group.send(sends + layout_.slot(to), layout_.slot_bytes(), to, stream);
         group.receive(receives + layout_.slot(from), layout_.slot_bytes(), from, stream);
       });
@@ -223,13 +264,6 @@ class NcclAllToAll final : public AllToAll {
     if (posts_ - waits_ >= 2)
       fail("all-to-all: rank {} starts a third exchange before it waited for the first", member_->rank());
   }
-  /// body(to, from): each rank starts with its successor, so that not all talk to rank 0 first.
-  template <class Body>
-  void for_peers(const Body& body) const {
-    const int n = static_cast<int>(n_), me = member_->rank();
-    for (int i = 1; i < n; ++i) body((me + i) % n, (me + n - i) % n);
-  }
-
   void exchange_rests(Round& r) {
     const auto mine = static_cast<std::size_t>(member_->rank());
     std::vector<std::uint64_t> sent = r.sent, received = r.received;
@@ -249,7 +283,7 @@ class NcclAllToAll final : public AllToAll {
       std::memcpy(r.from[p], r.slots.data() + layout_.slot(static_cast<int>(p)) + RecordLayout::kHeader, layout_.eager);
     }
     group.start();
-    for_peers([&](int dest, int src) {
+    member_->for_peers([&](int dest, int src) {
       const auto d = static_cast<std::size_t>(dest), s = static_cast<std::size_t>(src);
       if (layout_.rest(sent[d]) > 0) group.send(sends + to[d], layout_.rest(sent[d]), dest, stream);
       if (layout_.rest(received[s]) > 0) group.receive(receives + from[s], layout_.rest(received[s]), src, stream);
@@ -276,15 +310,20 @@ class NcclAllToAll final : public AllToAll {
 
 class NcclCommunicator final : public CollectivesOverAllToAll {
  public:
-  explicit NcclCommunicator(std::shared_ptr<Member> member) : member_(std::move(member)) {}
+  explicit NcclCommunicator(std::shared_ptr<Member> member) : member_(std::move(member)), transport_(member_) {}
   ~NcclCommunicator() override { release_exchange(); }
   int rank() const override { return member_->rank(); }
   int size() const override { return member_->size(); }
   std::string description() const override { return "nccl (" + member_->library().version() + ")"; }
-  std::unique_ptr<AllToAll> make_all_to_all() override { return std::make_unique<NcclAllToAll>(member_); }
+  std::unique_ptr<AllToAll> make_all_to_all(std::size_t usual) override {
+    const std::size_t eager = member_->options().eager;
+    return std::make_unique<NcclAllToAll>(member_, usual > 0 ? std::min(align_up(usual), eager) : eager);
+  }
+  DeviceTransport* device_transport() override { return &transport_; }
 
  private:
   std::shared_ptr<Member> member_;
+  NcclTransport transport_;
 };
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <mutex>
 
 #include "base/cuda/memory.h"
+#include "kernels/cuda/gpu_token_exchange.h"
 #include "kernels/cuda/kernels_overlap.h"
 #include "kernels/cuda/operations.h"
 #include "kernels/cuda/products.h"
@@ -269,9 +270,18 @@ class CudaBackend final : public Backend {
     wait();
   }
 
-  void experts(const ExpertBatch& batch, std::span<const FeedForward> experts) override {
-    if (batch.rows.empty()) return;
+  std::unique_ptr<TokenExchange> token_exchange(Communicator& comm, int hidden, bool bf16_wire,
+                                                Answers answers) override {
+    if (comm.size() > 1 && !comm.device_transport()) return nullptr;
     on();
+    transport_ = comm.device_transport();
+    return std::make_unique<GpuTokenExchange>(stream_, uploads_, comm, hidden, bf16_wire, answers);
+  }
+
+  void experts(const ExpertBatch& batch, std::span<const FeedForward> experts) override {
+    if (batch.first.size() < 2) return;
+    on();
+    if (batch.x.data != nullptr) return products_.experts(batch, experts, batch.x, batch.results);
     const std::int64_t n = std::ssize(batch.rows), hidden = experts[0].down.rows();
     const Rows<float> host(host_room(batch_room_, n * hidden), n, hidden);
     for (std::int64_t r = 0; r < n; ++r) std::copy_n(batch.rows[static_cast<std::size_t>(r)], hidden, host[r]);
@@ -367,6 +377,7 @@ class CudaBackend final : public Backend {
     return stream_.get();
   }
   void wait() {
+    if (transport_) transport_->wait(stream_);  // which gives up where a rank is gone
     check(cudaStreamSynchronize(stream_), "the GPU's work");
     check(cudaGetLastError(), "the GPU's work");
   }
@@ -503,6 +514,7 @@ class CudaBackend final : public Backend {
   Scratch batch_x_{stream_}, batch_out_{stream_}, picked_{stream_}, shares_{stream_}, parts_{stream_},
       sampling_{stream_}, expanded_{stream_};
   HostRoom batch_room_;
+  DeviceTransport* transport_ = nullptr;  // of rows between GPUs, where work on the stream waits for other ranks
   std::optional<HeadGroups> tiled_heads_;
   std::uint64_t more_groups_ = 0;  // of tiles than one, which repetitions' keys do not tell apart
   Repetition repetition_{stream_};

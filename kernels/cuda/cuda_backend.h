@@ -21,8 +21,8 @@ struct CudaDevices {
 CudaDevices find_cuda_devices();
 
 /// The GPU's form of every operation. Rows, caches and what allocate() gives lie in device memory; lists of ids, slots
-/// and queries, the inputs and outputs of experts() and the results of route() in host memory. Operations are put on
-/// one stream and return at once; to_host(), route() and experts() wait for it.
+/// and queries, the results of route() and (but from its own exchange) the rows of experts() in host memory. Operations
+/// are put on one stream and return at once; to_host(), route() and experts() of host memory wait for it.
 std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options);
 
 }  // namespace shoal

@@ -8,9 +8,9 @@ namespace {
 constexpr int kThreads = 128, kWarps = kThreads / kWarp;
 constexpr int kChunk = 256, kChunkSteps = kChunk / kStepCols;  // columns that are fetched at once, in whole records
 constexpr int kStages = 2;
-constexpr int kCopy = 16;                    // bytes
-constexpr int kXRow = kChunk + 16;           // bytes between rows of activations, so that fragments hit all banks
-constexpr int kScaleRow = kChunkSteps + 4;   // floats, likewise
+constexpr int kCopy = 16;                   // bytes
+constexpr int kXRow = kChunk + 16;          // bytes between rows of activations, so that fragments hit all banks
+constexpr int kScaleRow = kChunkSteps + 4;  // floats, likewise
 
 /// Where a block's dynamic shared memory has a stage of what is fetched: activations [kRows][kXRow], their scales
 /// [kRows][kScaleRow], and a chunk of packed records.
@@ -24,13 +24,13 @@ struct Stage {
   }
 };
 
-/// How the four warps of a block share its work. Few rows: one panel, whose columns they take in quarters. Many: a panel
-/// each, of the same rows.
+/// How the four warps of a block share its work. Few rows: one panel, whose columns they take in quarters. Many: a
+/// panel each, of the same rows.
 template <int kRows>
 struct Shares {
   static constexpr bool kColumns = kRows <= kMmaFewRows;
-  static constexpr int kPanels = kColumns ? 1 : kWarps;              // of a block
-  static constexpr int kActivationSets = kColumns ? kWarps : 1;      // that are fetched
+  static constexpr int kPanels = kColumns ? 1 : kWarps;          // of a block
+  static constexpr int kActivationSets = kColumns ? kWarps : 1;  // that are fetched
   static std::size_t bytes(int chunk_bytes) {
     return static_cast<std::size_t>(kStages) *
            static_cast<std::size_t>(kActivationSets * Stage<kRows>::kActivationBytes + kWarps * chunk_bytes);
@@ -81,16 +81,20 @@ __device__ __forceinline__ void add_step(const unsigned (&a)[4], const GroupScal
 /// Products of quantized weights with activations in bytes on the tensor cores of every GPU from sm_80 on.
 ///   shape      x [rows, cols] INT8 with a scale for 32 columns, weights [outputs, cols] in packed panels -> FP32
 ///   precision  exact integer dot products of a group (16 or 32 columns), FP32 scales and sums
-///   grid       8 or 16 rows: (tiles, panels of 16 outputs), a block's four warps take a quarter of the columns each; 64
+///   grid       8 or 16 rows: (tiles, panels of 16 outputs), a block's four warps take a quarter of the columns each;
+///   64
 ///              rows: (tiles, four panels), a warp each. 256 columns at a time are fetched while those before are
-///              multiplied (cp.async); codes are taken out of shared memory into the fragment of a lane, once for all rows
+///              multiplied (cp.async); codes are taken out of shared memory into the fragment of a lane, once for all
+///              rows
 ///   order      ascending columns in four sums, a quarter each, then these in order, whatever the tile: a row's result
 ///              does not depend on its neighbours
-///   traffic    packed weights once for 8, 16 or 64 rows (0.23 bytes a weight in IQ1_S to 1.06 in Q8_0), activations once
+///   traffic    packed weights once for 8, 16 or 64 rows (0.23 bytes a weight in IQ1_S to 1.06 in Q8_0), activations
+///   once
 ///              for 16 outputs, or 64
-///   limit      to 16 rows memory, R1's experts of a layer on one of 8 GPUs as Q4_K 0.97 GB, 203 us on H200; then bringing
-///              products to scale: some 20 instructions of a warp for 16 x 8 x 32 of them, which take the tensor cores 4
-///              to 8 cycles: about a fifth of their rate
+///   limit      to 16 rows memory, R1's experts of a layer on one of 8 GPUs as Q4_K 0.97 GB, 203 us on H200; then
+///   bringing
+///              products to scale: some 20 instructions of a warp for 16 x 8 x 32 of them, which take the tensor cores
+///              4 to 8 cycles: about a fifth of their rate
 template <class Layout, int kRows>
 __global__ void __launch_bounds__(kThreads, 1)
     linear_packed_mma_kernel(const __grid_constant__ LinearCall call, const __grid_constant__ Layout f, ByteRows bytes,
@@ -127,8 +131,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int i = lane * kCopy; i < n; i += kWarp * kCopy)
       copy_async_16(to.weights + i, packed + std::int64_t{chunk} * chunk_bytes + i, kCopy);
   };
-  // A thread copies 16 bytes of every so manyth row, and the scale of one step. What lies in the other rows of a tile that
-  // is not full does not matter.
+  // A thread copies 16 bytes of every so manyth row, and the scale of one step. What lies in the other rows of a tile
+  // that is not full does not matter.
   constexpr int kThreadsEach = S::kColumns ? kWarp : kThreads, kPieces = kChunk / kCopy;
   constexpr int kRowsApart = kThreadsEach / kPieces, kScaleRowsApart = kThreadsEach / kChunkSteps;
   const int me = S::kColumns ? lane : thread, place = me % kPieces * kCopy, step_of_me = me % kChunkSteps;
@@ -138,7 +142,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     return source_row(call, tile.first + min(row, tile.count - 1)) * x_cols + tile.group * call.x_step;
   };
 #pragma unroll
-  for (int i = 0; i < kRows / kRowsApart; ++i) values[i] = bytes.value + column_of(me / kPieces + i * kRowsApart) + place;
+  for (int i = 0; i < kRows / kRowsApart; ++i)
+    values[i] = bytes.value + column_of(me / kPieces + i * kRowsApart) + place;
 #pragma unroll
   for (int i = 0; i < kRows / kScaleRowsApart; ++i)
     scales[i] = bytes.scale + column_of(me / kChunkSteps + i * kScaleRowsApart) / kStepCols + step_of_me;
@@ -276,11 +281,19 @@ void launch_layout(const LinearCall& call, const PackedLayout& layout, const Byt
 
 /// By the first of these that the layout has; false where there is none.
 template <LayoutTraits... kTraits>
-bool launch_known(const LinearCall& call, const PackedLayout& f, const ByteRows& x, std::int64_t x_cols, cudaStream_t stream) {
+bool launch_known(const LinearCall& call, const PackedLayout& f, const ByteRows& x, std::int64_t x_cols,
+                  cudaStream_t stream) {
   if (f.zeros || (f.coding == Coding::planes && f.bits == 8 && f.offset != 128)) return false;
   const bool points = f.coding == Coding::points;
-  const LayoutTraits traits{f.bits,   f.scales, f.group,                      f.minima,                   f.has_table,
-                            f.coding, points ? f.point_columns : 8, points ? f.extra_bits : 0, f.minima_of_scale};
+  const LayoutTraits traits{f.bits,
+                            f.scales,
+                            f.group,
+                            f.minima,
+                            f.has_table,
+                            f.coding,
+                            points ? f.point_columns : 8,
+                            points ? f.extra_bits : 0,
+                            f.minima_of_scale};
   return ((traits == kTraits && (launch_layout<KnownLayout<kTraits>>(call, f, x, x_cols, stream), true)) || ...);
 }
 
@@ -295,20 +308,20 @@ constexpr LayoutTraits of_points(int bits, int group, int columns, int extra_bit
 void linear_packed_mma(const LinearCall& call, const PackedLayout& f, const ByteRows& x, std::int64_t x_cols,
                        cudaStream_t stream) {
   // Those that weights of whole models come in: with their layout known, a step takes a third of the instructions.
-  const bool known = launch_known<
-      LayoutTraits{8, Scales::half},                                                     // Q8_0
-      LayoutTraits{8, Scales::single},                                                   // INT8
-      LayoutTraits{4, Scales::half},                                                     // Q4_0, INT4
-      LayoutTraits{4, Scales::super, 32, true},                                          // Q4_K
-      LayoutTraits{5, Scales::super, 32, true},                                          // Q5_K
-      LayoutTraits{6, Scales::super, 16},                                                // Q6_K
-      LayoutTraits{3, Scales::super, 16},                                                // Q3_K
-      LayoutTraits{2, Scales::nibbles, 16, true},                                        // Q2_K
-      LayoutTraits{4, Scales::super, 32, false, true},                                   // IQ4_XS
-      LayoutTraits{4, Scales::half, 32, false, true},                                    // IQ4_NL
-      of_points(3, 32, 8, 0), of_points(3, 16, 8, 1), of_points(3, 16, 8, 2),            // IQ2_XXS, IQ2_XS, IQ2_S
-      of_points(4, 32, 4, 0), of_points(4, 32, 4, 1),                                    // IQ3_XXS, IQ3_S
-      kIq1S, kIq1M, kTq1>(call, f, x, x_cols, stream);
+  const bool known =
+      launch_known<LayoutTraits{8, Scales::half},                                           // Q8_0
+                   LayoutTraits{8, Scales::single},                                         // INT8
+                   LayoutTraits{4, Scales::half},                                           // Q4_0, INT4
+                   LayoutTraits{4, Scales::super, 32, true},                                // Q4_K
+                   LayoutTraits{5, Scales::super, 32, true},                                // Q5_K
+                   LayoutTraits{6, Scales::super, 16},                                      // Q6_K
+                   LayoutTraits{3, Scales::super, 16},                                      // Q3_K
+                   LayoutTraits{2, Scales::nibbles, 16, true},                              // Q2_K
+                   LayoutTraits{4, Scales::super, 32, false, true},                         // IQ4_XS
+                   LayoutTraits{4, Scales::half, 32, false, true},                          // IQ4_NL
+                   of_points(3, 32, 8, 0), of_points(3, 16, 8, 1), of_points(3, 16, 8, 2),  // IQ2_XXS, IQ2_XS, IQ2_S
+                   of_points(4, 32, 4, 0), of_points(4, 32, 4, 1),                          // IQ3_XXS, IQ3_S
+                   kIq1S, kIq1M, kTq1>(call, f, x, x_cols, stream);
   if (!known) launch_layout<PlanesLayout>(call, f, x, x_cols, stream);
 }
 

@@ -212,6 +212,17 @@ void linear_packed(const LinearCall& call, const ByteRows& x, std::int64_t x_col
 void linear_packed_mma(const LinearCall& call, const PackedLayout& layout, const ByteRows& x, std::int64_t x_cols,
                        cudaStream_t stream);
 
+/// wire_rows.cu: rows on their way between ranks, in FP32 or BF16. pack_rows: `n` rows of x, row[i] or (null) i.
+void pack_rows(Rows<const float> x, const std::int32_t* row, std::int64_t n, bool bf16, std::byte* out,
+               cudaStream_t stream);
+/// What of x[row[i]] would arrive, had it travelled in BF16.
+void round_own_rows(Rows<const float> x, const std::int32_t* row, Rows<float> out, cudaStream_t stream);
+void unpack_rows(const std::uint16_t* in, Rows<float> out, cudaStream_t stream);
+/// out[t] += its answers, place[first[t]] .. place[first[t + 1]]: rows of `others`, as they travelled, or (~n) of
+/// `own`.
+void add_answers(Rows<const float> own, const std::byte* others, bool bf16, const std::int32_t* first,
+                 const std::int32_t* place, Rows<float> out, cudaStream_t stream);
+
 /// sample.cu: a token from each row; -1 where no logit is a finite number. Vocabularies up to kMostVocabulary. `room`:
 /// sample_room_bytes() for each row.
 void sample(Rows<const float> logits, const Draw* draws, std::int32_t* tokens, std::byte* room, cudaStream_t stream);

@@ -75,8 +75,9 @@ struct SignedCodes {
 };
 
 template <class Layout>
-__device__ __forceinline__ void fragment_of(const Layout& f, const std::uint8_t* points, const SignedCodes<Layout>& sign,
-                                            const std::byte* record, int step, int lane, unsigned (&a)[4]) {
+__device__ __forceinline__ void fragment_of(const Layout& f, const std::uint8_t* points,
+                                            const SignedCodes<Layout>& sign, const std::byte* record, int step,
+                                            int lane, unsigned (&a)[4]) {
   const int g = lane / 4, t = lane % 4;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {

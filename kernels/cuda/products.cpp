@@ -301,7 +301,9 @@ void Products::launch_product(const LinearCall& call, const Weights& like, Famil
 void Products::experts(const ExpertBatch& batch, std::span<const FeedForward> experts, Rows<const float> x,
                        Rows<float> out) {
   const std::int64_t pairs = std::ssize(batch.expert);
-  const ExpertPlan plan = plan_experts(batch.first, batch.expert, static_cast<int>(experts.size()));
+  ExpertPlan plan = plan_experts(batch.first, batch.expert, static_cast<int>(experts.size()));
+  if (!batch.row.empty())
+    for (std::int32_t& row : plan.row) row = batch.row[static_cast<std::size_t>(row)];
   const Operands gates = lists_.of(experts, [](const FeedForward& f) -> const Matrix& { return f.gate; });
   const Operands ups = lists_.of(experts, [](const FeedForward& f) -> const Matrix& { return f.up; });
   const Operands downs = lists_.of(experts, [](const FeedForward& f) -> const Matrix& { return f.down; });

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <vector>
 
 #include "collectives/bf16_rows.h"
@@ -81,7 +83,7 @@ inline Tokens make_tokens(const ExchangeCase& c, int rank, std::uint64_t layer) 
 }
 
 /// What the experts of this rank make of what arrived; counts the (token, expert) pairs.
-inline float work(const ExchangeCase& c, const ExpertMap& map, int rank, const DispatchedRows& arrived) {
+inline float work(const ExchangeCase& c, const ExpertMap& map, int rank, const ExpertBatch& arrived) {
   std::vector<std::int32_t> global;  // of a local id
   for (std::size_t e = 0; e < map.replicas.size(); ++e)
     for (const ExpertReplica& r : map.replicas[e]) {
@@ -89,12 +91,12 @@ inline float work(const ExchangeCase& c, const ExpertMap& map, int rank, const D
       global.resize(std::max(global.size(), static_cast<std::size_t>(r.local) + 1));
       global[static_cast<std::size_t>(r.local)] = static_cast<std::int32_t>(e);
     }
-  EXPECT_EQ(arrived.rows.size(), arrived.results.size());
+  EXPECT_EQ(arrived.rows.size(), arrived.out.size());
   EXPECT_EQ(arrived.rows.size() + 1, arrived.first.size());
   EXPECT_EQ(arrived.expert.size(), arrived.weight.size());
   for (std::size_t row = 0; row < arrived.rows.size(); ++row) {
-    const auto* x = reinterpret_cast<const float*>(arrived.rows[row]);
-    auto* result = reinterpret_cast<float*>(arrived.results[row]);
+    const auto* x = arrived.rows[row];
+    auto* result = arrived.out[row];
     EXPECT_LT(arrived.first[row], arrived.first[row + 1]) << "a row came for no expert";
     std::fill_n(result, c.hidden, 0.0f);
     for (auto j = static_cast<std::size_t>(arrived.first[row]); j < static_cast<std::size_t>(arrived.first[row + 1]);
@@ -157,17 +159,36 @@ inline void reference(const ExchangeCase& c, const ExpertMap& map, int ranks, co
     }
 }
 
-inline void check_expert_exchange(Communicator& comm, const ExchangeCase& c, int layers = 12) {
-  ExpertExchange exchange(comm, c.hidden, c.bf16_wire, c.answers);
+/// A layer's exchange as it is tested: the rank's tokens go out, work() is done with what arrives, and `out` [tokens,
+/// out_stride] gets the answers. Returns what work() does.
+using RunLayer = std::function<float(const ExchangeCase& c, ExpertMap& map, const Tokens& t, std::vector<float>& out,
+                                     std::int64_t out_stride)>;
+/// One for a number of layers of a case.
+using MakeExchange = std::function<RunLayer(const ExchangeCase& c)>;
+
+inline MakeExchange by_host_memory(Communicator& comm) {
+  return [&comm](const ExchangeCase& of) -> RunLayer {
+    return
+        [&comm, exchange = std::make_shared<ExpertExchange>(comm, of.hidden, of.bf16_wire, of.answers)](
+            const ExchangeCase& c, ExpertMap& map, const Tokens& t, std::vector<float>& out, std::int64_t out_stride) {
+          exchange->dispatch(t.x.data(), t.stride, t.count, t.expert.data(), t.weight.data(), c.top_k, map);
+          const float pairs = work(c, map, comm.rank(), exchange->dispatched());
+          exchange->combine();
+          exchange->combined(out.data(), out_stride);
+          return pairs;
+        };
+  };
+}
+
+inline void check_expert_exchange(Communicator& comm, const MakeExchange& make, const ExchangeCase& c,
+                                  int layers = 12) {
+  const RunLayer run = make(c);
   ExpertMap map = make_map(c, comm.size());
   for (int layer = 0; layer < layers; ++layer) {
     const Tokens t = make_tokens(c, comm.rank(), static_cast<std::uint64_t>(layer));
     const std::int64_t out_stride = c.hidden + 5;
     std::vector<float> out(static_cast<std::size_t>(t.count * out_stride), 0.5f), expected = out;
-    exchange.dispatch(t.x.data(), t.stride, t.count, t.expert.data(), t.weight.data(), c.top_k, map);
-    const float pairs = work(c, map, comm.rank(), exchange.dispatched());
-    exchange.combine();
-    exchange.combined(out.data(), out_stride);
+    const float pairs = run(c, map, t, out, out_stride);
 
     if (c.answers == Answers::summed)
       reference(c, map, comm.size(), t, expected, out_stride);
@@ -184,35 +205,37 @@ inline void check_expert_exchange(Communicator& comm, const ExchangeCase& c, int
   }
 }
 
-inline void check_expert_exchanges(Communicator& comm) {
+inline void check_expert_exchanges_by(const MakeExchange& make, Communicator& comm) {
   for (const bool bf16 : {false, true}) {
     ExchangeCase c{.bf16_wire = bf16};
     for (int e = 0; e < c.n_experts; ++e) c.rank_of.push_back(e * comm.size() / c.n_experts);
-    check_expert_exchange(comm, c);  // even, contiguous
+    check_expert_exchange(comm, make, c);  // even, contiguous
     for (int e = 0; e < c.n_experts; ++e) c.rank_of[static_cast<std::size_t>(e)] = static_cast<int>(mix(5, e) % 64);
     c.reversed_ids = true;
-    check_expert_exchange(comm, c);  // anywhere
+    check_expert_exchange(comm, make, c);  // anywhere
     c.reversed_ids = false;
     std::fill(c.rank_of.begin(), c.rank_of.end(), comm.size() - 1);
-    check_expert_exchange(comm, c, 4);  // the others hold none
+    check_expert_exchange(comm, make, c, 4);  // the others hold none
     c = {.n_experts = 3, .top_k = 2, .hidden = 7, .bf16_wire = bf16, .rank_of = {0, 1, 2}, .most_tokens = 1};
-    check_expert_exchange(comm, c);  // fewer experts than ranks, odd rows
+    check_expert_exchange(comm, make, c);  // fewer experts than ranks, odd rows
     c = {.n_experts = 9, .top_k = 9, .hidden = 1000, .bf16_wire = bf16, .rank_of = {3, 1, 4, 1, 5, 9, 2, 6, 5}};
     c.most_tokens = 70;
-    check_expert_exchange(comm, c, 3);  // long records
+    check_expert_exchange(comm, make, c, 3);  // long records
     c.answers = Answers::by_expert;
-    check_expert_exchange(comm, c, 2);
+    check_expert_exchange(comm, make, c, 2);
     c.most_tokens = 0;
-    check_expert_exchange(comm, c, 2);  // no tokens anywhere
+    check_expert_exchange(comm, make, c, 2);  // no tokens anywhere
     c = {.bf16_wire = bf16, .answers = Answers::by_expert};
     for (int e = 0; e < c.n_experts; ++e) c.rank_of.push_back(static_cast<int>(mix(6, e) % 64));
     for (const bool replicas : {false, true})
       for (const bool reversed : {false, true}) {
         c.replicas = replicas;
         c.reversed_ids = reversed;
-        check_expert_exchange(comm, c);
+        check_expert_exchange(comm, make, c);
       }
   }
 }
+
+inline void check_expert_exchanges(Communicator& comm) { check_expert_exchanges_by(by_host_memory(comm), comm); }
 
 }  // namespace shoal::test

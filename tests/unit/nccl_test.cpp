@@ -3,6 +3,7 @@
 
 #include <random>
 
+#include "collectives/device_transport.h"
 #include "collectives/nccl/nccl.h"
 #include "collectives/nccl/record_layout.h"
 #include "tests/unit/communicator_suite.h"
@@ -67,6 +68,40 @@ TEST(NcclFailures, ADeadRankIsNoticed) {
   EXPECT_EQ(aborted, 1);
   EXPECT_EQ(end_of(false, 0.2, aborted), "rank 0: NCCL: nothing came for 0.2 s; another rank has ended or hangs");
   EXPECT_EQ(aborted, 1);
+}
+
+/// Between GPUs: rank 0 waits for bytes that rank 1 does not send any more.
+std::string end_between_gpus(bool heard, double patience_s) {
+  std::string message;
+  const auto library = std::make_shared<test::NcclStandIn>(2);
+  run_in_process(2, [&](Communicator& others) {
+    const auto comm = make_nccl_communicator(library, others, {.patience_s = patience_s});
+    if (comm->rank() == 1) {
+      library->kill(1, heard);
+      return;
+    }
+    cudaStream_t stream = nullptr;
+    void* memory = nullptr;
+    cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+    cudaMalloc(&memory, 64);
+    const std::vector<DeviceTransport::Piece> nothing(2), awaited{{}, {static_cast<std::byte*>(memory), 64}};
+    comm->device_transport()->exchange(nothing, awaited, stream);
+    try {
+      comm->device_transport()->wait(stream);
+    } catch (const Error& error) {
+      message = error.what();
+    }
+    EXPECT_THROW(comm->device_transport()->exchange(nothing, awaited, stream), Error) << "what was given up stays so";
+    cudaStreamSynchronize(stream);
+    cudaFree(memory);
+    cudaStreamDestroy(stream);
+  });
+  return message;
+}
+
+TEST(NcclFailures, ADeadRankIsNoticedBetweenGpus) {
+  EXPECT_EQ(end_between_gpus(true, 60), "rank 0: NCCL: remote process exited");
+  EXPECT_EQ(end_between_gpus(false, 0.2), "rank 0: NCCL: nothing came for 0.2 s; another rank has ended or hangs");
 }
 
 TEST(NcclRecords, PiecesMakeUpTheRecord) {

@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
@@ -23,6 +24,7 @@ struct CUgraphExec_st : CUgraph_st {};
 struct CUstream_st {
   std::deque<std::function<bool()>> work;
   std::unique_ptr<CUgraph_st> captured;  // where work goes meanwhile
+  bool runs = false;
 };
 /// Where in a stream it stands, and whether the stream has come there.
 struct CUevent_st {
@@ -235,21 +237,33 @@ static bool advance(cudaStream_t stream) {
     Opened() { heap().open(); }
     ~Opened() { heap().close(); }
   };
-  if (stream->work.empty()) return true;
+  if (stream->work.empty()) return !stream->runs;
+  if (stream->runs) return false;  // further up: its work waits for another stream's, which waits for it
   const Opened opened;
   while (!stream->work.empty()) {
     const auto work = std::move(stream->work.front());
     stream->work.pop_front();
-    if (work()) continue;
+    stream->runs = true;
+    const bool done = work();
+    stream->runs = false;
+    if (done) continue;
     stream->work.push_front(work);
     return false;
   }
   std::erase(waiting, stream);
   return true;
 }
+/// What waits for other threads may be what these wait for: all that this one has put on other streams goes on, and
+/// they get time to.
+static void advance_others(cudaStream_t but) {
+  const auto streams = waiting;
+  for (cudaStream_t stream : streams)
+    if (stream != but) advance(stream);
+  std::this_thread::sleep_for(std::chrono::microseconds(50));
+}
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   if (stream->captured) fail("cudaStreamSynchronize: not while the stream is captured");
-  while (!advance(stream)) std::this_thread::yield();
+  while (!advance(stream)) advance_others(stream);
   return cudaSuccess;
 }
 
@@ -268,8 +282,17 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) {
   if (event->happened == event->recorded) return cudaSuccess;
-  advance(event->stream);
+  if (!advance(event->stream)) advance_others(event->stream);
   return event->happened == event->recorded ? cudaSuccess : cudaErrorNotReady;
+}
+
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  // What was recorded last counts, whatever is recorded later.
+  enqueue_until(stream, [event, number = event->recorded] {
+    if (event->happened < number) advance(event->stream);
+    return event->happened >= number;
+  });
+  return cudaSuccess;
 }
 
 cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch,

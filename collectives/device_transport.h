@@ -1,0 +1,22 @@
+#pragma once
+#include <cstddef>
+#include <span>
+
+namespace shoal {
+
+/// Moves bytes between the memories of the ranks' GPUs, in the order of a stream (a cudaStream_t).
+class DeviceTransport {
+ public:
+  /// Of one rank; nothing where there are no bytes.
+  struct Piece {
+    std::byte* memory = nullptr;
+    std::size_t bytes = 0;
+  };
+  virtual ~DeviceTransport() = default;
+  /// to, from [ranks]; both sides know how much. The own rank's pieces are not looked at.
+  virtual void exchange(std::span<const Piece> to, std::span<const Piece> from, void* stream) = 0;
+  /// Until all that was put on the stream is done. Error where a rank is gone.
+  virtual void wait(void* stream) = 0;
+};
+
+}  // namespace shoal

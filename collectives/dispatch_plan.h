@@ -1,0 +1,96 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "collectives/expert_map.h"
+
+namespace shoal {
+
+/// What a rank answers to a token whose experts it holds.
+enum class Answers {
+  summed,  // one row, the weighted sum of its experts there: the least traffic. The bits of the answer depend on which
+           // experts share a rank.
+  by_expert  // a row for each of its experts, added by the token's rank in the order of the experts' ids: the answer is
+             // the same, bit for bit, wherever the experts are, and on however many ranks
+};
+
+/// Which rows go from one rank to another in a layer, and for which experts there.
+struct RankSlot {
+  std::vector<std::int32_t> token;       // [rows] of the sender, ascending
+  std::vector<std::uint32_t> n_experts;  // [rows], at least one
+  std::vector<std::int32_t> expert;      // local ids; ascending within a row, or in the order of the token's own list
+  std::vector<float> weight;             // of each
+
+  void clear();
+  std::size_t rows() const { return token.size(); }
+  /// Rows that come back.
+  std::size_t answers(Answers kind) const { return kind == Answers::summed ? token.size() : expert.size(); }
+};
+
+/// What one rank does with the tokens of a layer: a token travels once to each rank that it needs an expert of. Pure
+/// arithmetic.
+class DispatchPlan {
+ public:
+  /// An answer that a token gets: from which rank, and the how manyth of those that come from there.
+  struct Answer {
+    std::uint32_t rank, row;
+  };
+
+  DispatchPlan(int ranks, int rank, Answers kind);
+
+  /// expert, weight [tokens, top_k]: global ids, ascending within a token; -1: none. Error where nobody holds one.
+  void make(std::span<const std::int32_t> expert, std::span<const float> weight, int top_k, ExpertMap& map);
+
+  Answers kind() const { return kind_; }
+  const std::vector<RankSlot>& to() const { return to_; }
+  /// Of token t those from first_answer()[t] to [t + 1]: in ascending order of ranks, or of experts.
+  const std::vector<Answer>& answers() const { return answers_; }
+  const std::vector<std::uint32_t>& first_answer() const { return first_answer_; }
+
+ private:
+  const int rank_;
+  const Answers kind_;
+  std::vector<RankSlot> to_;                 // [ranks]
+  std::vector<Answer> answers_;              // tokens in order
+  std::vector<std::uint32_t> first_answer_;  // [tokens + 1]
+  std::vector<std::uint32_t> token_ranks_;   // of one token
+};
+
+/// A slot as it travels; empty when no token goes there:
+///
+///   header
+///   u32 n_experts[rows]
+///   i32 expert[experts]
+///   f32 weight[experts]
+///   (to the next multiple of 64 bytes)
+///   rows, each starting on a multiple of 64 bytes, where they travel with it
+class SlotRecord {
+ public:
+  /// row_bytes: what both sides must agree on. row_stride: of the rows in the record; 0: they go another way.
+  SlotRecord(std::size_t row_bytes, std::size_t row_stride) : row_bytes_(row_bytes), row_stride_(row_stride) {}
+
+  std::size_t bytes(const RankSlot& slot) const { return slot.rows() == 0 ? 0 : rows_at(slot) + rows_bytes(slot); }
+  /// Writes all but the rows; returns where these begin.
+  std::byte* write(const RankSlot& slot, std::span<std::byte> record) const;
+
+  struct View {
+    std::span<const std::uint32_t> n_experts;
+    std::span<const std::int32_t> expert;
+    std::span<const float> weight;
+    const std::byte* rows = nullptr;
+    std::size_t answers(Answers kind) const { return kind == Answers::summed ? n_experts.size() : expert.size(); }
+  };
+  /// What came from rank `src` to `rank`; Error where it is no such record.
+  View read(std::span<const std::byte> record, int src, int rank) const;
+
+ private:
+  std::size_t rows_at(const RankSlot& slot) const { return rows_at(slot.rows(), slot.expert.size()); }
+  static std::size_t rows_at(std::size_t rows, std::size_t experts);
+  std::size_t rows_bytes(const RankSlot& slot) const { return slot.rows() * row_stride_; }
+
+  const std::size_t row_bytes_, row_stride_;
+};
+
+}  // namespace shoal

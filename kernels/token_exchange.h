@@ -1,0 +1,28 @@
+#pragma once
+#include <cstdint>
+
+#include "kernels/backend.h"
+
+namespace shoal {
+
+struct ExpertMap;
+
+/// The exchange of MoE layers between ranks, with rows in the back end's memory (collectives/dispatch_plan.h says which
+/// go where). Every rank takes part in every exchange, with no tokens too. Of one layer:
+///
+///   dispatch(h, ...);  ... other work ...;  backend.experts(dispatched(), ...);  combine(out);  combined(out);
+class TokenExchange {
+ public:
+  virtual ~TokenExchange() = default;
+  /// Sends h [tokens, hidden], which stays as it is, where expert [tokens, top_k] (global ids, ascending; -1: none) says. Returns at once.
+  virtual void dispatch(Rows<float> h, const std::int32_t* expert, const float* weight, int top_k,
+                        ExpertMap& map) = 0;
+  /// Waits until it is known what came for this rank's experts: valid until the next dispatch().
+  virtual const ExpertBatch& dispatched() = 0;
+  /// Sends the results back, once they were asked for. Returns at once. `out` [tokens, hidden]: as combined() gets it.
+  virtual void combine(Rows<float> out) = 0;
+  /// out += the answers, those of a token in the plan's order.
+  virtual void combined(Rows<float> out) = 0;
+};
+
+}  // namespace shoal

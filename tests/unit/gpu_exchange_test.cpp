@@ -1,0 +1,139 @@
+// The exchange whose rows stay on GPUs, against the same plain loops as the one by host memory: over one rank, and over
+// several whose NCCL is a stand-in.
+#include <cstring>
+
+#include "collectives/nccl/nccl.h"
+#include "kernels/cuda/cuda_backend.h"
+#include "kernels/token_exchange.h"
+#include "tests/unit/expert_exchange_suite.h"
+#include "tests/unit/nccl_stand_in.h"
+#include "tests/unit/station.h"
+
+namespace shoal::test {
+namespace {
+
+/// `body` on every rank.
+void over_gpus(int ranks, const std::function<void(Communicator&)>& body) {
+  const auto library = std::make_shared<NcclStandIn>(ranks);
+  run_in_process(ranks, [&](Communicator& others) {
+    body(*make_nccl_communicator(library, others, {.eager = 256, .patience_s = 60}));
+  });
+}
+
+/// Rows in a back end's memory that hold what `host` does.
+class DeviceRows {
+ public:
+  DeviceRows(Backend& backend, Rows<const float> host)
+      : memory_(backend.allocate(static_cast<std::size_t>(host.rows * host.cols) * sizeof(float))),
+        rows_(static_cast<float*>(memory_.get()), host.rows, host.cols) {
+    backend.from_host(host, rows_);
+  }
+  Rows<float> rows() const { return rows_; }
+
+ private:
+  std::shared_ptr<void> memory_;
+  Rows<float> rows_;
+};
+
+MakeExchange by_gpu(Communicator& comm, Backend& backend) {
+  return [&](const ExchangeCase& of) -> RunLayer {
+    const std::shared_ptr<TokenExchange> exchange =
+        backend.token_exchange(comm, of.hidden, of.bf16_wire, of.answers);
+    if (!exchange) fail("no exchange from GPU to GPU");
+    return [&, exchange](const ExchangeCase& c, ExpertMap& map, const Tokens& t, std::vector<float>& out,
+                         std::int64_t out_stride) {
+      const DeviceRows h(backend, {t.x.data(), t.count, c.hidden, t.stride}),
+          sums(backend, {out.data(), t.count, c.hidden, out_stride});
+      exchange->dispatch(h.rows(), t.expert.data(), t.weight.data(), c.top_k, map);
+      const ExpertBatch& batch = exchange->dispatched();
+
+      // The experts' work is the host's here.
+      HostRoom room;
+      const Rows<float> x = backend.to_host({const_cast<float*>(batch.x.data), batch.x.rows, batch.x.cols}, room);
+      std::vector<float> results(static_cast<std::size_t>(batch.results.rows * c.hidden));
+      ExpertBatch there = batch;
+      for (std::size_t r = 0; r < batch.row.size(); ++r) {
+        there.rows.push_back(x[batch.row[r]]);
+        there.out.push_back(results.data() + r * static_cast<std::size_t>(c.hidden));
+      }
+      const float pairs = work(c, map, comm.rank(), there);
+      backend.from_host({results.data(), batch.results.rows, c.hidden}, batch.results);
+
+      exchange->combine(sums.rows());
+      exchange->combined(sums.rows());
+      const Rows<float> answered = backend.to_host(sums.rows(), room);
+      for (std::int64_t i = 0; i < t.count; ++i)
+        std::copy_n(answered[i], c.hidden, out.data() + i * out_stride);
+      return pairs;
+    };
+  };
+}
+
+class GpuExchange : public testing::TestWithParam<int> {};
+
+TEST_P(GpuExchange, DoesWhatPlainLoopsDo) {
+  over_gpus(GetParam(), [](Communicator& comm) {
+    const auto backend = make_cuda_backend({.self_check = false});
+    check_expert_exchanges_by(by_gpu(comm, *backend), comm);
+  });
+}
+
+/// A token for each rank; the ranks' tokens differ. What the model makes of them, all layers with experts among it.
+std::vector<std::vector<float>> hidden_states(int ranks, bool on_gpus, Answers answers) {
+  const auto dir = std::filesystem::path(SHOAL_SOURCE_DIR) / "tests" / "fixtures" / "models" / "deepseek-v3";
+  std::vector<std::vector<float>> result(static_cast<std::size_t>(ranks));
+  const auto body = [&](Communicator& comm) {
+    StationOptions options{.answers = answers};
+    if (on_gpus)
+      options.make_backend = [](Compute compute) {
+        return make_cuda_backend({.compute = compute, .self_check = false});
+      };
+    Station station(dir, comm, options);
+    for (int step = 0; step < 3; ++step) {
+      TokenBatch batch;
+      const int tokens = comm.rank() == 1 ? 0 : 3 + step + comm.rank();  // rank 1 only has experts
+      std::vector<std::int32_t> pages{0, 1};
+      for (int t = 0; t < tokens; ++t) {
+        batch.ids.push_back((7 * t + 31 * comm.rank() + step) % 250);
+        batch.positions.push_back(t);
+        batch.slots.push_back(t);
+      }
+      for (int t = 0; t < tokens; ++t) batch.queries.push_back({pages.data(), t + 1});
+      const Rows<const float> x = station.model->forward(batch);
+      HostRoom room;
+      const Rows<float> host = station.backend->to_host({const_cast<float*>(x.data), x.rows, x.cols}, room);
+      std::vector<float>& mine = result[static_cast<std::size_t>(comm.rank())];
+      for (std::int64_t i = 0; i < host.rows; ++i) mine.insert(mine.end(), host[i], host[i] + host.cols);
+    }
+  };
+  if (on_gpus)
+    over_gpus(ranks, body);
+  else
+    run_in_process(ranks, body);
+  return result;
+}
+
+TEST_P(GpuExchange, ModelsComputeWhatTheyDoOnCpus) {
+  if (GetParam() > 3) GTEST_SKIP() << "three ranks are enough";
+  for (const Answers answers : {Answers::summed, Answers::by_expert}) {
+    const auto gpus = hidden_states(GetParam(), true, answers), cpus = hidden_states(GetParam(), false, answers);
+    for (std::size_t r = 0; r < gpus.size(); ++r) {
+      ASSERT_EQ(gpus[r].size(), cpus[r].size());
+      for (std::size_t i = 0; i < gpus[r].size(); ++i)
+        ASSERT_NEAR(gpus[r][i], cpus[r][i], 1e-3 * (1 + std::abs(cpus[r][i]))) << "rank " << r << ", " << i;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Ranks, GpuExchange, testing::Values(1, 2, 3, 5));
+
+/// Over a communicator without GPUs rows go by the host's memory.
+TEST(GpuExchanges, AreNotThereWhereRanksHaveNoWayBetweenGpus) {
+  run_in_process(2, [](Communicator& comm) {
+    const auto backend = make_cuda_backend({.self_check = false});
+    EXPECT_EQ(backend->token_exchange(comm, 8, false, Answers::summed), nullptr);
+  });
+}
+
+}  // namespace
+}  // namespace shoal::test
