@@ -32,7 +32,7 @@ void Backend::sample(Rows<const float>, std::span<const Draw>, std::span<std::in
   fail("this back end leaves sampling to the host");
 }
 
-std::unique_ptr<TokenExchange> Backend::token_exchange(Communicator&, int, bool, Answers) { return nullptr; }
+std::unique_ptr<TokenExchange> Backend::token_exchange(Communicator&, const ExchangeShape&) { return nullptr; }
 
 void Backend::linears(Rows<const float> x, std::span<const Projection> projections) {
   for (const Projection& p : projections) linear(x, *p.w, p.bias, p.out);

@@ -103,6 +103,7 @@ struct Draw {
 class Communicator;
 class TokenExchange;
 enum class Answers;
+struct ExchangeShape;
 
 /// Host memory that Backend::to_host fills; grows as needed.
 struct HostRoom {
@@ -232,8 +233,8 @@ class Backend {
   virtual void sample(Rows<const float> logits, std::span<const Draw> draws, std::span<std::int32_t> tokens);
 
   /// An exchange whose rows do not leave the device on their way from rank to rank; null where there is none over such
-  /// a communicator, and rows go by the host's memory. `hidden`, `bf16_wire`, `answers`: see ExpertExchange.
-  virtual std::unique_ptr<TokenExchange> token_exchange(Communicator&, int hidden, bool bf16_wire, Answers answers);
+  /// a communicator, and rows go by the host's memory.
+  virtual std::unique_ptr<TokenExchange> token_exchange(Communicator&, const ExchangeShape&);
 
   /// Runs a batch through this rank's experts. Contributions to a row are added in ascending expert order.
   virtual void experts(const ExpertBatch& batch, std::span<const FeedForward> experts) = 0;

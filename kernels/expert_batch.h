@@ -15,8 +15,8 @@ struct ExpertBatch {
   std::vector<std::int32_t> expert;  // [first.back()]
   std::vector<float> weight;         // [first.back()]
 
-  /// From a back end's own TokenExchange instead of rows and out, in the device's memory: row r is x[row[r]], its output
-  /// results[r].
+  /// From a back end's own TokenExchange instead of rows and out, in the device's memory: row r is x[row[r]], its
+  /// output results[r].
   Rows<const float> x;
   std::vector<std::int32_t> row;
   Rows<float> results;

@@ -7,6 +7,15 @@ namespace shoal {
 
 struct ExpertMap;
 
+struct ExchangeShape {
+  int hidden;
+  bool bf16_wire;  // rows travel as BF16, else as FP32
+  Answers answers;
+  /// All experts of the model have E4M3 weights with a scale for 128 x 128: what rows for them are rounded to anyway, a
+  /// back end may do before they travel.
+  bool f8_experts = false;
+};
+
 /// The exchange of MoE layers between ranks, with rows in the back end's memory (collectives/dispatch_plan.h says which
 /// go where). Every rank takes part in every exchange, with no tokens too. Of one layer:
 ///
@@ -14,9 +23,9 @@ struct ExpertMap;
 class TokenExchange {
  public:
   virtual ~TokenExchange() = default;
-  /// Sends h [tokens, hidden], which stays as it is, where expert [tokens, top_k] (global ids, ascending; -1: none) says. Returns at once.
-  virtual void dispatch(Rows<float> h, const std::int32_t* expert, const float* weight, int top_k,
-                        ExpertMap& map) = 0;
+  /// Sends h [tokens, hidden], which stays as it is, where expert [tokens, top_k] (global ids, ascending; -1: none)
+  /// says. Returns at once.
+  virtual void dispatch(Rows<float> h, const std::int32_t* expert, const float* weight, int top_k, ExpertMap& map) = 0;
   /// Waits until it is known what came for this rank's experts: valid until the next dispatch().
   virtual const ExpertBatch& dispatched() = 0;
   /// Sends the results back, once they were asked for. Returns at once. `out` [tokens, hidden]: as combined() gets it.

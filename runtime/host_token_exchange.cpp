@@ -7,11 +7,10 @@ namespace {
 
 class HostTokenExchange final : public TokenExchange {
  public:
-  HostTokenExchange(Backend& backend, Communicator& comm, int hidden, bool bf16_wire, Answers answers)
-      : backend_(backend), exchange_(comm, hidden, bf16_wire, answers) {}
+  HostTokenExchange(Backend& backend, Communicator& comm, const ExchangeShape& shape)
+      : backend_(backend), exchange_(comm, shape.hidden, shape.bf16_wire, shape.answers) {}
 
-  void dispatch(Rows<float> h, const std::int32_t* expert, const float* weight, int top_k,
-                ExpertMap& map) override {
+  void dispatch(Rows<float> h, const std::int32_t* expert, const float* weight, int top_k, ExpertMap& map) override {
     const Rows<const float> sent = backend_.to_host(h, sent_);
     exchange_.dispatch(sent.data, sent.stride, sent.rows, expert, weight, top_k, map);
   }
@@ -37,9 +36,9 @@ class HostTokenExchange final : public TokenExchange {
 
 }  // namespace
 
-std::unique_ptr<TokenExchange> make_host_token_exchange(Backend& backend, Communicator& comm, int hidden,
-                                                        bool bf16_wire, Answers answers) {
-  return std::make_unique<HostTokenExchange>(backend, comm, hidden, bf16_wire, answers);
+std::unique_ptr<TokenExchange> make_host_token_exchange(Backend& backend, Communicator& comm,
+                                                        const ExchangeShape& shape) {
+  return std::make_unique<HostTokenExchange>(backend, comm, shape);
 }
 
 }  // namespace shoal

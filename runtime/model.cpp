@@ -92,8 +92,11 @@ struct Model::State {
         bool bf16_wire, Answers answers)
       : config(c), weights(std::move(w)), placement(p), backend(b), comm(cm), cache(kc) {
     if (config.n_routed_experts > 0) {
-      exchange = backend.token_exchange(comm, config.hidden_size, bf16_wire, answers);
-      if (!exchange) exchange = make_host_token_exchange(backend, comm, config.hidden_size, bf16_wire, answers);
+      const auto& as = config.quantization;
+      const ExchangeShape shape{config.hidden_size, bf16_wire, answers,
+                                as && as->method == "fp8" && as->block_rows == 128 && as->block_cols == 128};
+      exchange = backend.token_exchange(comm, shape);
+      if (!exchange) exchange = make_host_token_exchange(backend, comm, shape);
     }
     const HeadSlice mine =
         placement.tensor_parallel

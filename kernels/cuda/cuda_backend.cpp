@@ -270,12 +270,11 @@ class CudaBackend final : public Backend {
     wait();
   }
 
-  std::unique_ptr<TokenExchange> token_exchange(Communicator& comm, int hidden, bool bf16_wire,
-                                                Answers answers) override {
+  std::unique_ptr<TokenExchange> token_exchange(Communicator& comm, const ExchangeShape& shape) override {
     if (comm.size() > 1 && !comm.device_transport()) return nullptr;
     on();
     transport_ = comm.device_transport();
-    return std::make_unique<GpuTokenExchange>(stream_, uploads_, comm, hidden, bf16_wire, answers);
+    return std::make_unique<GpuTokenExchange>(stream_, uploads_, comm, shape, compute_ == Compute::fp8);
   }
 
   void experts(const ExpertBatch& batch, std::span<const FeedForward> experts) override {

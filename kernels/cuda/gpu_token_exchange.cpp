@@ -1,9 +1,5 @@
 #include "kernels/cuda/gpu_token_exchange.h"
 
-#include <algorithm>
-
-#include "kernels/cuda/operations.h"
-
 namespace shoal::cuda {
 namespace {
 
@@ -22,8 +18,8 @@ cudaEvent_t new_event() {
 
 }  // namespace
 
-GpuTokenExchange::GpuTokenExchange(cudaStream_t stream, Uploads& uploads, Communicator& comm, int hidden,
-                                   bool bf16_wire, Answers answers)
+GpuTokenExchange::GpuTokenExchange(cudaStream_t stream, Uploads& uploads, Communicator& comm,
+                                   const ExchangeShape& shape, bool f8_rows)
     : stream_(stream),
       traffic_(new_stream()),
       ready_(new_event()),
@@ -31,13 +27,16 @@ GpuTokenExchange::GpuTokenExchange(cudaStream_t stream, Uploads& uploads, Commun
       uploads_(uploads),
       ranks_(static_cast<std::size_t>(comm.size())),
       rank_(static_cast<std::size_t>(comm.rank())),
-      hidden_(hidden),
-      bf16_(bf16_wire),
-      row_bytes_(static_cast<std::size_t>(hidden) * (bf16_wire ? 2 : 4)),
+      hidden_(shape.hidden),
+      there_(f8_rows && shape.f8_experts ? Wire::f8
+             : shape.bf16_wire           ? Wire::bf16
+                                         : Wire::f32),
+      back_(shape.bf16_wire ? Wire::bf16 : Wire::f32),
       transport_(comm.device_transport()),
       records_(ranks_ > 1 ? comm.make_all_to_all(kUsualRecord) : nullptr),
-      record_(row_bytes_, 0),
-      plan_(comm.size(), comm.rank(), answers),
+      record_(static_cast<std::size_t>(wire_row_bytes(there_, hidden_)), 0),
+      plan_(comm.size(), comm.rank(), shape.answers),
+      rows_from_(ranks_),
       answers_to_(ranks_),
       to_(ranks_),
       from_(ranks_),
@@ -55,9 +54,9 @@ GpuTokenExchange::~GpuTokenExchange() {
 }
 
 template <class RowsOf>
-void GpuTokenExchange::divide(std::byte* memory, const RowsOf& rows_of, std::vector<Piece>& pieces) const {
+void GpuTokenExchange::divide(std::byte* memory, Wire wire, const RowsOf& rows_of, std::vector<Piece>& pieces) const {
   for (std::size_t r = 0; r < ranks_; ++r) {
-    pieces[r] = {memory, r == rank_ ? 0 : rows_of(r) * row_bytes_};
+    pieces[r] = {memory, r == rank_ ? 0 : rows_of(r) * static_cast<std::size_t>(wire_row_bytes(wire, hidden_))};
     memory += pieces[r].bytes;
   }
 }
@@ -85,9 +84,10 @@ void GpuTokenExchange::dispatch(Rows<float> h, const std::int32_t* expert, const
     list_.insert(list_.end(), slot.token.begin(), slot.token.end());
   }
   records_->post(bytes);
-  std::byte* sent = wire_room(sent_, list_.size());
-  if (!list_.empty()) pack_rows(h, uploads_.put(list_), std::ssize(list_), bf16_, sent, stream_);
-  divide(sent, [&](std::size_t r) { return plan_.to()[r].rows(); }, to_);
+  std::byte* sent = room(sent_, there_, list_.size());
+  if (!list_.empty()) pack_rows(h, uploads_.put(list_), std::ssize(list_), there_, sent, stream_);
+  divide(
+      sent, there_, [&](std::size_t r) { return plan_.to()[r].rows(); }, to_);
 }
 
 void GpuTokenExchange::append(const SlotRecord::View& slot, std::int32_t row) {
@@ -108,40 +108,33 @@ const ExpertBatch& GpuTokenExchange::dispatched() {
   batch_.row.clear();
   batch_.expert.clear();
   batch_.weight.clear();
-  const RankSlot& own = plan_.to()[rank_];
-  own_rows_ = own.rows();
-  append({own.n_experts, own.expert, own.weight}, 0);
-  answers_to_[rank_] = own.answers(plan_.kind());
-
-  if (records_) records_->wait();
-  std::size_t rows = own_rows_;
-  for (std::size_t r = 0; r < ranks_; ++r) {
-    if (r == rank_) continue;
-    const auto slot = record_.read(records_->incoming(static_cast<int>(r)), static_cast<int>(r), static_cast<int>(rank_));
+  std::size_t rows = 0;
+  const auto take = [&](std::size_t r, const SlotRecord::View& slot) {
     append(slot, static_cast<std::int32_t>(rows));
     answers_to_[r] = slot.answers(plan_.kind());
-    from_[r].bytes = slot.n_experts.size() * row_bytes_;
-    rows += slot.n_experts.size();
-  }
+    rows_from_[r] = slot.n_experts.size();
+    rows += rows_from_[r];
+  };
+  const RankSlot& own = plan_.to()[rank_];
+  take(rank_, {own.n_experts, own.expert, own.weight});
+  if (records_) records_->wait();
+  for (std::size_t r = 0; r < ranks_; ++r)
+    if (r != rank_)
+      take(r, record_.read(records_->incoming(static_cast<int>(r)), static_cast<int>(r), static_cast<int>(rank_)));
 
-  const auto all = static_cast<std::int64_t>(rows), mine = static_cast<std::int64_t>(own_rows_);
-  const Rows<float> x(x_.room<float>(all * hidden_), all, hidden_);
-  const Rows<float> from_others = x.slice(mine, all - mine);
+  const auto all = static_cast<std::int64_t>(rows), mine = static_cast<std::int64_t>(own.rows());
+  const Rows<float> x(x_.room<float>(all * hidden_), all, hidden_), of_others = x.slice(mine, all - mine);
+  std::byte* arriving = reinterpret_cast<std::byte*>(of_others.data);
   if (records_) {
-    std::byte* arriving = bf16_ ? wire_room(received_, rows - own_rows_) : reinterpret_cast<std::byte*>(from_others.data);
-    divide(arriving, [&](std::size_t r) { return from_[r].bytes / row_bytes_; }, from_);
+    if (there_ != Wire::f32) arriving = room(received_, there_, rows - own.rows());
+    divide(
+        arriving, there_, [&](std::size_t r) { return rows_from_[r]; }, from_);
     exchange();
   }
-  if (mine > 0) {
-    const std::int32_t* tokens = uploads_.put(own.token);
-    if (bf16_)
-      round_own_rows(h_, tokens, x.slice(0, mine), stream_);
-    else
-      pack_rows(h_, tokens, mine, false, reinterpret_cast<std::byte*>(x.data), stream_);
-  }
+  if (mine > 0) keep_rows(h_, uploads_.put(own.token), there_, x.slice(0, mine), stream_);
   if (records_) {
     check(cudaStreamWaitEvent(stream_, arrived_), "cudaStreamWaitEvent");
-    if (bf16_ && all > mine) unpack_rows(reinterpret_cast<const std::uint16_t*>(received_.room<std::byte>(0)), from_others, stream_);
+    unpack_rows(arriving, there_, of_others, stream_);
   }
   batch_.x = x;
   const std::int64_t n = std::ssize(batch_.row);
@@ -153,16 +146,17 @@ void GpuTokenExchange::combine(Rows<float>) {
   if (!records_) return;
   const auto own = static_cast<std::int64_t>(answers_to_[rank_]);
   const Rows<float> to_others = batch_.results.slice(own, batch_.results.rows - own);
-  auto* sent = reinterpret_cast<std::byte*>(to_others.data);
-  if (bf16_) {
-    sent = wire_room(answers_sent_, static_cast<std::size_t>(to_others.rows));
-    if (to_others.rows > 0) pack_rows(to_others, nullptr, to_others.rows, true, sent, stream_);
+  std::byte* sent = reinterpret_cast<std::byte*>(to_others.data);
+  if (back_ != Wire::f32) {
+    sent = room(answers_sent_, back_, static_cast<std::size_t>(to_others.rows));
+    pack_rows(to_others, nullptr, to_others.rows, back_, sent, stream_);
   }
-  divide(sent, [&](std::size_t r) { return answers_to_[r]; }, to_);
-  std::size_t awaited = 0;
-  for (std::size_t r = 0; r < ranks_; ++r)
-    if (r != rank_) awaited += plan_.to()[r].answers(plan_.kind());
-  divide(wire_room(answers_, awaited), [&](std::size_t r) { return plan_.to()[r].answers(plan_.kind()); }, from_);
+  divide(
+      sent, back_, [&](std::size_t r) { return answers_to_[r]; }, to_);
+  const auto awaited = [&](std::size_t r) { return plan_.to()[r].answers(plan_.kind()); };
+  std::size_t all = 0;
+  for (std::size_t r = 0; r < ranks_; ++r) all += awaited(r);
+  divide(room(answers_, back_, all), back_, awaited, from_);
   exchange();
 }
 
@@ -171,13 +165,15 @@ void GpuTokenExchange::combined(Rows<float> out) {
   if (out.rows == 0) return;
   const std::byte* answers = answers_.room<std::byte>(0);
   list_.clear();
-  for (const auto [rank, row] : plan_.answers()) {
+  for (const auto& [rank, row] : plan_.answers()) {
     const auto n = static_cast<std::int32_t>(row);
-    list_.push_back(rank == rank_ ? ~n : static_cast<std::int32_t>((from_[rank].memory - answers) / static_cast<std::ptrdiff_t>(row_bytes_)) + n);
+    const std::ptrdiff_t before = from_[rank].memory - answers;
+    list_.push_back(rank == rank_ ? ~n : static_cast<std::int32_t>(before / wire_row_bytes(back_, hidden_)) + n);
   }
   first_.assign(plan_.first_answer().begin(), plan_.first_answer().end());
-  const auto [first, place] = uploads_.put_all(std::span<const std::int32_t>(first_), std::span<const std::int32_t>(list_));
-  add_answers(batch_.results, answers, bf16_, first, place, out, stream_);
+  const auto [first, place] =
+      uploads_.put_all(std::span<const std::int32_t>(first_), std::span<const std::int32_t>(list_));
+  add_answers(batch_.results, answers, back_, first, place, out, stream_);
 }
 
 }  // namespace shoal::cuda

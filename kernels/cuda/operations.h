@@ -212,15 +212,22 @@ void linear_packed(const LinearCall& call, const ByteRows& x, std::int64_t x_col
 void linear_packed_mma(const LinearCall& call, const PackedLayout& layout, const ByteRows& x, std::int64_t x_cols,
                        cudaStream_t stream);
 
-/// wire_rows.cu: rows on their way between ranks, in FP32 or BF16. pack_rows: `n` rows of x, row[i] or (null) i.
-void pack_rows(Rows<const float> x, const std::int32_t* row, std::int64_t n, bool bf16, std::byte* out,
+/// How a row travels between ranks: FP32, BF16, or E4M3 with a scale for 128 columns behind the codes of whole ones.
+enum class Wire : std::uint8_t { f32, bf16, f8 };
+constexpr std::int64_t wire_row_bytes(Wire wire, std::int64_t cols) {
+  const std::int64_t groups = (cols + kF8Tile - 1) / kF8Tile;
+  return wire == Wire::f8 ? groups * (kF8Tile + 4) : cols * (wire == Wire::f32 ? 4 : 2);
+}
+/// wire_rows.cu. pack_rows: `n` rows of x, row[i] or (null) i.
+void pack_rows(Rows<const float> x, const std::int32_t* row, std::int64_t n, Wire wire, std::byte* out,
                cudaStream_t stream);
-/// What of x[row[i]] would arrive, had it travelled in BF16.
-void round_own_rows(Rows<const float> x, const std::int32_t* row, Rows<float> out, cudaStream_t stream);
-void unpack_rows(const std::uint16_t* in, Rows<float> out, cudaStream_t stream);
-/// out[t] += its answers, place[first[t]] .. place[first[t + 1]]: rows of `others`, as they travelled, or (~n) of
-/// `own`.
-void add_answers(Rows<const float> own, const std::byte* others, bool bf16, const std::int32_t* first,
+/// out[i] = x[row[i]] as it would arrive, had it travelled.
+void keep_rows(Rows<const float> x, const std::int32_t* row, Wire wire, Rows<float> out, cudaStream_t stream);
+/// Nothing where rows arrive as they are (FP32).
+void unpack_rows(std::byte* in, Wire wire, Rows<float> out, cudaStream_t stream);
+/// out[t] += its answers, place[first[t]] .. place[first[t + 1]]: rows of `others`, which travelled in FP32 or BF16, or
+/// (~n) of `own`.
+void add_answers(Rows<const float> own, const std::byte* others, Wire wire, const std::int32_t* first,
                  const std::int32_t* place, Rows<float> out, cudaStream_t stream);
 
 /// sample.cu: a token from each row; -1 where no logit is a finite number. Vocabularies up to kMostVocabulary. `room`:

@@ -2,14 +2,17 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "collectives/bf16_rows.h"
 #include "collectives/communicator.h"
 #include "collectives/expert_exchange.h"
+#include "kernels/dtype.h"
 #include "tests/unit/communicator_suite.h"
 
 /// The exchange against plain loops, on any form of Communicator. Called by all ranks, nothing returns early.
@@ -28,6 +31,7 @@ struct ExchangeCase {
   int most_tokens = 20;               // a rank has 0 .. most_tokens
   Answers answers = Answers::summed;
   bool replicas = false;
+  bool f8_rows = false;  // tokens travel in E4M3
 };
 
 /// Some experts have replicas on further ranks, with unequal shares, where the case wants them.
@@ -53,10 +57,25 @@ inline ExpertMap make_map(const ExchangeCase& c, int ranks) {
 /// One rank's part of one layer: its tokens and where they are to go.
 struct Tokens {
   std::int64_t count = 0, stride = 0;
-  std::vector<float> x;
+  std::vector<float> x, rounded;  // rounded: as E4M3 brings them, where they travel so
   std::vector<std::int32_t> expert;
   std::vector<float> weight;
 };
+
+/// Of 128 columns the largest becomes 448.
+inline std::vector<float> rounded_to_f8(const Tokens& t, int hidden) {
+  std::vector<float> rounded = t.x;
+  for (std::int64_t token = 0; token < t.count; ++token)
+    for (int first = 0; first < hidden; first += 128) {
+      const std::span<float> group(rounded.data() + token * t.stride + first,
+                                   static_cast<std::size_t>(std::min(128, hidden - first)));
+      float largest = 0;
+      for (const float f : group) largest = std::max(largest, std::abs(f));
+      const float scale = largest / 448.0f;
+      for (float& f : group) f = scale > 0 ? f8_e4m3_to_f32(f32_to_f8_e4m3(f / scale)) * scale : 0.0f;
+    }
+  return rounded;
+}
 
 inline Tokens make_tokens(const ExchangeCase& c, int rank, std::uint64_t layer) {
   Tokens t;
@@ -66,6 +85,7 @@ inline Tokens make_tokens(const ExchangeCase& c, int rank, std::uint64_t layer) 
   t.stride = c.hidden + 3;
   for (std::int64_t i = 0; i < t.count * t.stride; ++i)
     t.x.push_back(some_float(static_cast<std::uint64_t>(i), r, layer) * 1e-4f);
+  if (c.f8_rows) t.rounded = rounded_to_f8(t, c.hidden);
   for (std::int64_t i = 0; i < t.count; ++i) {
     std::vector<std::int32_t> ids(static_cast<std::size_t>(c.n_experts));
     for (std::size_t e = 0; e < ids.size(); ++e) ids[e] = static_cast<std::int32_t>(e);
@@ -120,6 +140,12 @@ inline float travelled(const ExchangeCase& c, float value) {
   return value;
 }
 
+/// What a rank gets of element `at` of the tokens.
+inline float arriving(const ExchangeCase& c, const Tokens& t, std::int64_t at) {
+  const auto i = static_cast<std::size_t>(at);
+  return c.f8_rows ? t.rounded[i] : travelled(c, t.x[i]);
+}
+
 /// The same by plain loops where each expert is added by itself, wherever it is.
 inline void reference_by_expert(const ExchangeCase& c, const Tokens& t, std::vector<float>& out,
                                 std::int64_t out_stride) {
@@ -128,7 +154,7 @@ inline void reference_by_expert(const ExchangeCase& c, const Tokens& t, std::vec
       const auto entry = static_cast<std::size_t>(token * c.top_k + k);
       if (t.expert[entry] < 0) continue;
       for (int i = 0; i < c.hidden; ++i) {
-        const float x = travelled(c, t.x[static_cast<std::size_t>(token * t.stride + i)]);
+        const float x = arriving(c, t, token * t.stride + i);
         const float y = 0.0f + t.weight[entry] * expert_of_test(t.expert[entry], x);
         out[static_cast<std::size_t>(token * out_stride + i)] += travelled(c, y);
       }
@@ -152,7 +178,7 @@ inline void reference(const ExchangeCase& c, const ExpertMap& map, int ranks, co
       if (there.empty()) continue;
       for (int i = 0; i < c.hidden; ++i) {
         float sum = 0;
-        const float x = travelled(c, t.x[static_cast<std::size_t>(token * t.stride + i)]);
+        const float x = arriving(c, t, token * t.stride + i);
         for (const auto& [local, entry] : there) sum += t.weight[entry] * expert_of_test(t.expert[entry], x);
         out[static_cast<std::size_t>(token * out_stride + i)] += travelled(c, sum);
       }

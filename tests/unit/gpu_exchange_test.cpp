@@ -38,7 +38,7 @@ class DeviceRows {
 MakeExchange by_gpu(Communicator& comm, Backend& backend) {
   return [&](const ExchangeCase& of) -> RunLayer {
     const std::shared_ptr<TokenExchange> exchange =
-        backend.token_exchange(comm, of.hidden, of.bf16_wire, of.answers);
+        backend.token_exchange(comm, {of.hidden, of.bf16_wire, of.answers, of.f8_rows});
     if (!exchange) fail("no exchange from GPU to GPU");
     return [&, exchange](const ExchangeCase& c, ExpertMap& map, const Tokens& t, std::vector<float>& out,
                          std::int64_t out_stride) {
@@ -62,8 +62,7 @@ MakeExchange by_gpu(Communicator& comm, Backend& backend) {
       exchange->combine(sums.rows());
       exchange->combined(sums.rows());
       const Rows<float> answered = backend.to_host(sums.rows(), room);
-      for (std::int64_t i = 0; i < t.count; ++i)
-        std::copy_n(answered[i], c.hidden, out.data() + i * out_stride);
+      for (std::int64_t i = 0; i < t.count; ++i) std::copy_n(answered[i], c.hidden, out.data() + i * out_stride);
       return pairs;
     };
   };
@@ -78,12 +77,25 @@ TEST_P(GpuExchange, DoesWhatPlainLoopsDo) {
   });
 }
 
-/// A token for each rank; the ranks' tokens differ. What the model makes of them, all layers with experts among it.
-std::vector<std::vector<float>> hidden_states(int ranks, bool on_gpus, Answers answers) {
-  const auto dir = std::filesystem::path(SHOAL_SOURCE_DIR) / "tests" / "fixtures" / "models" / "deepseek-v3";
+/// Tokens of experts of E4M3 travel as such, answers as BF16.
+TEST_P(GpuExchange, SendsRowsInFp8) {
+  over_gpus(GetParam(), [](Communicator& comm) {
+    const auto backend = make_cuda_backend({.compute = Compute::fp8, .self_check = false});
+    for (const Answers answers : {Answers::summed, Answers::by_expert}) {
+      ExchangeCase c{.hidden = 300, .bf16_wire = true, .answers = answers, .f8_rows = true};
+      for (int e = 0; e < c.n_experts; ++e) c.rank_of.push_back(e * comm.size() / c.n_experts);
+      check_expert_exchange(comm, by_gpu(comm, *backend), c, 3);
+    }
+  });
+}
+
+/// What a model makes of some tokens on each rank, its layers with experts among it.
+std::vector<std::vector<float>> hidden_states(const std::string& model, Compute of, int ranks, bool on_gpus,
+                                              Answers answers) {
+  const auto dir = std::filesystem::path(SHOAL_SOURCE_DIR) / "tests" / "fixtures" / "models" / model;
   std::vector<std::vector<float>> result(static_cast<std::size_t>(ranks));
   const auto body = [&](Communicator& comm) {
-    StationOptions options{.answers = answers};
+    StationOptions options{.compute = of, .answers = answers};
     if (on_gpus)
       options.make_backend = [](Compute compute) {
         return make_cuda_backend({.compute = compute, .self_check = false});
@@ -116,7 +128,8 @@ std::vector<std::vector<float>> hidden_states(int ranks, bool on_gpus, Answers a
 TEST_P(GpuExchange, ModelsComputeWhatTheyDoOnCpus) {
   if (GetParam() > 3) GTEST_SKIP() << "three ranks are enough";
   for (const Answers answers : {Answers::summed, Answers::by_expert}) {
-    const auto gpus = hidden_states(GetParam(), true, answers), cpus = hidden_states(GetParam(), false, answers);
+    const auto gpus = hidden_states("deepseek-v3", Compute::f32, GetParam(), true, answers),
+               cpus = hidden_states("deepseek-v3", Compute::f32, GetParam(), false, answers);
     for (std::size_t r = 0; r < gpus.size(); ++r) {
       ASSERT_EQ(gpus[r].size(), cpus[r].size());
       for (std::size_t i = 0; i < gpus[r].size(); ++i)
@@ -127,11 +140,22 @@ TEST_P(GpuExchange, ModelsComputeWhatTheyDoOnCpus) {
 
 INSTANTIATE_TEST_SUITE_P(Ranks, GpuExchange, testing::Values(1, 2, 3, 5));
 
+/// To the bit, where answers go by expert: what stays on its rank is rounded as what travels.
+TEST(GpuExchanges, AnswersDoNotDependOnTheNumberOfGpus) {
+  for (const auto& [model, compute] :
+       {std::pair{"deepseek-v3", Compute::f32}, {"deepseek-v3", Compute::bf16}, {"deepseek-v3-fp8", Compute::fp8}}) {
+    const auto one = hidden_states(model, compute, 1, true, Answers::by_expert),
+               three = hidden_states(model, compute, 3, true, Answers::by_expert);
+    ASSERT_FALSE(one[0].empty());
+    EXPECT_EQ(one[0], three[0]) << model;
+  }
+}
+
 /// Over a communicator without GPUs rows go by the host's memory.
 TEST(GpuExchanges, AreNotThereWhereRanksHaveNoWayBetweenGpus) {
   run_in_process(2, [](Communicator& comm) {
     const auto backend = make_cuda_backend({.self_check = false});
-    EXPECT_EQ(backend->token_exchange(comm, 8, false, Answers::summed), nullptr);
+    EXPECT_EQ(backend->token_exchange(comm, {8, false, Answers::summed}), nullptr);
   });
 }
 
