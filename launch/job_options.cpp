@@ -49,7 +49,8 @@ void add_job_options(CLI::App& app, JobOptions& options) {
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->group(group);
   app.add_option("--collectives", options.collectives,
-                 "What carries data between ranks: auto (mpi), mpi, nccl (between GPUs)")
+                 "What carries data between ranks: nccl (from GPU to GPU), mpi, auto (nccl where each rank has a GPU of "
+                 "its own, else mpi)")
       ->check(CLI::IsMember({"auto", "mpi", "nccl"}))
       ->group(group);
   app.add_option("--isa", options.isa, "CPU instructions: auto, portable, avx2, avxvnni, avx512, amx")->group(group);

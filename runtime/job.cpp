@@ -68,6 +68,26 @@ void use_nccl(Rank& rank, const JobOptions& options) {
   rank.comm = make_nccl_communicator(load_nccl(), *rank.start_up_comm, {.device = gpu_of(rank.launch)});
 }
 
+/// Whether this rank computes on a GPU that no other rank of its host has, and NCCL is here.
+bool could_use_nccl(const Rank& rank, const JobOptions& options) {
+  if (!computes_on_gpu(options) || rank.launch.local_size > find_cuda_devices().count) return false;
+  try {
+    load_nccl();
+    return true;
+  } catch (const Error&) {
+    return false;
+  }
+}
+
+/// The same on all ranks: between GPUs where each rank could.
+bool chooses_nccl(const Rank& rank, const JobOptions& options) {
+  if (options.collectives != "auto") return options.collectives == "nccl";
+  if (rank.comm->size() == 1) return false;
+  float able = could_use_nccl(rank, options) ? 1 : 0;
+  rank.comm->all_reduce_sum({&able, 1});
+  return able == static_cast<float>(rank.comm->size());
+}
+
 Rank join_job(int* argc, char*** argv, const JobOptions& options) {
   Rank rank;
   rank.launch = read_launch_environment();
@@ -77,7 +97,7 @@ Rank join_job(int* argc, char*** argv, const JobOptions& options) {
   } else {
     rank.comm = make_self_communicator();
   }
-  if (options.collectives == "nccl") use_nccl(rank, options);
+  if (chooses_nccl(rank, options)) use_nccl(rank, options);
   if (rank.comm->rank() == 0) rank.server = std::make_unique<ControlServer>(rank.comm->size(), ControlOptions{});
   const std::string contact = share_contact(*rank.comm, rank.leads() ? rank.server->contact() : "");
   rank.client = std::make_unique<ControlClient>(rank.comm->rank(), contact, ControlOptions{});
