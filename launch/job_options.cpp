@@ -48,9 +48,10 @@ void add_job_options(CLI::App& app, JobOptions& options) {
   app.add_option("--device", options.device, "What computes: auto (a GPU where there is one), cpu, cuda")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->group(group);
-  app.add_option("--collectives", options.collectives,
-                 "What carries data between ranks: nccl (from GPU to GPU), mpi, auto (nccl where each rank has a GPU of "
-                 "its own, else mpi)")
+  app.add_option(
+         "--collectives", options.collectives,
+         "What carries data between ranks: nccl (from GPU to GPU), mpi, auto (nccl where each rank has a GPU of "
+         "its own, else mpi)")
       ->check(CLI::IsMember({"auto", "mpi", "nccl"}))
       ->group(group);
   app.add_option("--isa", options.isa, "CPU instructions: auto, portable, avx2, avxvnni, avx512, amx")->group(group);

@@ -172,16 +172,18 @@ __global__ void __launch_bounds__(kThreads, 1)
       __syncthreads();
   };
 
+  std::byte* behind_stages =
+      memory + kStages * (S::kActivationSets * Stage<kRows>::kActivationBytes + kWarps * chunk_bytes);
+  const FragmentReader<Layout> codes(f, w.packed.points, behind_stages, thread, kThreads);
   const int begin = S::kColumns ? chunks * warp / kWarps : 0, end = S::kColumns ? chunks * (warp + 1) / kWarps : chunks;
   if (begin < end && there) fetch_weights(begin);
   wait_for_previous_kernels();
   if (begin < end) fetch_activations(begin);
   commit_copies();
 
-  const SignedCodes<Layout> sign(f);
-  const std::uint8_t* points = w.packed.points;
   float sum[kBlocks][4] = {}, total[kBlocks][4] = {};
   int quarter = 0;
+  if constexpr (Layout::coding == Coding::points) __syncthreads();  // what codes looks up
 #pragma unroll 1
   for (int chunk = begin; chunk < end; ++chunk) {
     if (chunk + 1 < end) {
@@ -202,7 +204,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
           head[h] = head_of(f, record, g + 8 * h);
-          head[h].offset -= sign.shift;
+          head[h].offset -= codes.shift();
         }
 #pragma unroll 1
         for (int step = 0; step < f.record / kStepCols; ++step, x += kStepCols, ++x_scale) {
@@ -213,10 +215,10 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
             for (int i = 0; i < kGroups; ++i) scale[h][i] = scale_of_group(f, head[h], record, at, step, i, g + 8 * h);
           unsigned a[4];
-          fragment_of(f, points, sign, record, step, lane, a);
+          codes.read(record, step, lane, a);
 #pragma unroll
           for (int b = 0; b < kBlocks; ++b)
-            add_step<kGroup>(a, scale, sign.rest, x + b * 8 * kXRow, x_scale + b * 8 * kScaleRow, lane, sum[b]);
+            add_step<kGroup>(a, scale, codes.rest(), x + b * 8 * kXRow, x_scale + b * 8 * kScaleRow, lane, sum[b]);
         }
       }
     }
@@ -271,8 +273,10 @@ void launch_layout(const LinearCall& call, const PackedLayout& layout, const Byt
     using S = Shares<kRows>;
     const dim3 grid(static_cast<unsigned>(call.n_tiles),
                     static_cast<unsigned>(ceil_div<std::int64_t>(call.most_outputs, S::kPanels * kPanelRows)));
-    launch_with_shared("linear_packed_mma", linear_packed_mma_kernel<Layout, kRows>, grid, kThreads,
-                       S::bytes(kChunk / f.record * f.record_bytes), stream, call, f, x, x_cols);
+    launch_with_shared(
+        "linear_packed_mma", linear_packed_mma_kernel<Layout, kRows>, grid, kThreads,
+        S::bytes(kChunk / f.record * f.record_bytes) + static_cast<std::size_t>(FragmentReader<Layout>::room(f)),
+        stream, call, f, x, x_cols);
   };
   if (call.tile_rows == kTileRows) return run(std::integral_constant<int, kTileRows>());
   if (call.tile_rows == kMmaFewRows) return run(std::integral_constant<int, kMmaFewRows>());

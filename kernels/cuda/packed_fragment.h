@@ -33,20 +33,6 @@ struct PlanesLayout : PackedLayout {
   static constexpr bool odd_offsets = true;
 };
 
-/// The bytes of `a` (0 to 3) and `b` (4 to 7) that the nibbles of `which` name.
-__device__ __forceinline__ unsigned choose_bytes(unsigned a, unsigned b, unsigned which) {
-#ifdef SHOAL_CUDA_EMULATION
-  unsigned chosen = 0;
-  for (int i = 0; i < 4; ++i) {
-    const unsigned n = which >> (4 * i) & 7u;
-    chosen |= ((n < 4 ? a : b) >> (8 * (n % 4)) & 0xffu) << (8 * i);
-  }
-  return chosen;
-#else
-  return __byte_perm(a, b, which);
-#endif
-}
-
 /// What makes signed bytes of codes: they are looked up where there is a table, then `shift` is taken off.
 template <class Layout>
 struct SignedCodes {
@@ -74,31 +60,60 @@ struct SignedCodes {
   }
 };
 
+/// Reads a step's codes as signed bytes. Points are looked up in shared memory, with what their coordinates are worth.
 template <class Layout>
-__device__ __forceinline__ void fragment_of(const Layout& f, const std::uint8_t* points,
-                                            const SignedCodes<Layout>& sign, const std::byte* record, int step,
-                                            int lane, unsigned (&a)[4]) {
-  const int g = lane / 4, t = lane % 4;
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    const int row = g + 8 * h;
-    if (f.coding != Coding::planes) {
-      a[h] = quad_of_coded(f, points, record, step, t, row);
-      a[h + 2] = quad_of_coded(f, points, record, step, t + 4, row);
-    } else {
-      const std::byte* codes = codes_of_step(f, record, step);
-      const int low = bits_of_first_plane(f), high = f.bits - low;
-      a[h] = quad_of_plane(codes, low, t, row);
-      a[h + 2] = quad_of_plane(codes, low, t + 4, row);
-      if (high > 0) {
-        const std::byte* second = codes + low * kPanelRows * 4;
-        a[h] |= quad_of_plane(second, high, t, row) << low;
-        a[h + 2] |= quad_of_plane(second, high, t + 4, row) << low;
-      }
+class FragmentReader {
+ public:
+  /// Bytes of shared memory that it wants.
+  static int room(const PackedLayout& f) {
+    return f.coding == Coding::points ? (256 << f.extra_bits) * f.point_columns : 0;
+  }
+
+  /// By all of the block's threads; what they write is there after the next __syncthreads().
+  __device__ __forceinline__ FragmentReader(const Layout& f, const std::uint8_t* points, void* room, int thread,
+                                            int threads)
+      : f_(f), points_(points), sign_(f), worth_(static_cast<unsigned*>(room)) {
+    if constexpr (Layout::coding == Coding::points) {
+      constexpr int kQuadsOfPoint = Layout::point_columns / 4;
+      for (int i = thread; i < (256 << f.extra_bits) * kQuadsOfPoint; i += threads)
+        worth_[i] = sign_(f, codes_of_point(f, points, static_cast<unsigned>(i / kQuadsOfPoint), i % kQuadsOfPoint));
     }
   }
+
+  __device__ __forceinline__ float shift() const { return sign_.shift; }
+  __device__ __forceinline__ bool rest() const { return sign_.rest; }
+
+  __device__ __forceinline__ void read(const std::byte* record, int step, int lane, unsigned (&a)[4]) const {
+    const int g = lane / 4, t = lane % 4;
 #pragma unroll
-  for (unsigned& quad : a) quad = sign(f, quad);
-}
+    for (int h = 0; h < 2; ++h)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) a[h + 2 * i] = quad(record, step, t + 4 * i, g + 8 * h);
+  }
+
+ private:
+  __device__ __forceinline__ unsigned quad(const std::byte* record, int step, int n, int row) const {
+    if constexpr (Layout::coding == Coding::points) {
+      constexpr int kQuadsOfPoint = Layout::point_columns / 4;
+      const PointOfQuad point = point_of_quad(f_, codes_of_step(f_, record, step), n, row);
+      const unsigned worth = worth_[point.number * kQuadsOfPoint + static_cast<unsigned>(n % kQuadsOfPoint)];
+      const unsigned minus = spread_bits(point.signs);
+      return (worth ^ minus * 0xffu) + minus;  // no coordinate is zero, so no byte carries into the next
+    } else if constexpr (Layout::coding == Coding::trits) {
+      return sign_(f_, quad_of_trits(f_, points_, record, step, n, row));
+    } else {
+      const std::byte* codes = codes_of_step(f_, record, step);
+      const int low = bits_of_first_plane(f_), high = f_.bits - low;
+      unsigned of_planes = quad_of_plane(codes, low, n, row);
+      if (high > 0) of_planes |= quad_of_plane(codes + low * kPanelRows * 4, high, n, row) << low;
+      return sign_(f_, of_planes);
+    }
+  }
+
+  const Layout& f_;
+  const std::uint8_t* points_;
+  const SignedCodes<Layout> sign_;
+  unsigned* worth_;
+};
 
 }  // namespace shoal::cuda

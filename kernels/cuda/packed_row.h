@@ -1,4 +1,6 @@
 #pragma once
+#include <type_traits>
+
 #include "kernels/code_layout.h"
 #include "kernels/cuda/convert.h"
 
@@ -24,21 +26,35 @@ __device__ __forceinline__ unsigned spread_pairs(unsigned fields) {
 }
 __device__ __forceinline__ unsigned spread_bits(unsigned bits) { return (bits * 0x00204081u) & 0x01010101u; }
 
-/// Of Coding::points; `step` is where the step's numbers begin.
+/// A row's point that a quad lies in, and its signs; `step` is where the step's numbers begin.
+struct PointOfQuad {
+  unsigned number, signs;  // the quad's four bits
+};
 template <class Layout>
-__device__ __forceinline__ unsigned quad_of_points(const Layout& f, const std::uint8_t* points, const std::byte* step,
-                                                   int quad, int row) {
+__device__ __forceinline__ PointOfQuad point_of_quad(const Layout& f, const std::byte* step, int quad, int row) {
   const int quads = f.point_columns / 4, registers = quads == 1 ? 2 : 1;
-  const int point = quad / quads, in_register = row * 4 + point % 4, size = 256 << f.extra_bits;
+  const int point = quad / quads, in_register = row * 4 + point % 4;
   const auto* numbers = reinterpret_cast<const std::uint8_t*>(step);
   const std::uint8_t* extra = numbers + registers * 64 + point / 4 * f.extra_bits * 8;
   unsigned number = numbers[point / 4 * 64 + in_register];
   for (int bit = 0; bit < f.extra_bits; ++bit)
     number |= (unsigned{extra[bit * 8 + in_register / 8]} >> (in_register % 8) & 1u) << (8 + bit);
   const std::uint8_t* signs = numbers + registers * (64 + f.extra_bits * 8) + row * 4;
-  const unsigned four_signs = spread_bits(unsigned{signs[quad / 2]} >> (quad % 2 * 4) & 15u);
-  if (quads == 2) return spread_pairs(points[quad % 2 * size + number]) | four_signs << 2;
-  return spread_pairs(points[number]) | spread_bits(points[size + number]) << 2 | four_signs << 3;
+  return {number, unsigned{signs[quad / 2]} >> (quad % 2 * 4) & 15u};
+}
+/// The codes of a quad of a point, without signs.
+template <class Layout>
+__device__ __forceinline__ unsigned codes_of_point(const Layout& f, const std::uint8_t* points, unsigned number,
+                                                   int quad) {
+  const int size = 256 << f.extra_bits;
+  if (f.point_columns == 8) return spread_pairs(points[quad % 2 * size + number]);
+  return spread_pairs(points[number]) | spread_bits(points[size + number]) << 2;
+}
+template <class Layout>
+__device__ __forceinline__ unsigned quad_of_points(const Layout& f, const std::uint8_t* points, const std::byte* step,
+                                                   int quad, int row) {
+  const PointOfQuad point = point_of_quad(f, step, quad, row);
+  return codes_of_point(f, points, point.number, quad) | spread_bits(point.signs) << (f.point_columns == 8 ? 2 : 3);
 }
 
 /// Of Coding::trits.
@@ -101,6 +117,20 @@ __device__ __forceinline__ unsigned quad_of(const Layout& f, const std::byte* re
   return worth;
 }
 
+/// The bytes of `a` (0 to 3) and `b` (4 to 7) that the nibbles of `which` name.
+__device__ __forceinline__ unsigned choose_bytes(unsigned a, unsigned b, unsigned which) {
+#ifdef SHOAL_CUDA_EMULATION
+  unsigned chosen = 0;
+  for (int i = 0; i < 4; ++i) {
+    const unsigned n = which >> (4 * i) & 7u;
+    chosen |= ((n < 4 ? a : b) >> (8 * (n % 4)) & 0xffu) << (8 * i);
+  }
+  return chosen;
+#else
+  return __byte_perm(a, b, which);
+#endif
+}
+
 struct GroupScale {
   float scale, minimum;  // a weight is worth scale * code - minimum
 };
@@ -111,6 +141,19 @@ __device__ __forceinline__ unsigned nibble_of(const Layout& f, const std::byte* 
   const std::byte* words = record + f.factor_at + field / 4 * kPanelRows * 4;
   const unsigned word = reinterpret_cast<const std::uint16_t*>(words)[row * 2 + group % 2];
   return word >> (field % 4 * 4) & 15u;
+}
+
+/// Entry n of a table of 16 bytes below 128. Lanes ask for different ones: of a table in constant memory one after the
+/// other, of one in registers all at once.
+template <class Layout, class Byte>
+__device__ __forceinline__ int entry_of(const Byte (&table)[16], unsigned n) {
+  if constexpr (std::is_same_v<Layout, PackedLayout>) {  // in global memory
+    return table[n];
+  } else {
+    const auto* words = reinterpret_cast<const unsigned*>(table);
+    return static_cast<int>((n < 8 ? choose_bytes(words[0], words[1], n) : choose_bytes(words[2], words[3], n & 7u)) &
+                            0xffu);
+  }
 }
 
 /// A row's share of a record's head: what its groups' scales and minima are multiplied with, and the code that is worth
@@ -139,9 +182,10 @@ __device__ __forceinline__ GroupScale scale_of_group(const Layout& f, const RowH
     const bool own_minima = f.minima && !f.minima_of_scale;
     const int field = of_record / 2 * (own_minima ? 2 : 1);
     const unsigned n = nibble_of(f, record, of_record, field, row);
-    scale *= static_cast<float>(f.scale_of[n]);
+    scale *= static_cast<float>(entry_of<Layout>(f.scale_of, n));
     if (f.minima)
-      minimum *= static_cast<float>(own_minima ? nibble_of(f, record, of_record, field + 1, row) : f.minimum_of[n]);
+      minimum *= static_cast<float>(own_minima ? nibble_of(f, record, of_record, field + 1, row)
+                                               : entry_of<Layout>(f.minimum_of, n));
   }
   if (f.scales == Scales::super) {
     const auto* factors = reinterpret_cast<const std::int8_t*>(step);

@@ -27,8 +27,8 @@ struct PackedLayout {
   int record_bytes = 0, zero_at = 0, factor_at = 0, head_bytes = 0, step_bytes = 0, scale_bytes = 0;
   float offset = 0, unit = 1, minimum_unit = 1;
   alignas(4) std::uint8_t table[16] = {};
-  std::uint8_t minimum_of[16] = {};
-  std::int8_t scale_of[16] = {};
+  alignas(4) std::uint8_t minimum_of[16] = {};
+  alignas(4) std::int8_t scale_of[16] = {};
   bool operator==(const PackedLayout&) const = default;
   /// Whether one kernel reads both, given the points of each.
   bool is_read_like(PackedLayout other) const {
