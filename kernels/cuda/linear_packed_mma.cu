@@ -183,7 +183,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   float sum[kBlocks][4] = {}, total[kBlocks][4] = {};
   int quarter = 0;
-  if constexpr (Layout::coding == Coding::points) __syncthreads();  // what codes looks up
+  if constexpr (Layout::coding != Coding::planes) __syncthreads();  // what codes looks up
 #pragma unroll 1
   for (int chunk = begin; chunk < end; ++chunk) {
     if (chunk + 1 < end) {

@@ -60,23 +60,39 @@ struct SignedCodes {
   }
 };
 
-/// Reads a step's codes as signed bytes. Points are looked up in shared memory, with what their coordinates are worth.
+/// FiveTrits in one word: a code in each byte, the fifth above the first.
+struct PackedTrits {
+  const unsigned* of_byte;
+  __device__ __forceinline__ static unsigned pack(const FiveTrits& trits, unsigned byte) {
+    return trits.first_four(byte) | trits.fifth(byte) << 4;
+  }
+  __device__ __forceinline__ unsigned first_four(unsigned byte) const { return of_byte[byte] & 0x03030303u; }
+  __device__ __forceinline__ unsigned fifth(unsigned byte) const { return of_byte[byte] >> 4 & 3u; }
+};
+
+/// Reads a step's codes as signed bytes. Points and trits are looked up in shared memory: points with what their
+/// coordinates are worth.
 template <class Layout>
 class FragmentReader {
  public:
   /// Bytes of shared memory that it wants.
   static int room(const PackedLayout& f) {
-    return f.coding == Coding::points ? (256 << f.extra_bits) * f.point_columns : 0;
+    return f.coding == Coding::points  ? (256 << f.extra_bits) * f.point_columns
+           : f.coding == Coding::trits ? 256 * 4
+                                       : 0;
   }
 
   /// By all of the block's threads; what they write is there after the next __syncthreads().
   __device__ __forceinline__ FragmentReader(const Layout& f, const std::uint8_t* points, void* room, int thread,
                                             int threads)
-      : f_(f), points_(points), sign_(f), worth_(static_cast<unsigned*>(room)) {
+      : f_(f), sign_(f), table_(static_cast<unsigned*>(room)) {
     if constexpr (Layout::coding == Coding::points) {
       constexpr int kQuadsOfPoint = Layout::point_columns / 4;
       for (int i = thread; i < (256 << f.extra_bits) * kQuadsOfPoint; i += threads)
-        worth_[i] = sign_(f, codes_of_point(f, points, static_cast<unsigned>(i / kQuadsOfPoint), i % kQuadsOfPoint));
+        table_[i] = sign_(f, codes_of_point(f, points, static_cast<unsigned>(i / kQuadsOfPoint), i % kQuadsOfPoint));
+    } else if constexpr (Layout::coding == Coding::trits) {
+      for (int i = thread; i < 256; i += threads)
+        table_[i] = PackedTrits::pack(FiveTrits{points}, static_cast<unsigned>(i));
     }
   }
 
@@ -96,11 +112,11 @@ class FragmentReader {
     if constexpr (Layout::coding == Coding::points) {
       constexpr int kQuadsOfPoint = Layout::point_columns / 4;
       const PointOfQuad point = point_of_quad(f_, codes_of_step(f_, record, step), n, row);
-      const unsigned worth = worth_[point.number * kQuadsOfPoint + static_cast<unsigned>(n % kQuadsOfPoint)];
+      const unsigned worth = table_[point.number * kQuadsOfPoint + static_cast<unsigned>(n % kQuadsOfPoint)];
       const unsigned minus = spread_bits(point.signs);
       return (worth ^ minus * 0xffu) + minus;  // no coordinate is zero, so no byte carries into the next
     } else if constexpr (Layout::coding == Coding::trits) {
-      return sign_(f_, quad_of_trits(f_, points_, record, step, n, row));
+      return sign_(f_, quad_of_trits(f_, PackedTrits{table_}, record, step, n, row));
     } else {
       const std::byte* codes = codes_of_step(f_, record, step);
       const int low = bits_of_first_plane(f_), high = f_.bits - low;
@@ -111,9 +127,8 @@ class FragmentReader {
   }
 
   const Layout& f_;
-  const std::uint8_t* points_;
   const SignedCodes<Layout> sign_;
-  unsigned* worth_;
+  unsigned* table_;
 };
 
 }  // namespace shoal::cuda

@@ -57,9 +57,15 @@ __device__ __forceinline__ unsigned quad_of_points(const Layout& f, const std::u
   return codes_of_point(f, points, point.number, quad) | spread_bits(point.signs) << (f.point_columns == 8 ? 2 : 3);
 }
 
+/// What a byte of five trits stands for, by a PointSet's table.
+struct FiveTrits {
+  const std::uint8_t* points;
+  __device__ __forceinline__ unsigned first_four(unsigned byte) const { return spread_pairs(points[byte]); }
+  __device__ __forceinline__ unsigned fifth(unsigned byte) const { return points[256 + byte]; }
+};
 /// Of Coding::trits.
-template <class Layout>
-__device__ __forceinline__ unsigned quad_of_trits(const Layout& f, const std::uint8_t* points, const std::byte* record,
+template <class Layout, class Trits>
+__device__ __forceinline__ unsigned quad_of_trits(const Layout& f, const Trits& trits_of, const std::byte* record,
                                                   int step, int quad, int row) {
   constexpr int kHalfSteps = 4;
   const auto* trits = reinterpret_cast<const std::uint8_t*>(record + f.head_bytes);
@@ -67,10 +73,10 @@ __device__ __forceinline__ unsigned quad_of_trits(const Layout& f, const std::ui
   const std::uint8_t* fives = trits + half * kHalfTritBytes;
   unsigned codes = 0;
   if (of_half < kWholeTritQuads) {
-    codes = spread_pairs(points[fives[of_half / 4 * kPanelRows * 4 + row * 4 + of_half % 4]]);
+    codes = trits_of.first_four(fives[of_half / 4 * kPanelRows * 4 + row * 4 + of_half % 4]);
   } else if (of_half < kWholeTritQuads + kFifthTritQuads) {
     const unsigned four = reinterpret_cast<const unsigned*>(fives + (of_half - kWholeTritQuads) * kPanelRows * 4)[row];
-    for (int i = 0; i < 4; ++i) codes |= unsigned{points[256 + (four >> (8 * i) & 255u)]} << (8 * i);
+    for (int i = 0; i < 4; ++i) codes |= trits_of.fifth(four >> (8 * i) & 255u) << (8 * i);
   } else {
     codes = spread_pairs(trits[2 * kHalfTritBytes + row * 4 + half * 2 + of_half - kWholeTritQuads - kFifthTritQuads]);
   }
@@ -94,7 +100,7 @@ __device__ __forceinline__ int bits_of_first_plane(const Layout& f) {
 template <class Layout>
 __device__ __forceinline__ unsigned quad_of_coded(const Layout& f, const std::uint8_t* points, const std::byte* record,
                                                   int step, int quad, int row) {
-  return f.coding == Coding::trits ? quad_of_trits(f, points, record, step, quad, row)
+  return f.coding == Coding::trits ? quad_of_trits(f, FiveTrits{points}, record, step, quad, row)
                                    : quad_of_points(f, points, codes_of_step(f, record, step), quad, row);
 }
 
