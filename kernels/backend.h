@@ -233,7 +233,7 @@ class Backend {
   virtual void sample(Rows<const float> logits, std::span<const Draw> draws, std::span<std::int32_t> tokens);
 
   /// An exchange whose rows do not leave the device on their way from rank to rank; null where there is none over such
-  /// a communicator, and rows go by the host's memory.
+  /// a communicator, which must outlive the back end, and rows go by the host's memory.
   virtual std::unique_ptr<TokenExchange> token_exchange(Communicator&, const ExchangeShape&);
 
   /// Runs a batch through this rank's experts. Contributions to a row are added in ascending expert order.

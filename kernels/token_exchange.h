@@ -11,8 +11,8 @@ struct ExchangeShape {
   int hidden;
   bool bf16_wire;  // rows travel as BF16, else as FP32
   Answers answers;
-  /// All experts of the model have E4M3 weights with a scale for 128 x 128: what rows for them are rounded to anyway, a
-  /// back end may do before they travel.
+  /// All experts of the model have E4M3 weights with a scale for 128 x 128. Where products with these round rows to
+  /// E4M3, a back end may do so before they travel.
   bool f8_experts = false;
 };
 

@@ -217,8 +217,8 @@ RankMemory rank_memory(const ModelConfig& config, const HeldWeights& weights, co
   double arriving = 0;  // rows that all ranks' tokens bring, at even routing
   if (config.n_routed_experts > 0) {
     arriving = tokens * (layout.sliced_experts ? layout.ranks : std::min(config.num_experts_per_tok, layout.ranks));
-    // Dispatch and combine, out and in; on a CPU with BF16 rows, their FP32 forms too.
-    const double row = config.hidden_size * (2 * (bf16_rows ? 2.0 : 4.0) + (!gpu && bf16_rows ? 4.0 : 0));
+    // Dispatch and combine, out and in, as FP32; or as BF16, and their FP32 forms too.
+    const double row = config.hidden_size * 8.0;
     const double answers = layout.replicas ? tokens * config.num_experts_per_tok : arriving;
     m.exchange = (arriving + answers) * row * peak;
   } else if (tp > 1) {

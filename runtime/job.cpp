@@ -1,6 +1,7 @@
 #include "runtime/job.h"
 
 #include <unistd.h>
+#include <xxhash.h>
 
 #include <algorithm>
 #include <array>
@@ -65,27 +66,40 @@ void use_nccl(Rank& rank, const JobOptions& options) {
     throw Error("--collectives nccl needs GPUs; it does not go with --device cpu", ExitCode::usage);
   if (gpus.count == 0) fail("--collectives nccl: {}; check nvidia-smi on {}", gpus.reason, host_name());
   rank.start_up_comm = std::move(rank.comm);
-  rank.comm = make_nccl_communicator(load_nccl(), *rank.start_up_comm, {.device = gpu_of(rank.launch)});
-}
-
-/// Whether this rank computes on a GPU that no other rank of its host has, and NCCL is here.
-bool could_use_nccl(const Rank& rank, const JobOptions& options) {
-  if (!computes_on_gpu(options) || rank.launch.local_size > find_cuda_devices().count) return false;
   try {
-    load_nccl();
-    return true;
-  } catch (const Error&) {
-    return false;
+    rank.comm = make_nccl_communicator(load_nccl(), *rank.start_up_comm, {.device = gpu_of(rank.launch)});
+  } catch (const Error& error) {
+    if (options.collectives == "nccl") throw;
+    throw Error(fmt::format("{}; --collectives mpi does without NCCL", error.what()), error.exit_code);
   }
 }
 
-/// The same on all ranks: between GPUs where each rank could.
+/// A number for the GPU that this rank computes on, the same in all processes that see it; 0: NCCL could not use it.
+std::uint64_t gpu_number(const Rank& rank, const JobOptions& options) {
+  if (!computes_on_gpu(options)) return 0;
+  try {
+    load_nccl();
+  } catch (const Error&) {
+    return 0;
+  }
+  const std::string place = cuda_device_place(gpu_of(rank.launch)), text = host_name() + " " + place;
+  return place.empty() ? 0 : XXH3_64bits(text.data(), text.size()) | 1;
+}
+
+/// The same on all ranks: between GPUs where each rank has one of its own.
 bool chooses_nccl(const Rank& rank, const JobOptions& options) {
   if (options.collectives != "auto") return options.collectives == "nccl";
-  if (rank.comm->size() == 1) return false;
-  float able = could_use_nccl(rank, options) ? 1 : 0;
-  rank.comm->all_reduce_sum({&able, 1});
-  return able == static_cast<float>(rank.comm->size());
+  const auto ranks = static_cast<std::size_t>(rank.comm->size());
+  if (ranks == 1) return false;
+  constexpr std::size_t kParts = 4;  // of 16 bits, which floats hold
+  std::array<float, kParts> mine;
+  const std::uint64_t number = gpu_number(rank, options);
+  for (std::size_t i = 0; i < kParts; ++i) mine[i] = static_cast<float>(number >> (16 * i) & 0xffff);
+  std::vector<std::array<float, kParts>> all(ranks);
+  const std::vector<std::size_t> counts(ranks, kParts);
+  rank.comm->all_gather_v(mine, counts, {all.front().data(), ranks * kParts});
+  std::ranges::sort(all);
+  return all.front() != std::array<float, kParts>{} && std::ranges::adjacent_find(all) == all.end();
 }
 
 Rank join_job(int* argc, char*** argv, const JobOptions& options) {

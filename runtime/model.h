@@ -66,7 +66,7 @@ class Model {
     std::vector<std::uint32_t> expert_tokens;
     /// [MoE layers] of the last forward: how often this rank's experts were gone through, for all ranks' tokens.
     std::vector<std::uint32_t> expert_work;
-    double exchange_us = 0;  // spent waiting for other ranks in the last forward
+    double exchange_us = 0;  // that the host waited for other ranks in the last forward
   };
   const Counters& counters() const;
   std::int64_t vocab_size() const;

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "base/cuda/memory.h"
+#include "base/cuda/stream.h"
 #include "base/error.h"
 #include "collectives/aligned_buffer.h"
 #include "collectives/device_transport.h"
@@ -27,7 +28,7 @@ class Member {
   Member(std::shared_ptr<NcclLibrary> library, Communicator& others, const NcclOptions& options)
       : options_(options), library_(std::move(library)), rank_(others.rank()), size_(others.size()) {
     use_device();
-    check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
+    stream_ = cuda::new_stream(true);
     NcclLibrary::Id id{};
     if (rank_ == 0) id = library_->make_id();
     others.broadcast(std::as_writable_bytes(std::span(id)), 0);
@@ -93,7 +94,7 @@ class NcclTransport final : public DeviceTransport {
  public:
   explicit NcclTransport(std::shared_ptr<Member> member) : member_(std::move(member)) {
     member_->use_device();
-    check(cudaEventCreateWithFlags(&done_, cudaEventDisableTiming), "cudaEventCreate");
+    done_ = cuda::new_event();
   }
   ~NcclTransport() override { static_cast<void>(cudaEventDestroy(done_)); }
   NcclTransport(const NcclTransport&) = delete;
@@ -163,7 +164,7 @@ class NcclAllToAll final : public AllToAll {
       r.slots.reserve(n_ * layout_.slot_bytes());
       r.device_send.reserve(n_ * layout_.slot_bytes());
       r.device_receive.reserve(n_ * layout_.slot_bytes());
-      check(cudaEventCreateWithFlags(&r.arrived, cudaEventDisableTiming), "cudaEventCreate");
+      r.arrived = cuda::new_event();
     }
   }
   ~NcclAllToAll() override {

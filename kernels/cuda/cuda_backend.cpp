@@ -4,6 +4,7 @@
 #include <mutex>
 
 #include "base/cuda/memory.h"
+#include "base/cuda/stream.h"
 #include "kernels/cuda/gpu_token_exchange.h"
 #include "kernels/cuda/kernels_overlap.h"
 #include "kernels/cuda/operations.h"
@@ -274,6 +275,7 @@ class CudaBackend final : public Backend {
     if (comm.size() > 1 && !comm.device_transport()) return nullptr;
     on();
     transport_ = comm.device_transport();
+    // The wire follows what was asked for, not what this GPU's self-check found: all ranks must agree on it.
     return std::make_unique<GpuTokenExchange>(stream_, uploads_, comm, shape, compute_ == Compute::fp8);
   }
 
@@ -364,11 +366,6 @@ class CudaBackend final : public Backend {
     cudaDeviceProp p{};
     check(cudaGetDeviceProperties(&p, device), "cudaGetDeviceProperties");
     return p;
-  }
-  static cudaStream_t new_stream() {
-    cudaStream_t stream = nullptr;
-    check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
-    return stream;
   }
   /// The stream, with this device the calling thread's.
   cudaStream_t on() const {
@@ -530,6 +527,11 @@ CudaDevices find_cuda_devices() {
   constexpr int kInsufficientDriver = 35;  // which the runtime also says where there is none
   if (code == kInsufficientDriver) return {0, "no NVIDIA driver is loaded, or it is too old for CUDA 13"};
   return {0, code == cudaSuccess ? "no GPU is visible" : cudaGetErrorString(code)};
+}
+
+std::string cuda_device_place(int device) {
+  char id[32] = "";
+  return cudaDeviceGetPCIBusId(id, sizeof id, device) == cudaSuccess ? id : "";
 }
 
 std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options) {

@@ -19,6 +19,8 @@ struct CudaDevices {
   std::string reason;
 };
 CudaDevices find_cuda_devices();
+/// Where on its host a GPU is, whatever number it has in this process ("0000:65:00.0"); empty where nobody says.
+std::string cuda_device_place(int device);
 
 /// The GPU's form of every operation. Rows, caches and what allocate() gives lie in device memory; lists of ids, slots
 /// and queries, the results of route() and (but from its own exchange) the rows of experts() in host memory. Operations

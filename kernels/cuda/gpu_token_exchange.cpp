@@ -1,27 +1,18 @@
 #include "kernels/cuda/gpu_token_exchange.h"
 
+#include "base/cuda/stream.h"
+
 namespace shoal::cuda {
 namespace {
 
 constexpr std::size_t kUsualRecord = 4 << 10;  // bytes: of some 200 rows with two experts each
-
-cudaStream_t new_stream() {
-  cudaStream_t stream = nullptr;
-  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
-  return stream;
-}
-cudaEvent_t new_event() {
-  cudaEvent_t event = nullptr;
-  check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreate");
-  return event;
-}
 
 }  // namespace
 
 GpuTokenExchange::GpuTokenExchange(cudaStream_t stream, Uploads& uploads, Communicator& comm,
                                    const ExchangeShape& shape, bool f8_rows)
     : stream_(stream),
-      traffic_(new_stream()),
+      traffic_(new_stream(true)),
       ready_(new_event()),
       arrived_(new_event()),
       uploads_(uploads),
@@ -62,7 +53,6 @@ void GpuTokenExchange::divide(std::byte* memory, Wire wire, const RowsOf& rows_o
 }
 
 void GpuTokenExchange::exchange() {
-  check(cudaEventRecord(ready_, stream_), "cudaEventRecord");
   check(cudaStreamWaitEvent(traffic_, ready_), "cudaStreamWaitEvent");
   transport_->exchange(to_, from_, traffic_);
   check(cudaEventRecord(arrived_, traffic_), "cudaEventRecord");
@@ -86,13 +76,16 @@ void GpuTokenExchange::dispatch(Rows<float> h, const std::int32_t* expert, const
   records_->post(bytes);
   std::byte* sent = room(sent_, there_, list_.size());
   if (!list_.empty()) pack_rows(h, uploads_.put(list_), std::ssize(list_), there_, sent, stream_);
+  // Now, so that they need not wait for what is asked for before dispatched(). All that used their buffers is done
+  // then.
+  check(cudaEventRecord(ready_, stream_), "cudaEventRecord");
   divide(
       sent, there_, [&](std::size_t r) { return plan_.to()[r].rows(); }, to_);
 }
 
 void GpuTokenExchange::append(const SlotRecord::View& slot, std::int32_t row) {
+  const bool summed = plan_.kind() == Answers::summed;
   for (const std::uint32_t n : slot.n_experts) {
-    const bool summed = plan_.kind() == Answers::summed;
     for (std::uint32_t i = 0; i < (summed ? 1 : n); ++i) {
       batch_.row.push_back(row);
       batch_.first.push_back(batch_.first.back() + static_cast<std::int32_t>(summed ? n : 1));
@@ -157,6 +150,7 @@ void GpuTokenExchange::combine(Rows<float>) {
   std::size_t all = 0;
   for (std::size_t r = 0; r < ranks_; ++r) all += awaited(r);
   divide(room(answers_, back_, all), back_, awaited, from_);
+  check(cudaEventRecord(ready_, stream_), "cudaEventRecord");
   exchange();
 }
 

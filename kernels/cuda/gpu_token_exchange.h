@@ -37,7 +37,7 @@ class GpuTokenExchange final : public TokenExchange {
   /// Divides a buffer of rows as they travel among the other ranks, in ascending order.
   template <class RowsOf>
   void divide(std::byte* memory, Wire wire, const RowsOf& rows_of, std::vector<Piece>& pieces) const;
-  /// to_ and from_ travel once the stream has come this far; arrived_ tells when they are there.
+  /// to_ and from_ travel once ready_ has happened; arrived_ tells when they are there.
   void exchange();
   std::byte* room(Scratch& memory, Wire wire, std::size_t rows) const {
     return memory.room<std::byte>(static_cast<std::int64_t>(rows) * wire_row_bytes(wire, hidden_));

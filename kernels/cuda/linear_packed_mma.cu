@@ -81,20 +81,16 @@ __device__ __forceinline__ void add_step(const unsigned (&a)[4], const GroupScal
 /// Products of quantized weights with activations in bytes on the tensor cores of every GPU from sm_80 on.
 ///   shape      x [rows, cols] INT8 with a scale for 32 columns, weights [outputs, cols] in packed panels -> FP32
 ///   precision  exact integer dot products of a group (16 or 32 columns), FP32 scales and sums
-///   grid       8 or 16 rows: (tiles, panels of 16 outputs), a block's four warps take a quarter of the columns each;
-///   64
-///              rows: (tiles, four panels), a warp each. 256 columns at a time are fetched while those before are
-///              multiplied (cp.async); codes are taken out of shared memory into the fragment of a lane, once for all
-///              rows
+///   grid       of 8 or 16 rows (tiles, panels of 16 outputs), a block's four warps take a quarter of the columns each;
+///              of 64 rows (tiles, four panels), a warp each. 256 columns are fetched (cp.async) while those before are
+///              multiplied; a lane takes its codes out of shared memory once for all rows
 ///   order      ascending columns in four sums, a quarter each, then these in order, whatever the tile: a row's result
 ///              does not depend on its neighbours
-///   traffic    packed weights once for 8, 16 or 64 rows (0.23 bytes a weight in IQ1_S to 1.06 in Q8_0), activations
-///   once
-///              for 16 outputs, or 64
-///   limit      to 16 rows memory, R1's experts of a layer on one of 8 GPUs as Q4_K 0.97 GB, 203 us on H200; then
-///   bringing
-///              products to scale: some 20 instructions of a warp for 16 x 8 x 32 of them, which take the tensor cores
-///              4 to 8 cycles: about a fifth of their rate
+///   traffic    packed weights once for 8, 16 or 64 rows (0.23 bytes each in IQ1_S to 1.06 in Q8_0), activations once
+///              for 16 or 64 outputs
+///   limit      to 16 rows memory: R1's experts of a layer on one of 8 GPUs as Q4_K 0.81 GB, 170 us on H200. With 64
+///              rows scales: some 20 to 30 instructions of a warp for 16 x 8 x 32 products, which take the tensor cores
+///              4 to 8 cycles, so about a fifth of their rate
 template <class Layout, int kRows>
 __global__ void __launch_bounds__(kThreads, 1)
     linear_packed_mma_kernel(const __grid_constant__ LinearCall call, const __grid_constant__ Layout f, ByteRows bytes,
@@ -326,7 +322,7 @@ void linear_packed_mma(const LinearCall& call, const PackedLayout& f, const Byte
                    of_points(3, 32, 8, 0), of_points(3, 16, 8, 1), of_points(3, 16, 8, 2),  // IQ2_XXS, IQ2_XS, IQ2_S
                    of_points(4, 32, 4, 0), of_points(4, 32, 4, 1),                          // IQ3_XXS, IQ3_S
                    kIq1S, kIq1M, kTq1>(call, f, x, x_cols, stream);
-  if (!known) launch_layout<PlanesLayout>(call, f, x, x_cols, stream);
+  if (!known) launch_layout<PlanesLayout>(call, f, x, x_cols, stream);  // all other formats there are, which tests try
 }
 
 }  // namespace shoal::cuda

@@ -40,8 +40,8 @@ __device__ __forceinline__ void mma_bf16(float (&c)[4], const unsigned (&a)[4], 
 #endif
 }
 
-/// c += a b, a [16, 32] and b [32, 8] signed bytes, c [16, 8] whole numbers, exact. Of lane l, with g = l / 4, t = l %
-/// 4:
+/// c += a b, a [16, 32] and b [32, 8] signed bytes, c [16, 8] whole numbers, exact. Of lane l, with g = l / 4 and
+/// t = l % 4:
 ///   a[i]: row g + 8 (i % 2), columns 4 t + 16 (i / 2) and the next three, the first in the lowest byte
 ///   b[i]: column g, rows 4 t + 16 i and the next three
 ///   c[i]: row g + 8 (i / 2), column 2 t + i % 2

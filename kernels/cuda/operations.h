@@ -224,7 +224,7 @@ void pack_rows(Rows<const float> x, const std::int32_t* row, std::int64_t n, Wir
 /// out[i] = x[row[i]] as it would arrive, had it travelled.
 void keep_rows(Rows<const float> x, const std::int32_t* row, Wire wire, Rows<float> out, cudaStream_t stream);
 /// Nothing where rows arrive as they are (FP32).
-void unpack_rows(std::byte* in, Wire wire, Rows<float> out, cudaStream_t stream);
+void unpack_rows(const std::byte* in, Wire wire, Rows<float> out, cudaStream_t stream);
 /// out[t] += its answers, place[first[t]] .. place[first[t + 1]]: rows of `others`, which travelled in FP32 or BF16, or
 /// (~n) of `own`.
 void add_answers(Rows<const float> own, const std::byte* others, Wire wire, const std::int32_t* first,

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "base/cuda/stream.h"
+
 namespace shoal::cuda {
 namespace {
 
@@ -55,9 +57,7 @@ PackedLayout layout_of(const PackedFormat& f) {
 
 }  // namespace
 
-MatrixPlacer::MatrixPlacer() : staging_(kStagingBytes) {
-  check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
-}
+MatrixPlacer::MatrixPlacer() : stream_(new_stream()), staging_(kStagingBytes) {}
 MatrixPlacer::~MatrixPlacer() { static_cast<void>(cudaStreamDestroy(stream_)); }
 
 void MatrixPlacer::copy(const void* from, std::byte* to, std::size_t bytes) {

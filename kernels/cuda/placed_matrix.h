@@ -28,7 +28,7 @@ class MatrixPlacer {
   void copy_tiles(const Matrix& matrix, const Weights& view, std::byte* to);
   void copy(const void* from, std::byte* to, std::size_t bytes);
   void copy_back(const std::byte* from, std::byte* to, std::size_t bytes);
-  cudaStream_t stream_ = nullptr;
+  cudaStream_t stream_;
   PinnedBlock staging_;
 };
 

@@ -218,8 +218,8 @@ void Products::product(Rows<const float> x, LinearCall call, const Operands& w, 
   rounded.listed = x.rows;
   for (const Tile& range : ranges) rounded.listed = std::max<std::int64_t>(rounded.listed, range.first + range.count);
   const auto alike = [&](const Weights& a, const Weights& b) {
-    if (a.form == WeightForm::packed) return b.form == WeightForm::packed && a.packed.is_read_like(b.packed);
-    return a.form == b.form && family_of(a, call) == family_of(b, call);
+    if (a.form != b.form || family_of(a, call) != family_of(b, call)) return false;
+    return family_of(a, call) != Family::packed_mma || a.packed.is_read_like(b.packed);
   };
   std::vector<const Weights*> kinds;  // a matrix of each
   for (const Weights* v : w.weights)

@@ -10,8 +10,9 @@ constexpr int kGroup = kF8Tile;  // columns that share a scale
 /// Rows to E4M3, a scale for 128 columns, gathered into the tiles of a product and laid out as linear_f8 reads them:
 /// tile t's step k is tile_rows rows of 128 bytes, swizzled, and as many scales. Rows that a tile lacks, and columns
 /// behind the last, become zeros.
-///   shape      x [rows, cols] FP32 (or silu(x) * up) -> value [tiles, steps, tile_rows, 128], scale [tiles, steps,
-///   tile_rows] precision  largest of 128 becomes 448, nearest even; a NaN or infinity makes its 128 columns' scale NaN
+///   shape      x [rows, cols] FP32 (or silu(x) * up) -> value [tiles, steps, tile_rows, 128] and
+///              scale [tiles, steps, tile_rows]
+///   precision  largest of 128 becomes 448, nearest even; a NaN or infinity makes its 128 columns' scale NaN
 ///   grid       (tiles, steps); a warp takes a row at a time, each lane four columns
 ///   traffic    4 bytes read, 1.03 written per element of a whole tile
 ///   limit      memory: 128 tokens of 7168 columns 4.6 MB, 1 us on H200

@@ -167,8 +167,12 @@ Matrix random_packed(const PackedFormat& format, std::int64_t rows, std::int64_t
   std::uniform_real_distribution<float> scales(0.5f, 1.5f);
   for (std::size_t at = 0; at < panels.size(); at += static_cast<std::size_t>(format.record_bytes()))
     for (std::size_t i = 0; i < (format.has_dmin() ? 2u : 1u) * PackedFormat::kPanel; ++i) {
-      const std::uint16_t half = f32_to_f16(scales(random));
-      std::memcpy(panels.data() + at + 2 * i, &half, 2);
+      const float scale = scales(random);
+      const std::uint16_t half = format.scales == Scales::bfloat ? f32_to_bf16(scale) : f32_to_f16(scale);
+      if (format.scales == Scales::single)
+        std::memcpy(panels.data() + at + 4 * i, &scale, 4);
+      else
+        std::memcpy(panels.data() + at + 2 * i, &half, 2);
     }
   m.set_packed(panels);
   return m;
@@ -181,21 +185,26 @@ std::string check_linear_packed_mma(cudaStream_t stream) {
   std::mt19937 random(17);
   std::normal_distribution<float> normal;
   MatrixPlacer placer;
-  // Codes of each kind: bytes, nibbles, these with a table, two planes, one, points of 8 and 4 columns, trits.
-  for (const char* name :
-       {"Q8_0", "Q4_0", "Q4_K", "IQ4_XS", "Q5_K", "Q6_K", "Q2_K", "IQ2_S", "IQ3_XXS", "IQ1_S", "Q5_0"}) {
-    const auto placed = placer.place(random_packed(*packed_format(*find_format(name)), kOutputs, kWide, random));
+  constexpr std::int64_t kFewOutputs = 72;
+  // A kernel for each layout: all GGUF types, INT8 and INT4 with one zero, and with one for each row.
+  std::vector<const PackedFormat*> formats{&integer_format(8, Scales::single, 128, 128),
+                                           &integer_format(4, Scales::half, 128, 8),
+                                           &integer_format(4, Scales::half, 128, std::nullopt)};
+  for (const QuantFormat& stored : quant_formats())
+    if (const PackedFormat* format = packed_format(stored)) formats.push_back(format);
+  for (const PackedFormat* format : formats) {
+    const auto placed = placer.place(random_packed(*format, kFewOutputs, kWide, random));
     for (const int tile_rows : {kTileRows, kMmaFewRows, kMmaManyRows}) {
       LinearCall call;
       call.rows = tile_rows + 3;
       call.weights = at<Weights>(placed->view_on_device);
-      call.most_outputs = kOutputs;
-      call.out_stride = kOutputs;
+      call.most_outputs = kFewOutputs;
+      call.out_stride = kFewOutputs;
       const std::size_t elements = static_cast<std::size_t>(call.rows * kWide);
       std::vector<float> x(elements);
       for (float& f : x) f = normal(random);
       const DeviceBlock x_there = upload(std::span<const float>(x), stream), values(elements), scales(elements / 8),
-                        out(static_cast<std::size_t>(call.rows * kOutputs) * sizeof(float));
+                        out(static_cast<std::size_t>(call.rows * kFewOutputs) * sizeof(float));
       const ByteRows bytes{at<std::int8_t>(values), at<float>(scales)};
       quantize_rows({at<float>(x_there), call.rows, kWide}, {}, bytes, stream);
       call.out = at<float>(out);
@@ -210,7 +219,7 @@ std::string check_linear_packed_mma(cudaStream_t stream) {
       linear_packed_mma(call, placed->view.packed, bytes, kWide, stream);
       const auto tested = download<float>(out, expected.size(), stream);
       if (std::string wrong = compare("linear_packed_mma", tile_rows, tested, expected, 1e-5); !wrong.empty())
-        return fmt::format("{} ({})", wrong, name);
+        return fmt::format("{} ({})", wrong, format->name);
     }
   }
   return "";

@@ -36,8 +36,8 @@ struct Group {
       if (c + i < cols) x[c + i] = widen_f8(from.codes >> (8 * i) & 0xffu) * from.scale;
   }
   /// Where a row that travels has its scale: behind the codes of whole groups.
-  __device__ __forceinline__ float* scale_in(std::byte* row, std::int64_t cols) const {
-    return reinterpret_cast<float*>(row + ceil_div<std::int64_t>(cols, kGroup) * kGroup) + number;
+  __device__ __forceinline__ std::int64_t scale_at(std::int64_t cols) const {
+    return ceil_div<std::int64_t>(cols, kGroup) * kGroup + number * 4;
   }
 };
 
@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kThreads)
     if (group.number * kGroup >= x.cols) return;  // the whole warp
     const FourF8 four = group.round(from, x.cols);
     *reinterpret_cast<unsigned*>(out + group.c) = four.codes;
-    if (threadIdx.x % kWarp == 0) *group.scale_in(out, x.cols) = four.scale;
+    if (threadIdx.x % kWarp == 0) *reinterpret_cast<float*>(out + group.scale_at(x.cols)) = four.scale;
   } else {
     const std::int64_t c = column();
     if (c >= x.cols) return;
@@ -83,14 +83,16 @@ __global__ void __launch_bounds__(kThreads)
 
 /// out = what arrived, of BF16 or E4M3.
 template <Wire kWire>
-__global__ void __launch_bounds__(kThreads) unpack_rows_kernel(std::byte* in, Rows<float> out) {
+__global__ void __launch_bounds__(kThreads) unpack_rows_kernel(const std::byte* in, Rows<float> out) {
   follow_previous_kernels();
   float* to = out.data + blockIdx.x * out.stride;
   in += blockIdx.x * wire_row_bytes(kWire, out.cols);
   if constexpr (kWire == Wire::f8) {
     const Group group;
     if (group.number * kGroup >= out.cols) return;
-    group.widen({*reinterpret_cast<const unsigned*>(in + group.c), *group.scale_in(in, out.cols)}, to, out.cols);
+    group.widen({*reinterpret_cast<const unsigned*>(in + group.c),
+                 *reinterpret_cast<const float*>(in + group.scale_at(out.cols))},
+                to, out.cols);
   } else {
     const std::int64_t c = column();
     if (c < out.cols) to[c] = widen_bf16(reinterpret_cast<const std::uint16_t*>(in)[c]);
@@ -145,7 +147,7 @@ void keep_rows(Rows<const float> x, const std::int32_t* row, Wire wire, Rows<flo
   });
 }
 
-void unpack_rows(std::byte* in, Wire wire, Rows<float> out, cudaStream_t stream) {
+void unpack_rows(const std::byte* in, Wire wire, Rows<float> out, cudaStream_t stream) {
   with_wire(wire, [&]<Wire kWire>(std::integral_constant<Wire, kWire>) {
     if constexpr (kWire != Wire::f32)
       launch("unpack_rows", unpack_rows_kernel<kWire>, grid_over<kWire>(out.rows, out.cols), kThreads, stream, in, out);

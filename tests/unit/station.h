@@ -38,7 +38,7 @@ struct Station {
     const HeadSlice heads =
         tp ? head_slice(config.num_attention_heads, config.num_key_value_heads, comm.size(), comm.rank()) : HeadSlice{};
     const int width = tp ? static_cast<int>(2 * heads.kv_heads.count * config.head_dim) : config.kv_width();
-    const bool bf16 = options.compute == Compute::bf16;
+    const bool bf16 = options.compute != Compute::f32;  // as jobs have it
     cache = std::make_unique<KvCache>(*backend, config.num_hidden_layers + (options.mtp ? 1 : 0), options.pages,
                                       kPageTokens, width, options.kv_type.value_or(bf16 ? KvType::bf16 : KvType::f32));
     model = std::make_unique<Model>(config,

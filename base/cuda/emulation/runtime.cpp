@@ -197,6 +197,10 @@ cudaError_t cudaDriverGetVersion(int* version) {
   *version = 13000;
   return cudaSuccess;
 }
+cudaError_t cudaDeviceGetPCIBusId(char* id, int length, int) {
+  std::strncpy(id, "0000:00:00.0", static_cast<std::size_t>(length));
+  return cudaSuccess;
+}
 cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
   forbid_in_capture("cudaMalloc");
   *memory = heap().allocate(bytes);
@@ -226,6 +230,13 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
   *stream = new CUstream_st;
   return cudaSuccess;
 }
+cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
+  *least = *greatest = 0;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned flags, int) {
+  return cudaStreamCreateWithFlags(stream, flags);
+}
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   std::erase(waiting, stream);
   delete stream;
@@ -237,16 +248,19 @@ static bool advance(cudaStream_t stream) {
     Opened() { heap().open(); }
     ~Opened() { heap().close(); }
   };
+  struct Running {
+    explicit Running(cudaStream_t s) : stream(s) { stream->runs = true; }
+    ~Running() { stream->runs = false; }
+    cudaStream_t stream;
+  };
   if (stream->work.empty()) return !stream->runs;
   if (stream->runs) return false;  // further up: its work waits for another stream's, which waits for it
   const Opened opened;
   while (!stream->work.empty()) {
     const auto work = std::move(stream->work.front());
     stream->work.pop_front();
-    stream->runs = true;
-    const bool done = work();
-    stream->runs = false;
-    if (done) continue;
+    const Running running(stream);
+    if (work()) continue;
     stream->work.push_front(work);
     return false;
   }
