@@ -48,7 +48,7 @@ struct PackAvx2 {
 /// where an offset is a minimum too, of scale * offset, and of the same unit.
 struct Convert256 {
   using Pack = PackAvx2;
-  static constexpr bool kWholeFactors = true;
+  static constexpr bool kWholeFactors = true, kKnowsLayouts = true;
 
   static void halves(const std::byte* from, float* to) {
     const auto* p = reinterpret_cast<const __m128i*>(from);
@@ -111,7 +111,8 @@ struct Convert256 {
 
   /// Isa::put_scales(scale, group, out) keeps the scales of a group's 16 rows.
   template <class Isa>
-  static void take_whole_factors(const QuantizedLayout& f, const std::byte* record, int first, Expanded& out) {
+  static SHOAL_INLINE void take_whole_factors(const QuantizedLayout& f, const std::byte* record, int first,
+                                              Expanded& out) {
     const int groups = kBlockSteps * f.groups, shift = f.groups - 1;
     const bool wide = Isa::kWideCodesAreSigned && f.table;
     const __m256i offset = _mm256_set1_epi16(static_cast<short>(static_cast<int>(f.offset) - (wide ? 128 : 0)));

@@ -8,7 +8,8 @@ namespace {
 
 /// The conversions of a quantized record with AVX-512.
 struct Convert512 {
-  static constexpr bool kWideCodesAreSigned = false, kWholeFactors = false, kBytesInPlace = false;
+  static constexpr bool kWideCodesAreSigned = false, kWholeFactors = false, kBytesInPlace = false,
+                        kKnowsLayouts = false;
 
   static void halves(const std::byte* from, float* to) {
     _mm512_store_ps(to, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));

@@ -20,7 +20,8 @@ inline std::uint32_t f8_to_bf16(std::uint32_t code) {
 
 /// The conversions of a quantized record in plain C++ (see gemm_quantized.inl).
 struct ConvertPortable {
-  static constexpr bool kWideCodesAreSigned = false, kWholeFactors = false, kBytesInPlace = false;
+  static constexpr bool kWideCodesAreSigned = false, kWholeFactors = false, kBytesInPlace = false,
+                        kKnowsLayouts = false;
 
   static void halves(const std::byte* from, float* to) {
     for (int r = 0; r < 16; ++r) {

@@ -13,6 +13,7 @@
 //   look_up(codes, table) replaces the codes of a step by their table entries
 //   take_coded(f, record, step, codes)   a step of a format that is_coded(), table entries looked up
 //   kernel<T, G>(f)       the inner loop: T tokens, G scales a step, as a function of a BlockProduct
+//   kKnowsLayouts         the formats that most weights are in have functions of their own (run_quantized())
 //   kBytesInPlace         codes of 8 bits are multiplied where they lie, `code_stride` apart, with some blocks of
 //   activations
 //                         of one step each at a time: BlockProduct's parts() and sums() are not for these
@@ -169,7 +170,7 @@ inline const std::uint8_t* take_plane(const std::uint8_t* from, std::uint8_t* co
 }
 
 template <class Isa>
-inline void take_plain_codes(int bits, const std::uint8_t* from, std::uint8_t* codes) {
+SHOAL_INLINE void take_plain_codes(int bits, const std::uint8_t* from, std::uint8_t* codes) {
   switch (bits) {
     case 2:
       take_plane<Isa, 2, 0>(from, codes);
@@ -224,7 +225,7 @@ struct RecordScales {
 };
 
 template <class Isa>
-inline void read_head(const QuantizedLayout& f, const std::byte* record, RecordScales& head) {
+SHOAL_INLINE void read_head(const QuantizedLayout& f, const std::byte* record, RecordScales& head) {
   if (f.single) {
     std::memcpy(head.d, record, sizeof head.d);
   } else if (f.bfloat) {
@@ -270,7 +271,7 @@ inline void take_factors(const QuantizedLayout& f, const std::byte* record, int 
 
 /// A step's codes; wide ones as the Isa multiplies them.
 template <class Isa>
-inline void expand_codes(const QuantizedLayout& f, const std::byte* record, int step, std::uint8_t* codes) {
+SHOAL_INLINE void expand_codes(const QuantizedLayout& f, const std::byte* record, int step, std::uint8_t* codes) {
   if (is_coded(f)) {
     Isa::take_coded(f, record, step, codes);
   } else {
@@ -285,8 +286,8 @@ inline void expand_codes(const QuantizedLayout& f, const std::byte* record, int 
 
 /// Expands `steps` steps from step `of_record` of a record on, but their codes where these are multiplied in place.
 template <class Isa>
-inline void expand(const QuantizedLayout& f, const std::byte* record, int of_record, int steps, bool in_place,
-                   Expanded& out) {
+SHOAL_INLINE void expand(const QuantizedLayout& f, const std::byte* record, int of_record, int steps, bool in_place,
+                         Expanded& out) {
   const int steps_of_record = f.record / kStepColumns;
   const bool whole = takes_whole<Isa>(f), centred = is_centred(f);
   if constexpr (Isa::kWholeFactors) {
@@ -428,10 +429,64 @@ inline void ask_for_next(const std::byte* from, std::int64_t bytes, const std::b
   for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
 }
 
-template <class Isa>
-void run_quantized(const Weights& w, std::int64_t first, std::int64_t panels, const PackedTile* tiles, int n_tiles,
-                   std::byte* scratch) {
-  const QuantizedLayout& f = w.quantized;
+/// What the compiler is told of a layout: nothing.
+struct AnyLayout {
+  static bool is(const QuantizedLayout&) { return true; }
+  static void assume(QuantizedLayout&) {}
+};
+/// K formats whose scales (and minima) are bytes.
+template <int kBits, int kGroups, bool kMinima>
+struct KLayout {
+  static constexpr int kScaleBytes = 16 * kGroups * (kMinima ? 2 : 1), kStepBytes = kScaleBytes + 64 * kBits;
+  static constexpr int kHeadBytes = kMinima ? 64 : 32;
+  static bool is(const QuantizedLayout& f) {
+    return f.super && f.bits == kBits && f.groups == kGroups && f.minima == kMinima && !f.table && !f.zeros &&
+           f.codes.coding == Coding::planes;
+  }
+  static SHOAL_INLINE void assume(QuantizedLayout& f) {
+    f.bits = kBits;
+    f.record = 256;
+    f.groups = kGroups;
+    f.super = true;
+    f.nibbles = f.bfloat = f.single = f.zeros = false;
+    f.minima = kMinima;
+    f.table = nullptr;
+    f.minimum_of = nullptr;
+    f.head_bytes = kHeadBytes;
+    f.scale_bytes = kScaleBytes;
+    f.step_bytes = f.codes.step_bytes = kStepBytes;
+    f.record_bytes = kHeadBytes + 8 * kStepBytes;
+    f.codes.coding = Coding::planes;
+    f.codes.codes_at = kHeadBytes + kScaleBytes;
+  }
+};
+
+/// Codes of four bits around 8, an FP16 scale for each record: Q4_0, INT4.
+struct NibbleLayout {
+  static bool is(const QuantizedLayout& f) {
+    return !f.super && !f.nibbles && !f.bfloat && !f.single && f.bits == 4 && !f.minima && !f.table && !f.zeros &&
+           f.offset == 8 && f.unit == 1 && f.codes.coding == Coding::planes;
+  }
+  static SHOAL_INLINE void assume(QuantizedLayout& f) {
+    f.bits = 4;
+    f.groups = 1;
+    f.super = f.nibbles = f.bfloat = f.single = f.minima = f.zeros = false;
+    f.table = nullptr;
+    f.minimum_of = nullptr;
+    f.offset = 8;
+    f.unit = 1;
+    f.head_bytes = f.codes.codes_at = 32;
+    f.scale_bytes = 0;
+    f.step_bytes = f.codes.step_bytes = 64 * 4;
+    f.codes.coding = Coding::planes;
+  }
+};
+
+template <class Isa, class Layout>
+void run_layout(const Weights& w, std::int64_t first, std::int64_t panels, const PackedTile* tiles, int n_tiles,
+                std::byte* scratch) {
+  QuantizedLayout f = w.quantized;
+  Layout::assume(f);
   auto* expanded = reinterpret_cast<Expanded*>(scratch);
   clear_outputs(tiles, n_tiles, panels);
   const int steps_of_record = f.record / kStepColumns;
@@ -457,6 +512,24 @@ void run_quantized(const Weights& w, std::int64_t first, std::int64_t panels, co
     }
   }
   Isa::end();
+}
+
+/// With one token, deciding for each block how it lies takes longer than multiplying it: so an Isa that kKnowsLayouts
+/// has functions of their own for the formats that most weights are in.
+template <class Isa>
+void run_quantized(const Weights& w, std::int64_t first, std::int64_t panels, const PackedTile* tiles, int n_tiles,
+                   std::byte* scratch) {
+  const auto run_as = [&]<class Layout>(Layout) {
+    if (!Layout::is(w.quantized)) return false;
+    run_layout<Isa, Layout>(w, first, panels, tiles, n_tiles, scratch);
+    return true;
+  };
+  if constexpr (Isa::kKnowsLayouts) {
+    if (run_as(KLayout<4, 1, true>()) || run_as(KLayout<5, 1, true>()) || run_as(KLayout<6, 2, false>()) ||
+        run_as(KLayout<3, 2, false>()) || run_as(NibbleLayout()))
+      return;
+  }
+  run_as(AnyLayout());
 }
 
 /// The narrowest that makes no more tiles than the widest would.
