@@ -222,10 +222,10 @@ void run_coded(const Weights& w, std::int64_t first, std::int64_t panels, const 
   Isa::begin(f.groups);
   for (std::int64_t p = 0; p < panels; ++p) {
     for (std::int64_t c = 0; c < w.cols; c += kRecordColumns, record += f.record_bytes) {
-      ask_for_next(record, f.record_bytes, end, w.after);
+      if (const std::int64_t ahead = distance_ahead(record, end, w.after)) ask_for(record + ahead, f.record_bytes);
       for (int half = 0; half < 2; ++half) {
         Isa::expand_coded(f, record, half * kBlockSteps, *expanded);
-        products.multiply(*expanded, expanded->code, kStepCodes, c + half * kBlockColumns, kBlockSteps, p, tiles,
+        products.multiply(*expanded, expanded->code, kStepCodes, 0, c + half * kBlockColumns, kBlockSteps, p, tiles,
                           n_tiles);
       }
     }

@@ -82,7 +82,7 @@ struct Convert256 {
   }
 
   template <int kWidth, int kLow>
-  static void take_plane(const std::uint8_t* from, std::uint8_t* codes) {
+  static SHOAL_INLINE void take_plane(const std::uint8_t* from, std::uint8_t* codes) {
     const __m256i mask = _mm256_set1_epi8((1 << kWidth) - 1);
     for (int half = 0; half < 64; half += 32) {
       __m256i plane[kWidth];

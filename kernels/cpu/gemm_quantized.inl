@@ -161,6 +161,17 @@ void pack_bytes(const float* const* rows, int tokens, int width, std::int64_t co
   }
 }
 
+/// How far behind `from` lies what memory is asked for while `from` is multiplied: some pages on in the panels of this
+/// call, which end at `end`, or in those that are read next; 0: nothing is known.
+inline std::int64_t distance_ahead(const std::byte* from, const std::byte* end, const std::byte* after) {
+  constexpr std::int64_t kPages = 8192;
+  if (from + kPages < end) return kPages;
+  return after ? after - end + kPages : 0;
+}
+SHOAL_INLINE void ask_for(const void* from, std::int64_t bytes) {
+  for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const std::byte*>(from) + i, 0, 2);
+}
+
 // ---- Weights ----
 
 template <class Isa, int kWidth, int kLow>
@@ -349,6 +360,7 @@ struct BlockProduct {
   const Expanded* weights;
   const std::uint8_t* codes;  // [steps][quads][16 rows][4]
   std::int64_t code_stride;   // from step to step
+  std::int64_t ahead;         // of codes in place, the distance of what is asked for; 0: of nothing
   int steps;
   bool minima;  // else the offset is in `start`
   bool paired;  // minima are the pairs (AMX asks for this and the next)
@@ -357,6 +369,10 @@ struct BlockProduct {
   const std::byte* x;
   float* out;  // [T][16], added to
 
+  /// Before a step of codes in place, whose products are too few to wait behind requests for a whole block.
+  SHOAL_INLINE void ask_ahead(const std::uint8_t* codes_of_step) const {
+    if (ahead != 0) ask_for(codes_of_step + ahead, code_stride);
+  }
   std::int32_t start_of(std::int32_t sum) const { return start < 32 ? sum >> start : 0; }
   template <int T>
   BlockParts<const std::byte> parts() const {
@@ -401,8 +417,8 @@ struct BlockProducts {
 
   /// An expanded block, from column c on of panel p of the call, times all tiles. `codes` are not the block's own where
   /// they are multiplied in place.
-  void multiply(const Expanded& expanded, const std::uint8_t* codes, std::int64_t code_stride, std::int64_t c,
-                int steps, std::int64_t p, const PackedTile* tiles, int n_tiles) {
+  void multiply(const Expanded& expanded, const std::uint8_t* codes, std::int64_t code_stride, std::int64_t ahead,
+                std::int64_t c, int steps, std::int64_t p, const PackedTile* tiles, int n_tiles) {
     product.weights = &expanded;
     product.codes = codes;
     product.code_stride = code_stride;
@@ -410,24 +426,13 @@ struct BlockProducts {
     const std::int64_t block = c / kStepColumns / block_steps;
     for (int i = 0; i < n_tiles; ++i) {
       const PackedTile& tile = tiles[i];
+      product.ahead = i == 0 ? ahead : 0;
       product.x = tile.x + block * block_bytes_of(tile.width, block_steps);
       product.out = tile.out + p * tile.width * 16;
       of_width[tile.width](product);
     }
   }
 };
-
-/// Asks for so many bytes some pages behind `from`: of the panels of this call, which end at `end`, or of those that
-/// are read next.
-inline void ask_for_next(const std::byte* from, std::int64_t bytes, const std::byte* end, const std::byte* after) {
-  constexpr std::int64_t kPages = 8192;
-  from += kPages;
-  if (from >= end) {
-    if (!after) return;
-    from = after + (from - end);
-  }
-  for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
-}
 
 /// What the compiler is told of a layout: nothing.
 struct AnyLayout {
@@ -502,12 +507,13 @@ void run_layout(const Weights& w, std::int64_t first, std::int64_t panels, const
     const std::byte *record = w.data + (first + p) * w.panel_bytes, *at = record;
     int of_record = 0;
     for (std::int64_t c = 0; c < w.cols; c += most * kStepColumns, at += block_bytes) {
-      ask_for_next(at, block_bytes, end, w.after);
+      const std::int64_t ahead = distance_ahead(at, end, w.after);
+      if (!in_place && ahead != 0) ask_for(at + ahead, block_bytes);
       const int steps = steps_of_block(most, w.cols, c);
       expand<Isa>(f, record, of_record, steps, in_place, *expanded);
       const std::byte* step = record + f.codes.codes_at + of_record * f.step_bytes;
       const std::uint8_t* codes = in_place ? reinterpret_cast<const std::uint8_t*>(step) : expanded->code;
-      products.multiply(*expanded, codes, stride, c, steps, p, tiles, n_tiles);
+      products.multiply(*expanded, codes, stride, in_place ? ahead : 0, c, steps, p, tiles, n_tiles);
       for (of_record += most; of_record >= steps_of_record; of_record -= steps_of_record) record += f.record_bytes;
     }
   }

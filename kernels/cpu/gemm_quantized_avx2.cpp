@@ -47,7 +47,8 @@ struct Avx2 : Convert256 {
   static void end() {}
 
   static bool is_whole(const QuantizedLayout& f) { return f.super || f.nibbles; }
-  static void take_pairs(const QuantizedLayout& f, const std::byte* record, int first_step, Expanded& out) {
+  static SHOAL_INLINE void take_pairs(const QuantizedLayout& f, const std::byte* record, int first_step,
+                                      Expanded& out) {
     take_whole_factors<Avx2>(f, record, first_step, out);
   }
   /// In both halves of 32 bits.
@@ -173,7 +174,7 @@ struct Avx2 : Convert256 {
 /// Codes of 8 bits.
 struct Avx2Bytes : Avx2 {
   static constexpr int kWidths[] = {1, 2, 3, 4, 6};
-  static constexpr bool kBytesInPlace = true;
+  static constexpr bool kBytesInPlace = true, kKnowsLayouts = false;
 
   template <int T, int G>
   static BlockKernel kernel(const QuantizedLayout&) {
@@ -191,6 +192,7 @@ struct Avx2Bytes : Avx2 {
       const std::byte* x = p.x;
       for (int s = 0; s < p.steps; ++s, codes += p.code_stride, x += block_bytes_of(T, kFineSteps)) {
         const BlockParts<const std::byte> block(x, T, kFineSteps);
+        if (first == 0) p.ask_ahead(codes);
         __m256i dot[kHalves][T];
 #pragma GCC unroll 8
         for (int q = 0; q < kQuadsOfStep; ++q) {

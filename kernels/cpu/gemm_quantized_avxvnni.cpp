@@ -13,7 +13,8 @@ struct AvxVnni : Convert256 {
 
   /// Other offsets are taken off sums of products while these are integers.
   static bool is_whole(const QuantizedLayout& f) { return (f.super || f.nibbles) && f.minima; }
-  static void take_pairs(const QuantizedLayout& f, const std::byte* record, int first_step, Expanded& out) {
+  static SHOAL_INLINE void take_pairs(const QuantizedLayout& f, const std::byte* record, int first_step,
+                                      Expanded& out) {
     take_whole_factors<AvxVnni>(f, record, first_step, out);
   }
   static void put_scales(__m256i scale, int group, Expanded& out) {
@@ -91,6 +92,7 @@ struct AvxVnni : Convert256 {
     const std::byte* x = p.x;
     for (int s = 0; s < p.steps; ++s, codes += p.code_stride, x += block_bytes_of(T, kFineSteps)) {
       const BlockParts<const std::byte> block(x, T, kFineSteps);
+      p.ask_ahead(codes);
       __m256i dot[2][T];
 #pragma GCC unroll 3
       for (int t = 0; t < T; ++t) dot[0][t] = dot[1][t] = start.of(block.sums[t]);
