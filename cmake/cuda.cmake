@@ -80,7 +80,8 @@ if(SHOAL_TESTS AND BOOST_CONTEXT AND NOT SHOAL_SANITIZE)
   add_library(shoal_cuda_emulated STATIC ${cuda_emulated} ${cuda_host} ${cuda_emulation} collectives/nccl/communicator.cpp)
   # What is compiled for the emulation has other names than its twin for real GPUs.
   set(SHOAL_EMULATED SHOAL_CUDA_EMULATION cuda=cuda_emulated make_cuda_backend=make_emulated_cuda_backend
-    find_cuda_devices=find_emulated_cuda_devices cuda_device_place=emulated_cuda_device_place make_nccl_communicator=make_emulated_nccl_communicator)
+    find_cuda_devices=find_emulated_cuda_devices cuda_device_place=emulated_cuda_device_place
+    make_nccl_communicator=make_emulated_nccl_communicator)
   target_compile_definitions(shoal_cuda_emulated PRIVATE ${SHOAL_EMULATED})
   # nvcc knows `#pragma unroll`.
   target_compile_options(shoal_cuda_emulated PRIVATE -Wno-unknown-pragmas)

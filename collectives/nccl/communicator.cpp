@@ -21,6 +21,7 @@ namespace {
 
 using cuda::check;
 using nccl::RecordLayout;
+using Piece = DeviceTransport::Piece;
 
 /// A rank's place in the group, its stream, and the waiting that gives up.
 class Member {
@@ -52,10 +53,17 @@ class Member {
   int rank() const { return rank_; }
   int size() const { return size_; }
 
-  /// body(to, from): each rank starts with its successor, so that not all talk to rank 0 first.
-  template <class Body>
-  void for_peers(const Body& body) const {
-    for (int i = 1; i < size_; ++i) body((rank_ + i) % size_, (rank_ + size_ - i) % size_);
+  /// What has bytes goes and comes. Each rank starts with its successor, so that not all talk to rank 0 first.
+  void exchange(std::span<const Piece> to, std::span<const Piece> from, cudaStream_t on) {
+    NcclGroup& all = group();
+    all.start();
+    for (int i = 1; i < size_; ++i) {
+      const int dest = (rank_ + i) % size_, src = (rank_ + size_ - i) % size_;
+      const Piece &sent = to[static_cast<std::size_t>(dest)], &received = from[static_cast<std::size_t>(src)];
+      if (sent.bytes > 0) all.send(sent.memory, sent.bytes, dest, on);
+      if (received.bytes > 0) all.receive(received.memory, received.bytes, src, on);
+    }
+    all.end();
   }
 
   /// Until the event has happened.
@@ -102,15 +110,7 @@ class NcclTransport final : public DeviceTransport {
 
   void exchange(std::span<const Piece> to, std::span<const Piece> from, void* stream) override {
     member_->use_device();
-    NcclGroup& group = member_->group();
-    auto* const on = static_cast<cudaStream_t>(stream);
-    group.start();
-    member_->for_peers([&](int dest, int src) {
-      const Piece &sent = to[static_cast<std::size_t>(dest)], &received = from[static_cast<std::size_t>(src)];
-      if (sent.bytes > 0) group.send(sent.memory, sent.bytes, dest, on);
-      if (received.bytes > 0) group.receive(received.memory, received.bytes, src, on);
-    });
-    group.end();
+    member_->exchange(to, from, static_cast<cudaStream_t>(stream));
   }
 
   void wait(void* stream) override {
@@ -152,7 +152,11 @@ class DeviceBuffer {
 class NcclAllToAll final : public AllToAll {
  public:
   NcclAllToAll(std::shared_ptr<Member> member, std::size_t eager)
-      : member_(std::move(member)), layout_{eager}, n_(static_cast<std::size_t>(member_->size())) {
+      : member_(std::move(member)),
+        layout_{eager},
+        n_(static_cast<std::size_t>(member_->size())),
+        pieces_to_(n_),
+        pieces_from_(n_) {
     member_->use_device();
     for (Round& r : rounds_) {
       r.to.resize(n_);
@@ -190,7 +194,6 @@ class NcclAllToAll final : public AllToAll {
     member_->use_device();
     Round& r = round(posts_);
     r.receive.clear();
-    NcclGroup& group = member_->group();
     const cudaStream_t stream = member_->stream();
     std::byte *sends = r.device_send.reserve(0), *receives = r.device_receive.reserve(0);
     std::size_t longest = 0;
@@ -211,12 +214,11 @@ class NcclAllToAll final : public AllToAll {
       check(cudaMemcpy2DAsync(sends, layout_.slot_bytes(), r.outgoing.data(), layout_.slot_bytes(),
                               RecordLayout::kHeader + longest, n_, cudaMemcpyHostToDevice, stream),
             "copying records to the GPU");
-      group.start();
-      member_->for_peers([&](int to, int from) {
-        group.send(sends + layout_.slot(to), layout_.slot_bytes(), to, stream);
-        group.receive(receives + layout_.slot(from), layout_.slot_bytes(), from, stream);
-      });
-      group.end();
+      for (std::size_t p = 0; p < n_; ++p) {
+        pieces_to_[p] = {sends + layout_.slot(static_cast<int>(p)), layout_.slot_bytes()};
+        pieces_from_[p] = {receives + layout_.slot(static_cast<int>(p)), layout_.slot_bytes()};
+      }
+      member_->exchange(pieces_to_, pieces_from_, stream);
       check(cudaMemcpyAsync(r.slots.data(), receives, n_ * layout_.slot_bytes(), cudaMemcpyDeviceToHost, stream),
             "copying records from the GPU");
     }
@@ -272,7 +274,6 @@ class NcclAllToAll final : public AllToAll {
     const auto to = layout_.rest_places(sent), from = layout_.rest_places(received);
     if (to.back() == 0 && from.back() == 0) return;
     const cudaStream_t stream = member_->stream();
-    NcclGroup& group = member_->group();
     std::byte *sends = r.device_send_rests.reserve(to.back()), *receives = r.device_receive_rests.reserve(from.back());
     for (std::size_t p = 0; p < n_; ++p) {
       if (layout_.rest(sent[p]) > 0)
@@ -283,13 +284,11 @@ class NcclAllToAll final : public AllToAll {
       r.from[p] = r.receive.take(received[p]);
       std::memcpy(r.from[p], r.slots.data() + layout_.slot(static_cast<int>(p)) + RecordLayout::kHeader, layout_.eager);
     }
-    group.start();
-    member_->for_peers([&](int dest, int src) {
-      const auto d = static_cast<std::size_t>(dest), s = static_cast<std::size_t>(src);
-      if (layout_.rest(sent[d]) > 0) group.send(sends + to[d], layout_.rest(sent[d]), dest, stream);
-      if (layout_.rest(received[s]) > 0) group.receive(receives + from[s], layout_.rest(received[s]), src, stream);
-    });
-    group.end();
+    for (std::size_t p = 0; p < n_; ++p) {
+      pieces_to_[p] = {sends + to[p], layout_.rest(sent[p])};
+      pieces_from_[p] = {receives + from[p], layout_.rest(received[p])};
+    }
+    member_->exchange(pieces_to_, pieces_from_, stream);
     for (std::size_t s = 0; s < n_; ++s)
       if (layout_.rest(received[s]) > 0)
         check(cudaMemcpyAsync(r.from[s] + layout_.eager, receives + from[s], layout_.rest(received[s]),
@@ -302,6 +301,7 @@ class NcclAllToAll final : public AllToAll {
   std::shared_ptr<Member> member_;
   const RecordLayout layout_;
   const std::size_t n_;
+  std::vector<Piece> pieces_to_, pieces_from_;  // [ranks]
   std::array<Round, 2> rounds_;
   /// What a rank sends to itself stays where it was written: it may be read until the second post() after the exchange,
   /// and the next record is written before that post.

@@ -14,9 +14,9 @@
 //   take_coded(f, record, step, codes)   a step of a format that is_coded(), table entries looked up
 //   kernel<T, G>(f)       the inner loop: T tokens, G scales a step, as a function of a BlockProduct
 //   kKnowsLayouts         the formats that most weights are in have functions of their own (run_quantized())
-//   kBytesInPlace         codes of 8 bits are multiplied where they lie, `code_stride` apart, with some blocks of
-//   activations
-//                         of one step each at a time: BlockProduct's parts() and sums() are not for these
+//   kBytesInPlace         codes of 8 bits are multiplied where they lie, `code_stride` apart, with some blocks of one
+//   step
+//                         of activations at a time: BlockProduct's parts() and sums() are not for these
 //
 // Activations become bytes, a block of 128 columns (of 32 for codes of 8 bits) at a time with one scale s, so that a
 // group's sum of products is an integer and exact. A block adds to an output
@@ -439,30 +439,33 @@ struct AnyLayout {
   static bool is(const QuantizedLayout&) { return true; }
   static void assume(QuantizedLayout&) {}
 };
+/// What these have in common: codes in planes, heads of FP16, neither zeros nor tables.
+SHOAL_INLINE void assume_planes(QuantizedLayout& f, int bits, int head_bytes, int scale_bytes) {
+  f.bits = bits;
+  f.nibbles = f.bfloat = f.single = f.zeros = false;
+  f.table = nullptr;
+  f.minimum_of = nullptr;
+  f.head_bytes = head_bytes;
+  f.scale_bytes = scale_bytes;
+  f.step_bytes = f.codes.step_bytes = scale_bytes + 64 * bits;
+  f.codes.coding = Coding::planes;
+  f.codes.codes_at = head_bytes + scale_bytes;
+}
 /// K formats whose scales (and minima) are bytes.
 template <int kBits, int kGroups, bool kMinima>
 struct KLayout {
-  static constexpr int kScaleBytes = 16 * kGroups * (kMinima ? 2 : 1), kStepBytes = kScaleBytes + 64 * kBits;
-  static constexpr int kHeadBytes = kMinima ? 64 : 32;
+  static constexpr int kScaleBytes = 16 * kGroups * (kMinima ? 2 : 1), kHeadBytes = kMinima ? 64 : 32;
   static bool is(const QuantizedLayout& f) {
     return f.super && f.bits == kBits && f.groups == kGroups && f.minima == kMinima && !f.table && !f.zeros &&
            f.codes.coding == Coding::planes;
   }
   static SHOAL_INLINE void assume(QuantizedLayout& f) {
-    f.bits = kBits;
-    f.record = 256;
-    f.groups = kGroups;
+    assume_planes(f, kBits, kHeadBytes, kScaleBytes);
     f.super = true;
-    f.nibbles = f.bfloat = f.single = f.zeros = false;
+    f.groups = kGroups;
     f.minima = kMinima;
-    f.table = nullptr;
-    f.minimum_of = nullptr;
-    f.head_bytes = kHeadBytes;
-    f.scale_bytes = kScaleBytes;
-    f.step_bytes = f.codes.step_bytes = kStepBytes;
-    f.record_bytes = kHeadBytes + 8 * kStepBytes;
-    f.codes.coding = Coding::planes;
-    f.codes.codes_at = kHeadBytes + kScaleBytes;
+    f.record = 256;
+    f.record_bytes = kHeadBytes + 8 * f.step_bytes;
   }
 };
 
@@ -473,17 +476,11 @@ struct NibbleLayout {
            f.offset == 8 && f.unit == 1 && f.codes.coding == Coding::planes;
   }
   static SHOAL_INLINE void assume(QuantizedLayout& f) {
-    f.bits = 4;
+    assume_planes(f, 4, 32, 0);
+    f.super = f.minima = false;
     f.groups = 1;
-    f.super = f.nibbles = f.bfloat = f.single = f.minima = f.zeros = false;
-    f.table = nullptr;
-    f.minimum_of = nullptr;
     f.offset = 8;
     f.unit = 1;
-    f.head_bytes = f.codes.codes_at = 32;
-    f.scale_bytes = 0;
-    f.step_bytes = f.codes.step_bytes = 64 * 4;
-    f.codes.coding = Coding::planes;
   }
 };
 

@@ -157,7 +157,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
       for (int i = 0; i < kRows / kScaleRowsApart; ++i) {
         const int row = me / kChunkSteps + i * kScaleRowsApart;
-        if (row < tile.count) copy_async_4(to.scale + row * kScaleRow + step_of_me, scales[i] + chunk * kChunkSteps, 4);
+        if (row < tile.count) copy_async_4(to.scale + row * kScaleRow + step_of_me, scales[i] + chunk * kChunkSteps);
       }
     }
   };

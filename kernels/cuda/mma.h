@@ -140,7 +140,7 @@ __device__ __forceinline__ void load_matrices_transposed(unsigned (&d)[4], const
 #endif
 }
 
-/// 16 (4) bytes into shared memory, the first `valid` of them from `from` and zeros behind; done when the thread has
+/// 16 bytes into shared memory, the first `valid` of them from `from` and zeros behind; done when the thread has
 /// waited.
 __device__ __forceinline__ void copy_async_16(void* to, const void* from, int valid) {
 #ifdef SHOAL_CUDA_EMULATION
@@ -150,12 +150,14 @@ __device__ __forceinline__ void copy_async_16(void* to, const void* from, int va
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address), "l"(from), "r"(valid) : "memory");
 #endif
 }
-__device__ __forceinline__ void copy_async_4(void* to, const void* from, int valid) {
+/// Four bytes likewise.
+__device__ __forceinline__ void copy_async_4(void* to, const void* from) {
 #ifdef SHOAL_CUDA_EMULATION
-  emulation::copy_async(to, from, 4, static_cast<std::size_t>(valid));
+  emulation::copy_async(to, from, 4, 4);
 #else
-  const auto shared_address = static_cast<unsigned>(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address), "l"(from), "r"(valid) : "memory");
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(to))),
+               "l"(from)
+               : "memory");
 #endif
 }
 __device__ __forceinline__ void commit_copies() {

@@ -118,11 +118,7 @@ class FragmentReader {
     } else if constexpr (Layout::coding == Coding::trits) {
       return sign_(f_, quad_of_trits(f_, PackedTrits{table_}, record, step, n, row));
     } else {
-      const std::byte* codes = codes_of_step(f_, record, step);
-      const int low = bits_of_first_plane(f_), high = f_.bits - low;
-      unsigned of_planes = quad_of_plane(codes, low, n, row);
-      if (high > 0) of_planes |= quad_of_plane(codes + low * kPanelRows * 4, high, n, row) << low;
-      return sign_(f_, of_planes);
+      return sign_(f_, quad_of_planes(f_, record, step, n, row));
     }
   }
 

@@ -50,12 +50,6 @@ __device__ __forceinline__ unsigned codes_of_point(const Layout& f, const std::u
   if (f.point_columns == 8) return spread_pairs(points[quad % 2 * size + number]);
   return spread_pairs(points[number]) | spread_bits(points[size + number]) << 2;
 }
-template <class Layout>
-__device__ __forceinline__ unsigned quad_of_points(const Layout& f, const std::uint8_t* points, const std::byte* step,
-                                                   int quad, int row) {
-  const PointOfQuad point = point_of_quad(f, step, quad, row);
-  return codes_of_point(f, points, point.number, quad) | spread_bits(point.signs) << (f.point_columns == 8 ? 2 : 3);
-}
 
 /// What a byte of five trits stands for, by a PointSet's table.
 struct FiveTrits {
@@ -96,25 +90,29 @@ __device__ __forceinline__ int bits_of_first_plane(const Layout& f) {
   return f.bits == 3 ? 2 : f.bits == 5 || f.bits == 6 ? 4 : f.bits;
 }
 
-/// The codes of four columns of a step, a byte each, of Coding::points or trits.
+/// The codes of four columns of a step, a byte each, of Coding::planes.
 template <class Layout>
-__device__ __forceinline__ unsigned quad_of_coded(const Layout& f, const std::uint8_t* points, const std::byte* record,
-                                                  int step, int quad, int row) {
-  return f.coding == Coding::trits ? quad_of_trits(f, FiveTrits{points}, record, step, quad, row)
-                                   : quad_of_points(f, points, codes_of_step(f, record, step), quad, row);
+__device__ __forceinline__ unsigned quad_of_planes(const Layout& f, const std::byte* record, int step, int quad,
+                                                   int row) {
+  const std::byte* codes = codes_of_step(f, record, step);
+  const int low = bits_of_first_plane(f), high = f.bits - low;
+  unsigned quad_codes = quad_of_plane(codes, low, quad, row);
+  if (high > 0) quad_codes |= quad_of_plane(codes + low * kPanelRows * 4, high, quad, row) << low;
+  return quad_codes;
 }
 
 /// Of every coding, table entries looked up.
-template <class Layout>
-__device__ __forceinline__ unsigned quad_of(const Layout& f, const std::byte* record, int step, int quad, int row) {
+__device__ __forceinline__ unsigned quad_of(const PackedLayout& f, const std::byte* record, int step, int quad,
+                                            int row) {
   unsigned quad_codes;
-  if (f.coding != Coding::planes) {
-    quad_codes = quad_of_coded(f, f.points, record, step, quad, row);
+  if (f.coding == Coding::trits) {
+    quad_codes = quad_of_trits(f, FiveTrits{f.points}, record, step, quad, row);
+  } else if (f.coding == Coding::points) {
+    const PointOfQuad point = point_of_quad(f, codes_of_step(f, record, step), quad, row);
+    quad_codes = codes_of_point(f, f.points, point.number, quad) | spread_bits(point.signs)
+                                                                       << (f.point_columns == 8 ? 2 : 3);
   } else {
-    const std::byte* codes = codes_of_step(f, record, step);
-    const int low = bits_of_first_plane(f), high = f.bits - low;
-    quad_codes = quad_of_plane(codes, low, quad, row);
-    if (high > 0) quad_codes |= quad_of_plane(codes + low * kPanelRows * 4, high, quad, row) << low;
+    quad_codes = quad_of_planes(f, record, step, quad, row);
   }
   if (!f.has_table) return quad_codes;
   unsigned worth = 0;
@@ -149,11 +147,12 @@ __device__ __forceinline__ unsigned nibble_of(const Layout& f, const std::byte* 
   return word >> (field % 4 * 4) & 15u;
 }
 
-/// Entry n of a table of 16 bytes below 128. Lanes ask for different ones: of a table in constant memory one after the
-/// other, of one in registers all at once.
+/// Entry n of a table of 16 bytes below 128, of a layout in global memory or a kernel's argument. Lanes ask for
+/// different ones, which constant memory would bring one after the other: so an argument's table is read from
+/// registers.
 template <class Layout, class Byte>
 __device__ __forceinline__ int entry_of(const Byte (&table)[16], unsigned n) {
-  if constexpr (std::is_same_v<Layout, PackedLayout>) {  // in global memory
+  if constexpr (std::is_same_v<Layout, PackedLayout>) {
     return table[n];
   } else {
     const auto* words = reinterpret_cast<const unsigned*>(table);

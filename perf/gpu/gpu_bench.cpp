@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "base/cuda/memory.h"
+#include "kernels/cuda/expert_plan.h"
 #include "kernels/cuda/kernels_overlap.h"
 #include "kernels/cuda/operations.h"
 #include "kernels/cuda/placed_matrix.h"
@@ -197,6 +198,14 @@ void bench_peer(Bench& b, const std::string& name, const Matrices& w, std::int64
   }
 }
 
+/// `tokens` rows of its own for each of `groups` matrices.
+std::vector<Tile> tiles_of(int groups, std::int64_t tokens, int tile_rows) {
+  std::vector<Tile> ranges;
+  for (int g = 0; g < groups; ++g)
+    ranges.push_back({g, static_cast<std::int32_t>(g * tokens), static_cast<std::int32_t>(tokens)});
+  return cut_into_tiles(ranges, tile_rows);
+}
+
 /// The families that a product of these weights can go through on this GPU.
 std::vector<std::string> families(WeightForm form, bool hopper) {
   if (form == WeightForm::f32) return {"fp32"};
@@ -212,11 +221,7 @@ void bench_linear(Bench& b, const std::string& name, WeightForm form, std::int64
   const Matrices w(b.limits, form, groups, rows, cols);
   const std::int64_t all = tokens * groups, steps = (cols + kF8Tile - 1) / kF8Tile;
   const int tile_rows = form == WeightForm::f32 ? kTileRows : tokens <= kMmaFewRows ? kMmaFewRows : kMmaManyRows;
-  std::vector<Tile> tiles;
-  for (int g = 0; g < groups; ++g)
-    for (std::int64_t t = 0; t < tokens; t += tile_rows)
-      tiles.push_back({g, static_cast<std::int32_t>(g * tokens + t),
-                       static_cast<std::int32_t>(std::min<std::int64_t>(tile_rows, tokens - t))});
+  const std::vector<Tile> tiles = tiles_of(groups, tokens, tile_rows);
   const DeviceBlock tiles_there = on_device(tiles), x = random_block(static_cast<std::size_t>(all * cols) * 4);
   const DeviceBlock out(static_cast<std::size_t>(all * rows) * 4);
   const std::size_t places = tiles.size() * static_cast<std::size_t>(steps * tile_rows);
@@ -288,11 +293,7 @@ void bench_packed(Bench& b, const std::string& what, const char* format, std::in
     const int tile_rows = !tensor_cores || tokens <= kTileRows ? kTileRows
                           : tokens <= kMmaFewRows              ? kMmaFewRows
                                                                : kMmaManyRows;
-    std::vector<Tile> tiles;
-    for (int g = 0; g < groups; ++g)
-      for (std::int64_t t = 0; t < tokens; t += tile_rows)
-        tiles.push_back({g, static_cast<std::int32_t>(g * tokens + t),
-                         static_cast<std::int32_t>(std::min<std::int64_t>(tile_rows, tokens - t))});
+    const std::vector<Tile> tiles = tiles_of(groups, tokens, tile_rows);
     const DeviceBlock tiles_there = on_device(tiles);
     LinearCall call;
     call.groups = groups;
@@ -326,11 +327,7 @@ void bench_experts(Bench& b, const std::string& name, std::int64_t tokens, int g
   const std::int64_t all = tokens * groups;
   LinearCall call;
   call.tile_rows = tokens <= kMmaFewRows ? kMmaFewRows : kMmaManyRows;
-  std::vector<Tile> tiles;
-  for (int g = 0; g < groups; ++g)
-    for (std::int64_t t = 0; t < tokens; t += call.tile_rows)
-      tiles.push_back({g, static_cast<std::int32_t>(g * tokens + t),
-                       static_cast<std::int32_t>(std::min<std::int64_t>(call.tile_rows, tokens - t))});
+  const std::vector<Tile> tiles = tiles_of(groups, tokens, call.tile_rows);
   const DeviceBlock tiles_there = on_device(tiles), x = random_block(static_cast<std::size_t>(all * kHidden) * 4);
   const DeviceBlock out(static_cast<std::size_t>(all * kHidden) * 4);
   const auto places = [&](std::int64_t cols) {
