@@ -220,15 +220,22 @@ void run_coded(const Weights& w, std::int64_t first, std::int64_t panels, const 
   clear_outputs(tiles, n_tiles, panels);
   BlockProducts<Isa> products(f);
   Isa::begin(f.groups);
-  for (std::int64_t p = 0; p < panels; ++p) {
+  for (std::int64_t p = 0; p < panels;) {
+    const int together = panels_together<Isa>(panels - p, n_tiles);
     for (std::int64_t c = 0; c < w.cols; c += kRecordColumns, record += f.record_bytes) {
-      if (const std::int64_t ahead = distance_ahead(record, end, w.after)) ask_for(record + ahead, f.record_bytes);
+      const std::int64_t ahead = distance_ahead(record + (together - 1) * w.panel_bytes, end, w.after);
       for (int half = 0; half < 2; ++half) {
-        Isa::expand_coded(f, record, half * kBlockSteps, *expanded);
-        products.multiply(*expanded, expanded->code, kStepCodes, 0, c + half * kBlockColumns, kBlockSteps, p, tiles,
-                          n_tiles);
+        for (int i = 0; i < together; ++i) {
+          const std::byte* of_panel = record + i * w.panel_bytes;
+          if (half == 0 && ahead != 0) ask_for(of_panel + ahead, f.record_bytes);
+          Isa::expand_coded(f, of_panel, half * kBlockSteps, expanded[i]);
+        }
+        products.multiply(expanded, expanded->code, kStepCodes, 0, c + half * kBlockColumns, kBlockSteps, p, together,
+                          tiles, n_tiles);
       }
     }
+    record += (together - 1) * w.panel_bytes;
+    p += together;
   }
   Isa::end();
 }

@@ -49,6 +49,7 @@ struct PackAvx2 {
 struct Convert256 {
   using Pack = PackAvx2;
   static constexpr bool kWholeFactors = true, kKnowsLayouts = true;
+  static constexpr int kPanels = 1;
 
   static void halves(const std::byte* from, float* to) {
     const auto* p = reinterpret_cast<const __m128i*>(from);

@@ -10,6 +10,7 @@ namespace {
 struct Convert512 {
   static constexpr bool kWideCodesAreSigned = false, kWholeFactors = false, kBytesInPlace = false,
                         kKnowsLayouts = false;
+  static constexpr int kPanels = 1;
 
   static void halves(const std::byte* from, float* to) {
     _mm512_store_ps(to, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));

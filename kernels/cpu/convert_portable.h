@@ -22,6 +22,7 @@ inline std::uint32_t f8_to_bf16(std::uint32_t code) {
 struct ConvertPortable {
   static constexpr bool kWideCodesAreSigned = false, kWholeFactors = false, kBytesInPlace = false,
                         kKnowsLayouts = false;
+  static constexpr int kPanels = 1;
 
   static void halves(const std::byte* from, float* to) {
     for (int r = 0; r < 16; ++r) {

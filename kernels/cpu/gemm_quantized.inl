@@ -12,7 +12,9 @@
 //   take_plane<W, L>(from, codes)   bits [L, L + W) of a step's codes (planes.h)
 //   look_up(codes, table) replaces the codes of a step by their table entries
 //   take_coded(f, record, step, codes)   a step of a format that is_coded(), table entries looked up
-//   kernel<T, G>(f)       the inner loop: T tokens, G scales a step, as a function of a BlockProduct
+//   kPanels               panels that are multiplied together
+//   kernel<T, G, P>(f)    the inner loop: T tokens, G scales a step, P panels (1 or kPanels), as a function of a
+//                         BlockProduct; without P where kPanels is 1
 //   kKnowsLayouts         the formats that most weights are in have functions of their own (run_quantized())
 //   kBytesInPlace         codes of 8 bits are multiplied where they lie, `code_stride` apart, with some blocks of one
 //   step
@@ -168,8 +170,16 @@ inline std::int64_t distance_ahead(const std::byte* from, const std::byte* end, 
   if (from + kPages < end) return kPages;
   return after ? after - end + kPages : 0;
 }
+/// Of so many panels that are left: all that are multiplied together, or one. With few tiles more panels cost more in
+/// waiting for memory than they save.
+template <class Isa>
+inline int panels_together(std::int64_t left, int n_tiles) {
+  constexpr int kManyTiles = 3;
+  return n_tiles >= kManyTiles && left >= Isa::kPanels ? Isa::kPanels : 1;
+}
 SHOAL_INLINE void ask_for(const void* from, std::int64_t bytes) {
   for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const std::byte*>(from) + i, 0, 2);
+  asm volatile("");  // has an effect as far as compilers know: GCC drops calls of functions that only prefetch
 }
 
 // ---- Weights ----
@@ -355,10 +365,10 @@ SHOAL_INLINE void expand(const QuantizedLayout& f, const std::byte* record, int 
 
 // ---- Products ----
 
-/// What the inner loop reads: an expanded block, and a tile's.
+/// What the inner loop reads: expanded blocks, and a tile's.
 struct BlockProduct {
-  const Expanded* weights;
-  const std::uint8_t* codes;  // [steps][quads][16 rows][4]
+  const Expanded* weights;    // [panels]
+  const std::uint8_t* codes;  // [steps][quads][16 rows][4], of the first panel
   std::int64_t code_stride;   // from step to step
   std::int64_t ahead;         // of codes in place, the distance of what is asked for; 0: of nothing
   int steps;
@@ -367,7 +377,7 @@ struct BlockProduct {
   bool whole;   // scales and minima are whole numbers
   int start;    // a sum of products starts with the tile's -128 * sum(byte) shifted right by so many bits; 32: with 0
   const std::byte* x;
-  float* out;  // [T][16], added to
+  float* out;  // [panels][T][16], added to
 
   /// Before a step of codes in place, whose products are too few to wait behind requests for a whole block.
   SHOAL_INLINE void ask_ahead(const std::uint8_t* codes_of_step) const {
@@ -387,26 +397,37 @@ struct BlockProduct {
 
 using BlockKernel = void (*)(const BlockProduct&);
 
-template <class Isa, int kGroups, int kIndex = 0>
+template <class Isa, int kGroups, int kPanels, int kIndex = 0>
 inline BlockKernel kernel_of_width(const QuantizedLayout& f, int width) {
   constexpr int kWidth = Isa::kWidths[kIndex];
   if constexpr (kIndex + 1 < int(sizeof Isa::kWidths / sizeof(int))) {
-    if (width != kWidth) return kernel_of_width<Isa, kGroups, kIndex + 1>(f, width);
+    if (width != kWidth) return kernel_of_width<Isa, kGroups, kPanels, kIndex + 1>(f, width);
   }
-  return Isa::template kernel<kWidth, kGroups>(f);
+  if constexpr (Isa::kPanels == 1) {
+    return Isa::template kernel<kWidth, kGroups>(f);
+  } else {
+    return Isa::template kernel<kWidth, kGroups, kPanels>(f);
+  }
+}
+
+template <class Isa, int kPanels>
+inline BlockKernel block_kernel(const QuantizedLayout& f, int width) {
+  return f.groups == 1 ? kernel_of_width<Isa, 1, kPanels>(f, width) : kernel_of_width<Isa, 2, kPanels>(f, width);
 }
 
 /// What the products of all blocks of a call have in common.
 template <class Isa>
 struct BlockProducts {
   static constexpr int kCount = sizeof Isa::kWidths / sizeof(int);
-  BlockKernel of_width[Isa::kWidths[kCount - 1] + 1];
+  static constexpr int kWidest = Isa::kWidths[kCount - 1];
+  BlockKernel of_one[kWidest + 1], of_all[kWidest + 1];  // panels
   BlockProduct product;
   int block_steps;
 
   explicit BlockProducts(const QuantizedLayout& f) : product{}, block_steps(block_steps_of(f.bits)) {
     for (const int width : Isa::kWidths) {
-      of_width[width] = f.groups == 1 ? kernel_of_width<Isa, 1>(f, width) : kernel_of_width<Isa, 2>(f, width);
+      of_one[width] = block_kernel<Isa, 1>(f, width);
+      of_all[width] = block_kernel<Isa, Isa::kPanels>(f, width);
     }
     const int start = is_wide(f) ? (Isa::kWideCodesAreSigned ? 32 : 0) : 8 - f.bits;
     product.minima = !is_centred(f);
@@ -415,17 +436,22 @@ struct BlockProducts {
     product.start = product.minima ? 32 : start;
   }
 
-  /// An expanded block, from column c on of panel p of the call, times all tiles. `codes` are not the block's own where
-  /// they are multiplied in place.
-  void multiply(const Expanded& expanded, const std::uint8_t* codes, std::int64_t code_stride, std::int64_t ahead,
-                std::int64_t c, int steps, std::int64_t p, const PackedTile* tiles, int n_tiles) {
-    product.weights = &expanded;
+  /// The expanded blocks from column c on of `panels` panels (1 or Isa::kPanels) from panel p of the call on, times all
+  /// tiles. `codes` are not the block's own where they are multiplied in place. before_tile(i) comes before tile i.
+  template <class BeforeTile = void (*)(int)>
+  void multiply(
+      const Expanded* expanded, const std::uint8_t* codes, std::int64_t code_stride, std::int64_t ahead, std::int64_t c,
+      int steps, std::int64_t p, int panels, const PackedTile* tiles, int n_tiles,
+      const BeforeTile& before_tile = [](int) {}) {
+    const BlockKernel* const of_width = panels == 1 ? of_one : of_all;
+    product.weights = expanded;
     product.codes = codes;
     product.code_stride = code_stride;
     product.steps = steps;
     const std::int64_t block = c / kStepColumns / block_steps;
     for (int i = 0; i < n_tiles; ++i) {
       const PackedTile& tile = tiles[i];
+      before_tile(i);
       product.ahead = i == 0 ? ahead : 0;
       product.x = tile.x + block * block_bytes_of(tile.width, block_steps);
       product.out = tile.out + p * tile.width * 16;
@@ -500,19 +526,25 @@ void run_layout(const Weights& w, std::int64_t first, std::int64_t panels, const
   const std::int64_t block_bytes = std::int64_t{f.record_bytes} * most / steps_of_record;
   BlockProducts<Isa> products(f);
   Isa::begin(f.groups);
-  for (std::int64_t p = 0; p < panels; ++p) {
+  for (std::int64_t p = 0; p < panels;) {
+    const int together = panels_together<Isa>(panels - p, n_tiles);
     const std::byte *record = w.data + (first + p) * w.panel_bytes, *at = record;
     int of_record = 0;
     for (std::int64_t c = 0; c < w.cols; c += most * kStepColumns, at += block_bytes) {
-      const std::int64_t ahead = distance_ahead(at, end, w.after);
-      if (!in_place && ahead != 0) ask_for(at + ahead, block_bytes);
+      // Of panels that are multiplied together the next ones are asked for.
+      const std::int64_t ahead = distance_ahead(at + (together - 1) * w.panel_bytes, end, w.after);
       const int steps = steps_of_block(most, w.cols, c);
-      expand<Isa>(f, record, of_record, steps, in_place, *expanded);
+      for (int i = 0; i < together; ++i) {
+        const std::int64_t of_panel = i * w.panel_bytes;
+        if (!in_place && ahead != 0) ask_for(at + of_panel + ahead, block_bytes);
+        expand<Isa>(f, record + of_panel, of_record, steps, in_place, expanded[i]);
+      }
       const std::byte* step = record + f.codes.codes_at + of_record * f.step_bytes;
       const std::uint8_t* codes = in_place ? reinterpret_cast<const std::uint8_t*>(step) : expanded->code;
-      products.multiply(*expanded, codes, stride, in_place ? ahead : 0, c, steps, p, tiles, n_tiles);
+      products.multiply(expanded, codes, stride, in_place ? ahead : 0, c, steps, p, together, tiles, n_tiles);
       for (of_record += most; of_record >= steps_of_record; of_record -= steps_of_record) record += f.record_bytes;
     }
+    p += together;
   }
   Isa::end();
 }
@@ -545,7 +577,10 @@ int quantized_tile_width(std::int64_t remaining, std::int64_t) {
   return Isa::kWidths[i];
 }
 
-inline std::int64_t quantized_scratch(const Weights&) { return static_cast<std::int64_t>(sizeof(Expanded)); }
+template <class Isa>
+inline std::int64_t quantized_scratch(const Weights&) {
+  return Isa::kPanels * static_cast<std::int64_t>(sizeof(Expanded));
+}
 
 /// Activations are bytes whatever they are elsewhere.
 inline void set_gemm(KernelTable& table, WeightKind kind, const Gemm& gemm) {
@@ -556,9 +591,9 @@ inline void set_gemm(KernelTable& table, WeightKind kind, const Gemm& gemm) {
 template <class Isa, class OfBytes = Isa>
 inline void fill_quantized(KernelTable& table) {
   const Gemm gemm{quantized_tile_width<Isa>, quantized_tile_bytes<kBlockSteps>,
-                  pack_bytes<typename Isa::Pack, kBlockSteps>, quantized_scratch, run_quantized<Isa>};
+                  pack_bytes<typename Isa::Pack, kBlockSteps>, quantized_scratch<Isa>, run_quantized<Isa>};
   const Gemm fine{quantized_tile_width<OfBytes>, quantized_tile_bytes<kFineSteps>,
-                  pack_bytes<typename Isa::Pack, kFineSteps>, quantized_scratch, run_quantized<OfBytes>};
+                  pack_bytes<typename Isa::Pack, kFineSteps>, quantized_scratch<OfBytes>, run_quantized<OfBytes>};
   set_gemm(table, WeightKind::quantized, gemm);
   set_gemm(table, WeightKind::quantized_coded, gemm);
   set_gemm(table, WeightKind::quantized_8, fine);

@@ -9,7 +9,7 @@ namespace {
 /// Expand: Expanded512 or what expands the same codes faster.
 template <class Tiles, class Expand>
 struct Amx : Expand {
-  static constexpr int kWidths[1] = {16};
+  static constexpr int kWidths[1] = {16}, kPanels = 1;
 
   template <int T, int G>
   static BlockKernel kernel(const QuantizedLayout&) {
@@ -138,8 +138,8 @@ struct Amx : Expand {
 };
 
 /// Fewer tokens than half a tile are faster without it.
-int tile_width(std::int64_t remaining, std::int64_t all) {
-  return remaining > 8 ? 16 : direct_tile_width(remaining, all);
+int tile_width(std::int64_t remaining, std::int64_t) {
+  return remaining > kWidest ? 16 : even_tile_width(remaining, kWidest);
 }
 
 /// The wide ones first, as they come.
@@ -171,7 +171,7 @@ template <class Tiles, class Run>
 void fill_quantized_tiles(KernelTable& table) {
   Gemm tiles = direct_gemm();
   tiles.tile_width = tile_width;
-  tiles.scratch_bytes = quantized_scratch;
+  tiles.scratch_bytes = quantized_scratch<Expanded512>;
   tiles.run = run_tiles<Tiles>;
   Gemm fine = tiles, coded = tiles;
   fine.tile_bytes = quantized_tile_bytes<kFineSteps>;

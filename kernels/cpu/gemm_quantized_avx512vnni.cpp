@@ -1,16 +1,15 @@
-#include "kernels/cpu/vnni512_expanded.h"
+#include "kernels/cpu/vnni512_pairs.h"
 
 namespace shoal::cpu {
-
 void fill_quantized_avx512vnni(KernelTable& table) {
   const Gemm direct = direct_gemm();
-  Gemm fine = direct, coded = direct;
-  fine.tile_width = direct_tile_width_8;
+  Gemm planes = direct, fine = direct, coded = direct;
+  planes.scratch_bytes = coded.scratch_bytes = quantized_scratch<Expanded512>;
+  planes.run = run_planes;
+  coded.run = run_quantized<Expanded512>;
   fine.tile_bytes = quantized_tile_bytes<kFineSteps>;
   fine.pack = pack_direct<kFineSteps>;
-  coded.scratch_bytes = quantized_scratch;
-  coded.run = run_quantized<Expanded512>;
-  set_gemm(table, WeightKind::quantized, direct);
+  set_gemm(table, WeightKind::quantized, planes);
   set_gemm(table, WeightKind::quantized_8, fine);
   set_gemm(table, WeightKind::quantized_coded, coded);
 }

@@ -115,10 +115,14 @@ void prefetch_lines(const std::byte* from, std::int64_t bytes) {
   asm volatile("");
 }
 
-/// Panels that come to `cost`, in whole groups of four (which share loads of activations) where there are so many.
+/// So many panels, in whole groups of four (which share loads of activations) where there are so many.
+std::int64_t whole_groups(std::int64_t panels) {
+  return panels >= 4 ? panels / 4 * 4 : std::max<std::int64_t>(panels, 1);
+}
+
+/// Panels that come to `cost`.
 std::int64_t panels_of_cost(double cost, double cost_of_one) {
-  const auto n = static_cast<std::int64_t>(cost / cost_of_one);
-  return n >= 4 ? n / 4 * 4 : std::max<std::int64_t>(n, 1);
+  return whole_groups(static_cast<std::int64_t>(cost / cost_of_one));
 }
 
 }  // namespace
@@ -199,8 +203,7 @@ void cut(int threads, std::span<const Product> products, std::vector<Piece>& pie
     const auto tiles_at_once = static_cast<std::size_t>((most_tokens + width - 1) / width);
     const std::int64_t tokens_at_once = std::min<std::int64_t>(tokens, std::int64_t(tiles_at_once) * width);
     const double cost = static_cast<double>(p.w->cols()) * (static_cast<double>(tokens_at_once) + kReadCost);
-    const std::int64_t panels =
-        std::min(panels_of_cost(wanted, cost), std::max<std::int64_t>(1, kPieceResults / tokens_at_once));
+    const std::int64_t panels = std::min(panels_of_cost(wanted, cost), whole_groups(kPieceResults / tokens_at_once));
     for (std::size_t tile = 0; tile < tiles; tile += tiles_at_once) {
       for (std::int64_t panel = 0; panel < p.w->panels(); panel += panels) {
         pieces.push_back(

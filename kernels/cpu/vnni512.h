@@ -26,11 +26,19 @@ void multiply_direct(const QuantizedLayout& f, const DirectStep& todo) {
   const std::byte* step = todo.panel;
   int left_of_record = 0;
   constexpr int kSteps = block_steps_of(kBits);
-  __m512 result[P][T];
+  // In registers where there are enough.
+  constexpr bool kHeld = true;
+  __m512 held[P][T];
 #pragma GCC unroll 4
   for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) result[p][t] = _mm512_setzero_ps();
+    for (int t = 0; t < T; ++t) {
+      if constexpr (kHeld) {
+        held[p][t] = _mm512_setzero_ps();
+      } else {
+        _mm512_storeu_ps(out + (p * T + t) * 16, _mm512_setzero_ps());
+      }
+    }
   }
 
   for (std::int64_t c = 0; c < cols; c += kSteps * kStepColumns) {
@@ -73,11 +81,13 @@ void multiply_direct(const QuantizedLayout& f, const DirectStep& todo) {
         }
 #pragma GCC unroll 8
         for (int i = 0; i < kQuads; ++i) {
-          const int q = g * kQuads + i;
+          // Quads that share a part of a plane of four bits follow one another, so that it is in a register no longer.
+          const int q = kGroups == 1 ? i % 2 * 4 + i / 2 : g * kQuads + i;
           __m512i code[P];
 #pragma GCC unroll 4
           for (int p = 0; p < P; ++p) {
-            code[p] = codes.quad(reinterpret_cast<const std::uint8_t*>(step + p * panel_bytes + f.scale_bytes), q);
+            const auto* planes = reinterpret_cast<const std::uint8_t*>(step + p * panel_bytes + f.scale_bytes);
+            code[p] = codes.quad(planes, q);
           }
           multiply_quads<P, T>(dot[i % kChains], code, bytes, q);
         }
@@ -128,20 +138,29 @@ void multiply_direct(const QuantizedLayout& f, const DirectStep& todo) {
     for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 8
       for (int t = 0; t < T; ++t) {
-        result[p][t] = _mm512_fmadd_ps(sum[p][t], _mm512_set1_ps(block.scales[t]), result[p][t]);
+        float* to = out + (p * T + t) * 16;
+        const __m512 of_token = _mm512_set1_ps(block.scales[t]);
+        if constexpr (kHeld) {
+          held[p][t] = _mm512_fmadd_ps(sum[p][t], of_token, held[p][t]);
+        } else {
+          _mm512_storeu_ps(to, _mm512_fmadd_ps(sum[p][t], of_token, _mm512_loadu_ps(to)));
+        }
       }
     }
     x += block_bytes_of(T, steps);
   }
+  if constexpr (!kHeld) return;
 #pragma GCC unroll 4
   for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) _mm512_storeu_ps(out + (p * T + t) * 16, result[p][t]);
+    for (int t = 0; t < T; ++t) _mm512_storeu_ps(out + (p * T + t) * 16, held[p][t]);
   }
 }
 
-/// Codes of 8 bits need no work. Several tiles take two panels together, and are as wide as registers suffice for then.
+/// Several tiles take two panels together, and are as wide as registers suffice for then; but not of codes that need
+/// many more (vnni512_pairs.h takes those out first).
 constexpr int kPair = 2, kWidestOfPair = 6;
+constexpr bool takes_pairs(int bits) { return bits == 4 || bits == 8; }
 /// One token uses them up faster than the memory brings one panel: it takes so many together, as streams side by side
 /// (59 GB/s where one panel has 40 and plain reading 60).
 constexpr int kStreams = 4;
@@ -153,44 +172,18 @@ inline DirectProduct product_of_width(int width, int panels) {
   if constexpr (kIndex + 1 < int(sizeof kDirectWidths / sizeof(int))) {
     if (width != kWidth) return product_of_width<kBits, kGroups, kTable, kOffsets, kIndex + 1>(width, panels);
   }
-  if constexpr (kBits == 8 && kWidth <= kWidestOfPair) {
+  if constexpr (takes_pairs(kBits) && kWidth <= kWidestOfPair) {
     if (panels == kPair) return multiply_direct<kBits, kGroups, kTable, kOffsets, kPair, kWidth>;
   }
   return multiply_direct<kBits, kGroups, kTable, kOffsets, 1, kWidth>;
 }
 
-template <int kBits, bool kTable>
-inline DirectProduct product_of_offsets(const QuantizedLayout& f, int width, int panels) {
-  // Groups of 16 columns have codes of three or six bits and are centred; six bits come in nothing else.
-  if constexpr (kBits == 6) return product_of_width<kBits, 2, false, Offsets::centred>(width, panels);
-  if constexpr (kBits == 3) {
-    if (f.groups == 2) return product_of_width<kBits, 2, false, Offsets::centred>(width, panels);
-  }
-  if constexpr (kTable) return product_of_width<kBits, 1, true, Offsets::centred>(width, panels);
-  if (is_centred(f)) return product_of_width<kBits, 1, false, Offsets::centred>(width, panels);
-  if constexpr (kBits == 4 || kBits == 5) {
-    if (has_paired_minima(f)) return product_of_width<kBits, 1, false, Offsets::paired>(width, panels);
-  }
-  return product_of_width<kBits, 1, false, Offsets::other>(width, panels);
-}
-
-/// Of one panel, or of kPair where codes have 8 bits.
+/// Of one panel, or of kPair where that takes_pairs().
 inline DirectProduct direct_product(const QuantizedLayout& f, int width, int panels) {
   if (f.nibbles) return product_with_nibbles(f, width);
-  switch (f.bits) {
-    case 2:
-      return product_of_offsets<2, false>(f, width, panels);
-    case 3:
-      return product_of_offsets<3, false>(f, width, panels);
-    case 4:
-      return f.table ? product_of_offsets<4, true>(f, width, panels) : product_of_offsets<4, false>(f, width, panels);
-    case 5:
-      return product_of_offsets<5, false>(f, width, panels);
-    case 6:
-      return product_of_offsets<6, false>(f, width, panels);
-    default:
-      return product_of_offsets<8, false>(f, width, panels);
-  }
+  return of_planes(f, [=]<int kBits, int kGroups, bool kTable, Offsets kOffsets>() {
+    return product_of_width<kBits, kGroups, kTable, kOffsets>(width, panels);
+  });
 }
 
 /// Of kStreams panels, where takes_streams().
@@ -226,7 +219,7 @@ inline void run_direct(const Weights& w, std::int64_t first, std::int64_t panels
   const QuantizedLayout& f = w.quantized;
   const std::int64_t steps = w.cols / kStepColumns, lines_of_panel = (w.panel_bytes + kLine - 1) / kLine;
   const std::int64_t lines = (lines_of_panel + steps * n_tiles - 1) / (steps * n_tiles);
-  const int most = f.bits == 8 && tiles[0].width <= kWidestOfPair ? kPair : 1;
+  const int most = takes_pairs(f.bits) && tiles[0].width <= kWidestOfPair ? kPair : 1;
   for (std::int64_t p = 0; p < panels;) {
     const int together = panels - p >= most ? most : 1;
     const bool last = p + together == panels;
@@ -247,9 +240,8 @@ inline void run_direct(const Weights& w, std::int64_t first, std::int64_t panels
   }
 }
 
-inline int direct_tile_width(std::int64_t remaining, std::int64_t) { return even_tile_width(remaining, kWidest); }
-/// Of codes of 8 bits. Few tokens wait for memory, and pass in as few tiles as can be.
-inline int direct_tile_width_8(std::int64_t remaining, std::int64_t all) {
+/// Few tokens wait for memory, and pass in as few tiles as can be; more are multiplied with pairs of panels.
+inline int direct_tile_width(std::int64_t remaining, std::int64_t all) {
   return even_tile_width(remaining, all <= 2 * kWidest ? kWidest : kWidestOfPair);
 }
 

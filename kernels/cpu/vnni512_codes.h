@@ -54,6 +54,39 @@ struct Codes {
 /// How what a code stands above zero is taken off: is_centred(), has_paired_minima(), any other way.
 enum class Offsets { centred, paired, other };
 
+/// use<bits, groups, table, offsets>() of a format whose codes are planes and whose factors are no nibbles.
+template <int kBits, bool kTable, class Use>
+inline auto of_offsets(const QuantizedLayout& f, const Use& use) {
+  // Groups of 16 columns have codes of three or six bits and are centred; six bits come in nothing else.
+  if constexpr (kBits == 6) return use.template operator()<kBits, 2, false, Offsets::centred>();
+  if constexpr (kBits == 3) {
+    if (f.groups == 2) return use.template operator()<kBits, 2, false, Offsets::centred>();
+  }
+  if constexpr (kTable) return use.template operator()<kBits, 1, true, Offsets::centred>();
+  if (is_centred(f)) return use.template operator()<kBits, 1, false, Offsets::centred>();
+  if constexpr (kBits == 4 || kBits == 5) {
+    if (has_paired_minima(f)) return use.template operator()<kBits, 1, false, Offsets::paired>();
+  }
+  return use.template operator()<kBits, 1, false, Offsets::other>();
+}
+template <class Use>
+inline auto of_planes(const QuantizedLayout& f, const Use& use) {
+  switch (f.bits) {
+    case 2:
+      return of_offsets<2, false>(f, use);
+    case 3:
+      return of_offsets<3, false>(f, use);
+    case 4:
+      return f.table ? of_offsets<4, true>(f, use) : of_offsets<4, false>(f, use);
+    case 5:
+      return of_offsets<5, false>(f, use);
+    case 6:
+      return of_offsets<6, false>(f, use);
+    default:
+      return of_offsets<8, false>(f, use);
+  }
+}
+
 /// The scales of a record's rows.
 struct Head {
   __m512 d, dmin, zero;

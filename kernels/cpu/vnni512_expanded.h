@@ -2,13 +2,15 @@
 #include "kernels/cpu/vnni512.h"
 
 /// Products with AVX-512 VNNI of blocks that were expanded to bytes (gemm_quantized.inl): of formats whose codes cost
-/// too much to take out to do so for every tile.
+/// too much to take out for every tile, and of all where tiles are many. Codes are as Codes<> has them: shifted left,
+/// but for those in tables and those with whole factors.
 namespace shoal::cpu {
 namespace {
 
 struct Expanded512 : Convert512 {
   static constexpr int kWidths[] = {1, 2, 3, 4, 5, 6, 7, 8};
   static constexpr bool kWholeFactors = true;
+  static constexpr int kPanels = 2;
   static void begin(int) {}
   static void end() {}
 
@@ -18,9 +20,11 @@ struct Expanded512 : Convert512 {
     f.groups == 2 ? take_pairs_of<2>(f, record, half, out) : take_pairs_of<1>(f, record, half, out);
   }
 
-  template <int T, int G>
+  template <int T, int G, int P>
   static BlockKernel kernel(const QuantizedLayout& f) {
-    return has_whole_factors(f) ? multiply_whole_factors<T, G> : multiply_scales<T, G>;
+    if (has_whole_factors(f)) return multiply_whole_factors<T, G, P>;
+    if (is_centred(f)) return multiply_scales<T, G, P, Offsets::centred>;
+    return has_paired_minima(f) ? multiply_scales<T, G, P, Offsets::paired> : multiply_scales<T, G, P, Offsets::other>;
   }
 
  private:
@@ -38,80 +42,138 @@ struct Expanded512 : Convert512 {
     _mm512_store_ps(out.pair_unit, unit.minimum);
   }
 
-  /// dot[t] += the products of group g of step s.
-  template <int T, int G>
-  static SHOAL_INLINE void add_products(const BlockProduct& p, int s, int g, __m512i (&dot)[T]) {
+  /// dot[p][t] += the products of group g of step s.
+  template <int T, int G, int P>
+  static SHOAL_INLINE void add_products(const BlockProduct& todo, int s, int g, __m512i (&dot)[P][T]) {
     constexpr int kQuads = kQuadsOfStep / G;
-    const std::uint8_t* codes = p.codes + s * kStepCodes;
-    const auto* bytes = reinterpret_cast<const int*>(p.x + s * T * kStepColumns);
+    const auto* bytes = reinterpret_cast<const int*>(todo.x + s * T * kStepColumns);
 #pragma GCC unroll 8
     for (int i = 0; i < kQuads; ++i) {
       const int q = g * kQuads + i;
-      const __m512i code = _mm512_load_si512(codes + q * 64);
-#pragma GCC unroll 8
-      for (int t = 0; t < T; ++t) multiply_quad(dot[t], code, bytes[t * kQuadsOfStep + q]);
+      __m512i code[P];
+#pragma GCC unroll 2
+      for (int p = 0; p < P; ++p) code[p] = _mm512_load_si512(todo.weights[p].code + s * kStepCodes + q * 64);
+      multiply_quads<P, T>(dot, code, bytes, q);
     }
   }
 
-  template <int T, int G>
-  static void multiply_scales(const BlockProduct& p) {
-    __m512 sum[T];
+  template <int T, int G, int P, Offsets kOffsets>
+  static void multiply_scales(const BlockProduct& todo) {
+    const auto parts = todo.parts<T>();
+    const Expanded* const weights = todo.weights;
+    float* const out = todo.out;
+    const int steps = todo.steps;
+    __m512 sum[P][T];
+#pragma GCC unroll 2
+    for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) sum[t] = _mm512_setzero_ps();
-    for (int s = 0; s < p.steps; ++s) {
+      for (int t = 0; t < T; ++t) sum[p][t] = _mm512_setzero_ps();
+    }
+    for (int s = 0; s < steps; ++s) {
 #pragma GCC unroll 2
       for (int g = 0; g < G; ++g) {
-        const std::int32_t* sums = p.sums<T, G>(s, g);
-        __m512i dot[T];
-#pragma GCC unroll 8
-        for (int t = 0; t < T; ++t) dot[t] = p.minima ? _mm512_setzero_si512() : _mm512_set1_epi32(p.start_of(sums[t]));
-        add_products<T, G>(p, s, g, dot);
-        const __m512 scale = _mm512_load_ps(p.weights->scale[s * G + g]);
-#pragma GCC unroll 8
-        for (int t = 0; t < T; ++t) sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[t]), scale, sum[t]);
-        if (!p.minima) continue;
-        const __m512 minimum = _mm512_load_ps(p.weights->minimum[s * G + g]);
+        const std::int32_t* sums = todo.sums<T, G>(s, g);
+        __m512i dot[P][T];
 #pragma GCC unroll 8
         for (int t = 0; t < T; ++t) {
-          sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_set1_epi32(sums[t])), minimum, sum[t]);
+          const __m512i start = kOffsets == Offsets::centred ? _mm512_set1_epi32(sums[t]) : _mm512_setzero_si512();
+#pragma GCC unroll 2
+          for (int p = 0; p < P; ++p) dot[p][t] = start;
+        }
+        add_products<T, G, P>(todo, s, g, dot);
+#pragma GCC unroll 2
+        for (int p = 0; p < P; ++p) {
+          const __m512 scale = _mm512_load_ps(weights[p].scale[s * G + g]);
+#pragma GCC unroll 8
+          for (int t = 0; t < T; ++t) sum[p][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[p][t]), scale, sum[p][t]);
+          if constexpr (kOffsets != Offsets::other) continue;
+          const __m512 minimum = _mm512_load_ps(weights[p].minimum[s * G + g]);
+#pragma GCC unroll 8
+          for (int t = 0; t < T; ++t) {
+            sum[p][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_set1_epi32(sums[t])), minimum, sum[p][t]);
+          }
         }
       }
     }
-    const float* of_tokens = p.parts<T>().scales;
+#pragma GCC unroll 2
+    for (int p = 0; p < P; ++p) {
+      if constexpr (kOffsets == Offsets::paired) {
+        const __m512i first = _mm512_load_si512(weights[p].pairs[0]), second = _mm512_load_si512(weights[p].pairs[1]);
+        const __m512 unit = _mm512_load_ps(weights[p].pair_unit);
 #pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) {
-      float* out = p.out + t * 16;
-      _mm512_storeu_ps(out, _mm512_fmadd_ps(sum[t], _mm512_set1_ps(of_tokens[t]), _mm512_loadu_ps(out)));
+        for (int t = 0; t < T; ++t) {
+          __m512i taken = _mm512_setzero_si512();
+          multiply_pair(taken, first, parts.pairs[t]);
+          multiply_pair(taken, second, parts.pairs[T + t]);
+          sum[p][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(taken), unit, sum[p][t]);
+        }
+      }
+#pragma GCC unroll 8
+      for (int t = 0; t < T; ++t) {
+        float* to = out + (p * T + t) * 16;
+        _mm512_storeu_ps(to, _mm512_fmadd_ps(sum[p][t], _mm512_set1_ps(parts.scales[t]), _mm512_loadu_ps(to)));
+      }
     }
   }
 
-  template <int T, int G>
-  static void multiply_whole_factors(const BlockProduct& p) {
+  template <int T, int G, int P>
+  static void multiply_whole_factors(const BlockProduct& todo) {
     constexpr int kPairs = kBlockSteps * G / 2;
-    const auto parts = p.parts<T>();
+    const auto parts = todo.parts<T>();
     const std::int32_t* sums = G == 2 ? parts.halves : parts.pairs;
-    __m512i scaled[T], taken[T];
+    __m512i scaled[P][T];
+#pragma GCC unroll 2
+    for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) scaled[t] = taken[t] = _mm512_setzero_si512();
-    for (int pair = 0; pair < kPairs; ++pair) {
-      __m512i first[T], second[T];
-#pragma GCC unroll 8
-      for (int t = 0; t < T; ++t) first[t] = second[t] = _mm512_setzero_si512();
-      add_products<T, G>(p, G == 2 ? pair : 2 * pair, 0, first);
-      add_products<T, G>(p, G == 2 ? pair : 2 * pair + 1, G - 1, second);
-      const __m512i scales = _mm512_load_si512(p.weights->scale_pairs[pair]);
-#pragma GCC unroll 8
-      for (int t = 0; t < T; ++t) scaled[t] = _mm512_dpwssd_epi32(scaled[t], scales, pair_of(first[t], second[t]));
+      for (int t = 0; t < T; ++t) scaled[p][t] = _mm512_setzero_si512();
     }
+    for (int pair = 0; pair < kPairs; ++pair) {
+      if constexpr (P == 1) {
+        __m512i first[P][T], second[P][T];
+#pragma GCC unroll 8
+        for (int t = 0; t < T; ++t) first[0][t] = second[0][t] = _mm512_setzero_si512();
+        add_products<T, G, P>(todo, G == 2 ? pair : 2 * pair, 0, first);
+        add_products<T, G, P>(todo, G == 2 ? pair : 2 * pair + 1, G - 1, second);
+        const __m512i scales = _mm512_load_si512(todo.weights->scale_pairs[pair]);
+#pragma GCC unroll 8
+        for (int t = 0; t < T; ++t) {
+          scaled[0][t] = _mm512_dpwssd_epi32(scaled[0][t], scales, pair_of(first[0][t], second[0][t]));
+        }
+        continue;
+      }
+      // Sums of two groups of two panels are more than registers hold: each is multiplied by itself.
+#pragma GCC unroll 2
+      for (int i = 0; i < 2; ++i) {
+        __m512i dot[P][T];
+#pragma GCC unroll 2
+        for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 8
+          for (int t = 0; t < T; ++t) dot[p][t] = _mm512_setzero_si512();
+        }
+        add_products<T, G, P>(todo, G == 2 ? pair : 2 * pair + i, G == 2 ? i : 0, dot);
+#pragma GCC unroll 2
+        for (int p = 0; p < P; ++p) {
+          const __m512i pairs = _mm512_load_si512(todo.weights[p].scale_pairs[pair]);
+          const __m512i scale = _mm512_srli_epi32(i == 0 ? _mm512_slli_epi32(pairs, 16) : pairs, 16);
+#pragma GCC unroll 8
+          for (int t = 0; t < T; ++t) scaled[p][t] = _mm512_dpwssd_epi32(scaled[p][t], scale, dot[p][t]);
+        }
+      }
+    }
+#pragma GCC unroll 2
+    for (int p = 0; p < P; ++p) {
+      const Expanded& weights = todo.weights[p];
+      const WholeUnits unit{_mm512_load_ps(weights.unit), _mm512_load_ps(weights.pair_unit)};
+#pragma GCC unroll 8
+      for (int t = 0; t < T; ++t) {
+        __m512i taken = _mm512_setzero_si512();
 #pragma GCC unroll 4
-    for (int pair = 0; pair < kPairs; ++pair) {
-      const __m512i minima = _mm512_load_si512(p.weights->minimum_pairs[pair]);
-#pragma GCC unroll 8
-      for (int t = 0; t < T; ++t) multiply_pair(taken[t], minima, sums[pair * T + t]);
+        for (int pair = 0; pair < kPairs; ++pair) {
+          multiply_pair(taken, _mm512_load_si512(weights.minimum_pairs[pair]), sums[pair * T + t]);
+        }
+        add_whole(unit, scaled[p][t], taken, parts.scales[t], todo.out + (p * T + t) * 16);
+      }
     }
-    const WholeUnits unit{_mm512_load_ps(p.weights->unit), _mm512_load_ps(p.weights->pair_unit)};
-#pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) add_whole(unit, scaled[t], taken[t], parts.scales[t], p.out + t * 16);
   }
 };
 
