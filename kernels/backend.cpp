@@ -23,6 +23,12 @@ void Backend::gather_rows(Rows<const float> x, std::span<const std::int64_t> row
   for (std::int64_t i = 0; i < out.rows; ++i) std::copy_n(x[rows[static_cast<std::size_t>(i)]], out.cols, out[i]);
 }
 
+std::optional<std::int64_t> prompt_break_even(const MlaShape& shape, const MlaUp& up) {
+  const std::int64_t rank = shape.kv_lora_rank, own = up.k_up[0].cols() + up.v_up[0].rows();
+  if (2 * rank <= own) return std::nullopt;
+  return own * rank / (2 * rank - own);
+}
+
 void Backend::mla_prompt_attention(Rows<const float>, const MlaShape&, const MlaUp&, float,
                                    std::span<const AttentionQuery>, const KvLayer&, Rows<float>) {
   fail("this device has no attention with keys and values made of latents");

@@ -62,9 +62,18 @@ struct MlaShape {
 struct MlaUp {
   std::span<const Matrix> k_up, v_up;
 };
+/// What makes MLA's prompt form worth its expansion of the cache: so many queries of one sequence, and so many that see
+/// a position on average.
+struct PromptFrom {
+  std::int64_t queries, seeing;
+};
 struct GqaShape {
   int heads, kv_heads, head_dim;
 };
+
+/// Queries that must see a position for the prompt form to take less arithmetic; nothing: it never does. A position
+/// costs it (nope + value) rank once more, and each query 2 rank - nope - value less at it.
+std::optional<std::int64_t> prompt_break_even(const MlaShape& shape, const MlaUp& up);
 
 enum class Scoring { softmax, sigmoid };
 /// How a group of experts is scored before `topk_group` groups are kept: V2 by its best expert, V3 by its two best.
@@ -210,9 +219,9 @@ class Backend {
   /// q [tokens, heads * (qk_nope_head_dim + qk_rope_head_dim)]: rotated. out [tokens, heads * v_head_dim].
   virtual void mla_prompt_attention(Rows<const float> q, const MlaShape& shape, const MlaUp& up, float scale,
                                     std::span<const AttentionQuery> queries, const KvLayer& cache, Rows<float> out);
-  /// From how many queries of one sequence on mla_prompt_attention() is the better way; nothing: it is not there. The
-  /// two forms round differently, so with one that is there a prompt's last bits depend on how it was cut into chunks.
-  virtual std::optional<std::int64_t> mla_prompt_from(const MlaShape&, const MlaUp&, const KvLayer&) const {
+  /// From where on mla_prompt_attention() is the better way; nothing: it is not there. The two forms round differently,
+  /// so with one that is there a prompt's last bits depend on how it was cut into chunks.
+  virtual std::optional<PromptFrom> mla_prompt_from(const MlaShape&, const MlaUp&, const KvLayer&) const {
     return std::nullopt;
   }
 

@@ -197,7 +197,7 @@ class LlamaCpp:
         """Tokens/s of a prefill of `sequences` prompts and of decoding them all."""
         settings = llama_cpp.llama_context_default_params()
         settings.n_ctx = sequences * (PROMPT + STEPS + 8)
-        settings.n_batch = settings.n_ubatch = 512
+        settings.n_batch, settings.n_ubatch = max(PROMPT, 512), 512
         settings.n_seq_max = sequences
         settings.n_threads = settings.n_threads_batch = self.threads
         context = llama_cpp.llama_init_from_model(self.model, settings)
@@ -237,7 +237,8 @@ def run_shoal(model, threads, batches):
     """With --compute bf16: as with llama.cpp, the KV cache has 16 bits."""
     command = [str(ROOT / "build/shoal"), "bench", *model, "--threads", str(threads), "--quiet", "--json",
                "--isa", ISA, "--concurrency", ",".join(map(str, batches)), "--prompt-tokens", str(PROMPT),
-               "--output-tokens", str(STEPS), "--compute", "bf16", "--kv-cache-gb", "1"]
+               "--output-tokens", str(STEPS), "--compute", "bf16", "--kv-cache-gb", "1",
+               "--max-model-len", str(max(PROMPT + STEPS, MODEL["context"]))]
     report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     return report["device"], {r["concurrency"]: r for r in report["results"]}
 
@@ -283,11 +284,20 @@ def operations_per_token(m):
     return total
 
 
+def seconds_per_prompt_token(m, machine, floats):
+    """At the best rates: of products with weights, and of attention in BF16 to half of the prompt."""
+    rates = {name: value for name, value in machine.items() if name != "read"}
+    in_floats = max(value for name, value in rates.items() if "bytes" not in name)
+    attention = m["layers"] * m["heads"] * (m["nope"] + m["rope"] + m["value"]) * PROMPT
+    return (operations_per_token(m) / (in_floats if floats else max(rates.values())) + attention / in_floats) / 1e9
+
+
 def cpu_name():
     return re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
 
 
 def main():
+    global MODEL, ISA, PROMPT
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True, help="where the models are made and kept (8 GB each)")
     parser.add_argument("--types", nargs="+", default=["Q8_0", "Q4_K_M", "BF16", "FP8"],
@@ -297,6 +307,7 @@ def main():
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--isa", default="auto", help="Shoal's, and the limits' (build the peer for no more than that: "
                         "-DGGML_NATIVE=OFF -DGGML_AVX2=ON ...)")
+    parser.add_argument("--prompt", type=int, default=PROMPT, help="tokens")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only-make", action="store_true", help="make the models and measure nothing")
     options = parser.parse_args()
@@ -307,8 +318,7 @@ def main():
     llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
 
-    global MODEL, ISA
-    MODEL, ISA = SHAPES[options.shape], options.isa
+    MODEL, ISA, PROMPT = SHAPES[options.shape], options.isa, options.prompt
     copies = options.shape == "r1-layers"
     kinds = options.types if copies else ["BF16", *options.types]
     files = {kind: options.folder / f"{options.shape}-{kind}.gguf" for kind in kinds if kind != "FP8"}
@@ -330,9 +340,9 @@ def main():
     print("limits: " + ", ".join(f"{name} {value:.0f}" for name, value in machine.items()))
     for kind in options.types:
         floats = kind in ("BF16", "FP8")
-        rates = [value for name, value in machine.items()
-                 if name != "read" and (not floats or "bytes" not in name)]
-        most_tokens = max(rates) * 1e9 / operations_per_token(MODEL)
+        most_tokens = 1 / seconds_per_prompt_token(MODEL, machine, floats)
+        # Of a sequence in the KV cache, in BF16.
+        cached_bytes = MODEL["layers"] * (MODEL["kv_lora"] + MODEL["rope"]) * 2 * PROMPT
         engines = {}  # name: function of a batch giving (prefill, decode) and, of Shoal, the limit of decoding
         if kind != "FP8":
             peer = LlamaCpp(files[kind], options.threads)
@@ -348,7 +358,7 @@ def main():
             else:
                 device, results = run_shoal(["--model", str(files[kind])], options.threads, [batch])
             r, read = results[batch], max(before, limits(options.threads, "read")["read"])
-            by_reading = read * 1e9 / r["weight_bytes_per_step"] * batch
+            by_reading = read * 1e9 / (r["weight_bytes_per_step"] + batch * cached_bytes) * batch
             return r["prefill_tokens_per_s"], r["decode_tokens_per_s"], min(by_reading, most_tokens)
 
         engines["Shoal"] = ours

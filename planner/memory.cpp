@@ -45,6 +45,19 @@ double cpu_activations(const ModelConfig& c, double tokens, int tensor_parallel,
   return 4 * (tokens * width + logits) + tokens * (packed_bytes * (widest_input + inputs + gated) + 4 * gated);
 }
 
+/// What prompts of up to `context` tokens take besides on a CPU with BF16 dot products
+/// (kernels/cpu/prompt_attention.h): some heads' keys and values, as floats and in BF16, and kv_b_proj's half for keys
+/// turned; rooms grow by half.
+double cpu_prompt_attention(const ModelConfig& c, double context) {
+  constexpr double at_once = 512, most_bytes = 64 << 20, growth = 1.5;
+  if (!c.is_mla()) return 0;
+  const double heads = c.num_attention_heads, own = c.qk_nope_head_dim + c.v_head_dim;
+  const double of_head = 2 * context * (c.qk_head_dim() + c.v_head_dim);
+  const double together = std::clamp(std::floor(most_bytes / of_head), 1.0, heads);
+  return growth * (together * of_head + 4 * std::min(context, at_once) * (together * own + c.kv_width())) +
+         2 * heads * c.qk_nope_head_dim * c.kv_lora_rank;
+}
+
 double gpu_activations(const ModelConfig& c, double tokens, int tensor_parallel, double pairs, double expert_width) {
   const double heads = std::ceil(static_cast<double>(c.num_attention_heads) / tensor_parallel);
   const double attention =
@@ -236,7 +249,8 @@ RankMemory rank_memory(const ModelConfig& config, const HeldWeights& weights, co
                                         weights.quantized() ? packed_int8
                                         : bf16_rows         ? packed_bf16
                                                             : packed_f32,
-                                        routed, expert_width, workload.mtp);
+                                        routed, expert_width, workload.mtp) +
+                            (bf16_rows ? cpu_prompt_attention(config, workload.context) : 0);
   const double cached = static_cast<double>(workload.concurrency) * workload.context;
   m.reserve = gpu ? gpu_reserve : cpu_reserve + (rank == 0 ? server_reserve + token_reserve * cached : 0);
   if (device.companion) m.companion = dense + m.kv + gpu_activations(config, tokens, tp, 0, 0) + gpu_reserve;

@@ -10,6 +10,8 @@ constexpr std::int64_t kStateFloats = 32 * 1024;
 constexpr int kMostHeads = 32, kFewestHeads = 8;
 constexpr int kItemsPerThread = 4;
 
+std::int64_t items_wanted(const Team& team) { return std::int64_t{kItemsPerThread} * team.pool.size(); }
+
 std::int64_t stretches(std::int64_t length) { return (length + kStretch - 1) / kStretch; }
 
 /// A stretch's results: for `rows` heads, [rows] largest, [rows] sums, [rows, value_dim] values.
@@ -104,7 +106,7 @@ void Attention::run(Team& team, Rows<const float> q, const HeadGroups& shape, fl
   std::int64_t longest = 0;
   for (const Item& item : items_) longest = std::max(longest, item.longest);
   // Few queries with long pasts: their stretches are spread over the threads as well.
-  const bool few = static_cast<int>(items_.size()) < 2 * team.pool.size();
+  const bool few = std::ssize(items_) < items_wanted(team);
   if (few && team.pool.size() > 1 && stretches(longest) > 1) {
     run_split(team, call);
   } else {
@@ -114,10 +116,13 @@ void Attention::run(Team& team, Rows<const float> q, const HeadGroups& shape, fl
 
 void Attention::divide(const Team& team, const HeadGroups& shape, std::span<const AttentionQuery> queries) {
   const auto n = static_cast<std::int64_t>(queries.size());
-  // Heads together share the reading of keys; fewer of them give more threads something to do.
+  // Heads together share the reading of keys; where contexts are too short to be split instead, fewer of them give
+  // more threads something to do.
   int heads = std::min(shape.heads, kMostHeads);
-  const std::int64_t wanted = std::int64_t{kItemsPerThread} * team.pool.size();
-  while (heads >= 2 * kFewestHeads && n * shape.groups * (shape.heads / heads) < wanted)
+  const std::int64_t wanted = items_wanted(team);
+  std::int64_t parts = 0;  // queries, or the stretches they see
+  for (const AttentionQuery& query : queries) parts += std::max<std::int64_t>(1, stretches(query.length));
+  while (heads >= 2 * kFewestHeads && parts * shape.groups * (shape.heads / heads) < wanted)
     heads = (heads / 2 + 3) / 4 * 4;
   const std::int64_t state_tokens = std::max<std::int64_t>(1, kStateFloats / (std::int64_t{heads} * shape.value_dim));
   const std::int64_t items_a_query = std::int64_t{shape.groups} * ((shape.heads + heads - 1) / heads);

@@ -45,11 +45,12 @@ inline void widen_groups(const std::byte* row, const std::byte* values, std::int
   }
 }
 
-/// Elements of a cache row as floats.
-inline void widen(const AttentionStretch& a, const std::byte* row, std::int64_t column, std::int64_t n, float* out) {
-  if (a.cache_type == KvType::bf16) return widen_bf16(reinterpret_cast<const std::uint16_t*>(row) + column, n, out);
-  const std::byte* values = row + 2 * kv_groups(a.cache_width);
-  if (a.cache_type == KvType::fp8)
+/// Elements of a row of a cache that is not F32 as floats, to whole groups of a scaled one.
+inline void widen(KvType type, std::int64_t width, const std::byte* row, std::int64_t column, std::int64_t n,
+                  float* out) {
+  if (type == KvType::bf16) return widen_bf16(reinterpret_cast<const std::uint16_t*>(row) + column, n, out);
+  const std::byte* values = row + 2 * kv_groups(width);
+  if (type == KvType::fp8)
     widen_groups(
         row, values, column, n, kF8Unit, [](const std::byte* p) { return lanes_load_f8(p); }, out);
   else
@@ -75,12 +76,12 @@ inline void load_block(const AttentionStretch& a, std::int64_t first, std::int64
       continue;
     }
     float* key = keys + j * padded(a.key_dim);
-    widen(a, p, a.key_offset, a.key_dim, key);
+    widen(a.cache_type, a.cache_width, p, a.key_offset, a.key_dim, key);
     block.key[j] = key;
     block.value[j] = key + (a.value_offset - a.key_offset);
     if (!values_among_keys) {
       float* value = values + j * padded(a.value_dim);
-      widen(a, p, a.value_offset, a.value_dim, value);
+      widen(a.cache_type, a.cache_width, p, a.value_offset, a.value_dim, value);
       block.value[j] = value;
     }
   }
@@ -133,7 +134,8 @@ inline void score_block(const float* q, std::int64_t q_head_step, int heads, con
 }
 
 /// Scores become weights exp(score - largest); returns what earlier sums must be multiplied by.
-inline float soften(float* scores, int positions, float scale, float& largest, float& sum) {
+__attribute__((always_inline)) inline float soften(float* scores, int positions, float scale, float& largest,
+                                                   float& sum) {
   const float infinity = __builtin_inff();
   const int whole = (positions + kVec - 1) / kVec * kVec;
   for (int j = 0; j < whole; j += kVec) vec_store(scores + j, vec_load(scores + j) * vec_set(scale));
@@ -142,7 +144,7 @@ inline float soften(float* scores, int positions, float scale, float& largest, f
   for (int j = 0; j < whole; j += kVec) best = vec_greater(best, vec_load(scores + j));
   const float now = vec_max(best);
   // No score yet, or none above -inf: what was gathered so far weighs nothing.
-  const float factor = largest == -infinity ? 0.0f : __builtin_expf(largest - now);
+  const float factor = largest == -infinity ? 0.0f : largest == now ? 1.0f : __builtin_expf(largest - now);
   Vec total = vec_set(0.0f);
   for (int j = 0; j < whole; j += kVec) {
     const Vec weight = vec_exp(vec_load(scores + j) - vec_set(now));
@@ -272,9 +274,18 @@ void attention_finish(const float* values, float sum, float* out, int value_dim)
       [&](std::int64_t i, std::int64_t left) { vec_store_first(out + i, vec_load_first(values + i, left) / s, left); });
 }
 
+void load_kv(KvType type, const std::byte* row, std::int64_t width, std::int64_t n, float* out) {
+  if (type == KvType::f32) {
+    std::memcpy(out, row, static_cast<std::size_t>(n) * sizeof(float));
+  } else {
+    widen(type, width, row, 0, n, out);
+  }
+}
+
 inline void fill_attention(KernelTable& table) {
   table.attention_scratch = attention_scratch;
   table.attend = attend;
+  table.load_kv = load_kv;
   table.attention_merge = attention_merge;
   table.attention_finish = attention_finish;
 }

@@ -8,6 +8,7 @@
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/kernel_table.h"
 #include "kernels/cpu/linear.h"
+#include "kernels/cpu/prompt_attention.h"
 #include "kernels/cpu/router.h"
 #include "kernels/huge_pages.h"
 
@@ -122,6 +123,17 @@ class CpuBackend final : public Backend {
     attention_.run(team_, q, {1, shape.heads, width, shape.kv_lora_rank, 0, 0, 0, 0}, scale, queries, cache, out);
   }
 
+  std::optional<PromptFrom> mla_prompt_from(const MlaShape& shape, const MlaUp& up, const KvLayer&) const override {
+    if (!PromptAttention::takes(team_, shape, up)) return std::nullopt;
+    const auto seeing = prompt_break_even(shape, up);
+    return seeing ? std::optional(PromptFrom{*seeing, *seeing}) : std::nullopt;
+  }
+
+  void mla_prompt_attention(Rows<const float> q, const MlaShape& shape, const MlaUp& up, float scale,
+                            std::span<const AttentionQuery> queries, const KvLayer& cache, Rows<float> out) override {
+    prompt_attention_.run(team_, linear_, q, shape, up, scale, queries, cache, out);
+  }
+
   void gqa_attention(Rows<const float> q, const GqaShape& shape, float scale, std::span<const AttentionQuery> queries,
                      const KvLayer& cache, Rows<float> out) override {
     const int dim = shape.head_dim;
@@ -157,6 +169,7 @@ class CpuBackend final : public Backend {
   std::vector<LinearJob> jobs_;
   Experts experts_;
   Attention attention_;
+  PromptAttention prompt_attention_;
   std::vector<Router> routers_;  // one for each thread
   ExpertBatch whole_;            // feed_forward's
 };

@@ -39,7 +39,10 @@ KernelTable make_avx512() {
   if (has_avx512_bf16()) fill_gemm_avx512bf16(t);
   if (has_avx512_bf16() && has_avx512_vbmi()) fill_gemm_avx512vbmi(t);
   fill_vector_avx512(t);
-  if (has_avx512_bf16()) fill_attention_avx512bf16(t);
+  if (has_avx512_bf16()) {
+    fill_attention_avx512bf16(t);
+    fill_prompt_attention_avx512bf16(t);
+  }
   return t;
 }
 

@@ -92,6 +92,26 @@ struct AttentionStretch {
 /// split over threads changes no sum.
 constexpr std::int64_t kStretch = 512;
 
+/// Positions of a block of keys and values, columns its values are a multiple of, and queries at most, of a PromptHead.
+constexpr int kPromptBlock = 32, kPromptColumns = 32, kPromptRows = 96;
+
+/// Attention of some queries of one head, in ascending order, over keys and values in BF16. By block of positions:
+/// keys as pairs of columns [key_dim / 2][kPromptBlock][2], values as pairs of positions
+/// [kPromptBlock / 2][value_dim][2].
+struct PromptHead {
+  const std::uint16_t* blocks;
+  std::int64_t block_elements;
+  int key_dim, value_dim;
+  float scale;
+  int rows;
+  const AttentionQuery* queries;  // [rows]; only lengths are read
+  const float* q;                 // row r: q + r * q_step, key_dim floats
+  std::int64_t q_step;
+  float* out;  // value_dim floats each
+  std::int64_t out_step;
+  float* scratch;  // prompt_scratch(key_dim, value_dim) floats, 64-byte aligned
+};
+
 struct KernelTable {
   int f8_block_columns;          // WeightKind::f8 takes scale blocks of a multiple of so many columns
   Gemm gemm[kWeightKinds];       // activations as they are
@@ -116,6 +136,14 @@ struct KernelTable {
   /// multiple of 64 columns; null where there is nothing faster than the above.
   std::int64_t (*attention_scratch_bf16)(int tokens, int heads, int key_dim, int value_dim);
   void (*attend_bf16)(const AttentionStretch& stretch);
+  /// Null where attend_prompt is: positions' floats as a block's keys or values; of columns an even number, and a
+  /// multiple of kPromptColumns.
+  void (*pack_prompt_keys)(const float* const* rows, int positions, std::int64_t columns, std::uint16_t* out);
+  void (*pack_prompt_values)(const float* const* rows, int positions, std::int64_t columns, std::uint16_t* out);
+  std::int64_t (*prompt_scratch)(int key_dim, int value_dim);
+  void (*attend_prompt)(const PromptHead& todo);
+  /// The first n elements of a cache row as floats.
+  void (*load_kv)(KvType type, const std::byte* row, std::int64_t width, std::int64_t n, float* out);
   /// Folds a later stretch's (largest, sum, values) of one head into that of the earlier ones.
   void (*attention_merge)(float& largest, float& sum, float* values, float other_largest, float other_sum,
                           const float* other_values, int value_dim);
@@ -133,6 +161,7 @@ void fill_gemm_avx512(KernelTable& table);
 void fill_gemm_avx512bf16(KernelTable& table);
 void fill_gemm_avx512vbmi(KernelTable& table);
 void fill_attention_avx512bf16(KernelTable& table);
+void fill_prompt_attention_avx512bf16(KernelTable& table);
 void fill_gemm_amx(KernelTable& table);
 void fill_quantized_portable(KernelTable& table);
 void fill_quantized_avx2(KernelTable& table);

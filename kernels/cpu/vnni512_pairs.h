@@ -80,8 +80,9 @@ void run_pairs(const Weights& w, std::int64_t first, std::int64_t panels, const 
       for (int i = 0; i < together; ++i) readers[i].take(f, steps, expanded[i]);
       // Requests for memory are few at a time: what is read meanwhile would wait behind many.
       const std::int64_t later = block + kBlocksAhead;
-      const std::byte* const next =
-          later < blocks ? panel + later * block_bytes : after ? after + (later - blocks) * block_bytes : nullptr;
+      const std::byte* const next = later < blocks ? panel + later * block_bytes
+                                    : after        ? after + (later - blocks) * block_bytes
+                                                   : nullptr;
       const auto ask = [&](int tile) {
         if (!next) return;
         for (int i = 0; i < together; ++i) ask_for(next + i * w.panel_bytes + tile * bytes_of_tile, bytes_of_tile);

@@ -177,8 +177,8 @@ class CudaBackend final : public Backend {
     attend(q, latent_heads(shape), scale, queries, cache, out);
   }
 
-  std::optional<std::int64_t> mla_prompt_from(const MlaShape& shape, const MlaUp& up,
-                                              const KvLayer& cache) const override {
+  std::optional<PromptFrom> mla_prompt_from(const MlaShape& shape, const MlaUp& up,
+                                            const KvLayer& cache) const override {
     if (compute_ == Compute::f32 || !mla_prompt_ || up.k_up.empty()) return std::nullopt;
     for (std::size_t h = 0; h < up.k_up.size(); ++h)
       if (!mla_expand_takes(placed(up.k_up[h]).view, placed(up.v_up[h]).view) ||
@@ -188,11 +188,10 @@ class CudaBackend final : public Backend {
     if (!attention_mma_takes(heads_of(kv), {nullptr, KvType::bf16, 1, kv.width()}, shared_limit_) ||
         !attention_mma_takes(latent_heads(shape), cache, shared_limit_))
       return std::nullopt;
-    // A position costs (nope + value) rank once more here, and each query 2 rank - nope - value less at it; so do
-    // steps that are not recorded, which alone may differ from others of the same number of tokens.
-    const std::int64_t rank = shape.kv_lora_rank, own = kv.nope + kv.value;
-    if (2 * rank <= own) return std::nullopt;
-    return std::max(kMostRepeated, own * rank / (2 * rank - own)) + 1;
+    const auto seeing = prompt_break_even(shape, up);
+    if (!seeing) return std::nullopt;
+    // Steps that are recorded must not differ from others of the same number of tokens.
+    return PromptFrom{kMostRepeated + 1, *seeing};
   }
 
   void mla_prompt_attention(Rows<const float> q, const MlaShape& shape, const MlaUp& up, float scale,

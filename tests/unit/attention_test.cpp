@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "kernels/cpu/prompt_attention.h"
 #include "tests/unit/kernel_test_support.h"
 
 namespace shoal::kernel_test {
@@ -46,6 +47,11 @@ struct PagedCache {
   KvLayer layer;
   std::vector<std::vector<std::int32_t>> tables;
 };
+
+ThreadPool& one_thread() {
+  static ThreadPool pool(1, {});
+  return pool;
+}
 
 class AttentionTest : public EveryIsa {};
 
@@ -115,6 +121,96 @@ TEST_P(AttentionTest, InBf16MatchesReference) {
       EXPECT_TRUE(same_bits(alone.data(), actual.data() + t * cols, cols));
     }
   }
+}
+
+/// Prompts of an MLA model in the form that makes each head's keys and values, on CPUs that have it.
+struct PromptCase {
+  MlaShape shape;
+  int nope, value, length, count;
+  KvType cache;
+  DType weights;
+
+  int width() const { return shape.kv_lora_rank + shape.qk_rope_head_dim; }
+  std::int64_t q_cols() const { return std::int64_t{shape.heads} * (nope + shape.qk_rope_head_dim); }
+  std::int64_t cols() const { return std::int64_t{shape.heads} * value; }
+  std::vector<AttentionQuery> queries(const PagedCache& cached) const {
+    std::vector<AttentionQuery> last;
+    for (int t = length - count + 1; t <= length; ++t) last.push_back(cached.query(0, t));
+    return last;
+  }
+};
+const PromptCase prompt_cases[] = {{{2, 512, 64}, 128, 128, 270, 131, KvType::bf16, DType::f8_e4m3},
+                                   {{1, 512, 64}, 128, 128, 1100, 100, KvType::fp8, DType::bf16},
+                                   {{3, 48, 16}, 32, 32, 150, 66, KvType::int8, DType::f32},
+                                   {{2, 136, 10}, 50, 64, 97, 97, KvType::f32, DType::bf16}};
+
+TEST_P(AttentionTest, PromptsMatchReferenceInTheirOwnForm) {
+  if (GetParam().kind != Subject::Kind::cpu) GTEST_SKIP() << "gpu_attention_test.cpp has the GPUs'";
+  Random random(11);
+  const auto tested = backend(2, Compute::bf16), reference = make_reference_backend();
+  for (const PromptCase& c : prompt_cases) {
+    const PagedCache cache(random, *tested, c.cache, 16, c.width(), {c.length});
+    const Up up = random_up(random, c.weights, c.shape, c.nope, c.value);
+    if (!tested->mla_prompt_from(c.shape, up, cache.layer)) GTEST_SKIP() << "no BF16 dot products";
+    const auto queries = c.queries(cache);
+    auto q = random.floats(c.count * c.q_cols());
+    for (float& f : q) f = bf16_to_f32(f32_to_bf16(f));
+    const float scale = 1.0f / std::sqrt(float(c.nope) * float(c.width()));  // keys are sums of products
+    std::vector<float> actual(std::size_t(c.count * c.cols()), NAN), expected(actual.size());
+    tested->mla_prompt_attention({q.data(), c.count, c.q_cols()}, c.shape, up, scale, queries, cache.layer,
+                                 {actual.data(), c.count, c.cols()});
+    reference->mla_prompt_attention({q.data(), c.count, c.q_cols()}, c.shape, up, scale, queries, cache.layer,
+                                    {expected.data(), c.count, c.cols()});
+    expect_near(actual, expected, 2e-2, "a prompt with rank " + std::to_string(c.shape.kv_lora_rank));
+  }
+}
+
+TEST_P(AttentionTest, AQueryOfAPromptDoesNotDependOnItsNeighboursThreadsNorGroupsOfHeads) {
+  if (GetParam().kind != Subject::Kind::cpu) GTEST_SKIP() << "gpu_attention_test.cpp has the GPUs'";
+  Random random(12);
+  const auto two = backend(2, Compute::bf16);
+  cpu::Team team{cpu::kernels_for(GetParam().isa), Compute::bf16, one_thread(), std::vector<cpu::Scratch>(1)};
+  for (const PromptCase& c : prompt_cases) {
+    const PagedCache cache(random, *two, c.cache, 16, c.width(), {c.length});
+    const Up up = random_up(random, c.weights, c.shape, c.nope, c.value);
+    if (!two->mla_prompt_from(c.shape, up, cache.layer)) GTEST_SKIP() << "no BF16 dot products";
+    const auto queries = c.queries(cache);
+    const auto q = random.floats(c.count * c.q_cols());
+    std::vector<float> together(std::size_t(c.count * c.cols())), part(together.size());
+    two->mla_prompt_attention({q.data(), c.count, c.q_cols()}, c.shape, up, 0.003f, queries, cache.layer,
+                              {together.data(), c.count, c.cols()});
+    cpu::PromptAttention head_by_head(1);
+    cpu::Linear linear;
+    for (const auto& [first, count] : {std::pair{0, 1}, std::pair{3, 40}, std::pair{c.count - 17, 17}}) {
+      head_by_head.run(team, linear, {q.data() + first * c.q_cols(), count, c.q_cols()}, c.shape, up, 0.003f,
+                       {queries.data() + first, std::size_t(count)}, cache.layer, {part.data(), count, c.cols()});
+      EXPECT_TRUE(same_bits(part.data(), together.data() + first * c.cols(), count * c.cols()));
+    }
+  }
+}
+
+TEST_P(AttentionTest, InfinityStaysBehindThoseOfAPromptWhoDoNotSeeIt) {
+  if (GetParam().kind != Subject::Kind::cpu) GTEST_SKIP() << "GPUs weigh it with zero";
+  Random random(13);
+  const PromptCase c{{2, 64, 32}, 32, 32, 50, 20, KvType::bf16, DType::bf16};
+  const auto tested = backend(1, Compute::bf16);
+  const PagedCache cache(random, *tested, c.cache, 64, c.width(), {c.length});
+  const Up up = random_up(random, c.weights, c.shape, c.nope, c.value);
+  if (!tested->mla_prompt_from(c.shape, up, cache.layer)) GTEST_SKIP() << "no BF16 dot products";
+  const auto queries = c.queries(cache);
+  const auto q = random.floats(c.count * c.q_cols());
+  std::vector<float> before(std::size_t(c.count * c.cols())), after(before.size());
+  const auto attend = [&](std::vector<float>& out) {
+    tested->mla_prompt_attention({q.data(), c.count, c.q_cols()}, c.shape, up, 0.01f, queries, cache.layer,
+                                 {out.data(), c.count, c.cols()});
+  };
+  attend(before);
+  const std::vector<float> infinite(96, INFINITY);
+  const std::int64_t slot = std::int64_t{cache.tables[0][0]} * 64 + 48;  // an even position: others share its pair
+  tested->write_kv({infinite.data(), 1, 96}, {&slot, 1}, 0, cache.layer);
+  attend(after);
+  EXPECT_TRUE(same_bits(before.data(), after.data(), 18 * c.cols()));
+  EXPECT_TRUE(std::isnan(after[std::size_t(18 * c.cols())]));
 }
 
 /// Contexts on both sides of the stretches that are merged, in calls that split them over threads and calls that do

@@ -165,19 +165,6 @@ TEST_P(GpuAttention, MlaInPartsIsTheSameInAnyTile) {
   expect_near(together, expected, 2 * kTolerance, "MLA in parts");  // means of a thousand rows are small
 }
 
-struct Up {
-  std::vector<Matrix> k, v;
-  operator MlaUp() const { return {k, v}; }
-};
-Up random_up(Random& random, DType type, const MlaShape& shape, int nope, int value) {
-  Up up;
-  for (int h = 0; h < shape.heads; ++h) {
-    up.k.push_back(random_matrix(random, type, shape.kv_lora_rank, nope));
-    up.v.push_back(random_matrix(random, type, value, shape.kv_lora_rank));
-  }
-  return up;
-}
-
 /// Chunks at the end of what is cached; R1's size, which Hopper has a kernel of its own for, and others.
 TEST_P(GpuAttention, PromptsMatchReferenceInTheirOwnForm) {
   Random random(36);

@@ -85,6 +85,20 @@ inline Matrix random_matrix(Random& random, DType dtype, std::int64_t rows, std:
   return m;
 }
 
+/// MLA's matrices that make keys and values.
+struct Up {
+  std::vector<Matrix> k, v;
+  operator MlaUp() const { return {k, v}; }
+};
+inline Up random_up(Random& random, DType type, const MlaShape& shape, int nope, int value) {
+  Up up;
+  for (int h = 0; h < shape.heads; ++h) {
+    up.k.push_back(random_matrix(random, type, shape.kv_lora_rank, nope));
+    up.v.push_back(random_matrix(random, type, value, shape.kv_lora_rank));
+  }
+  return up;
+}
+
 /// Random bits, with scales that are ordinary numbers: in every format but IQ1_M and MXFP4 these are the FP16 fields,
 /// which the struct's size tells apart from the rest only by trying.
 inline std::vector<std::byte> random_blocks(Random& random, const QuantFormat& format, std::int64_t blocks) {
