@@ -45,17 +45,24 @@ double cpu_activations(const ModelConfig& c, double tokens, int tensor_parallel,
   return 4 * (tokens * width + logits) + tokens * (packed_bytes * (widest_input + inputs + gated) + 4 * gated);
 }
 
-/// What prompts of up to `context` tokens take besides on a CPU with BF16 dot products
-/// (kernels/cpu/prompt_attention.h): some heads' keys and values, as floats and in BF16, and kv_b_proj's half for keys
-/// turned; rooms grow by half.
-double cpu_prompt_attention(const ModelConfig& c, double context) {
-  constexpr double at_once = 512, most_bytes = 64 << 20, growth = 1.5;
-  if (!c.is_mla()) return 0;
-  const double heads = c.num_attention_heads, own = c.qk_nope_head_dim + c.v_head_dim;
+/// What attention over up to `context` tokens takes on a CPU: stretches of a few queries' contexts whose results wait
+/// to be merged (kernels/cpu/attention.cpp); and with BF16 dot products, for prompts
+/// (kernels/cpu/prompt_attention.cpp), some heads' keys and values, as floats and in BF16, and kv_b_proj's half for
+/// keys turned. Rooms grow by half.
+double cpu_attention(const ModelConfig& c, double context, bool bf16_rows) {
+  constexpr double growth = 1.5, most_parts = 64 << 20, most_blocks = 64 << 20, stretch = 512, queries = 64;
+  constexpr double rows = 8192, fewest = 256, turned = 16;
+  const double heads = c.num_attention_heads, parts = queries * std::ceil(context / stretch);
+  const double waiting = 4 * heads * parts * (c.is_mla() ? c.kv_lora_rank : c.head_dim);
+  double bytes = growth * std::min(most_parts, waiting);
+  if (!c.is_mla() || !bf16_rows) return bytes;
+  const double own = c.qk_nope_head_dim + c.v_head_dim, half = c.qk_nope_head_dim * c.kv_lora_rank;
   const double of_head = 2 * context * (c.qk_head_dim() + c.v_head_dim);
-  const double together = std::clamp(std::floor(most_bytes / of_head), 1.0, heads);
-  return growth * (together * of_head + 4 * std::min(context, at_once) * (together * own + c.kv_width())) +
-         2 * heads * c.qk_nope_head_dim * c.kv_lora_rank;
+  bytes += growth * std::min(heads * of_head, std::max(most_blocks, of_head));
+  bytes += growth * 4 *
+           std::max(std::min(heads * context, std::max(rows, fewest * heads)) * own, std::min(turned, heads) * half);
+  bytes += growth * 4 * std::min(context, rows) * c.kv_width() + 2 * heads * half;
+  return bytes;
 }
 
 double gpu_activations(const ModelConfig& c, double tokens, int tensor_parallel, double pairs, double expert_width) {
@@ -250,7 +257,7 @@ RankMemory rank_memory(const ModelConfig& config, const HeldWeights& weights, co
                                         : bf16_rows         ? packed_bf16
                                                             : packed_f32,
                                         routed, expert_width, workload.mtp) +
-                            (bf16_rows ? cpu_prompt_attention(config, workload.context) : 0);
+                            cpu_attention(config, workload.context, bf16_rows);
   const double cached = static_cast<double>(workload.concurrency) * workload.context;
   m.reserve = gpu ? gpu_reserve : cpu_reserve + (rank == 0 ? server_reserve + token_reserve * cached : 0);
   if (device.companion) m.companion = dense + m.kv + gpu_activations(config, tokens, tp, 0, 0) + gpu_reserve;

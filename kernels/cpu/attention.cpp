@@ -9,10 +9,22 @@ namespace {
 constexpr std::int64_t kStateFloats = 32 * 1024;
 constexpr int kMostHeads = 32, kFewestHeads = 8;
 constexpr int kItemsPerThread = 4;
+/// Results of stretches that wait to be merged at most: 64 MB of floats; planner/memory.cpp knows.
+constexpr std::int64_t kMostPartFloats = 16 << 20;
 
 std::int64_t items_wanted(const Team& team) { return std::int64_t{kItemsPerThread} * team.pool.size(); }
 
 std::int64_t stretches(std::int64_t length) { return (length + kStretch - 1) / kStretch; }
+
+std::int64_t all_stretches(std::span<const AttentionQuery> queries) {
+  std::int64_t n = 0;
+  for (const AttentionQuery& query : queries) n += std::max<std::int64_t>(1, stretches(query.length));
+  return n;
+}
+
+bool may_split(const HeadGroups& shape, std::span<const AttentionQuery> queries) {
+  return all_stretches(queries) * shape.groups * shape.heads * shape.value_dim <= kMostPartFloats;
+}
 
 /// A stretch's results: for `rows` heads, [rows] largest, [rows] sums, [rows, value_dim] values.
 struct State {
@@ -106,7 +118,7 @@ void Attention::run(Team& team, Rows<const float> q, const HeadGroups& shape, fl
   std::int64_t longest = 0;
   for (const Item& item : items_) longest = std::max(longest, item.longest);
   // Few queries with long pasts: their stretches are spread over the threads as well.
-  const bool few = std::ssize(items_) < items_wanted(team);
+  const bool few = std::ssize(items_) < items_wanted(team) && may_split(shape, queries);
   if (few && team.pool.size() > 1 && stretches(longest) > 1) {
     run_split(team, call);
   } else {
@@ -120,8 +132,7 @@ void Attention::divide(const Team& team, const HeadGroups& shape, std::span<cons
   // more threads something to do.
   int heads = std::min(shape.heads, kMostHeads);
   const std::int64_t wanted = items_wanted(team);
-  std::int64_t parts = 0;  // queries, or the stretches they see
-  for (const AttentionQuery& query : queries) parts += std::max<std::int64_t>(1, stretches(query.length));
+  const std::int64_t parts = may_split(shape, queries) ? all_stretches(queries) : n;
   while (heads >= 2 * kFewestHeads && parts * shape.groups * (shape.heads / heads) < wanted)
     heads = (heads / 2 + 3) / 4 * 4;
   const std::int64_t state_tokens = std::max<std::int64_t>(1, kStateFloats / (std::int64_t{heads} * shape.value_dim));

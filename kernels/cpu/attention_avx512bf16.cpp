@@ -1,24 +1,14 @@
-#include <cstring>
-
-#include "kernels/cpu/simd_avx512.h"
-// Softmax and what walks a row need the operations above.
-#include "kernels/cpu/vector_math.inl"
-// (in this order)
-#include "kernels/cpu/attention.inl"
+#include "kernels/cpu/attention_bf16.h"
 
 /// Attention over a BF16 cache with BF16 dot products: queries and weights of positions are rounded to BF16 as the
 /// cache is, sums stay FP32. Blocks of positions, their softmax and the order of sums are those of attention.inl.
 namespace shoal::cpu {
 namespace {
 
-constexpr int kPairs = kBlock / 2;
 /// Columns of values taken together: so that a pair of rows fills whole registers.
 constexpr int kColumns = 64;
 
 __m512i load_bf16(const std::uint16_t* p) { return _mm512_loadu_si512(p); }
-__m512 dot(__m512 sum, __m512i a, __m512i b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
-/// 32 floats rounded.
-__m512i to_bf16(const float* x) { return (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + 16), _mm512_loadu_ps(x)); }
 
 /// A block's keys where they lie in the cache, and its values as pairs of positions: [pairs][value_dim][2].
 struct PairedBlock {
@@ -90,7 +80,7 @@ void score_tile(const std::uint16_t* const* q, const std::uint16_t* const* key, 
     for (int h = 0; h < kHeadTile; ++h) {
       const __m512i v = load_bf16(q[h] + i);
 #pragma GCC unroll 4
-      for (int j = 0; j < kPositionTile; ++j) sum[h][j] = dot(sum[h][j], v, k[j]);
+      for (int j = 0; j < kPositionTile; ++j) sum[h][j] = add_pairs(sum[h][j], v, k[j]);
     }
   }
 #pragma GCC unroll 4
@@ -142,7 +132,7 @@ void add_values(const PairedBlock& block, int positions, const std::int32_t* wei
       for (int h = 0; h < kHeads; ++h) {
         const __m512i w = _mm512_set1_epi32(weights[h * kPairs + pair]);
 #pragma GCC unroll 4
-        for (int v = 0; v < kRegisters; ++v) sum[h][v] = dot(sum[h][v], w, x[v]);
+        for (int v = 0; v < kRegisters; ++v) sum[h][v] = add_pairs(sum[h][v], w, x[v]);
       }
     }
 #pragma GCC unroll 4
@@ -161,18 +151,13 @@ struct Room {
   std::int64_t floats;
 
   Room(float* base, int tokens, int heads, int key_dim, int value_dim) {
-    float* next = base;
-    const auto take = [&](std::int64_t n) {
-      float* p = next;
-      next += (n + 15) / 16 * 16;
-      return p;
-    };
-    queries = reinterpret_cast<std::uint16_t*>(take(std::int64_t{tokens} * heads * key_dim / 2));
-    values = reinterpret_cast<std::uint16_t*>(take(std::int64_t{kPairs} * value_dim));
-    scores = take(std::int64_t{heads + kHeadTile} * kBlock);
-    factor = take(heads);
-    weights = reinterpret_cast<std::int32_t*>(take(std::int64_t{heads} * kPairs));
-    floats = next - base;
+    FloatRoom room{base};
+    queries = reinterpret_cast<std::uint16_t*>(room.take(std::int64_t{tokens} * heads * key_dim / 2));
+    values = reinterpret_cast<std::uint16_t*>(room.take(std::int64_t{kPairs} * value_dim));
+    scores = room.take(std::int64_t{heads + kHeadTile} * kBlock);
+    factor = room.take(heads);
+    weights = reinterpret_cast<std::int32_t*>(room.take(std::int64_t{heads} * kPairs));
+    floats = room.next - base;
   }
 };
 
@@ -208,10 +193,8 @@ void attend_paired(const AttentionStretch& a) {
       });
       next = end;
       for (int h = 0; h < a.heads; ++h) {
-        float* scores = room.scores + h * kBlock;
-        room.factor[h] = soften(scores, positions, a.scale, a.largest[row + h], a.sum[row + h]);
-        for (int j = (positions + kVec - 1) / kVec * kVec; j < kBlock; ++j) scores[j] = 0;
-        _mm512_storeu_si512(room.weights + h * kPairs, to_bf16(scores));
+        room.factor[h] = soften_to_pairs(room.scores + h * kBlock, positions, a.scale, a.largest[row + h],
+                                         a.sum[row + h], room.weights + h * kPairs);
       }
       int h = 0;
       float* values = a.values + row * a.value_dim;

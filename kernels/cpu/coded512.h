@@ -216,25 +216,26 @@ void run_coded(const Weights& w, std::int64_t first, std::int64_t panels, const 
   constexpr std::int64_t kRecordColumns = kRecordSteps * kStepColumns, kBlockColumns = kBlockSteps * kStepColumns;
   const QuantizedLayout& f = w.quantized;
   auto* expanded = reinterpret_cast<Expanded*>(scratch);
-  const std::byte *record = w.data + first * w.panel_bytes, *const end = record + panels * w.panel_bytes;
+  const std::byte *panel = w.data + first * w.panel_bytes, *const end = panel + panels * w.panel_bytes;
   clear_outputs(tiles, n_tiles, panels);
   BlockProducts<Isa> products(f);
   Isa::begin(f.groups);
   for (std::int64_t p = 0; p < panels;) {
     const int together = panels_together<Isa>(panels - p, n_tiles);
+    const PanelGroup group{panel, w.panel_bytes, together, end, w.after};
+    const std::byte* record = panel;
     for (std::int64_t c = 0; c < w.cols; c += kRecordColumns, record += f.record_bytes) {
-      const std::int64_t ahead = distance_ahead(record + (together - 1) * w.panel_bytes, end, w.after);
+      const std::byte* const later = group.later(record - panel);
       for (int half = 0; half < 2; ++half) {
         for (int i = 0; i < together; ++i) {
-          const std::byte* of_panel = record + i * w.panel_bytes;
-          if (half == 0 && ahead != 0) ask_for(of_panel + ahead, f.record_bytes);
-          Isa::expand_coded(f, of_panel, half * kBlockSteps, expanded[i]);
+          if (half == 0 && later) ask_for(later + i * w.panel_bytes, f.record_bytes);
+          Isa::expand_coded(f, record + i * w.panel_bytes, half * kBlockSteps, expanded[i]);
         }
         products.multiply(expanded, expanded->code, kStepCodes, 0, c + half * kBlockColumns, kBlockSteps, p, together,
                           tiles, n_tiles);
       }
     }
-    record += (together - 1) * w.panel_bytes;
+    panel += together * w.panel_bytes;
     p += together;
   }
   Isa::end();

@@ -313,9 +313,9 @@ template <float (*kPrepare)(float)>
 void pack_floats(const float* const* rows, int tokens, int width, std::int64_t cols, std::byte* tile) {
   auto* out = reinterpret_cast<float*>(tile);
   // Blocks of columns, so that the lines of the tile being written stay in the first cache while all rows pass.
-  constexpr std::int64_t kBlock = 64;
-  for (std::int64_t begin = 0; begin < cols; begin += kBlock) {
-    const std::int64_t end = begin + kBlock < cols ? begin + kBlock : cols;
+  constexpr std::int64_t kGroup = 64;
+  for (std::int64_t begin = 0; begin < cols; begin += kGroup) {
+    const std::int64_t end = begin + kGroup < cols ? begin + kGroup : cols;
     for (int t = 0; t < width; ++t) {
       for (std::int64_t c = begin; c < end; ++c) out[c * width + t] = t < tokens ? kPrepare(rows[t][c]) : 0.0f;
     }

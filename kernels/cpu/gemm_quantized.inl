@@ -163,13 +163,25 @@ void pack_bytes(const float* const* rows, int tokens, int width, std::int64_t co
   }
 }
 
-/// How far behind `from` lies what memory is asked for while `from` is multiplied: some pages on in the panels of this
-/// call, which end at `end`, or in those that are read next; 0: nothing is known.
-inline std::int64_t distance_ahead(const std::byte* from, const std::byte* end, const std::byte* after) {
-  constexpr std::int64_t kPages = 8192;
-  if (from + kPages < end) return kPages;
-  return after ? after - end + kPages : 0;
-}
+/// Some panels that are multiplied together, out of those of a call.
+struct PanelGroup {
+  const std::byte* first;
+  std::int64_t panel_bytes;
+  int panels;
+  const std::byte* end;    // of the call's panels
+  const std::byte* after;  // those that are read next; null: not known
+
+  /// What memory is asked for while the group's first panel is multiplied `offset` bytes behind its beginning, and as
+  /// far on in the others: some pages on in the same panels, or in the next ones. Null: nothing is known.
+  const std::byte* later(std::int64_t offset) const {
+    constexpr std::int64_t kPages = 8192;
+    const std::int64_t at = offset + kPages;
+    if (at < panel_bytes) return first + at;
+    const std::byte* next = first + panels * panel_bytes;
+    if (next == end) next = after;
+    return next ? next + at - panel_bytes : nullptr;
+  }
+};
 /// Of so many panels that are left: all that are multiplied together, or one. With few tiles more panels cost more in
 /// waiting for memory than they save.
 template <class Isa>
@@ -518,6 +530,7 @@ void run_layout(const Weights& w, std::int64_t first, std::int64_t panels, const
   auto* expanded = reinterpret_cast<Expanded*>(scratch);
   clear_outputs(tiles, n_tiles, panels);
   const int steps_of_record = f.record / kStepColumns;
+  static_assert(!Isa::kBytesInPlace || Isa::kPanels == 1, "only the first panel's codes are where they lie");
   const bool in_place = Isa::kBytesInPlace && f.bits == 8;
   // Codes in place are as far apart as steps of a record, or as records of one step.
   const int most = !in_place ? block_steps_of(f.bits) : steps_of_record == 1 ? kMostInPlace : steps_of_record;
@@ -529,14 +542,15 @@ void run_layout(const Weights& w, std::int64_t first, std::int64_t panels, const
   for (std::int64_t p = 0; p < panels;) {
     const int together = panels_together<Isa>(panels - p, n_tiles);
     const std::byte *record = w.data + (first + p) * w.panel_bytes, *at = record;
+    const PanelGroup group{record, w.panel_bytes, together, end, w.after};
     int of_record = 0;
     for (std::int64_t c = 0; c < w.cols; c += most * kStepColumns, at += block_bytes) {
-      // Of panels that are multiplied together the next ones are asked for.
-      const std::int64_t ahead = distance_ahead(at + (together - 1) * w.panel_bytes, end, w.after);
+      const std::byte* const later = group.later(at - group.first);
+      const std::int64_t ahead = later ? later - at : 0;
       const int steps = steps_of_block(most, w.cols, c);
       for (int i = 0; i < together; ++i) {
         const std::int64_t of_panel = i * w.panel_bytes;
-        if (!in_place && ahead != 0) ask_for(at + of_panel + ahead, block_bytes);
+        if (!in_place && later) ask_for(later + of_panel, block_bytes);
         expand<Isa>(f, record + of_panel, of_record, steps, in_place, expanded[i]);
       }
       const std::byte* step = record + f.codes.codes_at + of_record * f.step_bytes;

@@ -6,8 +6,11 @@
 namespace shoal::cpu {
 namespace {
 
-/// Positions whose latents are expanded together: enough for full speed, few enough that floats stay in a cache.
-constexpr std::int64_t kExpandedAtOnce = 512;
+/// Latents are expanded so many positions at a time that products are large enough for many threads, and floats few.
+constexpr std::int64_t kExpandedRows = 8192, kFewestPositions = 256;  // positions times heads; planner/memory.cpp knows
+/// Queries of one head pass the blocks together in tiles of so many.
+constexpr std::int64_t kTileRows = 12;
+static_assert(kPromptRows % kTileRows == 0);
 /// Heads whose half of kv_b_proj is turned together.
 constexpr std::int64_t kTurnedAtOnce = 16;
 
@@ -41,8 +44,8 @@ bool PromptAttention::takes(const Team& team, const MlaShape& shape, const MlaUp
          shape.qk_rope_head_dim % 2 == 0 && up.k_up[0].cols() % 2 == 0 && up.v_up[0].rows() % kPromptColumns == 0;
 }
 
-/// The absorbed form multiplies queries with the keys' half of kv_b_proj, this one latents with it turned: what it makes
-/// of unit vectors.
+/// The absorbed form multiplies queries with the keys' half of kv_b_proj, this one latents with it turned: what it
+/// makes of unit vectors.
 void PromptAttention::turn_keys(Team& team, Linear& linear, const Call& call) {
   const std::int64_t nope = call.nope(), rank = call.rank(), heads = call.shape.heads;
   const bool as_before = std::ssize(key_up_) == heads && key_up_[0].rows() == nope && key_up_[0].cols() == rank;
@@ -86,10 +89,12 @@ void PromptAttention::expand(Team& team, Linear& linear, const Call& call, std::
   const std::int64_t head_elements = call.head_elements();
   auto* const blocks = reinterpret_cast<std::uint16_t*>(blocks_.bytes(heads * head_elements * 2));
   const std::int32_t* pages = call.queries.back().pages;
-  for (std::int64_t first = 0; first < call.positions(); first += kExpandedAtOnce) {
-    const std::int64_t count = std::min(kExpandedAtOnce, call.positions() - first);
-    const Rows<float> latents(latents_.floats(kExpandedAtOnce * width), count, width);
-    const Rows<float> expanded(expanded_.floats(kExpandedAtOnce * all), count, all);
+  const std::int64_t at_once =
+      std::min(std::max(up_to(kExpandedRows / heads, kPromptBlock), kFewestPositions), call.positions());
+  for (std::int64_t first = 0; first < call.positions(); first += at_once) {
+    const std::int64_t count = std::min(at_once, call.positions() - first);
+    const Rows<float> latents(latents_.floats(at_once * width), count, width);
+    const Rows<float> expanded(expanded_.floats(at_once * all), count, all);
     team.run(static_cast<std::size_t>(count), 1, static_cast<double>(count * width),
              [&](std::size_t begin, std::size_t end, int) {
                for (auto i = static_cast<std::int64_t>(begin); i < static_cast<std::int64_t>(end); ++i) {
@@ -133,33 +138,37 @@ void PromptAttention::expand(Team& team, Linear& linear, const Call& call, std::
 }
 
 void PromptAttention::attend(Team& team, const Call& call, std::int64_t first_head, std::int64_t heads) {
-  const std::int64_t n = call.q.rows, rows = std::min<std::int64_t>(kPromptRows, up_to(n, 12));
+  // The more queries pass a block together the less is read; but each thread wants some parts.
+  constexpr std::int64_t kPartsOfThread = 4;
+  const std::int64_t n = call.q.rows;
+  const std::int64_t wanted = (kPartsOfThread * team.pool.size() + heads - 1) / heads;  // of a head
+  const std::int64_t rows =
+      std::clamp<std::int64_t>(up_to((n + wanted - 1) / wanted, kTileRows), kTileRows, kPromptRows);
   const std::int64_t parts = (n + rows - 1) / rows;
   const auto* const blocks = reinterpret_cast<const std::uint16_t*>(blocks_.bytes(0));
   const double operations = static_cast<double>(n * call.positions()) * static_cast<double>(heads * call.key()) / 8;
-  team.run(static_cast<std::size_t>(heads * parts), 1, operations,
-           [&](std::size_t begin, std::size_t end, int thread) {
-             Scratch& scratch = team.scratch[static_cast<std::size_t>(thread)];
-             for (auto i = static_cast<std::int64_t>(begin); i < static_cast<std::int64_t>(end); ++i) {
-               // The last queries see most: they come first, so that threads finish together.
-               const std::int64_t part = parts - 1 - i / heads, h = i % heads, first = part * rows;
-               const std::int64_t head = first_head + h;
-               PromptHead todo{};
-               todo.blocks = blocks + h * call.head_elements();
-               todo.block_elements = call.block_elements();
-               todo.key_dim = static_cast<int>(call.key());
-               todo.value_dim = static_cast<int>(call.value());
-               todo.scale = call.scale;
-               todo.rows = static_cast<int>(std::min(rows, n - first));
-               todo.queries = call.queries.data() + first;
-               todo.q = call.q[first] + head * call.key();
-               todo.q_step = call.q.stride;
-               todo.out = call.out[first] + head * call.value();
-               todo.out_step = call.out.stride;
-               todo.scratch = scratch.floats(team.kernels.prompt_scratch(todo.key_dim, todo.value_dim));
-               team.kernels.attend_prompt(todo);
-             }
-           });
+  team.run(static_cast<std::size_t>(heads * parts), 1, operations, [&](std::size_t begin, std::size_t end, int thread) {
+    Scratch& scratch = team.scratch[static_cast<std::size_t>(thread)];
+    for (auto i = static_cast<std::int64_t>(begin); i < static_cast<std::int64_t>(end); ++i) {
+      // The last queries see most: they come first, so that threads finish together.
+      const std::int64_t part = parts - 1 - i / heads, h = i % heads, first = part * rows;
+      const std::int64_t head = first_head + h;
+      PromptHead todo{};
+      todo.blocks = blocks + h * call.head_elements();
+      todo.block_elements = call.block_elements();
+      todo.key_dim = static_cast<int>(call.key());
+      todo.value_dim = static_cast<int>(call.value());
+      todo.scale = call.scale;
+      todo.rows = static_cast<int>(std::min(rows, n - first));
+      todo.queries = call.queries.data() + first;
+      todo.q = call.q[first] + head * call.key();
+      todo.q_step = call.q.stride;
+      todo.out = call.out[first] + head * call.value();
+      todo.out_step = call.out.stride;
+      todo.scratch = scratch.floats(team.kernels.prompt_scratch(todo.key_dim, todo.value_dim));
+      team.kernels.attend_prompt(todo);
+    }
+  });
 }
 
 void PromptAttention::run(Team& team, Linear& linear, Rows<const float> q, const MlaShape& shape, const MlaUp& up,

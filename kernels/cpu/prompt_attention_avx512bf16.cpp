@@ -1,8 +1,5 @@
+#include "kernels/cpu/attention_bf16.h"
 #include "kernels/cpu/bf16_dot.h"
-// Softmax needs the operations above.
-#include "kernels/cpu/vector_math.inl"
-// (in this order)
-#include "kernels/cpu/attention.inl"
 
 /// Attention of many queries of one head over keys and values of its own, in BF16 with FP32 sums: products of small
 /// matrices, tiles of queries by a block of positions. A query's sums are taken in the order of positions, whatever
@@ -11,14 +8,10 @@ namespace shoal::cpu {
 namespace {
 
 static_assert(kPromptBlock == kBlock, "soften() and the pairs of a block");
-constexpr int kPairs = kPromptBlock / 2, kRegisters = 2;
-/// Queries of a tile: so many that sums fill the registers.
-constexpr int kWide = 12, kHalf = 4;
+constexpr int kRegisters = 2;
+/// Queries of a tile: so many that sums fill the registers, or what is left of those.
+constexpr int kWide = 12, kNarrow = 4;
 static_assert(kPromptColumns == kRegisters * 16);
-
-SHOAL_INLINE __m512 add_pairs(__m512 sum, __m512i a, __m512i b) {
-  return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
-}
 
 void pack_keys(const float* const* rows, int positions, std::int64_t columns, std::uint16_t* out) {
   pack_pairs(rows, positions, kPromptBlock, columns, reinterpret_cast<std::byte*>(out));
@@ -26,8 +19,9 @@ void pack_keys(const float* const* rows, int positions, std::int64_t columns, st
 
 /// [kPairs][columns][2]; positions that are not there are zeros.
 void pack_values(const float* const* rows, int positions, std::int64_t columns, std::uint16_t* out) {
-  alignas(64) static constexpr std::uint16_t kOrder[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                                           8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  alignas(64) static constexpr std::uint16_t kOrder[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                           21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                           11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
   const __m512i order = _mm512_load_si512(kOrder);
   for (int pair = 0; pair < kPairs; ++pair) {
     const int j = 2 * pair;
@@ -42,26 +36,21 @@ void pack_values(const float* const* rows, int positions, std::int64_t columns, 
 
 /// The call's scratch, cut up.
 struct Room {
-  std::uint16_t* q;       // [kPromptRows][key_dim]
+  std::uint16_t* q;        // [kPromptRows][key_dim]
   float *values, *scores;  // [kPromptRows][value_dim], [kWide][kBlock]
-  std::int32_t* weights;  // [kWide][kPairs]
-  float *largest, *sum;   // [kPromptRows]
+  std::int32_t* weights;   // [kWide][kPairs]
+  float *largest, *sum;    // [kPromptRows]
   std::int64_t floats;
 
   Room(float* base, std::int64_t key_dim, std::int64_t value_dim) {
-    float* next = base;
-    const auto take = [&](std::int64_t n) {
-      float* p = next;
-      next += (n + 15) / 16 * 16;
-      return p;
-    };
-    q = reinterpret_cast<std::uint16_t*>(take(kPromptRows * key_dim / 2));
-    values = take(kPromptRows * value_dim);
-    scores = take(kWide * kBlock);
-    weights = reinterpret_cast<std::int32_t*>(take(kWide * kPairs));
-    largest = take(kPromptRows);
-    sum = take(kPromptRows);
-    floats = next - base;
+    FloatRoom room{base};
+    q = reinterpret_cast<std::uint16_t*>(room.take(kPromptRows * key_dim / 2));
+    values = room.take(kPromptRows * value_dim);
+    scores = room.take(kWide * kBlock);
+    weights = reinterpret_cast<std::int32_t*>(room.take(kWide * kPairs));
+    largest = room.take(kPromptRows);
+    sum = room.take(kPromptRows);
+    floats = room.next - base;
   }
 };
 
@@ -143,15 +132,8 @@ void attend_tile(const PromptHead& a, const Room& room, int row, const std::uint
     whole = whole && seen >= kBlock;
   }
   for (int t = 0; t < T; ++t) {
-    float *scores = room.scores + t * kBlock, &largest = room.largest[row + t], &sum = room.sum[row + t];
-    if (positions[t] == kBlock) {
-      factor[t] = soften(scores, kBlock, a.scale, largest, sum);
-    } else {
-      factor[t] = soften(scores, positions[t], a.scale, largest, sum);
-      for (int j = (positions[t] + kVec - 1) / kVec * kVec; j < kBlock; ++j) scores[j] = 0;
-    }
-    _mm512_storeu_si512(room.weights + t * kPairs, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(scores + 16),
-                                                                                _mm512_loadu_ps(scores)));
+    factor[t] = soften_to_pairs(room.scores + t * kBlock, positions[t], a.scale, room.largest[row + t],
+                                room.sum[row + t], room.weights + t * kPairs);
   }
   float* const out = room.values + std::int64_t{row} * a.value_dim;
   if (whole) return weigh<T>(room.weights, factor, values, kBlock, a.value_dim, out);
@@ -181,7 +163,7 @@ void attend_prompt(const PromptHead& a) {
     while (a.queries[row].length <= first) ++row;
     int r = row;
     for (; r + kWide <= a.rows; r += kWide) attend_tile<kWide>(a, room, r, block, first);
-    for (; r + kHalf <= a.rows; r += kHalf) attend_tile<kHalf>(a, room, r, block, first);
+    for (; r + kNarrow <= a.rows; r += kNarrow) attend_tile<kNarrow>(a, room, r, block, first);
     for (; r < a.rows; ++r) attend_tile<1>(a, room, r, block, first);
   }
   for (int r = 0; r < a.rows; ++r) {

@@ -26,19 +26,11 @@ void multiply_direct(const QuantizedLayout& f, const DirectStep& todo) {
   const std::byte* step = todo.panel;
   int left_of_record = 0;
   constexpr int kSteps = block_steps_of(kBits);
-  // In registers where there are enough.
-  constexpr bool kHeld = true;
-  __m512 held[P][T];
+  __m512 result[P][T];
 #pragma GCC unroll 4
   for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) {
-      if constexpr (kHeld) {
-        held[p][t] = _mm512_setzero_ps();
-      } else {
-        _mm512_storeu_ps(out + (p * T + t) * 16, _mm512_setzero_ps());
-      }
-    }
+    for (int t = 0; t < T; ++t) result[p][t] = _mm512_setzero_ps();
   }
 
   for (std::int64_t c = 0; c < cols; c += kSteps * kStepColumns) {
@@ -138,22 +130,15 @@ void multiply_direct(const QuantizedLayout& f, const DirectStep& todo) {
     for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 8
       for (int t = 0; t < T; ++t) {
-        float* to = out + (p * T + t) * 16;
-        const __m512 of_token = _mm512_set1_ps(block.scales[t]);
-        if constexpr (kHeld) {
-          held[p][t] = _mm512_fmadd_ps(sum[p][t], of_token, held[p][t]);
-        } else {
-          _mm512_storeu_ps(to, _mm512_fmadd_ps(sum[p][t], of_token, _mm512_loadu_ps(to)));
-        }
+        result[p][t] = _mm512_fmadd_ps(sum[p][t], _mm512_set1_ps(block.scales[t]), result[p][t]);
       }
     }
     x += block_bytes_of(T, steps);
   }
-  if constexpr (!kHeld) return;
 #pragma GCC unroll 4
   for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) _mm512_storeu_ps(out + (p * T + t) * 16, held[p][t]);
+    for (int t = 0; t < T; ++t) _mm512_storeu_ps(out + (p * T + t) * 16, result[p][t]);
   }
 }
 
@@ -219,7 +204,7 @@ inline void run_direct(const Weights& w, std::int64_t first, std::int64_t panels
   const QuantizedLayout& f = w.quantized;
   const std::int64_t steps = w.cols / kStepColumns, lines_of_panel = (w.panel_bytes + kLine - 1) / kLine;
   const std::int64_t lines = (lines_of_panel + steps * n_tiles - 1) / (steps * n_tiles);
-  const int most = takes_pairs(f.bits) && tiles[0].width <= kWidestOfPair ? kPair : 1;
+  const int most = takes_pairs(f.bits) && !f.nibbles && tiles[0].width <= kWidestOfPair ? kPair : 1;
   for (std::int64_t p = 0; p < panels;) {
     const int together = panels - p >= most ? most : 1;
     const bool last = p + together == panels;

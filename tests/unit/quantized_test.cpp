@@ -142,6 +142,34 @@ TEST_P(QuantizedProducts, ExpertsInOrdersOfTheirOwnMatchReference) {
   expect_near(run(*tested), run(*reference), 2e-2, "experts");
 }
 
+/// Panels taken together, an odd one at the end, and as many tiles as any kernel counts as many.
+TEST_P(QuantizedProducts, ManyTokensThroughManyPanelsMakeTheBitsOfOneToken) {
+  if (GetParam().kind != Subject::Kind::cpu) GTEST_SKIP() << "GPUs take no panels together";
+  Random random(9);
+  const auto one = backend(1);
+  const std::int64_t rows = 41 * Matrix::kPanel - 5, tokens = 70;
+  const auto check = [&](const Matrix& w, const std::string& what) {
+    const auto x = random.floats(tokens * w.cols());
+    std::vector<float> together(std::size_t(tokens * rows)), alone(static_cast<std::size_t>(rows));
+    one->linear({x.data(), tokens, w.cols()}, w, {}, {together.data(), tokens, rows});
+    for (const std::int64_t t : {0, 17, 43, 69}) {
+      one->linear({x.data() + t * w.cols(), 1, w.cols()}, w, {}, {alone.data(), 1, rows});
+      EXPECT_TRUE(same_bits(together.data() + t * rows, alone.data(), rows)) << what << ", token " << t;
+    }
+  };
+  for (const QuantFormat* format : packed_ones())
+    check(random_quantized(random, *format, rows, 512).matrix, std::string(format->name));
+  for (const int bits : {2, 3, 4, 8}) {
+    for (const int columns : {32, 64, 256}) {
+      for (const std::optional<int> zero : {std::optional<int>{}, {(1 << (bits - 1)) - 1}}) {
+        const std::int64_t cols = columns == 256 ? 512 : 256 + columns;  // a part of a block at the end
+        const PackedFormat& format = integer_format(bits, Scales::single, columns, zero);
+        check(random_integers(random, format, rows, cols, false), fmt::format("{} bits, records of {}", bits, columns));
+      }
+    }
+  }
+}
+
 TEST_P(QuantizedProducts, ATokenDoesNotDependOnItsNeighboursNorOnThreads) {
   Random random(7);
   const auto one = backend(1), three = backend(3);
