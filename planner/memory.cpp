@@ -50,7 +50,7 @@ double cpu_activations(const ModelConfig& c, double tokens, int tensor_parallel,
 /// (kernels/cpu/prompt_attention.cpp), some heads' keys and values, as floats and in BF16, and kv_b_proj's half for
 /// keys turned. Rooms grow by half.
 double cpu_attention(const ModelConfig& c, double context, bool bf16_rows) {
-  constexpr double growth = 1.5, most_parts = 64 << 20, most_blocks = 64 << 20, stretch = 512, queries = 64;
+  constexpr double growth = 1.5, most_parts = 128 << 20, most_blocks = 64 << 20, stretch = 512, queries = 64;
   constexpr double rows = 8192, fewest = 256, turned = 16;
   const double heads = c.num_attention_heads, parts = queries * std::ceil(context / stretch);
   const double waiting = 4 * heads * parts * (c.is_mla() ? c.kv_lora_rank : c.head_dim);

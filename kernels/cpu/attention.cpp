@@ -9,8 +9,9 @@ namespace {
 constexpr std::int64_t kStateFloats = 32 * 1024;
 constexpr int kMostHeads = 32, kFewestHeads = 8;
 constexpr int kItemsPerThread = 4;
-/// Results of stretches that wait to be merged at most: 64 MB of floats; planner/memory.cpp knows.
-constexpr std::int64_t kMostPartFloats = 16 << 20;
+/// Results of stretches that wait to be merged at most: 128 MB of floats, a sequence of 160,000 tokens with
+/// 128 heads; planner/memory.cpp knows.
+constexpr std::int64_t kMostPartFloats = 32 << 20;
 
 std::int64_t items_wanted(const Team& team) { return std::int64_t{kItemsPerThread} * team.pool.size(); }
 
