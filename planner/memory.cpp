@@ -48,21 +48,21 @@ double cpu_activations(const ModelConfig& c, double tokens, int tensor_parallel,
 /// What attention over up to `context` tokens takes on a CPU: stretches of a few queries' contexts whose results wait
 /// to be merged (kernels/cpu/attention.cpp); and with BF16 dot products, for prompts
 /// (kernels/cpu/prompt_attention.cpp), some heads' keys and values, as floats and in BF16, and kv_b_proj's half for
-/// keys turned. Rooms grow by half.
+/// keys turned.
 double cpu_attention(const ModelConfig& c, double context, bool bf16_rows) {
-  constexpr double growth = 1.5, most_parts = 128 << 20, most_blocks = 64 << 20, stretch = 512, queries = 64;
+  constexpr double most_parts = 128 << 20, most_blocks = 64 << 20, stretch = 512, queries = 32;
   constexpr double rows = 8192, fewest = 256, turned = 16;
   const double heads = c.num_attention_heads, parts = queries * std::ceil(context / stretch);
-  const double waiting = 4 * heads * parts * (c.is_mla() ? c.kv_lora_rank : c.head_dim);
-  double bytes = growth * std::min(most_parts, waiting);
-  if (!c.is_mla() || !bf16_rows) return bytes;
+  const double waiting = std::min(most_parts, 4 * heads * parts * (c.is_mla() ? c.kv_lora_rank : c.head_dim));
+  if (!c.is_mla() || !bf16_rows) return waiting;
   const double own = c.qk_nope_head_dim + c.v_head_dim, half = c.qk_nope_head_dim * c.kv_lora_rank;
   const double of_head = 2 * context * (c.qk_head_dim() + c.v_head_dim);
-  bytes += growth * std::min(heads * of_head, std::max(most_blocks, of_head));
-  bytes += growth * 4 *
-           std::max(std::min(heads * context, std::max(rows, fewest * heads)) * own, std::min(turned, heads) * half);
-  bytes += growth * 4 * std::min(context, rows) * c.kv_width() + 2 * heads * half;
-  return bytes;
+  const double together = std::clamp(std::floor(most_blocks / of_head), 1.0, heads);
+  const double blocks = std::min(heads * of_head, std::max(most_blocks, of_head));
+  const double expanded =
+      std::max(std::min(heads * context, std::max(rows, fewest * heads)) * own, std::min(turned, heads) * half);
+  const double latents = std::min(context, std::max(rows / together, fewest)) * c.kv_width();
+  return waiting + blocks + 4 * (expanded + latents) + 2 * heads * half;
 }
 
 double gpu_activations(const ModelConfig& c, double tokens, int tensor_parallel, double pairs, double expert_width) {

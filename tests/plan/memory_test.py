@@ -167,6 +167,10 @@ def test_peak_memory_is_what_was_planned(case, tmp_path, monkeypatch, record_pro
     monkeypatch.setenv("SHOAL_MEMORY_TEST", str(os.getpid()))
     expected = [rank["total_bytes"] for rank in planned(model, ranks, kv_type, context, concurrency, tmp_path, *options)]
     with serve(model, ranks, "--plan", str(tmp_path / "plan.json"), "--threads", "2") as server:
+        # Chunks of long prompts and steps of many short ones take memory of their own in models with latent attention.
+        if not name.startswith("demo-model"):
+            short = numpy.random.default_rng(3).integers(2, 102, (8 * ranks, 100)).tolist()
+            server.post("/v1/completions", dict(model=server.model, prompt=short, max_tokens=1), timeout=600)
         prompts = numpy.random.default_rng(2).integers(2, 102, (concurrency, context - 8)).tolist()
 
         def ask(prompt):
