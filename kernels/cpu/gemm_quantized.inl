@@ -172,10 +172,9 @@ struct PanelGroup {
   const std::byte* after;  // those that are read next; null: not known
 
   /// What memory is asked for while the group's first panel is multiplied `offset` bytes behind its beginning, and as
-  /// far on in the others: some pages on in the same panels, or in the next ones. Null: nothing is known.
-  const std::byte* later(std::int64_t offset) const {
-    constexpr std::int64_t kPages = 8192;
-    const std::int64_t at = offset + kPages;
+  /// far on in the others: `ahead` bytes on in the same panels, or in the next ones. Null: nothing is known.
+  const std::byte* later(std::int64_t offset, std::int64_t ahead = 8192) const {
+    const std::int64_t at = offset + ahead;
     if (at < panel_bytes) return first + at;
     const std::byte* next = first + panels * panel_bytes;
     if (next == end) next = after;

@@ -56,7 +56,7 @@ struct Room {
 
 std::int64_t prompt_scratch(int key_dim, int value_dim) { return Room(nullptr, key_dim, value_dim).floats; }
 
-/// scores [T][kBlock] of T queries, `q` apart by q_step pairs.
+/// scores [T][kBlock] of queries q [T][pairs] with a block's keys.
 template <int T>
 SHOAL_INLINE void score(const std::int32_t* q, std::int64_t pairs, const std::uint16_t* keys, float* scores) {
   __m512 sum[T][kRegisters];

@@ -71,18 +71,14 @@ void run_pairs(const Weights& w, std::int64_t first, std::int64_t panels, const 
   for (std::int64_t p = 0; p < panels;) {
     const int together = panels_together<Expanded512>(panels - p, n_tiles);
     const std::byte* const panel = w.data + (first + p) * w.panel_bytes;
-    const std::byte* after = panel + together * w.panel_bytes;
-    if (after == end) after = w.after;
+    const PanelGroup group{panel, w.panel_bytes, together, end, w.after};
     Reader readers[Expanded512::kPanels];
     for (int i = 0; i < together; ++i) readers[i] = Reader{panel + i * w.panel_bytes};
     for (std::int64_t block = 0; block < blocks; ++block) {
       const int steps = steps_of_block(kBlockSteps, w.cols, block * kBlockSteps * kStepColumns);
       for (int i = 0; i < together; ++i) readers[i].take(f, steps, expanded[i]);
       // Requests for memory are few at a time: what is read meanwhile would wait behind many.
-      const std::int64_t later = block + kBlocksAhead;
-      const std::byte* const next = later < blocks ? panel + later * block_bytes
-                                    : after        ? after + (later - blocks) * block_bytes
-                                                   : nullptr;
+      const std::byte* const next = group.later(block * block_bytes, kBlocksAhead * block_bytes);
       const auto ask = [&](int tile) {
         if (!next) return;
         for (int i = 0; i < together; ++i) ask_for(next + i * w.panel_bytes + tile * bytes_of_tile, bytes_of_tile);
