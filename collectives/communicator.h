@@ -7,9 +7,17 @@
 #include <string>
 #include <vector>
 
+#include "base/error.h"
+
 namespace shoal {
 
 class DeviceTransport;
+
+/// Ends a wait for ranks that will not answer any more: some were lost, and those that are left begin anew.
+class LeftBehind : public Error {
+ public:
+  using Error::Error;
+};
 
 /// A repeatable all-to-all whose memory outlives single exchanges, so that a back end may let the sender write straight
 /// into the receiver's slot (shared memory, UCX put, NCCL window) or send from registered memory (MPI). One exchange:
@@ -33,7 +41,8 @@ class AllToAll {
 };
 
 /// Ranks that move data together. Collective calls are made by one thread of each rank (MPI_THREAD_FUNNELED), in the
-/// same order on all. A dead rank is not noticed here: the control plane does that, and ends or re-plans the job.
+/// same order on all. A dead rank is not noticed here: the control plane does that, and ends the job or has those that
+/// are left go on, whose waits then end with LeftBehind.
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -53,6 +62,8 @@ class Communicator {
   virtual void all_gather_v(std::span<const float> mine, std::span<const std::size_t> counts, std::span<float> all) = 0;
   virtual void broadcast(std::span<std::byte> data, int root) = 0;
   virtual void barrier() = 0;
+  /// Throws LeftBehind where waits of this communicator are to end.
+  virtual void check_current() const {}
 };
 
 /// A job of one rank.

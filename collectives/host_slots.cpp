@@ -16,7 +16,7 @@
 #include <fmt/format.h>
 
 #include "collectives/aligned_buffer.h"
-#include "collectives/mpi_all_to_all.h"
+#include "collectives/mpi_group.h"
 
 namespace shoal {
 namespace {
@@ -31,9 +31,12 @@ struct Address {
 };
 
 /// Not std::atomic::wait, which wakes threads of the own process alone.
-long futex(std::atomic<std::uint32_t>& word, int operation, std::uint32_t value) {
-  return syscall(SYS_futex, &word, operation, value, nullptr, nullptr, 0);
+long futex(std::atomic<std::uint32_t>& word, int operation, std::uint32_t value, const timespec* limit = nullptr) {
+  return syscall(SYS_futex, &word, operation, value, limit, nullptr, 0);
 }
+
+/// After which a sleeping rank looks whether those that it waits for are still there.
+constexpr timespec longest_sleep{0, 50'000'000};
 
 }  // namespace
 
@@ -52,26 +55,18 @@ struct alignas(64) HostSlots::Slot {
   std::byte* data() { return reinterpret_cast<std::byte*>(this + 1); }
 };
 
-HostSlots::HostSlots(MPI_Comm comm, std::size_t capacity) : capacity_(align_up(capacity)) {
-  MPI_Comm host = MPI_COMM_NULL;
-  int rank = 0, ranks = 1, here = 1;
-  MPI_Comm_rank(comm, &rank);
-  MPI_Comm_size(comm, &ranks);
-  check_mpi(MPI_Comm_split_type(comm, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &host), "MPI_Comm_split_type");
-  MPI_Comm_rank(host, &me_);
-  MPI_Comm_size(host, &here);
-  of_rank_.assign(static_cast<std::size_t>(ranks), -1);
-  std::vector<int> on_host(static_cast<std::size_t>(here));
-  check_mpi(MPI_Allgather(&rank, 1, MPI_INT, on_host.data(), 1, MPI_INT, host), "MPI_Allgather");
-  regions_.resize(on_host.size());
-  for (Written& w : written_) w.bytes = w.held = std::vector<std::size_t>(on_host.size());
-  if (here > 1 && share(host)) {
-    for (int i = 0; i < here; ++i)
-      if (i != me_) of_rank_[static_cast<std::size_t>(on_host[static_cast<std::size_t>(i)])] = i;
+HostSlots::HostSlots(MpiGroup& group, std::size_t capacity) : capacity_(align_up(capacity)) {
+  const std::vector<int>& here = group.on_host();
+  me_ = static_cast<int>(std::ranges::find(here, group.rank()) - here.begin());
+  of_rank_.assign(static_cast<std::size_t>(group.size()), -1);
+  regions_.resize(here.size());
+  for (Written& w : written_) w.bytes = w.held = std::vector<std::size_t>(here.size());
+  if (here.size() > 1 && share(group)) {
+    for (int i = 0; i < std::ssize(here); ++i)
+      if (i != me_) of_rank_[static_cast<std::size_t>(here[static_cast<std::size_t>(i)])] = i;
   } else {
     unmap();
   }
-  MPI_Comm_free(&host);
 }
 
 HostSlots::~HostSlots() { unmap(); }
@@ -81,7 +76,7 @@ void HostSlots::unmap() {
     if (region) munmap(std::exchange(region, nullptr), region_bytes_);
 }
 
-bool HostSlots::share(MPI_Comm host) {
+bool HostSlots::share(MpiGroup& group) {
   const std::size_t bytes = region_bytes_ = sizeof(Bell) + regions_.size() * kSlotsOfPair * (sizeof(Slot) + capacity_);
   const auto map = [&](int descriptor) {
     void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0);
@@ -102,13 +97,11 @@ bool HostSlots::share(MPI_Comm host) {
                   .descriptor = mine};
   address.mark = (address.mark ^ static_cast<std::uint64_t>(getpid()) << 20) | 1;
   if (regions_[m]) bell(me_).mark = address.mark;
-  std::vector<Address> all(regions_.size());
-  check_mpi(MPI_Allgather(&address, sizeof address, MPI_BYTE, all.data(), sizeof address, MPI_BYTE, host),
-            "MPI_Allgather");
-  int shared = 1;
+  const std::vector<Address> all = group.gather(group.on_host(), address);
+  bool shared = true;
   for (std::size_t i = 0; i < all.size(); ++i) {
     if (i == m || all[i].bytes != static_cast<std::int64_t>(bytes)) {
-      shared &= i == m && regions_[m];
+      shared = shared && i == m && regions_[m];
       continue;
     }
     const int its =
@@ -116,11 +109,11 @@ bool HostSlots::share(MPI_Comm host) {
     struct stat status {};
     if (its >= 0 && fstat(its, &status) == 0 && status.st_size == static_cast<off_t>(bytes)) regions_[i] = map(its);
     if (its >= 0) close(its);
-    shared &= regions_[i] && bell(static_cast<int>(i)).mark == all[i].mark;
+    shared = shared && regions_[i] && bell(static_cast<int>(i)).mark == all[i].mark;
   }
-  check_mpi(MPI_Allreduce(MPI_IN_PLACE, &shared, 1, MPI_INT, MPI_MIN, host), "MPI_Allreduce");
+  const std::vector<char> by_all = group.gather(group.on_host(), static_cast<char>(shared));
   if (mine >= 0) close(mine);
-  return shared == 1;
+  return std::ranges::count(by_all, 1) == std::ssize(by_all);
 }
 
 HostSlots::Bell& HostSlots::bell(int of) const {
@@ -191,7 +184,7 @@ std::uint32_t HostSlots::posts() const { return bell(me_).posts.load(std::memory
 void HostSlots::sleep(std::uint32_t posts) {
   Bell& b = bell(me_);
   b.sleeping.store(1);
-  futex(b.posts, FUTEX_WAIT, posts);
+  futex(b.posts, FUTEX_WAIT, posts, &longest_sleep);
   b.sleeping.store(0);
 }
 

@@ -1,6 +1,4 @@
 #pragma once
-#include <mpi.h>
-
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -8,6 +6,8 @@
 #include <vector>
 
 namespace shoal {
+
+class MpiGroup;
 
 /// Records between the ranks of one host, in memory that they share: the sender writes into a slot of the receiver, who
 /// reads it there. Nothing is copied and nobody matches messages; a system call is made only where a rank sleeps.
@@ -20,9 +20,9 @@ namespace shoal {
 /// back where it has come to more than records of one exchange ever took together, by half.
 class HostSlots {
  public:
-  /// Collective over `comm`. `capacity`: bytes of a slot. Where the ranks of a host cannot share memory (each in a
-  /// container of its own), none of them reaches another.
-  HostSlots(MPI_Comm comm, std::size_t capacity);
+  /// All ranks of the group make it. `capacity`: bytes of a slot. Where the ranks of a host cannot share memory (each in
+  /// a container of its own), none of them reaches another.
+  HostSlots(MpiGroup& group, std::size_t capacity);
   ~HostSlots();
   HostSlots(const HostSlots&) = delete;
   HostSlots& operator=(const HostSlots&) = delete;
@@ -40,7 +40,8 @@ class HostSlots {
   std::optional<std::uint64_t> arrived(std::uint64_t exchange, int src) const;
   const std::byte* incoming(std::uint64_t exchange, int src) const;
 
-  /// Posts to this rank so far, to be read before looking at what arrived; sleep(posts) returns when there are more.
+  /// Posts to this rank so far, to be read before looking at what arrived; sleep(posts) returns when there are more, and
+  /// now and then before.
   std::uint32_t posts() const;
   void sleep(std::uint32_t posts);
 
@@ -52,14 +53,14 @@ class HostSlots {
   /// A slot of local rank `receiver` for what local rank `sender` writes.
   Slot& slot(int receiver, int sender, std::uint64_t exchange) const;
   /// Maps every rank's region; false where that does not work.
-  bool share(MPI_Comm host);
+  bool share(MpiGroup& group);
   void unmap();
   /// Counts what is about to be written into a slot, and gives memory of others back where there is too much.
   void count(std::uint64_t exchange, int receiver, std::size_t bytes);
 
   const std::size_t capacity_;
   int me_ = 0;                // among the ranks of this host
-  std::vector<int> of_rank_;  // [ranks of comm] among the ranks of this host; -1: not reached
+  std::vector<int> of_rank_;  // [ranks of the group] among the ranks of this host; -1: not reached
   /// [ranks of this host] what the others write for a rank: in that rank's memory, and all map it.
   std::vector<std::byte*> regions_;
   std::size_t region_bytes_ = 0;

@@ -1,7 +1,6 @@
 #include "collectives/mpi.h"
 
 #include <mpi.h>
-#include <sched.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -10,29 +9,11 @@
 
 #include "base/error.h"
 #include "collectives/mpi_all_to_all.h"
+#include "collectives/mpi_group.h"
 #include "collectives/over_all_to_all.h"
 
 namespace shoal {
 namespace {
-
-/// Those that this rank may run on; one where the system does not say.
-cpu_set_t usable_cores() {
-  cpu_set_t cores;
-  if (sched_getaffinity(0, sizeof cores, &cores) != 0) {
-    CPU_ZERO(&cores);
-    CPU_SET(0, &cores);
-  }
-  return cores;
-}
-
-/// Whether the ranks of `host` are more than the cores that they have together: each may be bound to some of its own.
-bool share_cores(MPI_Comm host) {
-  cpu_set_t cores = usable_cores();
-  check_mpi(MPI_Allreduce(MPI_IN_PLACE, &cores, sizeof cores, MPI_BYTE, MPI_BOR, host), "MPI_Allreduce");
-  int ranks = 1;
-  MPI_Comm_size(host, &ranks);
-  return ranks > CPU_COUNT(&cores);
-}
 
 /// "Open MPI v4.1.4, package: ..." -> "Open MPI 4.1.4"
 std::string library_name() {
@@ -47,31 +28,16 @@ std::string library_name() {
 
 class MpiCommunicator : public CollectivesOverAllToAll {
  public:
-  MpiCommunicator() {
-    check_mpi(MPI_Comm_dup(MPI_COMM_WORLD, &comm_), "MPI_Comm_dup");
-    MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN);
-    MPI_Comm_rank(comm_, &rank_);
-    MPI_Comm_size(comm_, &size_);
-    MPI_Comm host = MPI_COMM_NULL;
-    check_mpi(MPI_Comm_split_type(comm_, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &host), "MPI_Comm_split_type");
-    crowded_ = share_cores(host);
-    MPI_Comm_free(&host);
-  }
-  ~MpiCommunicator() override {
-    release_exchange();
-    MPI_Comm_free(&comm_);
-  }
-  int rank() const override { return rank_; }
-  int size() const override { return size_; }
+  explicit MpiCommunicator(std::shared_ptr<MpiGroup> group) : group_(std::move(group)) {}
+  ~MpiCommunicator() override { release_exchange(); }
+  int rank() const override { return group_->rank(); }
+  int size() const override { return group_->size(); }
   std::string description() const override { return "mpi (" + library_name() + ")"; }
-  std::unique_ptr<AllToAll> make_all_to_all(std::size_t) override {
-    return std::make_unique<MpiAllToAll>(comm_, crowded_);
-  }
+  std::unique_ptr<AllToAll> make_all_to_all(std::size_t) override { return std::make_unique<MpiAllToAll>(group_); }
+  void check_current() const override { group_->check_current(); }
 
  private:
-  MPI_Comm comm_ = MPI_COMM_NULL;
-  int rank_ = 0, size_ = 1;
-  bool crowded_ = false;
+  std::shared_ptr<MpiGroup> group_;
 };
 
 }  // namespace
@@ -92,14 +58,24 @@ MpiJob::MpiJob(int* argc, char*** argv) {
                             "the MPI that it was built with",
                             launch.launcher, launch.size, library_name(), size),
                 ExitCode::usage);
+  world_ = make_mpi_world();
 }
 
 MpiJob::~MpiJob() {
-  // Finalize waits for all ranks. One that leaves because of an error must not: the launcher then ends the others.
-  if (std::uncaught_exceptions() == 0) MPI_Finalize();
+  // Finalize waits for all ranks. One that leaves because of an error must not: the launcher then ends the others. Nor
+  // can it where ranks were lost.
+  if (std::uncaught_exceptions() == 0 && world_->epoch == 0) MPI_Finalize();
 }
 
-std::unique_ptr<Communicator> MpiJob::world() { return std::make_unique<MpiCommunicator>(); }
+std::unique_ptr<Communicator> MpiJob::world() {
+  return std::make_unique<MpiCommunicator>(std::make_shared<MpiGroup>(world_));
+}
+
+std::unique_ptr<Communicator> MpiJob::group(std::vector<int> members, std::uint32_t epoch) {
+  return std::make_unique<MpiCommunicator>(std::make_shared<MpiGroup>(world_, std::move(members), epoch));
+}
+
+void MpiJob::begin_epoch(std::uint32_t epoch) { world_->epoch = epoch; }
 
 void MpiJob::abort(int exit_code) {
   // Not MPI_Abort: the main thread may be inside MPI at this moment, which allows one thread at a time. mpirun (and

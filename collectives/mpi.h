@@ -1,10 +1,14 @@
 #pragma once
+#include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "collectives/communicator.h"
 
 namespace shoal {
+
+struct MpiWorld;
 
 /// What a launcher (mpirun, srun, a Kubernetes pod) told this process about the job.
 struct LaunchEnvironment {
@@ -25,8 +29,16 @@ class MpiJob {
   MpiJob(const MpiJob&) = delete;
   MpiJob& operator=(const MpiJob&) = delete;
   std::unique_ptr<Communicator> world();
+  /// Of the ranks of the job that are left (ascending, numbered anew from 0). Makes no call that others have to make,
+  /// too; afterwards those left may call it in any order. Nothing ends the others any more when this one leaves.
+  std::unique_ptr<Communicator> group(std::vector<int> members, std::uint32_t epoch);
+  /// Waits of communicators of other epochs than this one (world's is 0) end with LeftBehind. Callable from any thread.
+  void begin_epoch(std::uint32_t epoch);
   /// Ends every rank of the job at once with this exit code (MPI_Abort). Callable from any thread.
   [[noreturn]] static void abort(int exit_code);
+
+ private:
+  std::shared_ptr<MpiWorld> world_;
 };
 
 }  // namespace shoal

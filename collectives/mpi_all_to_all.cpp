@@ -12,26 +12,19 @@ namespace {
 constexpr std::size_t kLength = sizeof(std::uint64_t);      // goes ahead of a payload, and lies just before it
 constexpr std::size_t kBefore = AlignedBuffer::kAlignment;  // room for that which keeps payloads aligned
 
-/// Consecutive exchanges differ in tag; messages of one tag arrive in the order in which they were sent.
-int first_tag(std::uint64_t exchange) { return static_cast<int>(exchange % 2); }
-int rest_tag(std::uint64_t exchange) { return 2 + static_cast<int>(exchange % 2); }
-
 }  // namespace
 
-void check_mpi(int code, const char* what) {
-  if (code == MPI_SUCCESS) return;
-  char text[MPI_MAX_ERROR_STRING];
-  int length = 0;
-  MPI_Error_string(code, text, &length);
-  fail("{}: {}", what, std::string(text, static_cast<std::size_t>(length)));
-}
+MpiAllToAll::MpiAllToAll(std::shared_ptr<MpiGroup> group, MpiMessageSizes sizes)
+    : MpiAllToAll(group, sizes, group->crowded()) {}
 
-MpiAllToAll::MpiAllToAll(MPI_Comm parent, bool crowded, MpiMessageSizes sizes) : sizes_(sizes), patience_(crowded) {
-  check_mpi(MPI_Comm_dup(parent, &comm_), "MPI_Comm_dup");
-  MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN);
-  MPI_Comm_rank(comm_, &rank_);
-  MPI_Comm_size(comm_, &ranks_);
-  if (sizes.slot > 0 && ranks_ > 1) slots_ = std::make_unique<HostSlots>(comm_, sizes.slot);
+MpiAllToAll::MpiAllToAll(std::shared_ptr<MpiGroup> group, MpiMessageSizes sizes, bool crowded)
+    : group_(std::move(group)),
+      sizes_(sizes),
+      rank_(group_->rank()),
+      ranks_(group_->size()),
+      tags_(group_->take_tags()),
+      patience_(crowded) {
+  if (sizes.slot > 0 && ranks_ > 1) slots_ = std::make_unique<HostSlots>(*group_, sizes.slot);
   if (slots_ && !slots_->any()) slots_.reset();
   const auto n = static_cast<std::size_t>(ranks_);
   for (Round& r : rounds_) {
@@ -53,7 +46,7 @@ MpiAllToAll::~MpiAllToAll() {
     }
     static_cast<void>(new Round(std::move(round(waits_))));  // kept for good
   }
-  MPI_Comm_free(&comm_);
+  group_->give_back(tags_);
 }
 
 void MpiAllToAll::check_room() const {
@@ -97,8 +90,8 @@ void MpiAllToAll::post(std::span<const std::size_t> bytes) {
       r.from_host.push_back(src);
       continue;
     }
-    check_mpi(MPI_Irecv(first_payload(r, src) - kLength, static_cast<int>(kLength + sizes_.eager), MPI_BYTE, src,
-                        first_tag(posts_), comm_, &r.requests[static_cast<std::size_t>(src)]),
+    check_mpi(MPI_Irecv(first_payload(r, src) - kLength, static_cast<int>(kLength + sizes_.eager), MPI_BYTE, group_->in_comm(src),
+                        first_tag(posts_), group_->comm(), &r.requests[static_cast<std::size_t>(src)]),
               "MPI_Irecv");
     ++r.first_messages;
     ++r.pending;
@@ -128,8 +121,8 @@ void MpiAllToAll::send(std::uint64_t exchange, int dest, std::size_t bytes) {
       first = r.to[d] - kLength;
       std::memcpy(first, &r.lengths[d], kLength);
     }
-    check_mpi(MPI_Isend(first, static_cast<int>(kLength + (whole ? bytes : 0)), MPI_BYTE, dest, first_tag(exchange),
-                        comm_, &r.requests[static_cast<std::size_t>(ranks_) + d]),
+    check_mpi(MPI_Isend(first, static_cast<int>(kLength + (whole ? bytes : 0)), MPI_BYTE, group_->in_comm(dest), first_tag(exchange),
+                        group_->comm(), &r.requests[static_cast<std::size_t>(ranks_) + d]),
               "MPI_Isend");
     ++r.pending;
   }
@@ -137,7 +130,7 @@ void MpiAllToAll::send(std::uint64_t exchange, int dest, std::size_t bytes) {
     const std::size_t n = std::min(bytes - at, sizes_.chunk);
     r.requests.push_back(MPI_REQUEST_NULL);
     check_mpi(
-        MPI_Isend(r.to[d] + at, static_cast<int>(n), MPI_BYTE, dest, rest_tag(exchange), comm_, &r.requests.back()),
+        MPI_Isend(r.to[d] + at, static_cast<int>(n), MPI_BYTE, group_->in_comm(dest), rest_tag(exchange), group_->comm(), &r.requests.back()),
         "MPI_Isend");
     ++r.pending;
   }
@@ -157,7 +150,7 @@ void MpiAllToAll::first_arrived(std::uint64_t exchange, int src, std::size_t byt
   for (std::size_t at = 0; at < bytes; at += sizes_.chunk) {
     const std::size_t n = std::min(bytes - at, sizes_.chunk);
     r.requests.push_back(MPI_REQUEST_NULL);
-    check_mpi(MPI_Irecv(to + at, static_cast<int>(n), MPI_BYTE, src, rest_tag(exchange), comm_, &r.requests.back()),
+    check_mpi(MPI_Irecv(to + at, static_cast<int>(n), MPI_BYTE, group_->in_comm(src), rest_tag(exchange), group_->comm(), &r.requests.back()),
               "MPI_Irecv");
     ++r.pending;
   }
@@ -202,6 +195,7 @@ void MpiAllToAll::wait() {
     const std::uint32_t seen = slots_ ? slots_->posts() : 0;
     progress_all();
     if (r.complete()) break;
+    group_->check_current();
     const bool only_slots = std::ranges::all_of(rounds_, [](const Round& x) { return x.pending == 0; });
     if (only_slots && patience_.at_end()) {
       slots_->sleep(seen);

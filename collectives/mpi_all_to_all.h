@@ -10,6 +10,7 @@
 #include "collectives/aligned_buffer.h"
 #include "collectives/communicator.h"
 #include "collectives/host_slots.h"
+#include "collectives/mpi_group.h"
 #include "collectives/patience.h"
 #include "collectives/record_memory.h"
 
@@ -22,7 +23,7 @@ struct MpiMessageSizes {
   std::size_t slot = 16 << 20;   // of a record between ranks of a host, what goes through shared memory
 };
 
-/// AllToAll over MPI messages between each pair of ranks, on a communicator of its own.
+/// AllToAll over MPI messages between each pair of ranks of a group.
 ///
 /// The first message is {u64 bytes, the payload if it is no longer than `eager`}: short records need no second one, and
 /// no exchange of counts goes ahead of them. Longer ones follow in messages whose size the receiver then knows. They
@@ -33,8 +34,10 @@ struct MpiMessageSizes {
 /// come.
 class MpiAllToAll : public AllToAll {
  public:
-  /// Collective over `parent`. crowded: see Patience.
-  MpiAllToAll(MPI_Comm parent, bool crowded, MpiMessageSizes sizes = {});
+  /// All ranks of the group make it.
+  explicit MpiAllToAll(std::shared_ptr<MpiGroup> group, MpiMessageSizes sizes = {});
+  /// crowded: as Patience's; the group's otherwise.
+  MpiAllToAll(std::shared_ptr<MpiGroup> group, MpiMessageSizes sizes, bool crowded);
   ~MpiAllToAll() override;
   MpiAllToAll(const MpiAllToAll&) = delete;
   MpiAllToAll& operator=(const MpiAllToAll&) = delete;
@@ -75,9 +78,13 @@ class MpiAllToAll : public AllToAll {
   void progress(std::uint64_t exchange);
   void progress_all();
 
-  MPI_Comm comm_ = MPI_COMM_NULL;
+  /// Consecutive exchanges differ in tag; messages of one tag arrive in the order in which they were sent.
+  int first_tag(std::uint64_t exchange) const { return tags_ + static_cast<int>(exchange % 2); }
+  int rest_tag(std::uint64_t exchange) const { return tags_ + 2 + static_cast<int>(exchange % 2); }
+
+  const std::shared_ptr<MpiGroup> group_;
   const MpiMessageSizes sizes_;
-  int rank_ = 0, ranks_ = 1;
+  const int rank_, ranks_, tags_;
   std::unique_ptr<HostSlots> slots_;
   std::array<Round, 2> rounds_;
   /// What a rank sends to itself stays where it was written. It may be read until the second post() after the exchange,
@@ -88,8 +95,5 @@ class MpiAllToAll : public AllToAll {
   Patience patience_;
   std::uint64_t posts_ = 0, waits_ = 0;
 };
-
-/// Throws Error with MPI's own words if `code` is not MPI_SUCCESS.
-void check_mpi(int code, const char* what);
 
 }  // namespace shoal

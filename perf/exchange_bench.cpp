@@ -2,7 +2,6 @@
 // alone, and MPI_Alltoallv, whose counts every rank knows beforehand, in turn; beside what copying the bytes takes.
 //   mpirun -n 4 build/perf/exchange_bench
 #include <mpi.h>
-#include <sched.h>
 
 #include <algorithm>
 #include <chrono>
@@ -52,10 +51,8 @@ int main(int argc, char** argv) {
   MpiJob job(&argc, &argv);
   const auto world = job.world();
   const int rank = world->rank(), ranks = world->size();
-  cpu_set_t cores;
-  const bool crowded =
-      sched_getaffinity(0, sizeof cores, &cores) == 0 && read_launch_environment().local_size > CPU_COUNT(&cores);
-  MpiAllToAll ours(MPI_COMM_WORLD, crowded), messages(MPI_COMM_WORLD, crowded, {.slot = 0});
+  const auto group = std::make_shared<MpiGroup>(make_mpi_world());
+  MpiAllToAll ours(group), messages(group, {.slot = 0});
   if (rank == 0) {
     fmt::print("{} ranks, µs of an exchange, the middle of {} turns\n\n", ranks, turns);
     fmt::print(

@@ -21,6 +21,7 @@ namespace shoal {
 namespace {
 
 Communicator* world = nullptr;
+std::shared_ptr<MpiGroup> group;  // another one of all ranks
 
 TEST(Mpi, DoesWhatEveryCommunicatorDoes) { test::check_communicator(*world); }
 TEST(Mpi, CarriesLongData) { test::check_long_data(*world); }
@@ -31,7 +32,7 @@ TEST(Mpi, CutsRecordsIntoMessages) {
   using Sizes = MpiMessageSizes;
   for (const Sizes sizes : {Sizes{16, 1000, 0}, Sizes{1, 77, 0}, Sizes{4096, 64, 0}, Sizes{16, 1000, 300},
                             Sizes{16, 77, 1}, Sizes{16, 64, 4096}, Sizes{16, 64, 5000}}) {
-    MpiAllToAll exchange(MPI_COMM_WORLD, true, sizes);
+    MpiAllToAll exchange(group, sizes);
     test::check_exchanges(*world, exchange, 5000, 20);
     test::check_overlapping_exchanges(*world, exchange, 5000, 10);
   }
@@ -61,7 +62,7 @@ TEST(Mpi, KeepsTheMemoryOfOneExchange) {
   std::vector<std::size_t> forms{0};
   if (here == ranks) forms.push_back(2 * kRecord);  // else slots keep one exchange, and messages another
   for (const std::size_t slot : forms) {
-    MpiAllToAll exchange(MPI_COMM_WORLD, true, {.slot = slot});
+    MpiAllToAll exchange(group, {.slot = slot});
     const std::vector<std::byte> record(kRecord, std::byte{1});
     const auto once = [&](int dest, std::size_t length) {
       std::vector<std::size_t> bytes(static_cast<std::size_t>(ranks));
@@ -86,7 +87,7 @@ TEST(Mpi, KeepsTheMemoryOfOneExchange) {
 }
 
 TEST(Mpi, RanksOfAHostShareMemory) {
-  const HostSlots slots(MPI_COMM_WORLD, 100);
+  const HostSlots slots(*group, 100);
   std::array<char, 256> name{};
   gethostname(name.data(), name.size() - 1);
   std::vector<char> names(name.size() * static_cast<std::size_t>(world->size()));
@@ -101,7 +102,7 @@ TEST(Mpi, RanksOfAHostShareMemory) {
 TEST(Mpi, SleepsWhileItWaits) {
   using namespace std::chrono_literals;
   for (const bool crowded : {true, false}) {
-    MpiAllToAll exchange(MPI_COMM_WORLD, crowded);
+    MpiAllToAll exchange(group, {}, crowded);
     const std::vector<std::size_t> nothing(static_cast<std::size_t>(world->size()));
     world->barrier();
     const auto cpu_ms = [] {
@@ -115,6 +116,73 @@ TEST(Mpi, SleepsWhileItWaits) {
     exchange.wait();
     EXPECT_LT(cpu_ms() - before, 150);
   }
+}
+
+/// A wait for a rank that never comes ends when the others begin anew; then they exchange among themselves.
+TEST(Mpi, GoesOnWithoutARank) {
+  using namespace std::chrono_literals;
+  const int ranks = world->size(), me = world->rank(), lost = ranks / 2;
+  if (ranks < 3) GTEST_SKIP() << "of two ranks, one alone is left";
+  std::uint32_t epoch = 0;
+  const auto own = make_mpi_world();
+  for (const MpiMessageSizes sizes : {MpiMessageSizes{}, MpiMessageSizes{16, 1000, 0}}) {
+    std::vector<int> members;
+    for (int r = 0; r < ranks; ++r)
+      if (r != lost) members.push_back(r);
+    const auto ends_soon = [&](const std::function<void()>& wait) {
+      std::thread control([&] {
+        std::this_thread::sleep_for(100ms);
+        own->epoch = epoch + 1;
+      });
+      EXPECT_THROW(wait(), LeftBehind);
+      control.join();
+      ++epoch;
+    };
+    {
+      MpiAllToAll exchange(std::make_shared<MpiGroup>(own, epoch), sizes);
+      const std::vector<std::byte> record(5000, std::byte{7});
+      for (int r = 0; r < ranks; ++r) std::ranges::copy(record, exchange.outgoing(r, record.size()).data());
+      if (me == lost) {
+        own->epoch = ++epoch;
+      } else {
+        exchange.post(std::vector<std::size_t>(static_cast<std::size_t>(ranks), record.size()));
+        ends_soon([&] { exchange.wait(); });
+      }
+    }
+    if (me == lost) {
+      own->epoch = ++epoch;
+      continue;
+    }
+    const auto left = std::make_shared<MpiGroup>(own, members, epoch);
+    EXPECT_EQ(left->size(), ranks - 1);
+    EXPECT_EQ(left->rank(), me - (me > lost));
+    {
+      MpiAllToAll exchange(left, sizes);
+      for (int turn = 0; turn < 20; ++turn) {
+        const auto length = [turn](int from, int to) { return static_cast<std::size_t>(turn * 300 + from * 17 + to); };
+        std::vector<std::size_t> bytes;
+        for (int r = 0; r < left->size(); ++r) {
+          bytes.push_back(length(left->rank(), r));
+          std::ranges::fill(exchange.outgoing(r, bytes.back()), static_cast<std::byte>(left->rank() + turn));
+        }
+        exchange.post(bytes);
+        exchange.wait();
+        for (int r = 0; r < left->size(); ++r) {
+          EXPECT_EQ(exchange.incoming(r).size(), length(r, left->rank()));
+          EXPECT_TRUE(std::ranges::all_of(exchange.incoming(r),
+                                          [&](std::byte b) { return b == static_cast<std::byte>(r + turn); }));
+        }
+      }
+    }
+    // The first of them goes missing while they set up an exchange.
+    if (left->rank() == 0)
+      own->epoch = ++epoch;
+    else if (left->on_host().front() == 0)
+      ends_soon([&] { MpiAllToAll(left, MpiMessageSizes{}); });
+    else
+      own->epoch = ++epoch;
+  }
+  world->barrier();
 }
 
 TEST(Mpi, IsWhatTheLauncherSaid) {
@@ -133,6 +201,7 @@ int main(int argc, char** argv) {
   shoal::MpiJob job(&argc, &argv);
   const auto world = job.world();
   shoal::world = world.get();
+  shoal::group = std::make_shared<shoal::MpiGroup>(shoal::make_mpi_world());
   if (world->rank() > 0) {  // rank 0 prints for all; failures are printed by whoever has them
     auto& listeners = testing::UnitTest::GetInstance()->listeners();
     delete listeners.Release(listeners.default_result_printer());

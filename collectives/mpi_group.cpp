@@ -1,0 +1,143 @@
+#include "collectives/mpi_group.h"
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+#include <string>
+
+#include "base/error.h"
+#include "collectives/communicator.h"
+#include "collectives/patience.h"
+
+namespace shoal {
+namespace {
+
+// Tags are {epoch, set, tag of the set}; 26 bits, which every MPI in use has.
+constexpr int kSets = 1 << 14;
+constexpr std::uint32_t kEpochs = 1 << 10;
+constexpr int kSetOfGathers = 0;  // small ones, in the order of the program
+
+std::vector<int> all_of(const MpiWorld& world) {
+  std::vector<int> ranks(world.places.size());
+  std::iota(ranks.begin(), ranks.end(), 0);
+  return ranks;
+}
+
+}  // namespace
+
+void check_mpi(int code, const char* what) {
+  if (code == MPI_SUCCESS) return;
+  char text[MPI_MAX_ERROR_STRING];
+  int length = 0;
+  MPI_Error_string(code, text, &length);
+  fail("{}: {}", what, std::string(text, static_cast<std::size_t>(length)));
+}
+
+cpu_set_t usable_cores() {
+  cpu_set_t cores;
+  if (sched_getaffinity(0, sizeof cores, &cores) != 0) {
+    CPU_ZERO(&cores);
+    CPU_SET(0, &cores);
+  }
+  return cores;
+}
+
+std::shared_ptr<MpiWorld> make_mpi_world() {
+  auto world = std::make_shared<MpiWorld>();
+  check_mpi(MPI_Comm_dup(MPI_COMM_WORLD, &world->comm), "MPI_Comm_dup");
+  MPI_Comm_set_errhandler(world->comm, MPI_ERRORS_RETURN);
+  int rank = 0, ranks = 1;
+  MPI_Comm_rank(world->comm, &rank);
+  MPI_Comm_size(world->comm, &ranks);
+  MPI_Comm host = MPI_COMM_NULL;
+  check_mpi(MPI_Comm_split_type(world->comm, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &host), "MPI_Comm_split_type");
+  MpiPlace mine{.host = rank, .cores = usable_cores()};
+  check_mpi(MPI_Bcast(&mine.host, 1, MPI_INT, 0, host), "MPI_Bcast");
+  MPI_Comm_free(&host);
+  world->places.resize(static_cast<std::size_t>(ranks));
+  check_mpi(MPI_Allgather(&mine, sizeof mine, MPI_BYTE, world->places.data(), sizeof mine, MPI_BYTE, world->comm),
+            "MPI_Allgather");
+  return world;
+}
+
+MpiGroup::MpiGroup(std::shared_ptr<MpiWorld> world, std::vector<int> members, std::uint32_t epoch)
+    : world_(std::move(world)), members_(std::move(members)), epoch_(epoch), taken_{true} {
+  int me = 0;
+  MPI_Comm_rank(world_->comm, &me);
+  const auto place = std::ranges::find(members_, me);
+  if (place == members_.end()) fail("rank {} is not in the group that it makes", me);
+  rank_ = static_cast<int>(place - members_.begin());
+  const auto place_of = [this](int rank) -> const MpiPlace& {
+    return world_->places[static_cast<std::size_t>(in_comm(rank))];
+  };
+  cpu_set_t cores;
+  CPU_ZERO(&cores);
+  for (int rank = 0; rank < size(); ++rank) {
+    if (place_of(rank).host != place_of(rank_).host) continue;
+    on_host_.push_back(rank);
+    CPU_OR(&cores, &cores, &place_of(rank).cores);
+  }
+  crowded_ = std::ssize(on_host_) > CPU_COUNT(&cores);
+}
+
+MpiGroup::MpiGroup(std::shared_ptr<MpiWorld> world, std::uint32_t epoch) : MpiGroup(world, all_of(*world), epoch) {}
+
+void MpiGroup::check_current() const {
+  if (world_->epoch.load(std::memory_order_relaxed) != epoch_) throw LeftBehind("ranks were lost");
+}
+
+int MpiGroup::take_tags() {
+  const auto free = std::ranges::find(taken_, false);
+  const auto set = free - taken_.begin();
+  if (set == kSets) fail("more than {} exchanges at a time", kSets);
+  if (free == taken_.end()) taken_.push_back(false);
+  taken_[static_cast<std::size_t>(set)] = true;
+  return (static_cast<int>(epoch_ % kEpochs) * kSets + static_cast<int>(set)) * kTags;
+}
+
+void MpiGroup::give_back(int first_tag) { taken_[static_cast<std::size_t>(first_tag / kTags % kSets)] = false; }
+
+void MpiGroup::gather_bytes(std::span<const int> ranks, std::span<const std::byte> mine, std::span<std::byte> all) {
+  // Messages that are left behind may still be written to and read from: their memory is then kept for good.
+  struct Messages {
+    std::vector<std::byte> mine, all;
+    std::vector<MPI_Request> requests;
+  };
+  auto messages = std::make_unique<Messages>();
+  messages->mine.assign(mine.begin(), mine.end());
+  messages->all.resize(all.size());
+  const int bytes = static_cast<int>(mine.size());
+  const int tag = (static_cast<int>(epoch_ % kEpochs) * kSets + kSetOfGathers) * kTags;
+  std::byte* to = messages->all.data();
+  for (const int rank : ranks) {
+    if (rank == rank_) {
+      std::ranges::copy(mine, to);
+    } else {
+      auto& requests = messages->requests;
+      requests.push_back(MPI_REQUEST_NULL);
+      check_mpi(MPI_Irecv(to, bytes, MPI_BYTE, in_comm(rank), tag, comm(), &requests.back()), "MPI_Irecv");
+      requests.push_back(MPI_REQUEST_NULL);
+      check_mpi(MPI_Isend(messages->mine.data(), bytes, MPI_BYTE, in_comm(rank), tag, comm(), &requests.back()),
+                "MPI_Isend");
+    }
+    to += bytes;
+  }
+  Patience patience(crowded_);
+  for (;;) {
+    int done = 0;
+    check_mpi(MPI_Testall(static_cast<int>(messages->requests.size()), messages->requests.data(), &done,
+                          MPI_STATUSES_IGNORE),
+              "MPI_Testall");
+    if (done) break;
+    try {
+      check_current();
+    } catch (...) {
+      static_cast<void>(messages.release());
+      throw;
+    }
+    patience.pause(true);
+  }
+  std::ranges::copy(messages->all, all.begin());
+}
+
+}  // namespace shoal
