@@ -118,6 +118,9 @@ LaunchEnvironment read_launch_environment() {
                            .local_size = chosen->local_size.value_or(1),
                            .launched = true,
                            .launcher = chosen->launcher};
+  // mpirun of Open MPI 4 says so; later ones do not.
+  if (ompi && std::getenv("OMPI_MCA_orte_local_daemon_uri"))
+    launch.ends_together = number("OMPI_MCA_orte_enable_recovery").value_or(0) == 0;
   if (launch.rank >= launch.size)
     refuse(fmt::format("{}={} but {}={}", chosen->rank_name, launch.rank, chosen->size_name, launch.size));
   launch.local_size = std::max(launch.local_size, launch.local_rank + 1);

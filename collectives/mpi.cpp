@@ -75,6 +75,10 @@ std::unique_ptr<Communicator> MpiJob::group(std::vector<int> members, std::uint3
   return std::make_unique<MpiCommunicator>(std::make_shared<MpiGroup>(world_, std::move(members), epoch));
 }
 
+int MpiJob::on_host(const std::vector<int>& members) const {
+  return static_cast<int>(MpiGroup(world_, members, 0).on_host().size());
+}
+
 void MpiJob::begin_epoch(std::uint32_t epoch) { world_->epoch = epoch; }
 
 void MpiJob::abort(int exit_code) {

@@ -16,6 +16,7 @@ struct LaunchEnvironment {
   int local_rank = 0, local_size = 1;  // on this host
   bool launched = false;               // false: started by hand, a job of one rank
   std::string launcher;                // "Open MPI", "Slurm", ...
+  bool ends_together = false;          // the launcher is known to end all ranks when one ends
 };
 /// Reads the environment only. Throws Error (usage) when what it finds contradicts itself.
 LaunchEnvironment read_launch_environment();
@@ -32,6 +33,8 @@ class MpiJob {
   /// Of the ranks of the job that are left (ascending, numbered anew from 0). Makes no call that others have to make,
   /// too; afterwards those left may call it in any order. Nothing ends the others any more when this one leaves.
   std::unique_ptr<Communicator> group(std::vector<int> members, std::uint32_t epoch);
+  /// How many of these ranks of the job are on this rank's host.
+  int on_host(const std::vector<int>& members) const;
   /// Waits of communicators of other epochs than this one (world's is 0) end with LeftBehind. Callable from any thread.
   void begin_epoch(std::uint32_t epoch);
   /// Ends every rank of the job at once with this exit code (MPI_Abort). Callable from any thread.

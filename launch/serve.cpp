@@ -101,6 +101,15 @@ int serve_engine(Engine& engine, const ServeOptions& options, const SamplingDefa
                                   {"largest_over_mean", std::round(change.before * 1000) / 1000},
                                   {"then", std::round(change.after * 1000) / 1000}});
     });
+  if (engine.recovery)
+    engine.recovery->on_events({.lost =
+                                    [](int rank, const std::string& why, int left) {
+                                      log::warning("rank lost", {{"rank", rank}, {"why", why}, {"ranks_left", left}});
+                                    },
+                                .over =
+                                    [](int left, double seconds) {
+                                      log::info("recovered", {{"ranks", left}, {"seconds", seconds}});
+                                    }});
   entrance.open(
       std::make_shared<const OpenAiApi>(model_of(engine, options, sampling), service, options.api_keys, &status));
 
@@ -158,6 +167,9 @@ CLI::App* add_serve(CLI::App& root, ServeOptions& options) {
   app->add_flag("!--no-access-log", options.access_log, "Do not log every request");
   app->add_option("--grace", options.grace_s, "Seconds that running requests get when the server is told to end")
       ->check(CLI::NonNegativeNumber);
+  app->add_flag("--recover", options.job.recover,
+                "Go on when ranks other than 0 are lost: those left take over their experts, and answers go on after a "
+                "pause (for mpirun --enable-recovery; launch/serve adds it)");
   app->add_option("--max-waiting", options.job.max_waiting,
                   "Requests that may wait for a place; more get status 429 and are to come back later")
       ->check(CLI::NonNegativeNumber);

@@ -74,6 +74,43 @@ Placement place_slices(const ModelConfig& config, int ranks) {
   return placement;
 }
 
+namespace {
+
+LayerPlacement layer_among(const LayerPlacement& before, std::span<const int> left) {
+  LayerPlacement experts(before.size());
+  std::vector<int> held(left.size());
+  for (std::size_t e = 0; e < before.size(); ++e) {
+    float share = 0;
+    for (const Replica& r : before[e]) {
+      const auto at = std::ranges::lower_bound(left, r.rank);
+      if (at == left.end() || *at != r.rank) continue;
+      const auto rank = at - left.begin();
+      experts[e].push_back({static_cast<std::int32_t>(rank), r.share});
+      ++held[static_cast<std::size_t>(rank)];
+      share += r.share;
+    }
+    for (Replica& r : experts[e]) r.share = share > 0 ? r.share / share : 1 / static_cast<float>(experts[e].size());
+  }
+  for (auto& replicas : experts) {
+    if (!replicas.empty()) continue;
+    const auto fewest = std::ranges::min_element(held);
+    replicas.push_back({static_cast<std::int32_t>(fewest - held.begin()), 1});
+    ++*fewest;
+  }
+  return experts;
+}
+
+}  // namespace
+
+Placement place_among(const ModelConfig& config, const Placement& before, std::span<const int> left) {
+  const int ranks = static_cast<int>(left.size());
+  if (before.sliced_experts) return place_slices(config, ranks);
+  if (before.tensor_parallel) return place_evenly(config, ranks);
+  Placement placement{.ranks = ranks, .experts = {}};
+  for (const LayerPlacement& layer : before.experts) placement.experts.push_back(layer_among(layer, left));
+  return placement;
+}
+
 Slice expert_slice(const ModelConfig& config, int ranks, int rank, std::int64_t block) {
   const std::int64_t width = config.moe_intermediate_size;
   return slice_of(width, ranks, rank, cut_unit(width, ranks, block));

@@ -1,5 +1,7 @@
 #include <sys/socket.h>
 
+#include <map>
+
 #include "runtime/control_connect.h"
 #include "runtime/control_connection.h"
 #include "runtime/control_plane.h"
@@ -17,6 +19,7 @@ struct ControlClient::Impl {
   // Of the control thread alone.
   control::LostReport lost;
   control::Process server;
+  std::map<std::uint16_t, std::function<void(const Frame&)>> handlers;
   bool leaving = false;
   bool closed = false;  // guarded by inbox.mutex, for the destructor
   control::IoThread io;
@@ -57,7 +60,10 @@ struct ControlClient::Impl {
   }
 
   void hear(Frame frame) {
-    if (frame.type < control::kFirstInternalType) return inbox.push(std::move(frame));
+    if (frame.type < control::kFirstInternalType) {
+      if (const auto found = handlers.find(frame.type); found != handlers.end()) found->second(frame);
+      return inbox.push(std::move(frame));
+    }
     if (frame.type == static_cast<std::uint16_t>(Internal::bye)) {
       connection->close();
       end();
@@ -82,6 +88,10 @@ ControlClient::~ControlClient() = default;
 
 void ControlClient::on_lost(LostHandler handler) {
   impl_->io.post([impl = impl_.get(), handler = std::move(handler)] { impl->lost.set_handler(handler); });
+}
+
+void ControlClient::on_frame(std::uint16_t type, std::function<void(const Frame&)> handler) {
+  impl_->io.post([impl = impl_.get(), type, handler = std::move(handler)] { impl->handlers[type] = handler; });
 }
 
 void ControlClient::send(Frame frame) {

@@ -39,8 +39,11 @@ class ControlServer {
   std::string contact() const;
   /// Waits until every rank has said hello; Error naming the ranks that did not within connect_timeout.
   void wait_for_all();
-  /// Called once, from the control thread, for the first rank that is lost before close().
+  /// Called from the control thread for the first rank that is lost before close(), or for each where losses are survived.
   void on_lost(LostHandler handler);
+  /// From now on a lost rank is the end of nothing: receive() tells of it, behind what came of it and after the handler
+  /// was called, and goes on.
+  void survive_losses();
 
   /// Thread-safe. Sending to a lost rank does nothing.
   void send(int rank, Frame frame);
@@ -48,8 +51,9 @@ class ControlServer {
   struct Received {
     int rank;
     Frame frame;
+    bool lost = false;  // no frame: the rank is gone
   };
-  /// Next frame of any rank, in order of arrival; nothing after close() or once a rank was lost.
+  /// Next frame of any rank, in order of arrival; nothing after close() or once a rank was lost (see survive_losses()).
   std::optional<Received> receive();
   /// Sleeps until receive() would return at once; false when it would not after `limit`.
   bool wait(std::chrono::milliseconds limit);
@@ -67,6 +71,9 @@ class ControlClient {
   ControlClient(int rank, const std::string& contact, ControlOptions options);
   ~ControlClient();
   void on_lost(LostHandler handler);
+  /// Called from the control thread for frames of this type as soon as they are here, whatever receive() has not taken
+  /// yet. Set before such a frame can come.
+  void on_frame(std::uint16_t type, std::function<void(const Frame&)> handler);
   void send(Frame frame);
   /// Sleeps until the next frame; nothing after the server's orderly end.
   std::optional<Frame> receive();

@@ -46,7 +46,7 @@ struct ControlServer::Impl {
   std::vector<Peer> peers;
   std::deque<std::shared_ptr<Connection>> strangers;  // oldest first
   control::LostReport lost;
-  bool closing = false;
+  bool closing = false, survives = false;
 
   tcp::acceptor acceptor{io.context()};
   asio::steady_timer accept_again{io.context()};
@@ -153,7 +153,7 @@ struct ControlServer::Impl {
   }
 
   void hear(int rank, Frame frame) {
-    if (frame.type < control::kFirstInternalType) inbox.push({rank, std::move(frame)});
+    if (frame.type < control::kFirstInternalType) inbox.push({.rank = rank, .frame = std::move(frame)});
   }
 
   void lose(int rank, const std::string& why) {
@@ -167,8 +167,9 @@ struct ControlServer::Impl {
     }
     inbox.changed.notify_all();
     if (closing) return;
-    inbox.end(false);
+    if (!survives) inbox.end(false);
     lost.report(rank, reason);
+    if (survives) inbox.push({.rank = rank, .frame = {}, .lost = true});
   }
 
   void send(int rank, std::uint16_t type, control::SharedBytes payload) {
@@ -229,6 +230,13 @@ void ControlServer::wait_for_all() { impl_->wait_for_all(); }
 
 void ControlServer::on_lost(LostHandler handler) {
   impl_->io.post([impl = impl_.get(), handler = std::move(handler)] { impl->lost.set_handler(handler); });
+}
+
+void ControlServer::survive_losses() {
+  impl_->io.post([impl = impl_.get()] {
+    impl->survives = true;
+    impl->lost.tell_of_all();
+  });
 }
 
 void ControlServer::send(int rank, Frame frame) {

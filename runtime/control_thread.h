@@ -90,28 +90,29 @@ struct Inbox {
   }
 };
 
-/// Tells about the first lost rank, once, on the control thread; at once if it was lost before anyone asked.
+/// Tells about the first lost rank, or about each, on the control thread; at once if it was lost before anyone asked.
 class LostReport {
  public:
   void set_handler(LostHandler handler) {
     handler_ = std::move(handler);
     deliver();
   }
+  void tell_of_all() { all_ = true; }
   void report(int rank, std::string why) {
-    if (lost_) return;
-    lost_ = {rank, std::move(why)};
+    if (any_ && !all_) return;
+    any_ = true;
+    untold_.emplace_back(rank, std::move(why));
     deliver();
   }
 
  private:
   void deliver() {
-    if (!handler_ || !lost_ || told_) return;
-    told_ = true;
-    handler_(lost_->first, lost_->second);
+    if (!handler_) return;
+    for (; !untold_.empty(); untold_.pop_front()) handler_(untold_.front().first, untold_.front().second);
   }
   LostHandler handler_;
-  std::optional<std::pair<int, std::string>> lost_;
-  bool told_ = false;
+  std::deque<std::pair<int, std::string>> untold_;
+  bool any_ = false, all_ = false;
 };
 
 inline std::string describe(int rank, const Process& process, const std::string& why) {

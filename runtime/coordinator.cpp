@@ -45,6 +45,8 @@ struct Coordinator::Impl {
   std::uint64_t last_request = 0;
   std::string failure;  // why nothing works any more
   bool stopping = false;
+  bool losses = false;  // ranks were lost that are not left out yet
+  std::vector<bool> left = std::vector<bool>(static_cast<std::size_t>(options.ranks), true);  // of the loop's thread
 
   std::mutex join_mutex;
   std::thread thread;  // last: it uses all of the above
@@ -60,8 +62,14 @@ struct Coordinator::Impl {
       {
         std::unique_lock lock(mutex);
         wake.wait(lock, [this] {
-          return stopping || !events.empty() || (!open.empty() && !failure.empty()) || scheduler.has_work();
+          return stopping || losses || !events.empty() || (!open.empty() && !failure.empty()) || scheduler.has_work();
         });
+        if (std::exchange(losses, false) && !stopping && failure.empty()) {
+          move.reset();
+          lock.unlock();
+          regroup();
+          lock.lock();
+        }
         told.swap(events);
         if (!stopping && failure.empty() && scheduler.has_work()) plans = scheduler.plan();
         note_first_steps(plans);
@@ -79,6 +87,26 @@ struct Coordinator::Impl {
         return;
       }
     }
+  }
+
+  /// Leaves out the ranks that were lost. Meanwhile requests wait, and may come and go.
+  void regroup() {
+    const auto ending = [this] {
+      const std::lock_guard lock(mutex);
+      return stopping;
+    };
+    std::vector<RankState> states;
+    try {
+      states = options.regroup(ending);
+    } catch (const std::exception& error) {
+      if (ending()) return;
+      const auto* known = dynamic_cast<const Error*>(&error);
+      return fail_job(known ? *known : Error(error.what()));
+    }
+    if (states.empty()) return;
+    for (std::size_t rank = 0; rank < states.size(); ++rank) left[rank] = states[rank].left;
+    const std::lock_guard lock(mutex);
+    for (auto& event : scheduler.regroup(states)) events.push_back(std::move(event));
   }
 
   void note_first_steps(const std::vector<StepPlan>& plans) {
@@ -127,12 +155,18 @@ struct Coordinator::Impl {
     const std::uint64_t step = plans.front().step;
     const std::chrono::milliseconds limit = answer_limit(plans);
     std::set<int> missing;
-    for (int rank = 0; rank < options.ranks; ++rank) missing.insert(rank);
+    for (int rank = 0; rank < options.ranks; ++rank)
+      if (left[static_cast<std::size_t>(rank)]) missing.insert(rank);
+    const std::size_t asked = missing.size();
     while (!missing.empty()) {
-      if (!answer_comes(limit)) return hangs(step, missing, limit);
+      if (!answer_comes(limit)) return hangs(step, missing, asked, limit);
       const auto received = control.receive();
       if (!received) return lost(step);
-      const auto& [rank, frame] = *received;
+      const auto& [rank, frame, is_lost] = *received;
+      if (is_lost) {
+        if (left[static_cast<std::size_t>(rank)]) return;  // rank_lost() was called before: the step is void
+        continue;
+      }
       missing.erase(rank);
       if (frame.type == static_cast<std::uint16_t>(Message::failed)) return fail_job(decode_failure(frame.payload));
       try {
@@ -170,17 +204,17 @@ struct Coordinator::Impl {
     return false;
   }
 
-  void hangs(std::uint64_t step, const std::set<int>& missing, std::chrono::milliseconds limit) {
+  void hangs(std::uint64_t step, const std::set<int>& missing, std::size_t asked, std::chrono::milliseconds limit) {
     const double seconds = std::chrono::duration<double>(limit).count();
     // Ranks wait for each other in every layer, so one that hangs there keeps all from answering.
-    if (options.ranks > 1 && std::ssize(missing) == options.ranks)
+    if (asked > 1 && missing.size() == asked)
       return fail_job(Error(fmt::format(
           "none of {} ranks answered step {} within {:.0f} s: one hangs, which one is not known, or the network "
           "between them",
-          options.ranks, step, seconds)));
+          asked, step, seconds)));
     fail_job(Error(fmt::format(
         "{} of {} ranks did not answer step {} within {:.0f} s: rank{} {}; one hangs, or the network between them",
-        missing.size(), options.ranks, step, seconds, missing.size() > 1 ? "s" : "", fmt::join(missing, ", "))));
+        missing.size(), asked, step, seconds, missing.size() > 1 ? "s" : "", fmt::join(missing, ", "))));
   }
 
   /// No more frames come: a rank was lost or the control plane was closed. Whoever knows why is about to say so.
@@ -268,6 +302,12 @@ Coordinator::Load Coordinator::load() const {
           .preemptions = totals.preemptions,
           .drafted = totals.drafted,
           .accepted = totals.accepted};
+}
+
+void Coordinator::rank_lost() {
+  const std::lock_guard lock(impl_->mutex);
+  impl_->losses = true;
+  impl_->wake.notify_all();
 }
 
 void Coordinator::fail_all(const std::string& why) { impl_->fail_all(why); }

@@ -41,6 +41,13 @@ struct GenerationEvent {
 };
 using EventSink = std::function<void(const GenerationEvent&)>;
 
+/// What a rank has of its sequences when ranks were lost.
+struct RankState {
+  bool left = true;        // false: it is lost
+  int kv_pages = 0;        // that it has now
+  bool cache_kept = true;  // what was in them still is
+};
+
 struct CoordinatorOptions {
   int ranks = 1;
   bool tensor_parallel = false;  // every rank computes every sequence (dense models); else one rank each
@@ -54,6 +61,10 @@ struct CoordinatorOptions {
   std::chrono::milliseconds answer_limit{300'000};  // without any rank's answer: a rank hangs (see Coordinator)
   std::function<void(const StepResult&, int rank)> on_result;  // for counters; may be empty
   std::function<std::optional<ExpertLayer>()> move_experts;    // asked in every step, for the next one; may be empty
+  /// Has the ranks that are left go on without those that were lost, and says what each has [ranks]; nothing where none
+  /// was lost since the last time. Called on the coordinator's thread; may take as long as it takes to read weights. It may throw when `give_up` says so (the job is
+  /// ending); what else it throws ends the job. Empty: so does a lost rank.
+  std::function<std::vector<RankState>(const std::function<bool()>& give_up)> regroup;
   std::function<void(const Error&)> on_failed;  // steps cannot go on, so neither can the job; may be empty
 };
 
@@ -92,6 +103,8 @@ class Coordinator {
   };
   Load load() const;
 
+  /// A rank is lost, and the others go on without it (CoordinatorOptions::regroup): requests wait until they do.
+  void rank_lost();
   /// A rank is lost or a worker failed: every request fails with this message, later ones are refused.
   void fail_all(const std::string& why);
   /// Ends the loop after the running step; requests still open are cancelled. Not to be called from a sink.

@@ -170,6 +170,7 @@ void move_experts(MoeWeights& weights, const LayerPlacement& placement, Communic
     for (const ExpertReplica& r : weights.map.replicas[e])
       if (r.rank == me)
         mine[static_cast<std::int32_t>(e)] = std::move(weights.experts[static_cast<std::size_t>(r.local)]);
+  weights.experts.clear();
 
   std::vector<Move> left = moves_between(weights.map, placement, comm.size());
   if (!left.empty()) {
@@ -209,7 +210,6 @@ void move_experts(MoeWeights& weights, const LayerPlacement& placement, Communic
   }
 
   weights.map = expert_map(placement);
-  weights.experts.clear();
   for (auto& [expert, matrices] : mine)
     if (places(placement, expert, me)) weights.experts.push_back(std::move(matrices));
 }

@@ -20,7 +20,7 @@ constexpr int kExpertsOnTheWay = 5;
 /// Puts the experts of a layer where `placement` says: ranks that do not hold an expert yet get its weights, as they
 /// lie in memory, from one that does, and those that are to hold it no longer drop it. All ranks call it at the same
 /// time with the same placement; one expert at a time goes from and to a rank. `backend` has placed the matrices, if it
-/// does, and places those that arrive.
+/// does, and places those that arrive. Where it throws, `weights` has no experts left.
 void move_experts(MoeWeights& weights, const LayerPlacement& placement, Communicator& comm, Backend& backend);
 
 }  // namespace shoal

@@ -45,7 +45,8 @@ struct Rank {
   std::unique_ptr<ControlServer> server;  // rank 0
   std::unique_ptr<ControlClient> client;
 
-  bool leads() const { return comm->rank() == 0; }
+  int number = 0;                         // as the job was started with
+  bool leads() const { return number == 0; }
 };
 
 /// Rank 0 tells all others, through MPI, where its control plane listens.
@@ -112,6 +113,7 @@ Rank join_job(int* argc, char*** argv, const JobOptions& options) {
     rank.comm = make_self_communicator();
   }
   if (chooses_nccl(rank, options)) use_nccl(rank, options);
+  rank.number = rank.comm->rank();
   if (rank.comm->rank() == 0) rank.server = std::make_unique<ControlServer>(rank.comm->size(), ControlOptions{});
   const std::string contact = share_contact(*rank.comm, rank.leads() ? rank.server->contact() : "");
   rank.client = std::make_unique<ControlClient>(rank.comm->rank(), contact, ControlOptions{});
@@ -218,11 +220,23 @@ class Lead {
     };
     if (engine.rebalancer) c.move_experts = [rebalancer = engine.rebalancer] { return rebalancer->next(); };
     c.on_failed = [this](const Error& error) { end_job(rank_, error); };
+    if (options_.recover && engine.ranks > 1) {
+      engine.recovery =
+          std::make_shared<Recovery>(server, config, job_placement(options_, config, engine.ranks), engine.rebalancer);
+      c.regroup = [recovery = engine.recovery](const auto& give_up) { return recovery->regroup(give_up); };
+    }
     engine.summary =
         summarize(config, options_, *rank_.comm, ready, engine.max_model_len, moves_experts(options_, placement));
 
     Coordinator coordinator(server, c);
     engine.coordinator = &coordinator;
+    if (engine.recovery) {
+      server.survive_losses();
+      server.on_lost([&coordinator, recovery = engine.recovery](int rank, const std::string& why) {
+        recovery->note_lost(rank, why);
+        coordinator.rank_lost();
+      });
+    }
     const int code = front(engine);
     coordinator.stop();
     server.close();
@@ -254,63 +268,118 @@ void report_failure(Rank& rank, const std::function<void()>& part) {
   } catch (const Error& error) {
     report(error);
   } catch (const std::exception& error) {
-    report(Error(fmt::format("rank {} on {}: {}", rank.comm->rank(), host_name(), error.what())));
+    report(Error(fmt::format("rank {} on {}: {}", rank.number, host_name(), error.what())));
   }
 }
 
-/// Loads beside the control plane, so that this rank hears at once when another one fails; then works step by step.
-void work(const JobOptions& options, Rank& rank) {
-  ControlClient& client = *rank.client;
-  RankDevice device;
-  report_failure(rank, [&] { device = open_device(options, rank.launch); });
-  rank.comm->barrier();  // nobody loads before all have seen what is free; a rank that failed does not keep them here
-  ModelConfig config;
-  auto loading = std::async(std::launch::async, [&] {
-    RankModel loaded;
-    if (!device.backend) return loaded;
-    report_failure(rank, [&] {
-      config = job_model_config(options);
-      loaded = load_rank_model(config, job_checkpoint(options), options, rank.launch, rank.comm->rank(),
-                               rank.comm->size(), std::move(device));
-      client.send(
-          frame(Message::ready, encode(WorkerReady{loaded.weights.bytes, loaded.cache->bytes(), loaded.cache->pages(),
-                                                   loaded.backend->description(), host_name()})));
-    });
-    return loaded;
-  });
+/// A rank's part of the job, from its loading on.
+class Work {
+ public:
+  Work(const JobOptions& options, Rank& rank) : options_(options), rank_(rank) {}
 
-  RankModel loaded;
-  std::unique_ptr<Model> model;
-  std::unique_ptr<Worker> worker;
-  while (auto received = client.receive()) {
-    if (received->type == static_cast<std::uint16_t>(Message::failed)) {
-      if (!rank.leads()) end_now(decode_failure(received->payload).exit_code);
-      continue;  // rank 0 is telling the others, and ends last
-    }
-    report_failure(rank, [&] {
-      if (!worker) {  // the first step reaches all ranks together: the time for collective set-up
-        loaded = loading.get();
-        model = std::make_unique<Model>(config, std::move(loaded.weights), loaded.placement, *loaded.backend,
-                                        *rank.comm, *loaded.cache, options.computes_in_16_bits(),
-                                        answers_of(options, loaded.placement));
-        const bool outputs = rank.leads() || !loaded.placement.tensor_parallel;
-        worker = std::make_unique<Worker>(*model, *loaded.cache, logit_rows, outputs, loaded.tokens);
+  void run() {
+    ControlClient& client = *rank_.client;
+    load();
+    while (auto received = client.receive()) {
+      switch (static_cast<Message>(received->type)) {
+        case Message::failed:
+          if (!rank_.leads()) end_now(decode_failure(received->payload).exit_code);
+          break;  // rank 0 is telling the others, and ends last
+        case Message::regroup:
+          report_failure(rank_, [&] { regroup(decode_regroup(received->payload)); });
+          break;
+        default:
+          report_failure(rank_, [&] { step(decode_step_plan(received->payload)); });
       }
-      client.send(frame(Message::result, encode(worker->run(decode_step_plan(received->payload)))));
+    }
+    if (options_.on_importance && model_)
+      options_.on_importance(loaded_.recorder->collect(config_, model_->weights(), loaded_.placement, *rank_.comm));
+  }
+
+ private:
+  /// Begins beside the control plane, so that this rank hears at once when another one fails.
+  void load() {
+    RankDevice device;
+    report_failure(rank_, [&] { device = open_device(options_, rank_.launch); });
+    share_bytes_ = device.share_bytes;
+    // Nobody loads before all have seen what is free; a rank that failed does not keep them here.
+    rank_.comm->barrier();
+    loading_ = std::async(std::launch::async, [this, opened = std::move(device)]() mutable {
+      RankModel loaded;
+      if (!opened.backend) return loaded;
+      report_failure(rank_, [&] {
+        config_ = job_model_config(options_);
+        loaded = load_rank_model(config_, job_checkpoint(options_), options_, rank_.launch, rank_.comm->rank(),
+                                 job_placement(options_, config_, rank_.comm->size()), std::move(opened));
+        tell_ready(loaded, {});
+      });
+      return loaded;
     });
   }
-  if (options.on_importance && model)
-    options.on_importance(loaded.recorder->collect(config, model->weights(), loaded.placement, *rank.comm));
-}
+
+  void tell_ready(const RankModel& loaded, WorkerReady ready) {
+    ready.weight_bytes = loaded.weights.bytes;
+    ready.kv_bytes = loaded.cache->bytes();
+    ready.kv_pages = loaded.cache->pages();
+    ready.backend = loaded.backend->description();
+    ready.host = host_name();
+    rank_.client->send(frame(Message::ready, encode(ready)));
+  }
+
+  void step(const StepPlan& plan) {
+    if (loading_.valid()) loaded_ = loading_.get();
+    try {
+      if (!worker_) {  // the first step reaches all ranks together: the time for collective set-up
+        model_ = std::make_unique<Model>(config_, std::move(loaded_.weights), loaded_.placement, *loaded_.backend,
+                                         *rank_.comm, *loaded_.cache, options_.computes_in_16_bits(),
+                                         answers_of(options_, loaded_.placement));
+        const bool outputs = rank_.leads() || !loaded_.placement.tensor_parallel;
+        worker_ = std::make_unique<Worker>(*model_, *loaded_.cache, logit_rows, outputs, loaded_.tokens);
+      }
+      rank_.client->send(frame(Message::result, encode(worker_->run(plan))));
+    } catch (const LeftBehind&) {
+      // Ranks were lost: a Regroup is the next frame, and the step will come again.
+    }
+  }
+
+  void regroup(const Regroup& to) {
+    if (loading_.valid()) loaded_ = loading_.get();
+    if (model_) loaded_.weights = model_->take_weights();
+    worker_.reset();
+    model_.reset();
+    rank_.comm.reset();
+    const std::vector<int> members(to.members.begin(), to.members.end());
+    rank_.comm = rank_.mpi->group(members, to.epoch);
+    // What lost ranks of this host had is free.
+    const int local = rank_.launch.local_size, sharers = computes_on_gpu(options_) ? local : rank_.mpi->on_host(members);
+    const std::uint64_t share = share_bytes_ / static_cast<std::uint64_t>(sharers) * static_cast<std::uint64_t>(local);
+    WorkerReady ready{.epoch = to.epoch};
+    ready.cache_kept = regroup_rank_model(loaded_, config_, job_checkpoint(options_), options_, rank_.launch,
+                                          rank_.comm->rank(), to.placement, share);
+    tell_ready(loaded_, ready);
+  }
+
+  const JobOptions& options_;
+  Rank& rank_;
+  std::uint64_t share_bytes_ = 0;  // of the device's memory, at the start
+  ModelConfig config_;
+  std::future<RankModel> loading_;
+  RankModel loaded_;
+  std::unique_ptr<Model> model_;
+  std::unique_ptr<Worker> worker_;
+};
 
 int run_ranks(int* argc, char*** argv, const JobOptions& options, const std::function<int(Engine&)>& front) {
   Rank rank = join_job(argc, argv, options);
-  rank.client->on_lost([me = rank.comm->rank()](int, const std::string& why) {
+  rank.client->on_lost([me = rank.number](int, const std::string& why) {
     if (me != 0) std::fprintf(stderr, "shoal: rank %d: lost rank 0 (%s); ending\n", me, why.c_str());
     end_now(ExitCode::failure);
   });
+  rank.client->on_frame(static_cast<std::uint16_t>(Message::regroup), [&rank](const Frame& received) {
+    rank.mpi->begin_epoch(decode_regroup(received.payload).epoch);
+  });
   if (!rank.leads()) {
-    work(options, rank);
+    Work(options, rank).run();
     return 0;
   }
 
@@ -330,7 +399,7 @@ int run_ranks(int* argc, char*** argv, const JobOptions& options, const std::fun
       end_job(rank, Error(error.what()));
     }
   });
-  work(options, rank);
+  Work(options, rank).run();
   lead.join();
   return code;
 }
@@ -365,6 +434,10 @@ int run_job(int* argc, char*** argv, const JobOptions& asked, const std::functio
   };
   try {
     JobOptions options = asked;
+    if (options.recover && read_launch_environment().ends_together)
+      throw Error("--recover: mpirun would end all ranks when one is lost; start it with 'mpirun --enable-recovery', or "
+                  "by launch/serve",
+                  ExitCode::usage);
     read_plan(options);
     choose_step(options);
     return run_ranks(argc, argv, options, front);

@@ -13,6 +13,7 @@
 #include "runtime/coordinator.h"
 #include "runtime/importance.h"
 #include "runtime/rebalancer.h"
+#include "runtime/recovery.h"
 #include "runtime/step_counters.h"
 #include "runtime/text/chat_template.h"
 #include "runtime/text/tokenizer.h"
@@ -40,6 +41,7 @@ struct JobOptions {
   Compute compute = Compute::f32;
   std::optional<KvType> kv_cache_dtype;  // not set: FP32 or BF16, as `compute`
   bool mtp = false;                      // speculative decoding with the model's MTP layer
+  bool recover = false;    // go on without ranks that are lost (Recovery); the launcher must let the others live
   int rebalance_steps = 0;               // look at the experts' loads so often and move them; 0: never
   std::string random_weights;            // a precision (planner/precision.h): `model` is a card, its weights made up
   int layers = 0;                        // with random weights: the first so many; 0: all
@@ -68,6 +70,7 @@ struct Engine {
   std::vector<WorkerReady> workers;  // [ranks]
   std::shared_ptr<const StepCounters> counters;
   std::shared_ptr<Rebalancer> rebalancer;  // null: experts stay where they are
+  std::shared_ptr<Recovery> recovery;      // null: a rank that is lost ends the job
   Coordinator* coordinator = nullptr;
 };
 

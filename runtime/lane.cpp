@@ -1,6 +1,7 @@
 #include "runtime/lane.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace shoal {
 
@@ -62,13 +63,21 @@ void Lane::keep_full_pages(Sequence& sequence) {
 void Lane::drop(Sequence& sequence) {
   pool.release(sequence.pages);
   std::erase(running, &sequence);
-  finish.push_back(sequence.id);
+  if (std::exchange(sequence.started, false)) finish.push_back(sequence.id);
   sequence.pages.clear();
   sequence.drafts.clear();
   sequence.pages_told = sequence.kept = 0;
   sequence.block = PagePool::kNoBlock;
   sequence.computed = sequence.planned = sequence.drafted = 0;
   sequence.lane = -1;
+}
+
+void Lane::tell_anew() {
+  finish.clear();
+  for (Sequence* sequence : running) {
+    sequence->started = false;
+    sequence->pages_told = 0;
+  }
 }
 
 }  // namespace shoal

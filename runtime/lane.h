@@ -32,7 +32,8 @@ struct Sequence {
   int drafted = 0;                   // guesses behind these
   std::vector<std::int32_t> drafts;  // guessed next tokens
   std::vector<std::int32_t> pages;
-  std::size_t pages_told = 0;                  // of these, how many its rank knows
+  bool started = false;                        // its rank knows of it
+  std::size_t pages_told = 0;                  // of its pages, how many its rank knows
   std::size_t kept = 0;                        // full pages that were kept under their content, or came from there
   PagePool::Block block = PagePool::kNoBlock;  // content of the last of these
 
@@ -63,6 +64,8 @@ class Lane {
   void keep_full_pages(Sequence& sequence);
   /// The sequence leaves: its pages are free, the rank is told to forget it.
   void drop(Sequence& sequence);
+  /// The rank knows nothing of those who run any more; their pages are as they were.
+  void tell_anew();
 
   PagePool pool;
   std::vector<Sequence*> running;     // in order of admission

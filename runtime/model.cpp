@@ -88,15 +88,20 @@ struct Model::State {
   std::vector<float> slice_weight;
   std::vector<float> weight, host_cos, host_sin, gathered, local_logits;
 
-  State(const ModelConfig& c, ModelWeights w, const Placement& p, Backend& b, Communicator& cm, KvCache& kc,
+  State(const ModelConfig& c, ModelWeights&& w, const Placement& p, Backend& b, Communicator& cm, KvCache& kc,
         bool bf16_wire, Answers answers)
       : config(c), weights(std::move(w)), placement(p), backend(b), comm(cm), cache(kc) {
     if (config.n_routed_experts > 0) {
       const auto& as = config.quantization;
       const ExchangeShape shape{config.hidden_size, bf16_wire, answers,
                                 as && as->method == "fp8" && as->block_rows == 128 && as->block_cols == 128};
-      exchange = backend.token_exchange(comm, shape);
-      if (!exchange) exchange = make_host_token_exchange(backend, comm, shape);
+      try {
+        exchange = backend.token_exchange(comm, shape);
+        if (!exchange) exchange = make_host_token_exchange(backend, comm, shape);
+      } catch (...) {
+        w = std::move(weights);
+        throw;
+      }
     }
     const HeadSlice mine =
         placement.tensor_parallel
@@ -306,7 +311,7 @@ struct Model::State {
   Rows<const float> logits(Rows<const float> stream, std::span<const float> norm, std::span<const std::int64_t> rows);
 };
 
-Model::Model(const ModelConfig& config, ModelWeights weights, const Placement& placement, Backend& backend,
+Model::Model(const ModelConfig& config, ModelWeights&& weights, const Placement& placement, Backend& backend,
              Communicator& comm, KvCache& cache, bool bf16_wire, Answers answers)
     : state_(std::make_unique<State>(config, std::move(weights), placement, backend, comm, cache, bf16_wire, answers)) {
 }
@@ -416,5 +421,6 @@ std::int64_t Model::vocab_size() const { return state_->config.vocab_size; }
 const Model::Counters& Model::counters() const { return state_->counters; }
 std::uint64_t Model::weight_bytes() const { return state_->weights.bytes; }
 const ModelWeights& Model::weights() const { return state_->weights; }
+ModelWeights Model::take_weights() { return std::move(state_->weights); }
 
 }  // namespace shoal

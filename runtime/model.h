@@ -31,7 +31,8 @@ struct TokenBatch {
 /// expert, computed while the tokens travel.
 class Model {
  public:
-  Model(const ModelConfig& config, ModelWeights weights, const Placement& placement, Backend& backend,
+  /// Where it throws, `weights` are as they were.
+  Model(const ModelConfig& config, ModelWeights&& weights, const Placement& placement, Backend& backend,
         Communicator& comm, KvCache& cache, bool bf16_wire, Answers answers = Answers::summed);
   ~Model();
 
@@ -72,6 +73,8 @@ class Model {
   std::int64_t vocab_size() const;
   std::uint64_t weight_bytes() const;
   const ModelWeights& weights() const;
+  /// Gives its weights back; the model is of no use afterwards.
+  ModelWeights take_weights();
 
  private:
   struct State;

@@ -57,7 +57,15 @@ void PageContents::drop(Content& content, int pool) {
 
 PagePool::PagePool(int pages, std::shared_ptr<PageContents> contents, int number)
     : contents_(std::move(contents)), number_(number) {
+  reset(pages);
+}
+
+void PagePool::reset(int pages) {
   if (pages < 0) fail("a KV cache cannot have {} pages", pages);
+  for (const Page& page : pages_)
+    if (page.content) contents_->drop(*page.content, number_);
+  left_.clear();
+  pages_.clear();
   empty_.resize(static_cast<std::size_t>(pages));
   std::iota(empty_.rbegin(), empty_.rend(), 0);  // low numbers are handed out first
   pages_.resize(empty_.size());

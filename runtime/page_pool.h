@@ -81,6 +81,9 @@ class PagePool {
   /// them has no owner: released too often, or never ours.
   void release(std::span<const std::int32_t> pages);
 
+  /// Begins anew with `pages` pages, without owners and contents.
+  void reset(int pages);
+
   const PageContents& contents() const { return *contents_; }
   /// The page of this pool with a content, if it has one.
   std::optional<std::int32_t> page_of(const PageContents::Kept& kept) const { return kept.page_in(number_); }

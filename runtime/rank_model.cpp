@@ -77,53 +77,97 @@ RankDevice open_device(const JobOptions& options, const LaunchEnvironment& launc
   return device;
 }
 
+namespace {
+
+/// The KV cache of a rank: of its own heads under tensor parallelism.
+struct CacheShape {
+  int layers = 0, width = 0;  // width: elements of a row
+  KvType type{};
+  int pages = 0;
+
+  std::uint64_t page_bytes() const {
+    return static_cast<std::uint64_t>(kv_row_bytes(type, std::max(width, 1))) * kv_page_tokens *
+           static_cast<std::uint64_t>(layers);
+  }
+  std::unique_ptr<KvCache> make(Backend& backend) const {
+    return std::make_unique<KvCache>(backend, layers, pages, kv_page_tokens, width, type);
+  }
+};
+
+/// What fits beside the weights of `rank` in its share of memory. Error (does not fit) where nothing does.
+CacheShape cache_shape(const ModelConfig& config, const JobOptions& options, const Placement& placement, int rank,
+                       std::uint64_t share_bytes) {
+  CacheShape cache;
+  cache.layers = config.num_hidden_layers + (options.mtp ? 1 : 0);
+  cache.type = options.kv_type();
+  cache.width = config.kv_width();
+  if (placement.tensor_parallel) {
+    const HeadSlice heads = head_slice(config.num_attention_heads, config.num_key_value_heads, placement.ranks, rank);
+    cache.width = static_cast<int>(2 * heads.kv_heads.count * config.head_dim);
+  }
+  const Device::Kind device = computes_on_gpu(options) ? Device::Kind::gpu : Device::Kind::cpu;
+  const RankMemory planned = start_memory(config, options, placement, rank, device, share_bytes);
+  // Reckoned, not looked up when the weights are there: what is free then depends on how far the host's other ranks
+  // are, and the cache, which is only mapped, takes its memory as sequences come, hours later.
+  const auto taken =
+      static_cast<std::uint64_t>(planned.weights + planned.activations + planned.exchange + planned.reserve);
+  cache.pages = kv_pages(config, options, cache.page_bytes(), share_bytes - std::min(taken, share_bytes));
+  return cache;
+}
+
+LoadOptions load_options(const JobOptions& options, const LaunchEnvironment& launch, int rank, Backend& backend) {
+  const int cores = static_cast<int>(std::thread::hardware_concurrency());
+  return {.threads = std::clamp(2 * cores / launch.local_size, 1, 16),
+          .progress = rank == 0 && !options.quiet,
+          .mtp = options.mtp,
+          .device = &backend};
+}
+
+}  // namespace
+
 RankModel load_rank_model(const ModelConfig& config, const Checkpoint& checkpoint, const JobOptions& options,
-                          const LaunchEnvironment& launch, int rank, int ranks, RankDevice device) {
-  RankModel loaded;
-  loaded.backend = std::move(device.backend);
-  const bool gpu = computes_on_gpu(options);
-  if (gpu && options.on_importance)
+                          const LaunchEnvironment& launch, int rank, const Placement& placement, RankDevice device) {
+  RankModel loaded{.rank = rank, .placement = placement, .backend = std::move(device.backend)};
+  if (computes_on_gpu(options) && options.on_importance)
     throw Error("importance is measured on CPUs only; use --device cpu", ExitCode::usage);
   if (options.on_importance) {
     auto recorder = std::make_unique<ImportanceRecorder>(std::move(loaded.backend));
     loaded.recorder = recorder.get();
     loaded.backend = std::move(recorder);
   }
-
-  const Placement& placement = loaded.placement = job_placement(options, config, ranks);
-  if (options.on_importance && placement.tensor_parallel && ranks > 1)
+  if (options.on_importance && placement.tensor_parallel && placement.ranks > 1)
     throw Error("importance of a model without experts is measured on one rank", ExitCode::usage);
-  const RankMemory planned =
-      start_memory(config, options, placement, rank, gpu ? Device::Kind::gpu : Device::Kind::cpu, device.share_bytes);
-  const HeadSlice heads = placement.tensor_parallel
-                              ? head_slice(config.num_attention_heads, config.num_key_value_heads, ranks, rank)
-                              : HeadSlice{};
-  const int width =
-      placement.tensor_parallel ? static_cast<int>(2 * heads.kv_heads.count * config.head_dim) : config.kv_width();
-  const KvType kv_type = options.kv_type();
-  if (has_scales(kv_type) && !config.is_mla() && config.head_dim % kKvGroup != 0)
+  if (has_scales(options.kv_type()) && !config.is_mla() && config.head_dim % kKvGroup != 0)
     throw Error(fmt::format("--kv-cache-dtype {} needs heads of a multiple of {} elements; this model's have {}",
-                            name_of(kv_type), kKvGroup, config.head_dim),
+                            name_of(options.kv_type()), kKvGroup, config.head_dim),
                 ExitCode::usage);
-  const int layers = config.num_hidden_layers + (options.mtp ? 1 : 0);
-  const std::uint64_t page_bytes = static_cast<std::uint64_t>(kv_row_bytes(kv_type, std::max(width, 1))) *
-                                   kv_page_tokens * static_cast<std::uint64_t>(layers);
-  // Reckoned, not looked up when the weights are there: what is free then depends on how far the host's other ranks
-  // are, and the cache, which is only mapped, takes its memory as sequences come, hours later.
-  const auto taken =
-      static_cast<std::uint64_t>(planned.weights + planned.activations + planned.exchange + planned.reserve);
-  const int pages = kv_pages(config, options, page_bytes, device.share_bytes - std::min(taken, device.share_bytes));
-
-  const int cores = static_cast<int>(std::thread::hardware_concurrency());
-  const LoadOptions load{.threads = std::clamp(2 * cores / launch.local_size, 1, 16),
-                         .progress = rank == 0 && !options.quiet,
-                         .mtp = options.mtp,
-                         .device = loaded.backend.get()};
-  loaded.weights = load_weights(config, checkpoint, placement, rank, load);
-  loaded.cache = std::make_unique<KvCache>(*loaded.backend, layers, pages, kv_page_tokens, width, kv_type);
+  const CacheShape cache = cache_shape(config, options, placement, rank, device.share_bytes);
+  loaded.weights =
+      load_weights(config, checkpoint, placement, rank, load_options(options, launch, rank, *loaded.backend));
+  loaded.cache = cache.make(*loaded.backend);
   if (const auto tokenizer = options.random_weights.empty() ? read_tokenizer(options.model) : nullptr)
     loaded.tokens = std::make_shared<grammar::TokenTable>(*tokenizer, config.vocab_size);
   return loaded;
+}
+
+bool regroup_rank_model(RankModel& loaded, const ModelConfig& config, const Checkpoint& checkpoint,
+                        const JobOptions& options, const LaunchEnvironment& launch, int rank, const Placement& placement,
+                        std::uint64_t share_bytes) {
+  const CacheShape cache = cache_shape(config, options, placement, rank, share_bytes);
+  const bool sliced = placement.tensor_parallel || placement.sliced_experts;
+  const bool keeps_cache = !placement.tensor_parallel && cache.pages >= loaded.cache->pages();
+  if (!keeps_cache) loaded.cache.reset();  // before more is read
+  const LoadOptions load = load_options(options, launch, rank, *loaded.backend);
+  if (sliced) {
+    loaded.weights = {};
+    loaded.weights = load_weights(config, checkpoint, placement, rank, load);
+  } else {
+    reload_experts(loaded.weights, loaded.rank, config, checkpoint, placement, rank, load);
+  }
+  if (!keeps_cache) loaded.cache = cache.make(*loaded.backend);
+  loaded.rank = rank;
+  loaded.placement = placement;
+  return keeps_cache;
 }
 
 }  // namespace shoal

@@ -33,6 +33,7 @@ RankDevice open_device(const JobOptions& options, const LaunchEnvironment& launc
 
 /// One rank's share of the model, read and packed, with what computes on it and room for its sequences.
 struct RankModel {
+  int rank = 0;
   Placement placement;
   std::unique_ptr<Backend> backend;
   const ImportanceRecorder* recorder = nullptr;  // the backend, where importance is asked for
@@ -44,6 +45,14 @@ struct RankModel {
 /// Makes no collective call, so it may run on any thread. Error where what is asked for does not go together, or (does
 /// not fit) where memory is short, before anything is read.
 RankModel load_rank_model(const ModelConfig& config, const Checkpoint& checkpoint, const JobOptions& options,
-                          const LaunchEnvironment& launch, int rank, int ranks, RankDevice device);
+                          const LaunchEnvironment& launch, int rank, const Placement& placement, RankDevice device);
+
+/// Ranks were lost: makes `loaded` what `rank` has under `placement`. Whole experts that are missing are read, what is
+/// sliced is read anew. The KV cache stays as it is, with what is in it (then true), unless its rows are sliced or its
+/// memory is needed for weights. `share_bytes`: of its device's memory, from now on. Makes no collective call. Errors as
+/// load_rank_model's; `loaded` is then of no use.
+bool regroup_rank_model(RankModel& loaded, const ModelConfig& config, const Checkpoint& checkpoint,
+                        const JobOptions& options, const LaunchEnvironment& launch, int rank, const Placement& placement,
+                        std::uint64_t share_bytes);
 
 }  // namespace shoal

@@ -18,13 +18,24 @@ double worthwhile(double tokens_a_rank) { return std::max(0.05, 4 / std::sqrt(to
 }  // namespace
 
 Rebalancer::Rebalancer(const Placement& placement, int every, int ranks_per_node, int n_group)
-    : every_(every), n_group_(n_group), ranks_(ExpertRanks::equal(placement.ranks, ranks_per_node, 0, 0)) {
+    : every_(every), ranks_per_node_(ranks_per_node), n_group_(n_group) {
+  begin_anew(placement);
+}
+
+void Rebalancer::begin_anew(const Placement& placement) {
+  ranks_ = ExpertRanks::equal(placement.ranks, ranks_per_node_, 0, 0);
+  layers_.clear();
+  steps_ = 0;
   for (std::size_t i = 0; i < placement.experts.size(); ++i) {
     const LayerPlacement& experts = placement.experts[i];
     if (experts.empty()) continue;
-    layers_.push_back({static_cast<int>(i), experts, std::vector<double>(experts.size()), {}});
+    if (placement.ranks > 1) layers_.push_back({static_cast<int>(i), experts, std::vector<double>(experts.size()), {}});
   }
   next_layer_ = layers_.size();
+}
+
+void Rebalancer::update(Placement& placement) const {
+  for (const Layer& layer : layers_) placement.experts[static_cast<std::size_t>(layer.index)] = layer.placement;
 }
 
 void Rebalancer::add(const StepResult& result) {

@@ -38,6 +38,11 @@ class Rebalancer {
   /// Once a step, before its answers: what is to be moved before the next one.
   std::optional<ExpertLayer> next();
 
+  /// Puts where the experts are by now into `placement`, as it was given to the constructor.
+  void update(Placement& placement) const;
+  /// Ranks were lost: from now on the experts are placed like this. Called like next().
+  void begin_anew(const Placement& placement);
+
   Totals totals() const;
 
  private:
@@ -48,7 +53,7 @@ class Rebalancer {
   };
   std::optional<ExpertLayer> look_at(Layer& layer);
 
-  const int every_, n_group_;
+  const int every_, ranks_per_node_, n_group_;
   ExpertRanks ranks_;
   std::vector<Layer> layers_;
   int steps_ = 0;

@@ -34,7 +34,7 @@ Scheduler::Scheduler(const CoordinatorOptions& options) : options_(options) {
     lanes_.emplace_back(PagePool(pages, contents, static_cast<int>(lanes_.size())), options.page_tokens);
   }
   contents->reserve(static_cast<std::size_t>(kv_pages()));
-  answered_.resize(static_cast<std::size_t>(options.ranks));
+  left_.resize(static_cast<std::size_t>(options.ranks), true);
 }
 
 int Scheduler::max_length(std::size_t prompt_tokens, int max_tokens) const {
@@ -52,14 +52,17 @@ void Scheduler::check(const GenerationRequest& request) const {
   if (prompt > limit || (prompt == limit && request.max_tokens > 0)) {
     fail("the prompt has {} tokens, which leaves no room for an answer within max_model_len, {} tokens", prompt, limit);
   }
-  // The last token is sampled but never computed, so it needs no slot.
-  const int slots = max_length(prompt, request.max_tokens) - (request.max_tokens > 0 ? 1 : 0);
-  const int pages = lanes_.front().pages_for(slots);
+  const int pages = pages_needed(max_length(prompt, request.max_tokens), request.max_tokens);
   const int most = *std::max_element(options_.kv_pages.begin(), options_.kv_pages.end());
   if (pages > most) {
     fail("a prompt of {} tokens and an answer of up to {} need {} KV pages of {} tokens; a rank has {} at most", prompt,
          request.max_tokens, pages, options_.page_tokens, most);
   }
+}
+
+int Scheduler::pages_needed(int max_length, int max_tokens) const {
+  // The last token is sampled but never computed, so it needs no slot.
+  return lanes_.front().pages_for(max_length - (max_tokens > 0 ? 1 : 0));
 }
 
 void Scheduler::submit(std::uint64_t request, GenerationRequest wanted) {
@@ -98,8 +101,8 @@ Scheduler::Events Scheduler::cancel(std::uint64_t request) {
 std::vector<StepPlan> Scheduler::plan() {
   if (step_in_flight()) fail("step {} was planned while step {} is in flight", totals_.steps + 1, totals_.steps);
   ++totals_.steps;
-  answered_.assign(answered_.size(), false);
-  answers_missing_ = options_.ranks;
+  answered_.assign(left_.size(), false);
+  answers_missing_ = static_cast<int>(std::ranges::count(left_, true));
 
   // Ranks wait for each other in every layer, so one rank's prompts hold up the answers of all.
   const bool answering = std::any_of(lanes_.begin(), lanes_.end(), [](const Lane& lane) {
@@ -172,11 +175,16 @@ void Scheduler::find_pages(Lane& lane) {
   }
 }
 
-void Scheduler::preempt(Sequence& sequence) {
+/// It will come back.
+void Scheduler::leave(Sequence& sequence) {
   lanes_[static_cast<std::size_t>(sequence.lane)].drop(sequence);
   sequence.prompt_logprobs.clear();
   sequence.preempted = true;
   preempted_.emplace(sequence.ticket, &sequence);
+}
+
+void Scheduler::preempt(Sequence& sequence) {
+  leave(sequence);
   ++totals_.preemptions;
 }
 
@@ -246,12 +254,7 @@ void Scheduler::admit(std::vector<StepPlan>& plans) {
     if (!lane->grow(sequence, sequence.computed + sequence.planned))
       fail("lane {} has less room than it said", sequence.lane);
     lane->take_stock();
-    StepPlan& plan = plans[static_cast<std::size_t>(sequence.lane)];
-    plan.start.push_back({sequence.id,
-                          sequence.request.sampling,
-                          sequence.request.logprobs,
-                          {sequence.tokens.begin() + sequence.prompt_tokens, sequence.tokens.end()}});
-    add_chunk(sequence, plan);
+    add_chunk(sequence, plans[static_cast<std::size_t>(sequence.lane)]);
   }
 }
 
@@ -264,6 +267,11 @@ void Scheduler::take_prefix(Lane& lane, Sequence& sequence) {
 }
 
 void Scheduler::add_chunk(Sequence& sequence, StepPlan& plan) {
+  if (!std::exchange(sequence.started, true))
+    plan.start.push_back({sequence.id,
+                          sequence.request.sampling,
+                          sequence.request.logprobs,
+                          {sequence.tokens.begin() + sequence.prompt_tokens, sequence.tokens.end()}});
   SequenceChunk chunk;
   chunk.sequence = sequence.id;
   chunk.position = sequence.computed;
@@ -285,7 +293,8 @@ Scheduler::Events Scheduler::apply(int rank, StepResult result) {
   if (!step_in_flight() || result.step != totals_.steps) {
     fail("rank {} answered step {} while step {} was expected", rank, result.step, totals_.steps);
   }
-  if (rank < 0 || rank >= options_.ranks || answered_[static_cast<std::size_t>(rank)]) {
+  if (rank < 0 || rank >= options_.ranks || !left_[static_cast<std::size_t>(rank)] ||
+      answered_[static_cast<std::size_t>(rank)]) {
     fail("rank {} answered step {} twice, or is none of {} ranks", rank, result.step, options_.ranks);
   }
   Events events;
@@ -390,6 +399,52 @@ void Scheduler::clear() {
   queue_.clear();
   preempted_.clear();
   sequences_.clear();
+}
+
+Scheduler::Events Scheduler::regroup(const std::vector<RankState>& ranks) {
+  if (ranks.size() != left_.size()) fail("{} ranks cannot become {}", left_.size(), ranks.size());
+  answers_missing_ = 0;
+  for (auto& [id, sequence] : sequences_) sequence.planned = sequence.drafted = 0;
+  end_step();
+
+  for (std::size_t r = 0; r < ranks.size(); ++r) left_[r] = ranks[r].left;
+  std::vector<RankState> of_lanes = ranks;
+  if (options_.tensor_parallel) {  // one lane: what its ranks all have
+    RankState all{.left = true, .kv_pages = std::numeric_limits<int>::max()};
+    for (const RankState& rank : ranks) {
+      if (!rank.left) continue;
+      all.kv_pages = std::min(all.kv_pages, rank.kv_pages);
+      all.cache_kept = all.cache_kept && rank.cache_kept;
+    }
+    of_lanes = {all};
+  }
+  for (std::size_t i = 0; i < lanes_.size(); ++i) {
+    Lane& lane = lanes_[i];
+    const int pages = of_lanes[i].left ? of_lanes[i].kv_pages : 0;
+    if (!of_lanes[i].left || !of_lanes[i].cache_kept || pages != lane.pool.size()) {
+      while (!lane.running.empty()) leave(*lane.running.back());
+      lane.pool.reset(pages);
+    }
+    lane.tell_anew();
+    options_.kv_pages[i] = pages;
+  }
+
+  // Who runs has room as before; who waits may not find it any more.
+  const int most = *std::ranges::max_element(options_.kv_pages);
+  std::vector<std::uint64_t> too_large;
+  for (const auto& [id, sequence] : sequences_)
+    if (sequence.lane < 0 && pages_needed(sequence.max_length, sequence.request.max_tokens) > most)
+      too_large.push_back(id);
+  Events events;
+  for (const std::uint64_t id : too_large) {
+    Event event = std::move(cancel(id).front());
+    event.event.finish = FinishReason::failed;
+    event.event.error = fmt::format(
+        "ranks were lost, and those left have no room for a request of this length ({} KV pages of {} tokens at most)",
+        most, options_.page_tokens);
+    events.push_back(std::move(event));
+  }
+  return events;
 }
 
 int Scheduler::running() const {

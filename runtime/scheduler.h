@@ -70,6 +70,11 @@ class Scheduler {
   /// Forgets every request and the step in flight, without events. The counters stay.
   void clear();
 
+  /// Ranks were lost: the step in flight is void, and those left know of no sequence any more. Sequences whose cache is
+  /// gone wait for a place, before anybody new, to be computed again; the others go on where they were. Returns the
+  /// events of those that no rank left has room for. `ranks`: [ranks], as many as ever.
+  Events regroup(const std::vector<RankState>& ranks);
+
   int running() const;
   int waiting() const { return queue_.waiting() + static_cast<int>(preempted_.size()); }
   std::int64_t kv_pages() const;
@@ -81,7 +86,9 @@ class Scheduler {
   int max_length(std::size_t prompt_tokens, int max_tokens) const;
   void share_budget(Lane& lane, bool answering);
   void find_pages(Lane& lane);
+  void leave(Sequence& sequence);
   void preempt(Sequence& sequence);
+  int pages_needed(int max_length, int max_tokens) const;
   Sequence* next_to_admit();
   struct Prefix {
     int tokens = 0;
@@ -102,6 +109,7 @@ class Scheduler {
   FairQueue queue_;                                        // those never admitted
   std::map<std::uint64_t, Sequence*> preempted_;           // by ticket
   std::vector<Lane> lanes_;
+  std::vector<bool> left_;      // [ranks], not lost
   std::vector<bool> answered_;  // [ranks], of the step in flight
   int answers_missing_ = 0;
   std::uint64_t last_ticket_ = 0;

@@ -220,6 +220,28 @@ void get(Reader& in, std::vector<TokenLogprob>& logprobs) {
   }
 }
 
+void put(Writer& out, const LayerPlacement& experts) {
+  out.count(experts.size());
+  for (const auto& replicas : experts) {
+    out.count(replicas.size());
+    for (const Replica& r : replicas) {
+      out.number(r.rank);
+      out.number(r.share);
+    }
+  }
+}
+
+void get(Reader& in, LayerPlacement& experts) {
+  experts.resize(in.count(4));
+  for (auto& replicas : experts) {
+    replicas.resize(in.count(4 + 4));
+    for (Replica& r : replicas) {
+      in.number(r.rank);
+      in.number(r.share);
+    }
+  }
+}
+
 }  // namespace
 
 std::vector<std::byte> encode(const StepPlan& plan) {
@@ -252,14 +274,7 @@ std::vector<std::byte> encode(const StepPlan& plan) {
   out.count(plan.experts.size());
   for (const ExpertLayer& layer : plan.experts) {
     out.number(layer.layer);
-    out.count(layer.experts.size());
-    for (const auto& replicas : layer.experts) {
-      out.count(replicas.size());
-      for (const Replica& r : replicas) {
-        out.number(r.rank);
-        out.number(r.share);
-      }
-    }
+    put(out, layer.experts);
   }
   return out.take();
 }
@@ -295,14 +310,7 @@ StepPlan decode_step_plan(std::span<const std::byte> bytes) {
   plan.experts.resize(in.count(4 + 4));
   for (ExpertLayer& layer : plan.experts) {
     in.number(layer.layer);
-    layer.experts.resize(in.count(4));
-    for (auto& replicas : layer.experts) {
-      replicas.resize(in.count(4 + 4));
-      for (Replica& r : replicas) {
-        in.number(r.rank);
-        in.number(r.share);
-      }
-    }
+    get(in, layer.experts);
   }
   in.end();
   return plan;
@@ -350,6 +358,8 @@ StepResult decode_step_result(std::span<const std::byte> bytes) {
 
 std::vector<std::byte> encode(const WorkerReady& ready) {
   Writer out(Message::ready);
+  out.number(ready.epoch);
+  out.flag(ready.cache_kept);
   out.number(ready.weight_bytes);
   out.number(ready.kv_bytes);
   out.number(ready.kv_pages);
@@ -361,6 +371,8 @@ std::vector<std::byte> encode(const WorkerReady& ready) {
 WorkerReady decode_worker_ready(std::span<const std::byte> bytes) {
   Reader in(bytes, Message::ready, "ready message");
   WorkerReady ready;
+  in.number(ready.epoch);
+  ready.cache_kept = in.flag();
   in.number(ready.weight_bytes);
   in.number(ready.kv_bytes);
   in.number(ready.kv_pages);
@@ -368,6 +380,31 @@ WorkerReady decode_worker_ready(std::span<const std::byte> bytes) {
   in.text(ready.host);
   in.end();
   return ready;
+}
+
+std::vector<std::byte> encode(const Regroup& regroup) {
+  Writer out(Message::regroup);
+  out.number(regroup.epoch);
+  out.numbers(regroup.members);
+  out.flag(regroup.placement.tensor_parallel);
+  out.flag(regroup.placement.sliced_experts);
+  out.count(regroup.placement.experts.size());
+  for (const LayerPlacement& layer : regroup.placement.experts) put(out, layer);
+  return out.take();
+}
+
+Regroup decode_regroup(std::span<const std::byte> bytes) {
+  Reader in(bytes, Message::regroup, "regroup message");
+  Regroup regroup;
+  in.number(regroup.epoch);
+  in.numbers(regroup.members);
+  regroup.placement.ranks = static_cast<int>(regroup.members.size());
+  regroup.placement.tensor_parallel = in.flag();
+  regroup.placement.sliced_experts = in.flag();
+  regroup.placement.experts.resize(in.count(4));
+  for (LayerPlacement& layer : regroup.placement.experts) get(in, layer);
+  in.end();
+  return regroup;
 }
 
 std::vector<std::byte> encode(const Error& error) {

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "base/error.h"
-#include "planner/expert_placement.h"
+#include "planner/placement.h"
 #include "runtime/token_rules.h"
 
 /// What passes between the coordinator and the workers, once a step: plain data with a compact binary form.
@@ -85,10 +85,19 @@ struct StepResult {
 };
 
 /// Frame types on the control plane.
-enum class Message : std::uint16_t { ready = 1, failed = 2, step = 3, result = 4 };
+enum class Message : std::uint16_t { ready = 1, failed = 2, step = 3, result = 4, regroup = 5 };
 
-/// What a worker tells when it has loaded its share.
+/// Ranks were lost: who is left, and what each of them has from now on.
+struct Regroup {
+  std::uint32_t epoch = 0;            // counts from 1
+  std::vector<std::int32_t> members;  // ranks as the job was started with, ascending
+  Placement placement;                // over the members, numbered from 0
+};
+
+/// What a worker tells when it has loaded its share, at the start and after each loss of ranks.
 struct WorkerReady {
+  std::uint32_t epoch = 0;     // of the Regroup; 0: the start
+  bool cache_kept = false;     // what was in its KV cache still is
   std::uint64_t weight_bytes = 0;
   std::uint64_t kv_bytes = 0;
   std::int32_t kv_pages = 0;
@@ -99,12 +108,14 @@ struct WorkerReady {
 std::vector<std::byte> encode(const StepPlan&);
 std::vector<std::byte> encode(const StepResult&);
 std::vector<std::byte> encode(const WorkerReady&);
+std::vector<std::byte> encode(const Regroup&);
 /// Of a failed worker: what it cannot go on for.
 std::vector<std::byte> encode(const Error&);
 /// Throw Error on bytes that are no such message.
 StepPlan decode_step_plan(std::span<const std::byte>);
 StepResult decode_step_result(std::span<const std::byte>);
 WorkerReady decode_worker_ready(std::span<const std::byte>);
+Regroup decode_regroup(std::span<const std::byte>);
 Error decode_failure(std::span<const std::byte>);
 
 }  // namespace shoal

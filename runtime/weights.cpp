@@ -2,6 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <utility>
+
 #include "base/error.h"
 #include "runtime/expert_moves.h"
 #include "runtime/progress.h"
@@ -31,6 +34,22 @@ class LayerLoader {
     loader_.matrix(to.projection, prefix_ + "eh_proj.weight", hidden, 2 * hidden);
     loader_.vector(to.head_norm, prefix_ + "shared_head.norm.weight", hidden);
     load(to.layer);
+  }
+
+  /// As reload_experts() says, of this layer.
+  void reload(MoeWeights& to, int rank_before) {
+    std::vector<FeedForward> held = std::exchange(to.experts, {});
+    const auto mine = placement_.experts_on(layer_, rank_);
+    to.experts.resize(mine.size());
+    for (std::size_t i = 0; i < mine.size(); ++i) {
+      const auto& replicas = to.map.replicas[static_cast<std::size_t>(mine[i])];
+      const auto here = std::ranges::find(replicas, rank_before, &ExpertReplica::rank);
+      if (held.empty() || here == replicas.end())
+        expert(to.experts[i], mine[i]);
+      else
+        to.experts[i] = std::move(held[static_cast<std::size_t>(here->local)]);
+    }
+    to.map = expert_map(placement_.experts[static_cast<std::size_t>(layer_)]);
   }
 
   void load(LayerWeights& to) {
@@ -105,6 +124,11 @@ class LayerLoader {
     loader_.matrix(to.down, p + "down_proj.weight", config_.hidden_size, intermediate, {}, mine);
   }
 
+  void expert(FeedForward& to, std::int32_t id) {
+    feed_forward(to, fmt::format("{}mlp.experts.{}.", prefix_, id), config_.moe_intermediate_size,
+                 placement_.sliced_experts);
+  }
+
   void moe(MoeWeights& to) {
     const std::string p = prefix_ + "mlp.";
     loader_.matrix_f32(to.router, p + "gate.weight", config_.n_routed_experts, config_.hidden_size);
@@ -114,9 +138,7 @@ class LayerLoader {
                                        : expert_map(placement_.experts[static_cast<std::size_t>(layer_)]);
     const auto mine = placement_.experts_on(layer_, rank_);
     to.experts.resize(mine.size());
-    for (std::size_t i = 0; i < mine.size(); ++i)
-      feed_forward(to.experts[i], fmt::format("{}experts.{}.", p, mine[i]), config_.moe_intermediate_size,
-                   placement_.sliced_experts);
+    for (std::size_t i = 0; i < mine.size(); ++i) expert(to.experts[i], mine[i]);
     if (config_.n_shared_experts > 0)
       feed_forward(to.shared, p + "shared_experts.",
                    static_cast<std::int64_t>(config_.moe_intermediate_size) * config_.n_shared_experts,
@@ -129,6 +151,11 @@ class LayerLoader {
   TensorLoader& loader_;
   const std::string prefix_;
 };
+
+void read_all(TensorLoader& loader, const char* what, const LoadOptions& options) {
+  Progress progress(what, loader.bytes_to_read(), options.progress);
+  loader.run(options.threads, [&](std::uint64_t bytes) { progress.add(bytes); });
+}
 
 }  // namespace
 
@@ -149,10 +176,22 @@ ModelWeights load_weights(const ModelConfig& config, const Checkpoint& checkpoin
     loader.matrix(weights.lm_head, config.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight",
                   config.vocab_size, config.hidden_size, weights.vocab);
 
-  Progress progress("loading weights", loader.bytes_to_read(), options.progress);
   weights.bytes = loader.bytes_to_read();
-  loader.run(options.threads, [&](std::uint64_t bytes) { progress.add(bytes); });
+  read_all(loader, "loading weights", options);
   return weights;
+}
+
+void reload_experts(ModelWeights& weights, int rank_before, const ModelConfig& config, const Checkpoint& checkpoint,
+                    const Placement& placement, int rank, const LoadOptions& options) {
+  TensorLoader loader(checkpoint, config.quantization.value_or(WeightQuantization{}), options.device);
+  for (int layer = 0; layer < config.num_hidden_layers; ++layer)
+    if (config.is_moe_layer(layer))
+      LayerLoader(config, placement, rank, layer, loader)
+          .reload(weights.layers[static_cast<std::size_t>(layer)].moe, rank_before);
+  if (weights.mtp && config.is_moe_layer(config.num_hidden_layers))
+    LayerLoader(config, placement, rank, config.num_hidden_layers, loader).reload(weights.mtp->layer.moe, rank_before);
+  weights.bytes += loader.bytes_to_read();
+  read_all(loader, "loading lost experts", options);
 }
 
 }  // namespace shoal

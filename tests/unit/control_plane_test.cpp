@@ -246,6 +246,49 @@ TEST(ControlPlane, WorkerThatGoesIsLost) {
   EXPECT_EQ(lost.calls(), 1);
 }
 
+TEST(ControlPlane, GoesOnAfterLosses) {
+  ControlServer server(4, kUsual);
+  auto clients = connect_all(server, 4, kUsual);
+  server.survive_losses();
+  std::vector<int> told;
+  std::atomic<int> tellings = 0;
+  server.on_lost([&](int rank, const std::string&) {
+    told.push_back(rank);
+    ++tellings;
+  });
+  for (const int rank : {2, 1}) {
+    clients[static_cast<std::size_t>(rank)]->send({9, bytes_of(100, rank)});
+    clients[static_cast<std::size_t>(rank)].reset();
+    const auto last = server.receive();
+    ASSERT_TRUE(last);
+    EXPECT_FALSE(last->lost);
+    EXPECT_EQ(last->frame.payload, bytes_of(100, rank));
+    const auto lost = server.receive();
+    ASSERT_TRUE(lost);
+    EXPECT_TRUE(lost->lost);
+    EXPECT_EQ(lost->rank, rank);
+    EXPECT_EQ(told.back(), rank) << "the handler comes first";
+    server.send_all({5, {}});
+    for (const int other : {0, 3}) EXPECT_EQ(clients[static_cast<std::size_t>(other)]->receive()->type, 5);
+    clients[3]->send({7, {}});
+    EXPECT_EQ(server.receive()->rank, 3);
+  }
+  server.close();  // what goes now is no loss
+  EXPECT_EQ(tellings, 2);
+}
+
+TEST(ControlPlane, UrgentFramesAreSeenBeforeTheirTurn) {
+  ControlServer server(1, kUsual);
+  auto clients = connect_all(server, 1, kUsual);
+  std::promise<std::size_t> seen;
+  clients[0]->on_frame(7, [&](const Frame& frame) { seen.set_value(frame.payload.size()); });
+  server.send(0, {5, {}});
+  server.send(0, {7, bytes_of(10, 0)});
+  EXPECT_EQ(seen.get_future().get(), 10u);
+  EXPECT_EQ(clients[0]->receive()->type, 5) << "in its turn it comes as well";
+  EXPECT_EQ(clients[0]->receive()->type, 7);
+}
+
 TEST(ControlPlane, LossIsReportedToWhoAsksLater) {
   ControlServer server(1, kUsual);
   auto clients = connect_all(server, 1, kUsual);

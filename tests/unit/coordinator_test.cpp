@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "runtime/control_plane.h"
+#include "runtime/recovery.h"
 #include "runtime/step_counters.h"
 #include "tests/unit/fake_worker.h"
 
@@ -257,6 +258,99 @@ TEST(Coordinator, AWorkerThatFailsFailsEverythingWithItsReason) {
     EXPECT_STREQ(error.what(), "rank 1: the model has overflowed");
   }
   EXPECT_EQ(job.coordinator->load().running, 0);
+}
+
+/// Ranks vanish in the middle of a step, two at a time, and while the others take over: answers do not show it.
+TEST(Coordinator, RanksThatVanishCostNoAnswer) {
+  for (const bool tensor_parallel : {false, true}) {
+    CoordinatorOptions options = options_for(6, tensor_parallel);
+    ControlServer control(options.ranks, ControlOptions{});
+    std::vector<std::thread> ranks;
+    for (int rank = 0; rank < options.ranks; ++rank) {
+      ranks.emplace_back([&, rank] {
+        FakeWorker worker(options, rank);
+        ControlClient client(rank, control.contact(), ControlOptions{});
+        while (const auto frame = client.receive()) {
+          if (frame->type == static_cast<std::uint16_t>(Message::regroup)) {
+            const Regroup regroup = decode_regroup(frame->payload);
+            EXPECT_EQ(std::ranges::count(regroup.members, rank), 1);
+            if (rank == 4) return;
+            const bool kept = !tensor_parallel && rank != 5;
+            const int pages = kept ? 60 : 55;
+            worker.forget(pages, kept);
+            client.send({static_cast<std::uint16_t>(Message::ready),
+                         encode(WorkerReady{.epoch = regroup.epoch, .cache_kept = kept, .kv_pages = pages})});
+          } else if (frame->type == static_cast<std::uint16_t>(Message::step)) {
+            const StepPlan plan = decode_step_plan(frame->payload);
+            if ((rank == 1 && plan.step == 9) || (rank == 2 && plan.step == 9) || (rank == 3 && plan.step == 30)) return;
+            StepResult result = worker.run(plan);
+            if (tensor_parallel && rank > 0) result.outputs.clear();
+            client.send(Job::result_frame(result));
+          }
+        }
+      });
+    }
+    control.wait_for_all();
+    Recovery recovery(control, {}, {.ranks = options.ranks, .tensor_parallel = tensor_parallel, .experts = {}}, nullptr);
+    options.regroup = [&](const auto& give_up) { return recovery.regroup(give_up); };
+    std::vector<int> lost;
+    recovery.on_events({.lost = [&](int rank, const std::string&, int) { lost.push_back(rank); }, .over = {}});
+    Coordinator coordinator(control, options);
+    control.survive_losses();
+    control.on_lost([&](int rank, const std::string& why) {
+      recovery.note_lost(rank, why);
+      coordinator.rank_lost();
+    });
+    std::vector<Answer> answers(12);
+    for (std::size_t i = 0; i < answers.size(); ++i)
+      coordinator.submit(request_of(5 + static_cast<int>(i), 100, i), answers[i].sink());
+    for (std::size_t i = 0; i < answers.size(); ++i) {
+      EXPECT_EQ(answers[i].wait(), FinishReason::length) << answers[i].error();
+      EXPECT_EQ(answers[i].tokens(), test::expected_of(request_of(5 + static_cast<int>(i), 100, i), 200).tokens);
+    }
+    coordinator.stop();
+    control.close();
+    for (std::thread& rank : ranks) rank.join();
+    std::ranges::sort(lost);
+    EXPECT_EQ(lost, (std::vector<int>{1, 2, 3, 4}));
+    EXPECT_EQ(recovery.totals().lost, (std::vector<bool>{false, true, true, true, true, false}));
+    EXPECT_EQ(coordinator.load().kv_pages, tensor_parallel ? 55 : 60 + 55);
+  }
+}
+
+TEST(Coordinator, EndsWhileOthersTakeOver) {
+  CoordinatorOptions options = options_for(2);
+  std::promise<void> begun;
+  options.regroup = [&](const std::function<bool()>& give_up) -> std::vector<RankState> {
+    begun.set_value();
+    while (!give_up()) std::this_thread::sleep_for(1ms);
+    fail("the job ends");
+  };
+  options.on_failed = [](const Error&) { ADD_FAILURE() << "an orderly end"; };
+  Job job(options);
+  Answer answer;
+  job.coordinator->submit(request_of(5, 190), answer.sink());
+  answer.wait_for_tokens(1);
+  job.coordinator->rank_lost();
+  begun.get_future().wait();
+  job.coordinator->stop();
+  EXPECT_EQ(answer.wait(), FinishReason::cancelled);
+}
+
+TEST(Coordinator, WhereTheOthersCannotTakeOverTheJobEnds) {
+  CoordinatorOptions options = options_for(2);
+  options.regroup = [&](const auto&) -> std::vector<RankState> {
+    throw Error("rank 1 would hold too much", ExitCode::does_not_fit);
+  };
+  std::promise<ExitCode> failed;
+  options.on_failed = [&](const Error& error) { failed.set_value(error.exit_code); };
+  Job job(options);
+  Answer answer;
+  job.coordinator->submit(request_of(5, 190), answer.sink());
+  job.coordinator->rank_lost();
+  EXPECT_EQ(answer.wait(), FinishReason::failed);
+  EXPECT_EQ(answer.error(), "rank 1 would hold too much");
+  EXPECT_EQ(failed.get_future().get(), ExitCode::does_not_fit);
 }
 
 TEST(Coordinator, ARankThatVanishesFailsEverythingAndIsNamed) {

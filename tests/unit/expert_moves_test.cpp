@@ -222,6 +222,83 @@ TEST(ExpertMoves, IntegersArriveWithTheirOrderOfColumns) {
   });
 }
 
+void expect_same(const FeedForward& a, const FeedForward& b) {
+  for (const auto matrix : {&FeedForward::gate, &FeedForward::up, &FeedForward::down}) {
+    const Matrix &x = a.*matrix, &y = b.*matrix;
+    ASSERT_EQ(x.packed().size(), y.packed().size());
+    EXPECT_EQ(std::memcmp(x.packed().data(), y.packed().data(), x.packed().size()), 0);
+    EXPECT_EQ(x.scales().values, y.scales().values);
+  }
+}
+
+/// Ranks are lost: those left have the experts of the placement among them, as if they had been loaded for it.
+TEST(ExpertMoves, LostExpertsAreReadAgain) {
+  Random random(7);
+  for (const char* name : {"deepseek-v3", "deepseek-v2-lite", "deepseek-v3-fp8", "deepseek-v3-mtp"}) {
+    const fs::path dir = fixture(name);
+    const ModelConfig config = ModelConfig::from_file(dir);
+    const Checkpoint checkpoint = Checkpoint::open(dir);
+    const LoadOptions options{.mtp = config.num_nextn_predict_layers > 0};
+    for (const bool even : {true, false}) {
+      const int ranks = 4;
+      const Placement before = even ? place_evenly(config, ranks) : random_placements(random, config, ranks);
+      const std::vector<int> left{0, 1, 3};
+      const Placement after = place_among(config, before, left);
+      for (int rank = 0; rank < std::ssize(left); ++rank) {
+        const int rank_before = left[static_cast<std::size_t>(rank)];
+        ModelWeights weights = load_weights(config, checkpoint, before, rank_before, options);
+        std::vector<const std::byte*> places;
+        for (const LayerWeights& layer : weights.layers)
+          for (const FeedForward& e : layer.moe.experts) places.push_back(e.gate.packed().data());
+        // One layer was on its way to other ranks when they were lost.
+        if (rank == 1) weights.layers.back().moe.experts.clear();
+        reload_experts(weights, rank_before, config, checkpoint, after, rank, options);
+        const ModelWeights wanted = load_weights(config, checkpoint, after, rank, options);
+        const auto check = [](const MoeWeights& a, const MoeWeights& b) {
+          ASSERT_EQ(a.experts.size(), b.experts.size());
+          for (std::size_t e = 0; e < a.experts.size(); ++e) expect_same(a.experts[e], b.experts[e]);
+          ASSERT_EQ(a.map.replicas.size(), b.map.replicas.size());
+          for (std::size_t e = 0; e < a.map.replicas.size(); ++e) {
+            ASSERT_EQ(a.map.replicas[e].size(), b.map.replicas[e].size());
+            for (std::size_t i = 0; i < a.map.replicas[e].size(); ++i) {
+              EXPECT_EQ(a.map.replicas[e][i].rank, b.map.replicas[e][i].rank);
+              EXPECT_EQ(a.map.replicas[e][i].local, b.map.replicas[e][i].local);
+            }
+          }
+        };
+        std::size_t still = 0;
+        for (std::size_t i = 0; i < weights.layers.size(); ++i) {
+          check(weights.layers[i].moe, wanted.layers[i].moe);
+          for (const FeedForward& e : weights.layers[i].moe.experts)
+            still += static_cast<std::size_t>(std::ranges::count(places, e.gate.packed().data()));
+        }
+        if (weights.mtp) check(weights.mtp->layer.moe, wanted.mtp->layer.moe);
+        if (rank != 1) {
+          EXPECT_EQ(still, places.size()) << "what is there is not read again";
+        }
+      }
+    }
+  }
+}
+
+/// A rank goes while experts are on their way: none is left half there.
+TEST(ExpertMoves, AMoveThatFailsLeavesNone) {
+  const auto expert = [](int id) {
+    Random random(static_cast<std::uint64_t>(id));
+    return FeedForward{integers(random, 8), integers(random, 8), integers(random, 8)};
+  };
+  EXPECT_ANY_THROW(run_in_process(3, [&](Communicator& comm) {
+    if (comm.rank() == 2) fail("gone");
+    MoeWeights weights;
+    weights.map = expert_map({{{0, 1}}, {{1, 1}}, {{2, 1}}});
+    weights.experts.push_back(expert(comm.rank()));
+    const auto backend = make_cpu_backend({.threads = 1});
+    EXPECT_ANY_THROW(move_experts(weights, {{{1, 1}}, {{0, 1}}, {{0, 1}}}, comm, *backend));
+    EXPECT_TRUE(weights.experts.empty());
+    EXPECT_EQ(weights.map.replicas[0][0].rank, 0);
+  }));
+}
+
 #ifdef SHOAL_HAS_CUDA_EMULATION
 /// Experts that a GPU has placed leave its memory, travel, and are placed where they arrive.
 TEST(ExpertMoves, PlacedExpertsMoveToo) {

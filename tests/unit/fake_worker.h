@@ -99,6 +99,18 @@ class FakeWorker {
     return result;
   }
 
+  /// Others were lost, or it was: it knows of no sequence any more, and its cache is as it was or has `pages` pages.
+  void forget(int pages, bool cache_kept) {
+    if (cache_kept) {
+      for (const auto& [id, sequence] : sequences_) known_before_.insert(id);
+    } else {
+      known_before_.clear();
+      cache_.assign(static_cast<std::size_t>(pages * options_.page_tokens), -1);
+    }
+    sequences_.clear();
+    owners_.clear();
+  }
+
   std::size_t known_sequences() const { return sequences_.size(); }
   std::size_t pages_in_use() const { return owners_.size(); }
 
@@ -116,7 +128,9 @@ class FakeWorker {
 
   void run(const SequenceChunk& chunk, StepResult& result) {
     Sequence& sequence = sequences_.at(chunk.sequence);
-    if (chunk.position > sequence.computed) {  // what others have computed
+    if (known_before_.erase(chunk.sequence) > 0) {
+      sequence.computed = chunk.position;
+    } else if (chunk.position > sequence.computed) {  // what others have computed
       EXPECT_EQ(sequence.computed % options_.page_tokens, 0) << "only full pages are shared";
       EXPECT_EQ(chunk.position % options_.page_tokens, 0) << "only full pages are shared";
       sequence.computed = chunk.position;
@@ -176,6 +190,7 @@ class FakeWorker {
   CoordinatorOptions options_;
   int drafts_;
   unsigned late_;
+  std::set<std::uint64_t> known_before_;  // forget(): they go on where they were
   std::vector<std::int32_t> cache_;  // [pages * page_tokens]
   std::map<std::uint64_t, Sequence> sequences_;
   std::map<std::int32_t, int> owners_;  // of each page in use

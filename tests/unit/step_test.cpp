@@ -114,7 +114,26 @@ StepResult any_result(Random& random) {
 }
 
 WorkerReady any_ready(Random& random) {
-  return {random(), random(), static_cast<std::int32_t>(random()), std::string(random() % 30, 'x'), "höst \n\0"};
+  return {static_cast<std::uint32_t>(random()),
+          random() % 2 == 0,
+          random(),
+          random(),
+          static_cast<std::int32_t>(random()),
+          std::string(random() % 30, 'x'),
+          "höst \n\0"};
+}
+
+Regroup any_regroup(Random& random) {
+  Regroup regroup{.epoch = static_cast<std::uint32_t>(random()), .members = any_tokens(random, 5), .placement = {}};
+  regroup.placement.ranks = static_cast<int>(regroup.members.size());
+  regroup.placement.tensor_parallel = random() % 2 == 0;
+  regroup.placement.sliced_experts = random() % 2 == 0;
+  regroup.placement.experts.resize(static_cast<std::size_t>(number_up_to(random, 3)));
+  for (LayerPlacement& layer : regroup.placement.experts) {
+    layer.resize(static_cast<std::size_t>(number_up_to(random, 4)));
+    for (auto& replicas : layer) replicas.assign(random() % 3, {static_cast<std::int32_t>(random() % 9), 0.25f});
+  }
+  return regroup;
 }
 
 void expect_equal(const std::vector<TokenLogprob>& a, const std::vector<TokenLogprob>& b) {
@@ -188,11 +207,27 @@ TEST(Step, ReadySurvivesTheWire) {
   Random random(3);
   const WorkerReady ready = any_ready(random);
   const WorkerReady copy = decode_worker_ready(encode(ready));
+  EXPECT_EQ(copy.epoch, ready.epoch);
+  EXPECT_EQ(copy.cache_kept, ready.cache_kept);
   EXPECT_EQ(copy.weight_bytes, ready.weight_bytes);
   EXPECT_EQ(copy.kv_bytes, ready.kv_bytes);
   EXPECT_EQ(copy.kv_pages, ready.kv_pages);
   EXPECT_EQ(copy.backend, ready.backend);
   EXPECT_EQ(copy.host, ready.host);
+}
+
+TEST(Step, RegroupSurvivesTheWire) {
+  Random random(5);
+  for (int i = 0; i < 50; ++i) {
+    const Regroup regroup = any_regroup(random);
+    const Regroup copy = decode_regroup(encode(regroup));
+    EXPECT_EQ(copy.epoch, regroup.epoch);
+    EXPECT_EQ(copy.members, regroup.members);
+    EXPECT_EQ(copy.placement.ranks, regroup.placement.ranks);
+    EXPECT_EQ(copy.placement.tensor_parallel, regroup.placement.tensor_parallel);
+    EXPECT_EQ(copy.placement.sliced_experts, regroup.placement.sliced_experts);
+    EXPECT_EQ(copy.placement.experts, regroup.placement.experts);
+  }
 }
 
 TEST(Step, SpecialFloatsAndExtremeCountersSurvive) {
@@ -221,7 +256,7 @@ TEST(Step, AnIdleStepIsSmall) {
   EXPECT_LT(encode(idle).size(), 15000u);
 }
 
-/// Decodes bytes as all three messages; true if none of them took the bytes. Anything but Error escapes.
+/// Decodes bytes as all messages; true if none of them took the bytes. Anything but Error escapes.
 bool refused_by_all(std::span<const std::byte> bytes) {
   int refused = 0;
   const auto attempt = [&](auto decode) {
@@ -234,13 +269,15 @@ bool refused_by_all(std::span<const std::byte> bytes) {
   attempt(decode_step_plan);
   attempt(decode_step_result);
   attempt(decode_worker_ready);
-  return refused == 3;
+  attempt(decode_regroup);
+  return refused == 4;
 }
 
 TEST(Step, EveryTruncationIsRefused) {
   Random random(4);
   for (int i = 0; i < 20; ++i) {
-    for (const auto& bytes : {encode(any_plan(random)), encode(any_result(random)), encode(any_ready(random))}) {
+    for (const auto& bytes : {encode(any_plan(random)), encode(any_result(random)), encode(any_ready(random)),
+                              encode(any_regroup(random))}) {
       for (std::size_t length = 0; length < bytes.size(); ++length) {
         EXPECT_TRUE(refused_by_all(std::span(bytes).first(length))) << length << " of " << bytes.size();
       }
@@ -270,7 +307,8 @@ TEST(Step, RandomBytesDoNoHarm) {
 TEST(Step, DamagedMessagesDoNoHarm) {
   Random random(6);
   for (int i = 0; i < 3000; ++i) {
-    for (auto bytes : {encode(any_plan(random)), encode(any_result(random)), encode(any_ready(random))}) {
+    for (auto bytes : {encode(any_plan(random)), encode(any_result(random)), encode(any_ready(random)),
+                              encode(any_regroup(random))}) {
       for (int hits = 0; hits < 3; ++hits) bytes[random() % bytes.size()] = static_cast<std::byte>(random());
       refused_by_all(bytes);
     }

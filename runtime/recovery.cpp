@@ -1,0 +1,104 @@
+#include "runtime/recovery.h"
+
+#include <algorithm>
+#include <chrono>
+#include <numeric>
+#include <utility>
+
+#include "base/error.h"
+#include "runtime/control_plane.h"
+#include "runtime/step.h"
+
+namespace shoal {
+
+Recovery::Recovery(ControlServer& control, ModelConfig config, Placement placement,
+                   std::shared_ptr<Rebalancer> rebalancer)
+    : control_(control),
+      config_(std::move(config)),
+      rebalancer_(std::move(rebalancer)),
+      placement_(std::move(placement)),
+      members_(static_cast<std::size_t>(placement_.ranks)) {
+  std::iota(members_.begin(), members_.end(), 0);
+  totals_.lost.resize(members_.size());
+}
+
+void Recovery::note_lost(int rank, std::string why) {
+  const std::lock_guard lock(mutex_);
+  noted_.emplace(rank, std::move(why));
+}
+
+/// Leaves out the ranks that were lost since the last time; false where there are none.
+bool Recovery::take_lost() {
+  std::map<int, std::string> noted;
+  {
+    const std::lock_guard lock(mutex_);
+    noted.swap(noted_);
+    for (const auto& [rank, why] : noted) totals_.lost[static_cast<std::size_t>(rank)] = true;
+  }
+  std::vector<int> left;  // places in members_
+  std::vector<int> members;
+  for (std::size_t i = 0; i < members_.size(); ++i) {
+    if (noted.contains(members_[i])) continue;
+    left.push_back(static_cast<int>(i));
+    members.push_back(members_[i]);
+  }
+  if (left.size() == members_.size()) return false;
+  if (rebalancer_) rebalancer_->update(placement_);
+  placement_ = place_among(config_, placement_, left);
+  members_ = std::move(members);
+  if (events_.lost)
+    for (const auto& [rank, why] : noted) events_.lost(rank, why, static_cast<int>(members_.size()));
+  return true;
+}
+
+std::vector<RankState> Recovery::regroup(const std::function<bool()>& give_up) {
+  const auto begin = std::chrono::steady_clock::now();
+  if (!take_lost()) return {};  // those that it was called for were left out the last time
+  std::vector<RankState> states;
+  do {
+    ++epoch_;
+    const std::vector<std::byte> order = encode(Regroup{epoch_, members_, placement_});
+    for (const int rank : members_) control_.send(rank, {static_cast<std::uint16_t>(Message::regroup), order});
+    states.assign(totals_.lost.size(), {.left = false});
+  } while (!collect(states, give_up) && take_lost());
+  if (rebalancer_) rebalancer_->begin_anew(placement_);
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  {
+    const std::lock_guard lock(mutex_);
+    ++totals_.recoveries;
+    totals_.seconds += seconds;
+  }
+  if (events_.over) events_.over(static_cast<int>(members_.size()), seconds);
+  return states;
+}
+
+/// Waits until all members are ready; false where another one was lost.
+bool Recovery::collect(std::vector<RankState>& states, const std::function<bool()>& give_up) {
+  for (std::size_t missing = members_.size(); missing > 0;) {
+    // No limit: reading experts takes as long as it takes, and who dies or stops is told of.
+    while (!control_.wait(std::chrono::milliseconds(200)))
+      if (give_up()) fail("the job ends");
+    const auto received = control_.receive();
+    if (!received) fail("the control plane was closed");
+    const auto& [rank, frame, lost] = *received;
+    if (lost) {
+      if (std::ranges::find(members_, rank) != members_.end()) return false;
+      continue;
+    }
+    if (frame.type == static_cast<std::uint16_t>(Message::failed)) throw decode_failure(frame.payload);
+    if (frame.type != static_cast<std::uint16_t>(Message::ready)) continue;  // of the step that is void
+    const WorkerReady ready = decode_worker_ready(frame.payload);
+    if (ready.epoch != epoch_) continue;
+    states[static_cast<std::size_t>(rank)] = {
+        .left = true, .kv_pages = ready.kv_pages, .cache_kept = ready.cache_kept};
+    --missing;
+  }
+  return true;
+}
+
+Recovery::Totals Recovery::totals() const {
+  const std::lock_guard lock(mutex_);
+  return totals_;
+}
+
+}  // namespace shoal
