@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
 #include <ctime>
 
@@ -85,7 +86,15 @@ std::string ServerStatus::metrics() const {
   one("spec_decode_num_accepted_tokens_total", "counter", "Guesses that were right.",
       static_cast<double>(load.accepted));
   one("steps_total", "counter", "Steps of the whole job.", static_cast<double>(load.steps));
-  one("ranks", "gauge", "Ranks of the job.", engine_.ranks);
+  if (engine_.recovery) {
+    const Recovery::Totals recovered = engine_.recovery->totals();
+    const auto lost = std::ranges::count(recovered.lost, true);
+    one("ranks", "gauge", "Ranks that work.", static_cast<double>(engine_.ranks - lost));
+    one("ranks_lost_total", "counter", "Ranks that were lost.", static_cast<double>(lost));
+    one("recovery_seconds_total", "counter", "Time in which those left took over.", recovered.seconds);
+  } else {
+    one("ranks", "gauge", "Ranks that work.", engine_.ranks);
+  }
   requests_.write(text, "shoal:");
   using Rank = StepCounters::Rank;
   per_rank("rank_compute_seconds_total", "Time a rank computed.", [](const Rank& rank) { return rank.compute_s; });
@@ -108,10 +117,14 @@ std::string ServerStatus::metrics() const {
 Json ServerStatus::json() const {
   const auto load = engine_.coordinator->load();
   const auto totals = engine_.counters->totals();
+  const Recovery::Totals recovered = engine_.recovery ? engine_.recovery->totals() : Recovery::Totals{};
   Json ranks = Json::array();
   for (std::size_t rank = 0; rank < totals.ranks.size(); ++rank) {
-    const WorkerReady& worker = engine_.workers.at(rank);
+    const auto regrouped = recovered.regrouped.find(static_cast<int>(rank));
+    const WorkerReady& worker =
+        regrouped != recovered.regrouped.end() ? regrouped->second : engine_.workers.at(rank);
     ranks.push_back({{"rank", rank},
+                     {"lost", engine_.recovery && recovered.lost[rank]},
                      {"host", worker.host},
                      {"device", worker.backend},
                      {"weight_bytes", worker.weight_bytes},

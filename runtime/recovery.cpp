@@ -7,7 +7,6 @@
 
 #include "base/error.h"
 #include "runtime/control_plane.h"
-#include "runtime/step.h"
 
 namespace shoal {
 
@@ -85,13 +84,20 @@ bool Recovery::collect(std::vector<RankState>& states, const std::function<bool(
       if (std::ranges::find(members_, rank) != members_.end()) return false;
       continue;
     }
-    if (frame.type == static_cast<std::uint16_t>(Message::failed)) throw decode_failure(frame.payload);
+    if (frame.type == static_cast<std::uint16_t>(Message::failed)) {
+      const Error error = decode_failure(frame.payload);
+      throw Error(fmt::format("the {} ranks left cannot go on without those that were lost: {}", members_.size(),
+                              error.what()),
+                  error.exit_code);
+    }
     if (frame.type != static_cast<std::uint16_t>(Message::ready)) continue;  // of the step that is void
     const WorkerReady ready = decode_worker_ready(frame.payload);
     if (ready.epoch != epoch_) continue;
     states[static_cast<std::size_t>(rank)] = {
         .left = true, .kv_pages = ready.kv_pages, .cache_kept = ready.cache_kept};
     --missing;
+    const std::lock_guard lock(mutex_);
+    totals_.regrouped[rank] = ready;
   }
   return true;
 }

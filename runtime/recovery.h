@@ -11,6 +11,7 @@
 #include "planner/placement.h"
 #include "runtime/coordinator.h"
 #include "runtime/rebalancer.h"
+#include "runtime/step.h"
 
 namespace shoal {
 
@@ -44,7 +45,8 @@ class Recovery {
   std::vector<RankState> regroup(const std::function<bool()>& give_up);
 
   struct Totals {
-    std::vector<bool> lost;  // [ranks] as the job was started with
+    std::vector<bool> lost;               // [ranks] as the job was started with
+    std::map<int, WorkerReady> regrouped;  // what ranks have since the last loss
     int recoveries = 0;
     double seconds = 0;  // of all together
   };

@@ -6,79 +6,17 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import tempfile
 import threading
 import time
 import urllib.request
-from pathlib import Path
 
 import pytest
-from serving import BINARY, MPI_ENVIRONMENT, ROOT, wait_for_address
+from job import SOON, job
+from serving import BINARY, ROOT, wait_for_address
 
 MODEL = ROOT / "tests" / "fixtures" / "models" / "deepseek-v3"
-RANKS = 3
-SOON = 30  # seconds; a frozen rank counts as dead after 15 s of silence
 
 pytestmark = pytest.mark.skipif(not BINARY.exists(), reason=f"{BINARY} is not built")
-
-
-class Job:
-    """A job under mpirun and what it printed."""
-
-    def __init__(self, *words):
-        self.log = tempfile.TemporaryFile("w+")
-        self.process = subprocess.Popen(["mpirun", "-n", str(RANKS), str(BINARY), *map(str, words)], stdout=self.log,
-                                        stderr=subprocess.STDOUT, env={**os.environ, **MPI_ENVIRONMENT})
-        self.pids = {}
-
-    def text(self):
-        self.log.seek(0)
-        return self.log.read()
-
-    def find_ranks(self):
-        """Fills `pids` by rank, out of the environment that mpirun gave each."""
-        for folder in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError, ValueError):
-                if (folder / "exe").resolve() != BINARY.resolve():
-                    continue
-                parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
-                environment = (folder / "environ").read_bytes().split(b"\0")
-                rank = [v for v in environment if v.startswith(b"OMPI_COMM_WORLD_RANK=")]
-                if parent == self.process.pid and rank:
-                    self.pids[int(rank[0].split(b"=")[1])] = int(folder.name)
-        assert sorted(self.pids) == list(range(RANKS)), self.pids
-        return self.pids
-
-    def wait(self, seconds=SOON):
-        """The exit status; fails where the job goes on, or leaves a rank behind."""
-        try:
-            status = self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            pytest.fail(f"the job still runs after {seconds} s:\n{self.text()}")
-        deadline = time.monotonic() + 5
-        while any(Path(f"/proc/{pid}").exists() for pid in self.pids.values()):
-            assert time.monotonic() < deadline, f"a rank outlives its job:\n{self.text()}"
-            time.sleep(0.05)
-        return status
-
-    def kill(self):
-        for pid in self.pids.values():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
-        self.process.wait()
-        self.log.close()
-
-
-@contextlib.contextmanager
-def job(*words):
-    running = Job(*words)
-    try:
-        yield running
-    finally:
-        running.kill()
 
 
 @contextlib.contextmanager
