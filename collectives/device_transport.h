@@ -15,8 +15,6 @@ class DeviceTransport {
   virtual ~DeviceTransport() = default;
   /// to, from [ranks]; both sides know how much. The own rank's pieces are not looked at.
   virtual void exchange(std::span<const Piece> to, std::span<const Piece> from, void* stream) = 0;
-  /// Until all that was put on the stream is done. Error where a rank is gone.
-  virtual void wait(void* stream) = 0;
 };
 
 }  // namespace shoal

@@ -11,7 +11,7 @@
 #include "collectives/communicator.h"
 #include "collectives/host_slots.h"
 #include "collectives/mpi_group.h"
-#include "collectives/patience.h"
+#include "base/patience.h"
 #include "collectives/record_memory.h"
 
 namespace shoal {

@@ -7,7 +7,7 @@
 
 #include "base/error.h"
 #include "collectives/communicator.h"
-#include "collectives/patience.h"
+#include "base/patience.h"
 
 namespace shoal {
 namespace {

@@ -60,6 +60,9 @@ std::string share_contact(Communicator& comm, const std::string& contact) {
   return text.data();
 }
 
+/// After an error of NCCL, how long the control plane may take to find that a rank is gone, and say so.
+constexpr double kNewsSeconds = 30;
+
 /// Data between ranks goes from GPU to GPU; the launcher's communicator only brings them together.
 void use_nccl(Rank& rank, const JobOptions& options) {
   const CudaDevices gpus = find_cuda_devices();
@@ -68,7 +71,9 @@ void use_nccl(Rank& rank, const JobOptions& options) {
   if (gpus.count == 0) fail("--collectives nccl: {}; check nvidia-smi on {}", gpus.reason, host_name());
   rank.start_up_comm = std::move(rank.comm);
   try {
-    rank.comm = make_nccl_communicator(load_nccl(), *rank.start_up_comm, {.device = gpu_of(rank.launch)});
+    rank.comm = make_nccl_communicator(
+        load_nccl(), *rank.start_up_comm,
+        {.device = gpu_of(rank.launch), .news_s = options.recover ? kNewsSeconds : NcclOptions{}.news_s});
   } catch (const Error& error) {
     if (options.collectives == "nccl") throw;
     throw Error(fmt::format("{}; --collectives mpi does without NCCL", error.what()), error.exit_code);
@@ -330,6 +335,8 @@ class Work {
     if (loading_.valid()) loaded_ = loading_.get();
     try {
       if (!worker_) {  // the first step reaches all ranks together: the time for collective set-up
+        if (regroups_nccl_) use_nccl(rank_, options_);
+        regroups_nccl_ = false;
         model_ = std::make_unique<Model>(config_, std::move(loaded_.weights), loaded_.placement, *loaded_.backend,
                                          *rank_.comm, *loaded_.cache, options_.computes_in_16_bits(),
                                          answers_of(options_, loaded_.placement));
@@ -347,7 +354,9 @@ class Work {
     if (model_) loaded_.weights = model_->take_weights();
     worker_.reset();
     model_.reset();
+    regroups_nccl_ = regroups_nccl_ || rank_.start_up_comm;
     rank_.comm.reset();
+    rank_.start_up_comm.reset();
     const std::vector<int> members(to.members.begin(), to.members.end());
     rank_.comm = rank_.mpi->group(members, to.epoch);
     // What lost ranks of this host had is free.
@@ -363,6 +372,7 @@ class Work {
   Rank& rank_;
   std::uint64_t share_bytes_ = 0;  // of the device's memory, at the start
   ModelConfig config_;
+  bool regroups_nccl_ = false;  // its GPU is still to join those of the others that are left
   std::future<RankModel> loading_;
   RankModel loaded_;
   std::unique_ptr<Model> model_;

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/cuda/check.h"
+#include "base/cuda/wait.h"
 
 namespace shoal::cuda {
 
@@ -59,7 +60,7 @@ class Scratch {
   T* room(std::int64_t count) {
     const auto bytes = static_cast<std::size_t>(count) * sizeof(T);
     if (block_.bytes() < bytes) {
-      check(cudaStreamSynchronize(stream_), "waiting for the GPU");  // work under way may use the old one
+      wait_for(stream_, "waiting for the GPU");  // work under way may use the old one
       block_ = DeviceBlock();
       block_ = DeviceBlock(bytes + bytes / 4);
     }
@@ -94,7 +95,7 @@ class Uploads {
     const std::size_t bytes = (padded(data.size_bytes()) + ...);
     if (bytes > most()) fail("{:.1f} MB are too much for one upload", 1e-6 * static_cast<double>(bytes));
     if (at_ + bytes > pinned_.bytes()) {
-      check(cudaStreamSynchronize(stream_), "waiting for the GPU");  // all that was put has been used
+      wait_for(stream_, "waiting for the GPU");  // all that was put has been used
       at_ = 0;
     }
     ++count_;

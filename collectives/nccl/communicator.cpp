@@ -7,13 +7,13 @@
 
 #include "base/cuda/memory.h"
 #include "base/cuda/stream.h"
+#include "base/cuda/wait.h"
 #include "base/error.h"
 #include "collectives/aligned_buffer.h"
 #include "collectives/device_transport.h"
 #include "collectives/nccl/library.h"
 #include "collectives/nccl/record_layout.h"
 #include "collectives/over_all_to_all.h"
-#include "collectives/patience.h"
 #include "collectives/record_memory.h"
 
 namespace shoal {
@@ -27,7 +27,12 @@ using Piece = DeviceTransport::Piece;
 class Member {
  public:
   Member(std::shared_ptr<NcclLibrary> library, Communicator& others, const NcclOptions& options)
-      : options_(options), library_(std::move(library)), rank_(others.rank()), size_(others.size()) {
+      : options_(options),
+        library_(std::move(library)),
+        others_(others),
+        rank_(others.rank()),
+        size_(others.size()),
+        watch_([this](auto waited) { look(waited); }) {
     use_device();
     stream_ = cuda::new_stream(true);
     NcclLibrary::Id id{};
@@ -36,6 +41,11 @@ class Member {
     group_ = library_->join(size_, id, rank_);
   }
   ~Member() {
+    try {
+      others_.check_current();
+    } catch (const LeftBehind&) {
+      abort();  // an orderly end would wait for all ranks
+    }
     group_.reset();
     static_cast<void>(cudaStreamDestroy(stream_));
   }
@@ -45,6 +55,7 @@ class Member {
   void use_device() const { check(cudaSetDevice(options_.device), "cudaSetDevice"); }
   const NcclOptions& options() const { return options_; }
   NcclLibrary& library() { return *library_; }
+  Communicator& others() { return others_; }
   NcclGroup& group() {
     if (lost_) fail("rank {}: NCCL was given up after an error", rank_);
     return *group_;
@@ -67,61 +78,58 @@ class Member {
   }
 
   /// Until the event has happened.
-  void wait_for(cudaEvent_t event) {
-    const auto begin = std::chrono::steady_clock::now();
-    Patience patience(false);
-    for (;;) {
-      const cudaError_t state = cudaEventQuery(event);
-      if (state == cudaSuccess) return;
-      if (state != cudaErrorNotReady) check(state, "the GPU's exchange");
-      const std::string error = group().error();
-      const std::chrono::duration<double> waited = std::chrono::steady_clock::now() - begin;
-      if (!error.empty()) give_up(error);
-      if (waited.count() > options_.patience_s)
-        give_up(fmt::format("nothing came for {:.1f} s; another rank has ended or hangs", options_.patience_s));
-      patience.pause(true);
-    }
-  }
+  void wait_for(cudaEvent_t event) { cuda::wait_for(event, "the GPU's exchange"); }
 
  private:
-  [[noreturn]] void give_up(const std::string& why) {
+  /// While this thread waits for its GPU, or for NCCL.
+  void look(std::chrono::duration<double> waited) {
+    if (lost_) return;  // what is left of the work ends by itself
+    try {
+      others_.check_current();
+    } catch (const LeftBehind&) {
+      abort();
+      throw;
+    }
+    if (error_.empty() && group_) {
+      error_ = group_->error();
+      heard_ = waited;
+    }
+    if (!error_.empty() && (waited - heard_).count() >= options_.news_s) give_up(error_);
+    if (waited.count() > options_.patience_s)
+      give_up(fmt::format("nothing came for {:.1f} s; another rank has ended or hangs", options_.patience_s));
+  }
+  void abort() {
     lost_ = true;
-    group_->abort();
+    if (group_) group_->abort();
+  }
+  [[noreturn]] void give_up(const std::string& why) {
+    abort();
     fail("rank {}: NCCL: {}", rank_, why);
   }
 
   const NcclOptions options_;
   std::shared_ptr<NcclLibrary> library_;
+  Communicator& others_;
   const int rank_, size_;
+  const cuda::Watch watch_;
   cudaStream_t stream_ = nullptr;
   std::unique_ptr<NcclGroup> group_;
   bool lost_ = false;
+  std::string error_;  // that NCCL has reported
+  std::chrono::duration<double> heard_{};
 };
 
 class NcclTransport final : public DeviceTransport {
  public:
-  explicit NcclTransport(std::shared_ptr<Member> member) : member_(std::move(member)) {
-    member_->use_device();
-    done_ = cuda::new_event();
-  }
-  ~NcclTransport() override { static_cast<void>(cudaEventDestroy(done_)); }
-  NcclTransport(const NcclTransport&) = delete;
-  NcclTransport& operator=(const NcclTransport&) = delete;
+  explicit NcclTransport(std::shared_ptr<Member> member) : member_(std::move(member)) {}
 
   void exchange(std::span<const Piece> to, std::span<const Piece> from, void* stream) override {
     member_->use_device();
     member_->exchange(to, from, static_cast<cudaStream_t>(stream));
   }
 
-  void wait(void* stream) override {
-    member_->use_device();
-    check(cudaEventRecord(done_, static_cast<cudaStream_t>(stream)), "cudaEventRecord");
-    member_->wait_for(done_);
-  }
-
  private:
   std::shared_ptr<Member> member_;
-  cudaEvent_t done_ = nullptr;
 };
 
 /// Pinned memory that grows, in which records are written and read.
@@ -321,6 +329,7 @@ class NcclCommunicator final : public CollectivesOverAllToAll {
     return std::make_unique<NcclAllToAll>(member_, usual > 0 ? std::min(align_up(usual), eager) : eager);
   }
   DeviceTransport* device_transport() override { return &transport_; }
+  void check_current() const override { member_->others().check_current(); }
 
  private:
   std::shared_ptr<Member> member_;

@@ -4,11 +4,10 @@
 #include <nccl.h>
 
 #include <algorithm>
-#include <chrono>
 
+#include "base/cuda/wait.h"
 #include "base/error.h"
 #include "collectives/nccl/nccl.h"
-#include "collectives/patience.h"
 
 namespace shoal {
 namespace {
@@ -56,25 +55,18 @@ class Functions {
     if (code != ncclSuccess && code != ncclInProgress)
       fail("{}: {} ({})", what, error_string(code), last_error(nullptr));
   }
-  /// Waits until what was begun on the communicator is done: a group's launch takes NCCL some 20 us, on a thread of its
+  /// Waits until what was begun on the communicator is done, or the Watch ends it: a group's launch takes NCCL some 20 us, on a thread of its
   /// own from 2.28 on.
   void settle(ncclComm_t comm, const char* what) const {
-    const auto begin = std::chrono::steady_clock::now();
-    Patience patience(false);
     ncclResult_t state = ncclInProgress;
-    for (;;) {
+    cuda::Watch::wait_until([&] {
       check(async_error(comm, &state), what);
-      if (state != ncclInProgress) break;
-      if (std::chrono::steady_clock::now() - begin > kLongest)
-        fail("{}: nothing came of it for {} minutes; another rank has ended or hangs", what, kLongest.count());
-      patience.pause(true);
-    }
+      return state != ncclInProgress;
+    });
     check(state, what);
   }
 
  private:
-  static constexpr std::chrono::minutes kLongest{5};
-
   template <class Function>
   void find(Function& function, const char* name) {
     function = reinterpret_cast<Function>(dlsym(library_, name));
@@ -89,7 +81,12 @@ class Group final : public NcclGroup {
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 0;  // so that a rank that never comes can be given up
     f_.check(f_.init_rank(&comm_, ranks, id, rank, &config), "ncclCommInitRankConfig");
-    f_.settle(comm_, "joining NCCL");
+    try {
+      f_.settle(comm_, "joining NCCL");
+    } catch (...) {
+      abort();
+      throw;
+    }
   }
   ~Group() override {
     if (!comm_) return;

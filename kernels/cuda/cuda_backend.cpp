@@ -273,7 +273,6 @@ class CudaBackend final : public Backend {
   std::unique_ptr<TokenExchange> token_exchange(Communicator& comm, const ExchangeShape& shape) override {
     if (comm.size() > 1 && !comm.device_transport()) return nullptr;
     on();
-    transport_ = comm.device_transport();
     // The wire follows what was asked for, not what this GPU's self-check found: all ranks must agree on it.
     return std::make_unique<GpuTokenExchange>(stream_, uploads_, comm, shape, compute_ == Compute::fp8);
   }
@@ -372,8 +371,7 @@ class CudaBackend final : public Backend {
     return stream_.get();
   }
   void wait() {
-    if (transport_) transport_->wait(stream_);  // which gives up where a rank is gone
-    check(cudaStreamSynchronize(stream_), "the GPU's work");
+    wait_for(stream_, "the GPU's work");
     check(cudaGetLastError(), "the GPU's work");
   }
 
@@ -509,7 +507,6 @@ class CudaBackend final : public Backend {
   Scratch batch_x_{stream_}, batch_out_{stream_}, picked_{stream_}, shares_{stream_}, parts_{stream_},
       sampling_{stream_}, expanded_{stream_};
   HostRoom batch_room_;
-  DeviceTransport* transport_ = nullptr;  // of rows between GPUs, where work on the stream waits for other ranks
   std::optional<HeadGroups> tiled_heads_;
   std::uint64_t more_groups_ = 0;  // of tiles than one, which repetitions' keys do not tell apart
   Repetition repetition_{stream_};

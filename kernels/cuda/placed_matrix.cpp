@@ -65,7 +65,7 @@ void MatrixPlacer::copy(const void* from, std::byte* to, std::size_t bytes) {
     const std::size_t n = std::min(kStagingBytes, bytes - at);
     std::memcpy(staging_.data(), static_cast<const std::byte*>(from) + at, n);
     check(cudaMemcpyAsync(to + at, staging_.data(), n, cudaMemcpyHostToDevice, stream_), "copying weights to the GPU");
-    check(cudaStreamSynchronize(stream_), "copying weights to the GPU");
+    wait_for(stream_, "copying weights to the GPU");
   }
 }
 
@@ -73,7 +73,7 @@ void MatrixPlacer::copy_back(const std::byte* from, std::byte* to, std::size_t b
   for (std::size_t at = 0; at < bytes; at += kStagingBytes) {
     const std::size_t n = std::min(kStagingBytes, bytes - at);
     check(cudaMemcpyAsync(staging_.data(), from + at, n, cudaMemcpyDeviceToHost, stream_), "copying from the GPU");
-    check(cudaStreamSynchronize(stream_), "copying from the GPU");
+    wait_for(stream_, "copying from the GPU");
     std::memcpy(to + at, staging_.data(), n);
   }
 }

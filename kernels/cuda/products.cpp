@@ -27,12 +27,12 @@ std::vector<Tile> select(std::span<const Tile> ranges, const Operands& w, std::i
 const Weights* MatrixLists::on_device(const std::shared_ptr<const void>& first) {
   List& list = lists_[first.get()];
   if (list.views != views_ || list.first.lock() != first) {
-    check(cudaStreamSynchronize(stream_), "waiting for the GPU");  // work under way may use the old ones
+    wait_for(stream_, "waiting for the GPU");  // work under way may use the old ones
     list = {first, views_, DeviceBlock(views_.size() * sizeof(Weights))};
     std::erase_if(lists_, [](const auto& entry) { return entry.second.first.expired(); });
     check(cudaMemcpyAsync(list.memory.data(), views_.data(), list.memory.bytes(), cudaMemcpyHostToDevice, stream_),
           "copying to the GPU");
-    check(cudaStreamSynchronize(stream_), "copying to the GPU");  // views_ changes
+    wait_for(stream_, "copying to the GPU");  // views_ changes
     ++brought_;
   }
   return reinterpret_cast<const Weights*>(list.memory.data());

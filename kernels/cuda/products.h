@@ -26,7 +26,7 @@ class WeightVectors {
     DeviceBlock block(vector.size_bytes());
     check(cudaMemcpyAsync(block.data(), vector.data(), vector.size_bytes(), cudaMemcpyHostToDevice, stream_),
           "copying weights to the GPU");
-    check(cudaStreamSynchronize(stream_), "copying weights to the GPU");
+    wait_for(stream_, "copying weights to the GPU");
     vectors_[vector.data()] = std::move(block);
   }
   /// Placed, or on its way there for this call.

@@ -21,14 +21,14 @@ template <class T>
 DeviceBlock upload(std::span<const T> values, cudaStream_t stream) {
   DeviceBlock block(values.size_bytes());
   check(cudaMemcpyAsync(block.data(), values.data(), values.size_bytes(), cudaMemcpyHostToDevice, stream), "copying");
-  check(cudaStreamSynchronize(stream), "copying");
+  wait_for(stream, "copying");
   return block;
 }
 template <class T>
 std::vector<T> download(const DeviceBlock& block, std::size_t n, cudaStream_t stream) {
   std::vector<T> values(n);
   check(cudaMemcpyAsync(values.data(), block.data(), n * sizeof(T), cudaMemcpyDeviceToHost, stream), "copying");
-  check(cudaStreamSynchronize(stream), "the GPU's self-check");
+  wait_for(stream, "the GPU's self-check");
   return values;
 }
 template <class T>

@@ -1,8 +1,13 @@
 // The exchange over NCCL against a stand-in with NCCL's semantics, and its arithmetic by itself.
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <chrono>
 #include <random>
+#include <thread>
 
+#include "base/cuda/memory.h"
+#include "base/cuda/wait.h"
 #include "collectives/device_transport.h"
 #include "collectives/nccl/nccl.h"
 #include "collectives/nccl/record_layout.h"
@@ -87,7 +92,7 @@ std::string end_between_gpus(bool heard, double patience_s) {
     const std::vector<DeviceTransport::Piece> nothing(2), awaited{{}, {static_cast<std::byte*>(memory), 64}};
     comm->device_transport()->exchange(nothing, awaited, stream);
     try {
-      comm->device_transport()->wait(stream);
+      cuda::wait_for(stream, "the exchange");
     } catch (const Error& error) {
       message = error.what();
     }
@@ -102,6 +107,74 @@ std::string end_between_gpus(bool heard, double patience_s) {
 TEST(NcclFailures, ADeadRankIsNoticedBetweenGpus) {
   EXPECT_EQ(end_between_gpus(true, 60), "rank 0: NCCL: remote process exited");
   EXPECT_EQ(end_between_gpus(false, 0.2), "rank 0: NCCL: nothing came for 0.2 s; another rank has ended or hangs");
+}
+
+/// Of a group that may be left behind.
+class Outlived final : public Communicator {
+ public:
+  explicit Outlived(Communicator& inner) : inner_(inner) {}
+  int rank() const override { return inner_.rank(); }
+  int size() const override { return inner_.size(); }
+  std::string description() const override { return inner_.description(); }
+  std::unique_ptr<AllToAll> make_all_to_all(std::size_t usual) override { return inner_.make_all_to_all(usual); }
+  void all_reduce_sum(std::span<float> data) override { inner_.all_reduce_sum(data); }
+  void all_gather_v(std::span<const float> mine, std::span<const std::size_t> counts, std::span<float> all) override {
+    inner_.all_gather_v(mine, counts, all);
+  }
+  void broadcast(std::span<std::byte> data, int root) override { inner_.broadcast(data, root); }
+  void barrier() override { inner_.barrier(); }
+  void check_current() const override {
+    if (left_behind) throw LeftBehind("ranks were lost");
+  }
+  std::atomic<bool> left_behind = false;
+
+ private:
+  Communicator& inner_;
+};
+
+/// Rank 1 is gone, NCCL says so or not, and then the control plane does: waits for records and waits for any work on the
+/// GPU end, and NCCL's own with them.
+TEST(NcclFailures, WhoIsLeftGoesOn) {
+  using namespace std::chrono_literals;
+  for (const bool heard : {true, false}) {
+    for (const bool records : {true, false}) {
+      const auto library = std::make_shared<test::NcclStandIn>(2);
+      run_in_process(2, [&](Communicator& inner) {
+        Outlived others(inner);
+        const auto comm = make_nccl_communicator(library, others, {.eager = 64, .patience_s = 60, .news_s = 60});
+        if (comm->rank() == 1) {
+          library->kill(1, heard);
+          return;
+        }
+        std::thread control([&] {
+          std::this_thread::sleep_for(50ms);
+          others.left_behind = true;
+        });
+        if (records) {
+          const auto exchange = comm->make_all_to_all();
+          exchange->post(std::vector<std::size_t>(2));
+          EXPECT_THROW(exchange->wait(), LeftBehind);
+        } else {
+          cudaStream_t stream = nullptr;
+          cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+          cuda::DeviceBlock memory(64);
+          const std::vector<DeviceTransport::Piece> nothing(2), awaited{{}, {memory.data(), 64}};
+          comm->device_transport()->exchange(nothing, awaited, stream);
+          cuda::Uploads uploads(stream, 1 << 10);
+          const std::vector<std::byte> data(300);
+          const auto put_more_than_fits = [&] {
+            for (int i = 0; i < 10; ++i) uploads.put(data);
+          };
+          EXPECT_THROW(put_more_than_fits(), LeftBehind) << "what was put last is still on its way";
+          cudaStreamSynchronize(stream);
+          cudaStreamDestroy(stream);
+        }
+        control.join();
+        EXPECT_EQ(library->aborted(), 1);
+        EXPECT_THROW(comm->check_current(), LeftBehind);
+      });
+    }
+  }
 }
 
 TEST(NcclRecords, PiecesMakeUpTheRecord) {

@@ -280,6 +280,12 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   while (!advance(stream)) advance_others(stream);
   return cudaSuccess;
 }
+cudaError_t cudaStreamQuery(cudaStream_t stream) {
+  if (stream->captured) fail("cudaStreamQuery: not while the stream is captured");
+  if (advance(stream)) return cudaSuccess;
+  advance_others(stream);
+  return cudaErrorNotReady;
+}
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
   *event = new CUevent_st;
