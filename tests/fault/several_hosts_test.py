@@ -7,11 +7,12 @@ import signal
 import subprocess
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from hosts import Hosts, wait_until
-from serving import BINARY, ROOT, wait_for_address
+from serving import BINARY, ROOT, Server, wait_for_address
 
 DEMO = ROOT / "launch" / "demo-model"
 
@@ -79,6 +80,53 @@ def serving(start, slots):
     process, log = start(slots, BINARY, "serve", "--model", DEMO, "--host", "127.0.0.1", "--port", "0")
     wait_for_address(process, log, time.monotonic() + 60)
     return process, log
+
+
+def recovering(hosts, start, slots):
+    process, log = start(slots, "--enable-recovery", BINARY, "serve", "--recover", "--model", DEMO, "--host", "0.0.0.0",
+                         "--port", "0")
+    url = wait_for_address(process, log, time.monotonic() + 60)
+    return process, log, Server(f"http://{hosts.network}.1:{url.rsplit(':', 1)[1]}")
+
+
+def answers(server, tokens):
+    """Of three requests at once, which are on different ranks."""
+    with ThreadPoolExecutor() as pool:
+        some = [pool.submit(server.complete, [5, 6, 7 + i], max_tokens=tokens, ignore_eos=True) for i in range(3)]
+        time.sleep(0.3)  # they are under way
+        yield
+        yield [choice["text"] for answer in some for choice in answer.result()]
+
+
+def undisturbed(server, tokens):
+    steps = answers(server, tokens)
+    next(steps)
+    return next(steps)
+
+
+def test_killed_rank_of_another_host_is_outlived(hosts, running):
+    process, log, server = recovering(hosts, running, [1, 2, 1])
+    before = undisturbed(server, 1500)
+    steps = answers(server, 1500)
+    next(steps)
+    os.kill(hosts.hosts[1].pids(BINARY.name)[0], signal.SIGKILL)
+    assert next(steps) == before
+    assert wait_until(lambda: "recovered ranks=3" in text_of(log), 10), text_of(log)
+    os.kill(hosts.hosts[2].pids(BINARY.name)[0], signal.SIGKILL)
+    assert wait_until(lambda: "recovered ranks=2" in text_of(log), 10), text_of(log)
+    assert undisturbed(server, 1500) == before
+
+
+def test_host_without_network_is_outlived(hosts, running):
+    process, log, server = recovering(hosts, running, [1, 1, 1])
+    before = undisturbed(server, 1500)
+    steps = answers(server, 1500)
+    next(steps)
+    hosts.pull_cable(2)
+    assert next(steps) == before
+    assert re.search(r"rank lost rank=2 .*no sign of life", text_of(log)), text_of(log)
+    assert undisturbed(server, 1500) == before
+    hosts.plug_in_cable(2)
 
 
 def test_killed_rank_of_another_host_is_named(hosts, running):

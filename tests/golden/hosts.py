@@ -106,6 +106,9 @@ class Hosts:
     def pull_cable(self, i):
         self.ip("link", "set", f"{self.bridge}v{i}", "down")
 
+    def plug_in_cable(self, i):
+        self.ip("link", "set", f"{self.bridge}v{i}", "up")
+
 
 def wait_until(condition, seconds):
     deadline = time.monotonic() + seconds
