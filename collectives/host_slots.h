@@ -20,8 +20,8 @@ class MpiGroup;
 /// back where it has come to more than records of one exchange ever took together, by half.
 class HostSlots {
  public:
-  /// All ranks of the group make it. `capacity`: bytes of a slot. Where the ranks of a host cannot share memory (each in
-  /// a container of its own), none of them reaches another.
+  /// All ranks of the group make it. `capacity`: bytes of a slot. Where the ranks of a host cannot share memory (each
+  /// in a container of its own), none of them reaches another.
   HostSlots(MpiGroup& group, std::size_t capacity);
   ~HostSlots();
   HostSlots(const HostSlots&) = delete;
@@ -40,8 +40,8 @@ class HostSlots {
   std::optional<std::uint64_t> arrived(std::uint64_t exchange, int src) const;
   const std::byte* incoming(std::uint64_t exchange, int src) const;
 
-  /// Posts to this rank so far, to be read before looking at what arrived; sleep(posts) returns when there are more, and
-  /// now and then before.
+  /// Posts to this rank so far, to be read before looking at what arrived; sleep(posts) returns when there are more,
+  /// and now and then before.
   std::uint32_t posts() const;
   void sleep(std::uint32_t posts);
 

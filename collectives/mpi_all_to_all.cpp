@@ -90,9 +90,10 @@ void MpiAllToAll::post(std::span<const std::size_t> bytes) {
       r.from_host.push_back(src);
       continue;
     }
-    check_mpi(MPI_Irecv(first_payload(r, src) - kLength, static_cast<int>(kLength + sizes_.eager), MPI_BYTE, group_->in_comm(src),
-                        first_tag(posts_), group_->comm(), &r.requests[static_cast<std::size_t>(src)]),
-              "MPI_Irecv");
+    check_mpi(
+        MPI_Irecv(first_payload(r, src) - kLength, static_cast<int>(kLength + sizes_.eager), MPI_BYTE,
+                  group_->in_comm(src), first_tag(posts_), group_->comm(), &r.requests[static_cast<std::size_t>(src)]),
+        "MPI_Irecv");
     ++r.first_messages;
     ++r.pending;
   }
@@ -121,17 +122,17 @@ void MpiAllToAll::send(std::uint64_t exchange, int dest, std::size_t bytes) {
       first = r.to[d] - kLength;
       std::memcpy(first, &r.lengths[d], kLength);
     }
-    check_mpi(MPI_Isend(first, static_cast<int>(kLength + (whole ? bytes : 0)), MPI_BYTE, group_->in_comm(dest), first_tag(exchange),
-                        group_->comm(), &r.requests[static_cast<std::size_t>(ranks_) + d]),
+    check_mpi(MPI_Isend(first, static_cast<int>(kLength + (whole ? bytes : 0)), MPI_BYTE, group_->in_comm(dest),
+                        first_tag(exchange), group_->comm(), &r.requests[static_cast<std::size_t>(ranks_) + d]),
               "MPI_Isend");
     ++r.pending;
   }
   for (std::size_t at = 0; !whole && at < bytes; at += sizes_.chunk) {
     const std::size_t n = std::min(bytes - at, sizes_.chunk);
     r.requests.push_back(MPI_REQUEST_NULL);
-    check_mpi(
-        MPI_Isend(r.to[d] + at, static_cast<int>(n), MPI_BYTE, group_->in_comm(dest), rest_tag(exchange), group_->comm(), &r.requests.back()),
-        "MPI_Isend");
+    check_mpi(MPI_Isend(r.to[d] + at, static_cast<int>(n), MPI_BYTE, group_->in_comm(dest), rest_tag(exchange),
+                        group_->comm(), &r.requests.back()),
+              "MPI_Isend");
     ++r.pending;
   }
 }
@@ -150,7 +151,8 @@ void MpiAllToAll::first_arrived(std::uint64_t exchange, int src, std::size_t byt
   for (std::size_t at = 0; at < bytes; at += sizes_.chunk) {
     const std::size_t n = std::min(bytes - at, sizes_.chunk);
     r.requests.push_back(MPI_REQUEST_NULL);
-    check_mpi(MPI_Irecv(to + at, static_cast<int>(n), MPI_BYTE, group_->in_comm(src), rest_tag(exchange), group_->comm(), &r.requests.back()),
+    check_mpi(MPI_Irecv(to + at, static_cast<int>(n), MPI_BYTE, group_->in_comm(src), rest_tag(exchange),
+                        group_->comm(), &r.requests.back()),
               "MPI_Irecv");
     ++r.pending;
   }

@@ -7,11 +7,11 @@
 #include <memory>
 #include <vector>
 
+#include "base/patience.h"
 #include "collectives/aligned_buffer.h"
 #include "collectives/communicator.h"
 #include "collectives/host_slots.h"
 #include "collectives/mpi_group.h"
-#include "base/patience.h"
 #include "collectives/record_memory.h"
 
 namespace shoal {

@@ -6,8 +6,8 @@
 #include <string>
 
 #include "base/error.h"
-#include "collectives/communicator.h"
 #include "base/patience.h"
+#include "collectives/communicator.h"
 
 namespace shoal {
 namespace {
@@ -125,9 +125,9 @@ void MpiGroup::gather_bytes(std::span<const int> ranks, std::span<const std::byt
   Patience patience(crowded_);
   for (;;) {
     int done = 0;
-    check_mpi(MPI_Testall(static_cast<int>(messages->requests.size()), messages->requests.data(), &done,
-                          MPI_STATUSES_IGNORE),
-              "MPI_Testall");
+    check_mpi(
+        MPI_Testall(static_cast<int>(messages->requests.size()), messages->requests.data(), &done, MPI_STATUSES_IGNORE),
+        "MPI_Testall");
     if (done) break;
     try {
       check_current();

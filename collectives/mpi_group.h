@@ -13,7 +13,7 @@ namespace shoal {
 
 /// Where a rank of the job runs.
 struct MpiPlace {
-  int host = 0;      // the same number for all ranks that share a host
+  int host = 0;       // the same number for all ranks that share a host
   cpu_set_t cores{};  // that it may run on
 };
 

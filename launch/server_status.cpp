@@ -121,8 +121,7 @@ Json ServerStatus::json() const {
   Json ranks = Json::array();
   for (std::size_t rank = 0; rank < totals.ranks.size(); ++rank) {
     const auto regrouped = recovered.regrouped.find(static_cast<int>(rank));
-    const WorkerReady& worker =
-        regrouped != recovered.regrouped.end() ? regrouped->second : engine_.workers.at(rank);
+    const WorkerReady& worker = regrouped != recovered.regrouped.end() ? regrouped->second : engine_.workers.at(rank);
     ranks.push_back({{"rank", rank},
                      {"lost", engine_.recovery && recovered.lost[rank]},
                      {"host", worker.host},

@@ -58,9 +58,9 @@ Placement place_evenly(const ModelConfig& config, int ranks);
 /// A slice of every expert on every rank.
 Placement place_slices(const ModelConfig& config, int ranks);
 
-/// The placement when of its ranks only `left` (ascending) are there, numbered anew from 0. Whole experts stay where they
-/// are; of those that have no rank any more, each goes to the rank with fewest of its layer. Slices, of experts or of
-/// dense models, are cut anew for all.
+/// The placement when of its ranks only `left` (ascending) are there, numbered anew from 0. Whole experts stay where
+/// they are; of those that have no rank any more, each goes to the rank with fewest of its layer. Slices, of experts or
+/// of dense models, are cut anew for all.
 Placement place_among(const ModelConfig& config, const Placement& before, std::span<const int> left);
 
 /// The part of an expert's intermediate width that `rank` holds where experts are sliced: whole blocks (`block` columns

@@ -39,7 +39,8 @@ class ControlServer {
   std::string contact() const;
   /// Waits until every rank has said hello; Error naming the ranks that did not within connect_timeout.
   void wait_for_all();
-  /// Called from the control thread for the first rank that is lost before close(), or for each where losses are survived.
+  /// Called from the control thread for the first rank that is lost before close(), or for each where losses are
+  /// survived.
   void on_lost(LostHandler handler);
   /// From now on a lost rank is the end of nothing: receive() tells of it, behind what came of it and after the handler
   /// was called, and goes on.

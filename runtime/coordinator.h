@@ -62,8 +62,9 @@ struct CoordinatorOptions {
   std::function<void(const StepResult&, int rank)> on_result;  // for counters; may be empty
   std::function<std::optional<ExpertLayer>()> move_experts;    // asked in every step, for the next one; may be empty
   /// Has the ranks that are left go on without those that were lost, and says what each has [ranks]; nothing where none
-  /// was lost since the last time. Called on the coordinator's thread; may take as long as it takes to read weights. It may throw when `give_up` says so (the job is
-  /// ending); what else it throws ends the job. Empty: so does a lost rank.
+  /// was lost since the last time. Called on the coordinator's thread; may take as long as it takes to read weights. It
+  /// may throw when `give_up` says so (the job is ending); what else it throws ends the job. Empty: so does a lost
+  /// rank.
   std::function<std::vector<RankState>(const std::function<bool()>& give_up)> regroup;
   std::function<void(const Error&)> on_failed;  // steps cannot go on, so neither can the job; may be empty
 };

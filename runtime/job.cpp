@@ -45,7 +45,7 @@ struct Rank {
   std::unique_ptr<ControlServer> server;  // rank 0
   std::unique_ptr<ControlClient> client;
 
-  int number = 0;                         // as the job was started with
+  int number = 0;  // as the job was started with
   bool leads() const { return number == 0; }
 };
 
@@ -360,7 +360,8 @@ class Work {
     const std::vector<int> members(to.members.begin(), to.members.end());
     rank_.comm = rank_.mpi->group(members, to.epoch);
     // What lost ranks of this host had is free.
-    const int local = rank_.launch.local_size, sharers = computes_on_gpu(options_) ? local : rank_.mpi->on_host(members);
+    const int local = rank_.launch.local_size,
+              sharers = computes_on_gpu(options_) ? local : rank_.mpi->on_host(members);
     const std::uint64_t share = share_bytes_ / static_cast<std::uint64_t>(sharers) * static_cast<std::uint64_t>(local);
     WorkerReady ready{.epoch = to.epoch};
     ready.cache_kept = regroup_rank_model(loaded_, config_, job_checkpoint(options_), options_, rank_.launch,
@@ -445,9 +446,10 @@ int run_job(int* argc, char*** argv, const JobOptions& asked, const std::functio
   try {
     JobOptions options = asked;
     if (options.recover && read_launch_environment().ends_together)
-      throw Error("--recover: mpirun would end all ranks when one is lost; start it with 'mpirun --enable-recovery', or "
-                  "by launch/serve",
-                  ExitCode::usage);
+      throw Error(
+          "--recover: mpirun would end all ranks when one is lost; start it with 'mpirun --enable-recovery', or "
+          "by launch/serve",
+          ExitCode::usage);
     read_plan(options);
     choose_step(options);
     return run_ranks(argc, argv, options, front);

@@ -41,10 +41,10 @@ struct JobOptions {
   Compute compute = Compute::f32;
   std::optional<KvType> kv_cache_dtype;  // not set: FP32 or BF16, as `compute`
   bool mtp = false;                      // speculative decoding with the model's MTP layer
-  bool recover = false;    // go on without ranks that are lost (Recovery); the launcher must let the others live
-  int rebalance_steps = 0;               // look at the experts' loads so often and move them; 0: never
-  std::string random_weights;            // a precision (planner/precision.h): `model` is a card, its weights made up
-  int layers = 0;                        // with random weights: the first so many; 0: all
+  bool recover = false;        // go on without ranks that are lost (Recovery); the launcher must let the others live
+  int rebalance_steps = 0;     // look at the experts' loads so often and move them; 0: never
+  std::string random_weights;  // a precision (planner/precision.h): `model` is a card, its weights made up
+  int layers = 0;              // with random weights: the first so many; 0: all
   bool quiet = false;
   /// Rank 0 calls it as soon as all ranks are there, while they read the model: what it throws ends the job. May be
   /// null.

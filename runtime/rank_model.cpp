@@ -151,8 +151,8 @@ RankModel load_rank_model(const ModelConfig& config, const Checkpoint& checkpoin
 }
 
 bool regroup_rank_model(RankModel& loaded, const ModelConfig& config, const Checkpoint& checkpoint,
-                        const JobOptions& options, const LaunchEnvironment& launch, int rank, const Placement& placement,
-                        std::uint64_t share_bytes) {
+                        const JobOptions& options, const LaunchEnvironment& launch, int rank,
+                        const Placement& placement, std::uint64_t share_bytes) {
   const CacheShape cache = cache_shape(config, options, placement, rank, share_bytes);
   const bool sliced = placement.tensor_parallel || placement.sliced_experts;
   const bool keeps_cache = !placement.tensor_parallel && cache.pages >= loaded.cache->pages();

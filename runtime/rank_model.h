@@ -49,10 +49,10 @@ RankModel load_rank_model(const ModelConfig& config, const Checkpoint& checkpoin
 
 /// Ranks were lost: makes `loaded` what `rank` has under `placement`. Whole experts that are missing are read, what is
 /// sliced is read anew. The KV cache stays as it is, with what is in it (then true), unless its rows are sliced or its
-/// memory is needed for weights. `share_bytes`: of its device's memory, from now on. Makes no collective call. Errors as
-/// load_rank_model's; `loaded` is then of no use.
+/// memory is needed for weights. `share_bytes`: of its device's memory, from now on. Makes no collective call. Errors
+/// as load_rank_model's; `loaded` is then of no use.
 bool regroup_rank_model(RankModel& loaded, const ModelConfig& config, const Checkpoint& checkpoint,
-                        const JobOptions& options, const LaunchEnvironment& launch, int rank, const Placement& placement,
-                        std::uint64_t share_bytes);
+                        const JobOptions& options, const LaunchEnvironment& launch, int rank,
+                        const Placement& placement, std::uint64_t share_bytes);
 
 }  // namespace shoal

@@ -86,15 +86,14 @@ bool Recovery::collect(std::vector<RankState>& states, const std::function<bool(
     }
     if (frame.type == static_cast<std::uint16_t>(Message::failed)) {
       const Error error = decode_failure(frame.payload);
-      throw Error(fmt::format("the {} ranks left cannot go on without those that were lost: {}", members_.size(),
-                              error.what()),
-                  error.exit_code);
+      throw Error(
+          fmt::format("the {} ranks left cannot go on without those that were lost: {}", members_.size(), error.what()),
+          error.exit_code);
     }
     if (frame.type != static_cast<std::uint16_t>(Message::ready)) continue;  // of the step that is void
     const WorkerReady ready = decode_worker_ready(frame.payload);
     if (ready.epoch != epoch_) continue;
-    states[static_cast<std::size_t>(rank)] = {
-        .left = true, .kv_pages = ready.kv_pages, .cache_kept = ready.cache_kept};
+    states[static_cast<std::size_t>(rank)] = {.left = true, .kv_pages = ready.kv_pages, .cache_kept = ready.cache_kept};
     --missing;
     const std::lock_guard lock(mutex_);
     totals_.regrouped[rank] = ready;

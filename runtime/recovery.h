@@ -45,7 +45,7 @@ class Recovery {
   std::vector<RankState> regroup(const std::function<bool()>& give_up);
 
   struct Totals {
-    std::vector<bool> lost;               // [ranks] as the job was started with
+    std::vector<bool> lost;                // [ranks] as the job was started with
     std::map<int, WorkerReady> regrouped;  // what ranks have since the last loss
     int recoveries = 0;
     double seconds = 0;  // of all together

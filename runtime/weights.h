@@ -83,9 +83,9 @@ struct LoadOptions {
 ModelWeights load_weights(const ModelConfig& config, const Checkpoint& checkpoint, const Placement& placement, int rank,
                           const LoadOptions& options);
 
-/// Gives `rank` the experts that `placement` puts there: those that `weights` have, as what was `rank_before` until now,
-/// stay, and the others are read. Nothing but whole experts may differ between the two placements. A layer without any
-/// (see move_experts) is read again. Errors as load_weights'; `weights` are then of no use.
+/// Gives `rank` the experts that `placement` puts there: those that `weights` have, as what was `rank_before` until
+/// now, stay, and the others are read. Nothing but whole experts may differ between the two placements. A layer without
+/// any (see move_experts) is read again. Errors as load_weights'; `weights` are then of no use.
 void reload_experts(ModelWeights& weights, int rank_before, const ModelConfig& config, const Checkpoint& checkpoint,
                     const Placement& placement, int rank, const LoadOptions& options);
 

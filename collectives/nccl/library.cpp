@@ -55,8 +55,8 @@ class Functions {
     if (code != ncclSuccess && code != ncclInProgress)
       fail("{}: {} ({})", what, error_string(code), last_error(nullptr));
   }
-  /// Waits until what was begun on the communicator is done, or the Watch ends it: a group's launch takes NCCL some 20 us, on a thread of its
-  /// own from 2.28 on.
+  /// Waits until what was begun on the communicator is done, or the Watch ends it: a group's launch takes NCCL some 20
+  /// us, on a thread of its own from 2.28 on.
   void settle(ncclComm_t comm, const char* what) const {
     ncclResult_t state = ncclInProgress;
     cuda::Watch::wait_until([&] {

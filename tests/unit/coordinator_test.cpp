@@ -282,7 +282,8 @@ TEST(Coordinator, RanksThatVanishCostNoAnswer) {
                          encode(WorkerReady{.epoch = regroup.epoch, .cache_kept = kept, .kv_pages = pages})});
           } else if (frame->type == static_cast<std::uint16_t>(Message::step)) {
             const StepPlan plan = decode_step_plan(frame->payload);
-            if ((rank == 1 && plan.step == 9) || (rank == 2 && plan.step == 9) || (rank == 3 && plan.step == 30)) return;
+            if ((rank == 1 && plan.step == 9) || (rank == 2 && plan.step == 9) || (rank == 3 && plan.step == 30))
+              return;
             StepResult result = worker.run(plan);
             if (tensor_parallel && rank > 0) result.outputs.clear();
             client.send(Job::result_frame(result));
@@ -291,7 +292,8 @@ TEST(Coordinator, RanksThatVanishCostNoAnswer) {
       });
     }
     control.wait_for_all();
-    Recovery recovery(control, {}, {.ranks = options.ranks, .tensor_parallel = tensor_parallel, .experts = {}}, nullptr);
+    Recovery recovery(control, {}, {.ranks = options.ranks, .tensor_parallel = tensor_parallel, .experts = {}},
+                      nullptr);
     options.regroup = [&](const auto& give_up) { return recovery.regroup(give_up); };
     std::vector<int> lost;
     recovery.on_events({.lost = [&](int rank, const std::string&, int) { lost.push_back(rank); }, .over = {}});

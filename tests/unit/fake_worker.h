@@ -191,7 +191,7 @@ class FakeWorker {
   int drafts_;
   unsigned late_;
   std::set<std::uint64_t> known_before_;  // forget(): they go on where they were
-  std::vector<std::int32_t> cache_;  // [pages * page_tokens]
+  std::vector<std::int32_t> cache_;       // [pages * page_tokens]
   std::map<std::uint64_t, Sequence> sequences_;
   std::map<std::int32_t, int> owners_;  // of each page in use
   std::uint64_t last_step_ = 0;

@@ -132,8 +132,8 @@ class Outlived final : public Communicator {
   Communicator& inner_;
 };
 
-/// Rank 1 is gone, NCCL says so or not, and then the control plane does: waits for records and waits for any work on the
-/// GPU end, and NCCL's own with them.
+/// Rank 1 is gone, NCCL says so or not, and then the control plane does: waits for records and waits for any work on
+/// the GPU end, and NCCL's own with them.
 TEST(NcclFailures, WhoIsLeftGoesOn) {
   using namespace std::chrono_literals;
   for (const bool heard : {true, false}) {

@@ -114,13 +114,9 @@ StepResult any_result(Random& random) {
 }
 
 WorkerReady any_ready(Random& random) {
-  return {static_cast<std::uint32_t>(random()),
-          random() % 2 == 0,
-          random(),
-          random(),
-          static_cast<std::int32_t>(random()),
-          std::string(random() % 30, 'x'),
-          "höst \n\0"};
+  return {
+      static_cast<std::uint32_t>(random()), random() % 2 == 0, random(), random(), static_cast<std::int32_t>(random()),
+      std::string(random() % 30, 'x'),      "höst \n\0"};
 }
 
 Regroup any_regroup(Random& random) {
@@ -308,7 +304,7 @@ TEST(Step, DamagedMessagesDoNoHarm) {
   Random random(6);
   for (int i = 0; i < 3000; ++i) {
     for (auto bytes : {encode(any_plan(random)), encode(any_result(random)), encode(any_ready(random)),
-                              encode(any_regroup(random))}) {
+                       encode(any_regroup(random))}) {
       for (int hits = 0; hits < 3; ++hits) bytes[random() % bytes.size()] = static_cast<std::byte>(random());
       refused_by_all(bytes);
     }
