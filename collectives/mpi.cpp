@@ -8,23 +8,13 @@
 #include <exception>
 
 #include "base/error.h"
-#include "collectives/mpi_all_to_all.h"
+#include "collectives/message_all_to_all.h"
 #include "collectives/mpi_group.h"
 #include "collectives/over_all_to_all.h"
+#include "collectives/ucx/ucx.h"
 
 namespace shoal {
 namespace {
-
-/// "Open MPI v4.1.4, package: ..." -> "Open MPI 4.1.4"
-std::string library_name() {
-  char text[MPI_MAX_LIBRARY_VERSION_STRING];
-  int length = 0;
-  MPI_Get_library_version(text, &length);
-  std::string name(text, static_cast<std::size_t>(length));
-  name = name.substr(0, name.find_first_of(",\n"));
-  if (const auto v = name.find(" v"); v != std::string::npos) name.erase(v + 1, 1);
-  return name;
-}
 
 class MpiCommunicator : public CollectivesOverAllToAll {
  public:
@@ -32,8 +22,8 @@ class MpiCommunicator : public CollectivesOverAllToAll {
   ~MpiCommunicator() override { release_exchange(); }
   int rank() const override { return group_->rank(); }
   int size() const override { return group_->size(); }
-  std::string description() const override { return "mpi (" + library_name() + ")"; }
-  std::unique_ptr<AllToAll> make_all_to_all(std::size_t) override { return std::make_unique<MpiAllToAll>(group_); }
+  std::string description() const override { return group_->wire().description(); }
+  std::unique_ptr<AllToAll> make_all_to_all(std::size_t) override { return std::make_unique<MessageAllToAll>(group_); }
   void check_current() const override { group_->check_current(); }
 
  private:
@@ -50,13 +40,13 @@ MpiJob::MpiJob(int* argc, char*** argv) {
   if (launch.local_size > CPU_COUNT(&cores)) setenv("OMPI_MCA_mpi_yield_when_idle", "1", 0);
   int level = MPI_THREAD_SINGLE;
   check_mpi(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &level), "MPI_Init_thread");
-  if (level < MPI_THREAD_FUNNELED) fail("this MPI library ({}) allows no threads beside it", library_name());
+  if (level < MPI_THREAD_FUNNELED) fail("this MPI library allows no threads beside it");
   int size = 1;
   MPI_Comm_size(MPI_COMM_WORLD, &size);
   if (launch.launched && size != launch.size)
-    throw Error(fmt::format("{} started {} ranks, but this program's MPI ({}) sees {}; start it with the launcher of "
-                            "the MPI that it was built with",
-                            launch.launcher, launch.size, library_name(), size),
+    throw Error(fmt::format("{} started {} ranks, but this program's MPI sees {}; start it with the launcher of the "
+                            "MPI that it was built with",
+                            launch.launcher, launch.size, size),
                 ExitCode::usage);
   world_ = make_mpi_world();
 }
@@ -65,6 +55,11 @@ MpiJob::~MpiJob() {
   // Finalize waits for all ranks. One that leaves because of an error must not: the launcher then ends the others. Nor
   // can it where ranks were lost.
   if (std::uncaught_exceptions() == 0 && world_->epoch == 0) MPI_Finalize();
+}
+
+void MpiJob::use_ucx() {
+  MpiGroup everyone(world_);
+  world_->wire = make_ucx_wire(everyone);
 }
 
 std::unique_ptr<Communicator> MpiJob::world() {

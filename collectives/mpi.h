@@ -29,6 +29,9 @@ class MpiJob {
   ~MpiJob();
   MpiJob(const MpiJob&) = delete;
   MpiJob& operator=(const MpiJob&) = delete;
+  /// From now on records between hosts are carried by UCX. Every rank calls it, before it makes a communicator. Error
+  /// where UCX is not there.
+  void use_ucx();
   std::unique_ptr<Communicator> world();
   /// Of the ranks of the job that are left (ascending, numbered anew from 0). Makes no call that others have to make,
   /// too; afterwards those left may call it in any order. Nothing ends the others any more when this one leaves.

@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/patience.h"
 #include "collectives/communicator.h"
+#include "collectives/mpi_wire.h"
 
 namespace shoal {
 namespace {
@@ -57,6 +58,7 @@ std::shared_ptr<MpiWorld> make_mpi_world() {
   world->places.resize(static_cast<std::size_t>(ranks));
   check_mpi(MPI_Allgather(&mine, sizeof mine, MPI_BYTE, world->places.data(), sizeof mine, MPI_BYTE, world->comm),
             "MPI_Allgather");
+  world->wire = make_mpi_wire(world->comm);
   return world;
 }
 
@@ -68,7 +70,7 @@ MpiGroup::MpiGroup(std::shared_ptr<MpiWorld> world, std::vector<int> members, st
   if (place == members_.end()) fail("rank {} is not in the group that it makes", me);
   rank_ = static_cast<int>(place - members_.begin());
   const auto place_of = [this](int rank) -> const MpiPlace& {
-    return world_->places[static_cast<std::size_t>(in_comm(rank))];
+    return world_->places[static_cast<std::size_t>(in_job(rank))];
   };
   cpu_set_t cores;
   CPU_ZERO(&cores);
@@ -115,9 +117,9 @@ void MpiGroup::gather_bytes(std::span<const int> ranks, std::span<const std::byt
     } else {
       auto& requests = messages->requests;
       requests.push_back(MPI_REQUEST_NULL);
-      check_mpi(MPI_Irecv(to, bytes, MPI_BYTE, in_comm(rank), tag, comm(), &requests.back()), "MPI_Irecv");
+      check_mpi(MPI_Irecv(to, bytes, MPI_BYTE, in_job(rank), tag, world_->comm, &requests.back()), "MPI_Irecv");
       requests.push_back(MPI_REQUEST_NULL);
-      check_mpi(MPI_Isend(messages->mine.data(), bytes, MPI_BYTE, in_comm(rank), tag, comm(), &requests.back()),
+      check_mpi(MPI_Isend(messages->mine.data(), bytes, MPI_BYTE, in_job(rank), tag, world_->comm, &requests.back()),
                 "MPI_Isend");
     }
     to += bytes;

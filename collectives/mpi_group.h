@@ -9,6 +9,8 @@
 #include <span>
 #include <vector>
 
+#include "collectives/messages.h"
+
 namespace shoal {
 
 /// Where a rank of the job runs.
@@ -21,13 +23,14 @@ struct MpiPlace {
 struct MpiWorld {
   MPI_Comm comm = MPI_COMM_NULL;  // of all ranks; errors are returned
   std::vector<MpiPlace> places;   // [ranks of the job]
+  std::shared_ptr<Wire> wire;     // what carries records between hosts
   /// The group that counts now: waits of earlier ones end with LeftBehind. Set by any thread.
   std::atomic<std::uint32_t> epoch{0};
 };
 
 /// Ranks of a job that exchange messages: all of them, or those that are left. They make no collective call of MPI,
-/// which could not end where a rank is gone (Open MPI 4 never says so): point-to-point messages on the communicator of
-/// the whole job, with tags of their own for each group and each exchange.
+/// which could not end where a rank is gone (Open MPI 4 never says so): only messages between two ranks, with tags of
+/// their own for each group and each exchange.
 class MpiGroup {
  public:
   /// Makes no call that others have to make, too. `members`: ranks of the job, ascending, this one among them.
@@ -35,11 +38,11 @@ class MpiGroup {
   /// All ranks of the job.
   explicit MpiGroup(std::shared_ptr<MpiWorld> world, std::uint32_t epoch = 0);
 
-  MPI_Comm comm() const { return world_->comm; }
+  Wire& wire() const { return *world_->wire; }
   int rank() const { return rank_; }
   int size() const { return static_cast<int>(members_.size()); }
-  /// The rank in comm() of a rank of the group.
-  int in_comm(int rank) const { return members_[static_cast<std::size_t>(rank)]; }
+  /// The rank in the job of a rank of the group.
+  int in_job(int rank) const { return members_[static_cast<std::size_t>(rank)]; }
   /// This rank and the others on its host, ascending.
   const std::vector<int>& on_host() const { return on_host_; }
   /// Whether these are more than the cores that they have together: each may be bound to some of its own.
@@ -61,10 +64,10 @@ class MpiGroup {
     gather_bytes(ranks, std::as_bytes(std::span(&mine, 1)), std::as_writable_bytes(std::span(all)));
     return all;
   }
-
- private:
+  /// The same for bytes, as many on each rank.
   void gather_bytes(std::span<const int> ranks, std::span<const std::byte> mine, std::span<std::byte> all);
 
+ private:
   std::shared_ptr<MpiWorld> world_;
   std::vector<int> members_;
   std::uint32_t epoch_;
@@ -77,7 +80,7 @@ class MpiGroup {
 /// Throws Error with MPI's own words if `code` is not MPI_SUCCESS.
 void check_mpi(int code, const char* what);
 
-/// Collective over MPI_COMM_WORLD: where each rank runs.
+/// Collective over MPI_COMM_WORLD: where each rank runs. Its wire is MPI.
 std::shared_ptr<MpiWorld> make_mpi_world();
 
 /// Those that this rank may run on; one where the system does not say.

@@ -6,7 +6,7 @@
 build_packages=(
   g++ cmake ninja-build pkg-config
   libfmt-dev libspdlog-dev nlohmann-json3-dev libcli11-dev libboost-dev libpcre2-dev libutf8proc-dev libxxhash-dev libssl-dev
-  openmpi-bin libopenmpi-dev
+  openmpi-bin libopenmpi-dev libucx-dev
 )
 test_packages=(
   libgtest-dev libgmock-dev libbenchmark-dev librapidcheck-dev libboost-context-dev python3-venv git openssl iproute2

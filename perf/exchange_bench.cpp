@@ -1,5 +1,6 @@
-// What an exchange among all ranks takes, by the bytes that each sends to each: Shoal's, the same with MPI's messages
-// alone, and MPI_Alltoallv, whose counts every rank knows beforehand, in turn; beside what copying the bytes takes.
+// What an exchange among all ranks takes, by the bytes that each sends to each: Shoal's, the same with MPI's or UCX's
+// messages alone (as between hosts), and MPI_Alltoallv, whose counts every rank knows beforehand, in turn; beside what
+// copying the bytes takes.
 //   mpirun -n 4 build/perf/exchange_bench
 #include <mpi.h>
 
@@ -12,8 +13,9 @@
 
 #include <fmt/format.h>
 
+#include "collectives/message_all_to_all.h"
 #include "collectives/mpi.h"
-#include "collectives/mpi_all_to_all.h"
+#include "collectives/ucx/ucx.h"
 
 namespace {
 
@@ -45,6 +47,18 @@ void exchange(AllToAll& all_to_all, int rank, int ranks, const std::vector<std::
     if (s != rank) read(all_to_all.incoming(s));
 }
 
+/// Null where this was built without UCX.
+std::unique_ptr<AllToAll> make_ucx_all_to_all() {
+  const auto world = make_mpi_world();
+  const auto group = std::make_shared<MpiGroup>(world);
+  try {
+    world->wire = make_ucx_wire(*group);
+  } catch (const Error&) {
+    return nullptr;
+  }
+  return std::make_unique<MessageAllToAll>(group, MessageSizes{.slot = 0});
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -52,12 +66,13 @@ int main(int argc, char** argv) {
   const auto world = job.world();
   const int rank = world->rank(), ranks = world->size();
   const auto group = std::make_shared<MpiGroup>(make_mpi_world());
-  MpiAllToAll ours(group), messages(group, {.slot = 0});
+  MessageAllToAll ours(group), messages(group, {.slot = 0});
+  const auto ucx_messages = make_ucx_all_to_all();
   if (rank == 0) {
     fmt::print("{} ranks, µs of an exchange, the middle of {} turns\n\n", ranks, turns);
     fmt::print(
-        "| bytes to each rank | Shoal | its MPI messages | MPI_Alltoallv | memcpy |\n| --- | --- | --- | --- | --- "
-        "|\n");
+        "| bytes to each rank | Shoal | its MPI messages | its UCX messages | MPI_Alltoallv | memcpy |\n"
+        "| --- | --- | --- | --- | --- | --- |\n");
   }
   for (const std::size_t bytes : {std::size_t{64}, std::size_t{4} << 10, std::size_t{16} << 10, std::size_t{60} << 10,
                                   std::size_t{256} << 10, std::size_t{1} << 20}) {
@@ -69,6 +84,9 @@ int main(int argc, char** argv) {
     counts[static_cast<std::size_t>(rank)] = 0;
     const std::function<void()> ways[] = {
         [&] { exchange(ours, rank, ranks, record); }, [&] { exchange(messages, rank, ranks, record); },
+        [&] {
+          if (ucx_messages) exchange(*ucx_messages, rank, ranks, record);
+        },
         [&] {
           for (std::size_t r = 0; r < n; ++r) std::memcpy(sent.data() + bytes * r, record.data(), bytes);
           MPI_Alltoallv(sent.data(), counts.data(), at.data(), MPI_BYTE, received.data(), counts.data(), at.data(),

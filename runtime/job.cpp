@@ -113,6 +113,7 @@ Rank join_job(int* argc, char*** argv, const JobOptions& options) {
   rank.launch = read_launch_environment();
   if (rank.launch.launched) {
     rank.mpi = std::make_unique<MpiJob>(argc, argv);
+    if (options.collectives == "ucx") rank.mpi->use_ucx();
     rank.comm = rank.mpi->world();
   } else {
     rank.comm = make_self_communicator();

@@ -36,7 +36,7 @@ struct JobOptions {
   int threads = 0;                   // of a rank; 0: this host's cores shared by its ranks
   bool pin = false;                  // each thread stays on a core
   std::string device = "auto";       // auto, cpu, cuda
-  std::string collectives = "auto";  // auto, mpi, nccl
+  std::string collectives = "auto";  // auto, mpi, ucx, nccl
   std::string isa = "auto";
   Compute compute = Compute::f32;
   std::optional<KvType> kv_cache_dtype;  // not set: FP32 or BF16, as `compute`

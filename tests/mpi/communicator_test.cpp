@@ -12,8 +12,9 @@
 #include <vector>
 
 #include "collectives/host_slots.h"
+#include "collectives/message_all_to_all.h"
 #include "collectives/mpi.h"
-#include "collectives/mpi_all_to_all.h"
+#include "collectives/ucx/ucx.h"
 #include "tests/unit/communicator_suite.h"
 #include "tests/unit/expert_exchange_suite.h"
 
@@ -22,6 +23,15 @@ namespace {
 
 Communicator* world = nullptr;
 std::shared_ptr<MpiGroup> group;  // another one of all ranks
+bool over_ucx = false;
+
+/// All ranks make it.
+std::shared_ptr<MpiWorld> new_world() {
+  auto made = make_mpi_world();
+  MpiGroup everyone(made);
+  if (over_ucx) made->wire = make_ucx_wire(everyone);
+  return made;
+}
 
 TEST(Mpi, DoesWhatEveryCommunicatorDoes) { test::check_communicator(*world); }
 TEST(Mpi, CarriesLongData) { test::check_long_data(*world); }
@@ -29,10 +39,10 @@ TEST(Mpi, CarriesExpertExchanges) { test::check_expert_exchanges(*world); }
 
 /// Records of many messages, as those beyond 1 GiB are; between ranks of a host with shared memory, and without.
 TEST(Mpi, CutsRecordsIntoMessages) {
-  using Sizes = MpiMessageSizes;
+  using Sizes = MessageSizes;
   for (const Sizes sizes : {Sizes{16, 1000, 0}, Sizes{1, 77, 0}, Sizes{4096, 64, 0}, Sizes{16, 1000, 300},
                             Sizes{16, 77, 1}, Sizes{16, 64, 4096}, Sizes{16, 64, 5000}}) {
-    MpiAllToAll exchange(group, sizes);
+    MessageAllToAll exchange(group, sizes);
     test::check_exchanges(*world, exchange, 5000, 20);
     test::check_overlapping_exchanges(*world, exchange, 5000, 10);
   }
@@ -62,7 +72,7 @@ TEST(Mpi, KeepsTheMemoryOfOneExchange) {
   std::vector<std::size_t> forms{0};
   if (here == ranks) forms.push_back(2 * kRecord);  // else slots keep one exchange, and messages another
   for (const std::size_t slot : forms) {
-    MpiAllToAll exchange(group, {.slot = slot});
+    MessageAllToAll exchange(group, {.slot = slot});
     const std::vector<std::byte> record(kRecord, std::byte{1});
     const auto once = [&](int dest, std::size_t length) {
       std::vector<std::size_t> bytes(static_cast<std::size_t>(ranks));
@@ -102,7 +112,7 @@ TEST(Mpi, RanksOfAHostShareMemory) {
 TEST(Mpi, SleepsWhileItWaits) {
   using namespace std::chrono_literals;
   for (const bool crowded : {true, false}) {
-    MpiAllToAll exchange(group, {}, crowded);
+    MessageAllToAll exchange(group, {}, crowded);
     const std::vector<std::size_t> nothing(static_cast<std::size_t>(world->size()));
     world->barrier();
     const auto cpu_ms = [] {
@@ -124,8 +134,8 @@ TEST(Mpi, GoesOnWithoutARank) {
   const int ranks = world->size(), me = world->rank(), lost = ranks / 2;
   if (ranks < 3) GTEST_SKIP() << "of two ranks, one alone is left";
   std::uint32_t epoch = 0;
-  const auto own = make_mpi_world();
-  for (const MpiMessageSizes sizes : {MpiMessageSizes{}, MpiMessageSizes{16, 1000, 0}}) {
+  const auto own = new_world();
+  for (const MessageSizes sizes : {MessageSizes{}, MessageSizes{16, 1000, 0}}) {
     std::vector<int> members;
     for (int r = 0; r < ranks; ++r)
       if (r != lost) members.push_back(r);
@@ -139,7 +149,7 @@ TEST(Mpi, GoesOnWithoutARank) {
       ++epoch;
     };
     {
-      MpiAllToAll exchange(std::make_shared<MpiGroup>(own, epoch), sizes);
+      MessageAllToAll exchange(std::make_shared<MpiGroup>(own, epoch), sizes);
       const std::vector<std::byte> record(5000, std::byte{7});
       for (int r = 0; r < ranks; ++r) std::ranges::copy(record, exchange.outgoing(r, record.size()).data());
       if (me == lost) {
@@ -157,7 +167,7 @@ TEST(Mpi, GoesOnWithoutARank) {
     EXPECT_EQ(left->size(), ranks - 1);
     EXPECT_EQ(left->rank(), me - (me > lost));
     {
-      MpiAllToAll exchange(left, sizes);
+      MessageAllToAll exchange(left, sizes);
       for (int turn = 0; turn < 20; ++turn) {
         const auto length = [turn](int from, int to) { return static_cast<std::size_t>(turn * 300 + from * 17 + to); };
         std::vector<std::size_t> bytes;
@@ -178,7 +188,7 @@ TEST(Mpi, GoesOnWithoutARank) {
     if (left->rank() == 0)
       own->epoch = ++epoch;
     else if (left->on_host().front() == 0)
-      ends_soon([&] { MpiAllToAll(left, MpiMessageSizes{}); });
+      ends_soon([&] { MessageAllToAll(left, MessageSizes{}); });
     else
       own->epoch = ++epoch;
   }
@@ -190,7 +200,7 @@ TEST(Mpi, IsWhatTheLauncherSaid) {
   EXPECT_EQ(world->rank(), launch.rank);
   EXPECT_EQ(world->size(), launch.size);
   EXPECT_LT(launch.local_rank, launch.local_size);
-  EXPECT_EQ(world->description().find("mpi ("), 0u);
+  EXPECT_EQ(world->description().find(over_ucx ? "ucx (" : "mpi ("), 0u);
 }
 
 }  // namespace
@@ -199,9 +209,18 @@ TEST(Mpi, IsWhatTheLauncherSaid) {
 int main(int argc, char** argv) {
   testing::InitGoogleTest(&argc, argv);
   shoal::MpiJob job(&argc, &argv);
+  shoal::over_ucx = argc > 1 && std::string(argv[1]) == "--ucx";
+  if (shoal::over_ucx) {
+    try {
+      job.use_ucx();
+    } catch (const shoal::Error& error) {
+      std::fprintf(stderr, "%s\n", error.what());
+      return 77;  // skipped
+    }
+  }
   const auto world = job.world();
   shoal::world = world.get();
-  shoal::group = std::make_shared<shoal::MpiGroup>(shoal::make_mpi_world());
+  shoal::group = std::make_shared<shoal::MpiGroup>(shoal::new_world());
   if (world->rank() > 0) {  // rank 0 prints for all; failures are printed by whoever has them
     auto& listeners = testing::UnitTest::GetInstance()->listeners();
     delete listeners.Release(listeners.default_result_printer());

@@ -1,8 +1,8 @@
-#include "collectives/mpi_all_to_all.h"
+#include "collectives/message_all_to_all.h"
 
 #include <algorithm>
 #include <cstring>
-#include <string>
+#include <utility>
 
 #include "base/error.h"
 
@@ -14,10 +14,10 @@ constexpr std::size_t kBefore = AlignedBuffer::kAlignment;  // room for that whi
 
 }  // namespace
 
-MpiAllToAll::MpiAllToAll(std::shared_ptr<MpiGroup> group, MpiMessageSizes sizes)
-    : MpiAllToAll(group, sizes, group->crowded()) {}
+MessageAllToAll::MessageAllToAll(std::shared_ptr<MpiGroup> group, MessageSizes sizes)
+    : MessageAllToAll(group, sizes, group->crowded()) {}
 
-MpiAllToAll::MpiAllToAll(std::shared_ptr<MpiGroup> group, MpiMessageSizes sizes, bool crowded)
+MessageAllToAll::MessageAllToAll(std::shared_ptr<MpiGroup> group, MessageSizes sizes, bool crowded)
     : group_(std::move(group)),
       sizes_(sizes),
       rank_(group_->rank()),
@@ -33,31 +33,26 @@ MpiAllToAll::MpiAllToAll(std::shared_ptr<MpiGroup> group, MpiMessageSizes sizes,
     r.asked.resize(n);
     r.lengths.resize(n);
     r.received.resize(n);
-    r.requests.reserve(4 * n);
+    r.messages = group_->wire().make_set();
     r.first.reserve(n * (kBefore + align_up(sizes_.eager)));  // untouched, and no memory, where slots are used
   }
 }
 
-MpiAllToAll::~MpiAllToAll() {
-  // An exchange that nobody waited for happens only when something was thrown: its buffers may not be freed under MPI.
-  for (; waits_ < posts_; ++waits_) {
-    for (MPI_Request& request : round(waits_).requests) {
-      if (request != MPI_REQUEST_NULL) MPI_Request_free(&request);
-    }
-    static_cast<void>(new Round(std::move(round(waits_))));  // kept for good
-  }
+MessageAllToAll::~MessageAllToAll() {
+  // An exchange that nobody waited for happens only when something was thrown: its memory may still be written to.
+  for (; waits_ < posts_; ++waits_) static_cast<void>(new Round(std::move(round(waits_))));  // kept for good
   group_->give_back(tags_);
 }
 
-void MpiAllToAll::check_room() const {
+void MessageAllToAll::check_room() const {
   if (posts_ - waits_ >= 2) fail("all-to-all: rank {} starts a third exchange before it waited for the first", rank_);
 }
 
-std::byte* MpiAllToAll::first_payload(Round& r, int src) const {
+std::byte* MessageAllToAll::first_payload(Round& r, int src) const {
   return r.first.data() + static_cast<std::size_t>(src) * (kBefore + align_up(sizes_.eager)) + kBefore;
 }
 
-std::span<std::byte> MpiAllToAll::outgoing(int dest, std::size_t bytes) {
+std::span<std::byte> MessageAllToAll::outgoing(int dest, std::size_t bytes) {
   check_room();
   Round& r = round(posts_);
   const auto d = static_cast<std::size_t>(dest);
@@ -71,7 +66,7 @@ std::span<std::byte> MpiAllToAll::outgoing(int dest, std::size_t bytes) {
   return {r.to[d], bytes};
 }
 
-void MpiAllToAll::post(std::span<const std::size_t> bytes) {
+void MessageAllToAll::post(std::span<const std::size_t> bytes) {
   check_room();
   Round& r = round(posts_);
   for (int dest = 0; dest < ranks_; ++dest) {
@@ -79,8 +74,10 @@ void MpiAllToAll::post(std::span<const std::size_t> bytes) {
     if (bytes[d] > r.asked[d])
       fail("all-to-all: rank {} sends {} bytes to rank {} and asked for less", rank_, bytes[d], dest);
   }
-  r.requests.assign(2 * static_cast<std::size_t>(ranks_), MPI_REQUEST_NULL);
-  r.first_messages = r.pending = 0;
+  r.messages->clear();
+  r.first_missing = r.pending = 0;
+  r.only_first = true;
+  r.first_from.clear();
   r.from_host.clear();
   r.receive.clear();
   // Each rank starts with its successor, so that not all talk to rank 0 first.
@@ -90,11 +87,10 @@ void MpiAllToAll::post(std::span<const std::size_t> bytes) {
       r.from_host.push_back(src);
       continue;
     }
-    check_mpi(
-        MPI_Irecv(first_payload(r, src) - kLength, static_cast<int>(kLength + sizes_.eager), MPI_BYTE,
-                  group_->in_comm(src), first_tag(posts_), group_->comm(), &r.requests[static_cast<std::size_t>(src)]),
-        "MPI_Irecv");
-    ++r.first_messages;
+    r.messages->receive(group_->in_job(src), first_tag(posts_),
+                        {first_payload(r, src) - kLength, kLength + sizes_.eager});
+    r.first_from.push_back(src);
+    ++r.first_missing;
     ++r.pending;
   }
   for (int i = 1; i < ranks_; ++i) {
@@ -107,7 +103,7 @@ void MpiAllToAll::post(std::span<const std::size_t> bytes) {
   ++posts_;
 }
 
-void MpiAllToAll::send(std::uint64_t exchange, int dest, std::size_t bytes) {
+void MessageAllToAll::send(std::uint64_t exchange, int dest, std::size_t bytes) {
   const auto d = static_cast<std::size_t>(dest);
   Round& r = round(exchange);
   const bool whole = in_first(dest, bytes);
@@ -122,23 +118,18 @@ void MpiAllToAll::send(std::uint64_t exchange, int dest, std::size_t bytes) {
       first = r.to[d] - kLength;
       std::memcpy(first, &r.lengths[d], kLength);
     }
-    check_mpi(MPI_Isend(first, static_cast<int>(kLength + (whole ? bytes : 0)), MPI_BYTE, group_->in_comm(dest),
-                        first_tag(exchange), group_->comm(), &r.requests[static_cast<std::size_t>(ranks_) + d]),
-              "MPI_Isend");
+    r.messages->send(group_->in_job(dest), first_tag(exchange), {first, kLength + (whole ? bytes : 0)});
     ++r.pending;
   }
   for (std::size_t at = 0; !whole && at < bytes; at += sizes_.chunk) {
-    const std::size_t n = std::min(bytes - at, sizes_.chunk);
-    r.requests.push_back(MPI_REQUEST_NULL);
-    check_mpi(MPI_Isend(r.to[d] + at, static_cast<int>(n), MPI_BYTE, group_->in_comm(dest), rest_tag(exchange),
-                        group_->comm(), &r.requests.back()),
-              "MPI_Isend");
+    r.messages->send(group_->in_job(dest), rest_tag(exchange), {r.to[d] + at, std::min(bytes - at, sizes_.chunk)});
+    r.only_first = false;
     ++r.pending;
   }
 }
 
 /// The first message of a record of `bytes` is here; where the record is not in it, it is asked for.
-void MpiAllToAll::first_arrived(std::uint64_t exchange, int src, std::size_t bytes) {
+void MessageAllToAll::first_arrived(std::uint64_t exchange, int src, std::size_t bytes) {
   const auto s = static_cast<std::size_t>(src);
   Round& r = round(exchange);
   r.received[s] = bytes;
@@ -149,17 +140,14 @@ void MpiAllToAll::first_arrived(std::uint64_t exchange, int src, std::size_t byt
   std::byte* const to = r.receive.take(bytes);
   r.from[s] = to;
   for (std::size_t at = 0; at < bytes; at += sizes_.chunk) {
-    const std::size_t n = std::min(bytes - at, sizes_.chunk);
-    r.requests.push_back(MPI_REQUEST_NULL);
-    check_mpi(MPI_Irecv(to + at, static_cast<int>(n), MPI_BYTE, group_->in_comm(src), rest_tag(exchange),
-                        group_->comm(), &r.requests.back()),
-              "MPI_Irecv");
+    r.messages->receive(group_->in_job(src), rest_tag(exchange), {to + at, std::min(bytes - at, sizes_.chunk)});
+    r.only_first = false;
     ++r.pending;
   }
 }
 
 /// Completes what can be completed of an exchange; asks for long records.
-void MpiAllToAll::progress(std::uint64_t exchange) {
+void MessageAllToAll::progress(std::uint64_t exchange) {
   Round& r = round(exchange);
   std::erase_if(r.from_host, [&](int src) {
     const auto bytes = slots_->arrived(exchange, src);
@@ -167,32 +155,28 @@ void MpiAllToAll::progress(std::uint64_t exchange) {
     return bytes.has_value();
   });
   if (r.pending == 0) return;
-  completed_.resize(std::max(completed_.size(), r.requests.size()));
-  int n = 0;
-  check_mpi(
-      MPI_Testsome(static_cast<int>(r.requests.size()), r.requests.data(), &n, completed_.data(), MPI_STATUSES_IGNORE),
-      "MPI_Testsome");
-  if (n == MPI_UNDEFINED) n = 0;
-  r.pending -= static_cast<std::size_t>(n);
-  for (int i = 0; i < n; ++i) {
-    const int index = completed_[static_cast<std::size_t>(i)];
-    if (index >= ranks_) continue;
-    --r.first_messages;
+  completed_.clear();
+  r.messages->progress(completed_);
+  r.pending -= completed_.size();
+  for (const int number : completed_) {
+    if (std::cmp_greater_equal(number, r.first_from.size())) continue;
+    --r.first_missing;
+    const int src = r.first_from[static_cast<std::size_t>(number)];
     std::uint64_t length = 0;
-    std::memcpy(&length, first_payload(r, index) - kLength, kLength);
-    first_arrived(exchange, index, length);
+    std::memcpy(&length, first_payload(r, src) - kLength, kLength);
+    first_arrived(exchange, src, length);
   }
 }
 
-void MpiAllToAll::progress_all() {
+void MessageAllToAll::progress_all() {
   for (std::uint64_t exchange = waits_; exchange < posts_; ++exchange) progress(exchange);
 }
 
-void MpiAllToAll::wait() {
+void MessageAllToAll::wait() {
   if (waits_ == posts_) fail("all-to-all: rank {} waits for an exchange that it did not post", rank_);
   Round& r = round(waits_);
   patience_.begin();
-  // Own sends are waited for, too: MPI moves long messages only while both sides are inside it.
+  // Own sends are waited for, too: long messages move only while both sides look after them.
   for (;;) {
     const std::uint32_t seen = slots_ ? slots_->posts() : 0;
     progress_all();
@@ -202,15 +186,14 @@ void MpiAllToAll::wait() {
     if (only_slots && patience_.at_end()) {
       slots_->sleep(seen);
     } else {
-      patience_.pause(only_slots ||
-                      (r.first_messages > 0 && r.requests.size() == 2 * static_cast<std::size_t>(ranks_)));
+      patience_.pause(only_slots || (r.first_missing > 0 && r.only_first));
     }
   }
   r.send.clear();
   ++waits_;
 }
 
-std::span<const std::byte> MpiAllToAll::incoming(int src) const {
+std::span<const std::byte> MessageAllToAll::incoming(int src) const {
   const std::uint64_t exchange = waits_ - 1;
   if (src == rank_) return {own_[exchange % 3].data(), own_bytes_[exchange % 3]};
   const Round& r = round(exchange);

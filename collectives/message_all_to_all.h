@@ -1,6 +1,4 @@
 #pragma once
-#include <mpi.h>
-
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -11,19 +9,20 @@
 #include "collectives/aligned_buffer.h"
 #include "collectives/communicator.h"
 #include "collectives/host_slots.h"
+#include "collectives/messages.h"
 #include "collectives/mpi_group.h"
 #include "collectives/record_memory.h"
 
 namespace shoal {
 
 /// How records are cut into messages, in bytes. Tests make them small.
-struct MpiMessageSizes {
+struct MessageSizes {
   std::size_t eager = 64 << 10;  // what travels with the length, in the first message
-  std::size_t chunk = 1 << 30;   // MPI counts in int
+  std::size_t chunk = 1 << 30;   // libraries count in int
   std::size_t slot = 16 << 20;   // of a record between ranks of a host, what goes through shared memory
 };
 
-/// AllToAll over MPI messages between each pair of ranks of a group.
+/// AllToAll over messages between each pair of ranks of a group.
 ///
 /// The first message is {u64 bytes, the payload if it is no longer than `eager`}: short records need no second one, and
 /// no exchange of counts goes ahead of them. Longer ones follow in messages whose size the receiver then knows. They
@@ -32,15 +31,15 @@ struct MpiMessageSizes {
 /// Between ranks of one host the first message is a slot of HostSlots, where records are written and read in place (it
 /// is as long as they usually are; memory is taken when they come), and who waits for such alone sleeps until they
 /// come.
-class MpiAllToAll : public AllToAll {
+class MessageAllToAll : public AllToAll {
  public:
   /// All ranks of the group make it.
-  explicit MpiAllToAll(std::shared_ptr<MpiGroup> group, MpiMessageSizes sizes = {});
+  explicit MessageAllToAll(std::shared_ptr<MpiGroup> group, MessageSizes sizes = {});
   /// crowded: as Patience's; the group's otherwise.
-  MpiAllToAll(std::shared_ptr<MpiGroup> group, MpiMessageSizes sizes, bool crowded);
-  ~MpiAllToAll() override;
-  MpiAllToAll(const MpiAllToAll&) = delete;
-  MpiAllToAll& operator=(const MpiAllToAll&) = delete;
+  MessageAllToAll(std::shared_ptr<MpiGroup> group, MessageSizes sizes, bool crowded);
+  ~MessageAllToAll() override;
+  MessageAllToAll(const MessageAllToAll&) = delete;
+  MessageAllToAll& operator=(const MessageAllToAll&) = delete;
 
   std::span<std::byte> outgoing(int dest, std::size_t bytes) override;
   void post(std::span<const std::size_t> bytes) override;
@@ -50,17 +49,19 @@ class MpiAllToAll : public AllToAll {
  private:
   /// One of the two exchanges that may be under way, with its memory.
   struct Round {
-    RecordMemory<> send, receive;              // what travels by MPI, but for:
+    RecordMemory<> send, receive;              // what travels in messages, but for:
     AlignedBuffer first;                       // [ranks] first messages that come
     std::vector<std::byte*> to;                // [ranks] payloads in `send`; null: not asked for, or in a slot
     std::vector<const std::byte*> from;        // [ranks] payloads that came, wherever they lie
     std::vector<std::size_t> asked, received;  // [ranks] bytes of payload
     std::vector<std::uint64_t> lengths;        // [ranks] first messages that go, where they hold nothing else
-    /// [2 * ranks] first messages: from each rank, to each rank; then those that carry what did not fit.
-    std::vector<MPI_Request> requests;
-    std::size_t first_messages = 0;  // not yet here, by MPI
-    std::size_t pending = 0;         // requests not yet complete
-    std::vector<int> from_host;      // ranks whose first message is not yet in its slot
+    /// First messages from each rank, to each rank, then those that carry what did not fit.
+    std::unique_ptr<MessageSet> messages;
+    std::vector<int> first_from;    // whose first messages the first of these are
+    std::size_t first_missing = 0;  // of these, not yet here
+    std::size_t pending = 0;        // messages not yet complete
+    bool only_first = true;         // none carries what did not fit
+    std::vector<int> from_host;     // ranks whose first message is not yet in its slot
     bool complete() const { return pending == 0 && from_host.empty(); }
   };
 
@@ -83,7 +84,7 @@ class MpiAllToAll : public AllToAll {
   int rest_tag(std::uint64_t exchange) const { return tags_ + 2 + static_cast<int>(exchange % 2); }
 
   const std::shared_ptr<MpiGroup> group_;
-  const MpiMessageSizes sizes_;
+  const MessageSizes sizes_;
   const int rank_, ranks_, tags_;
   std::unique_ptr<HostSlots> slots_;
   std::array<Round, 2> rounds_;
