@@ -52,9 +52,8 @@ MpiJob::MpiJob(int* argc, char*** argv) {
 }
 
 MpiJob::~MpiJob() {
-  // Finalize waits for all ranks. One that leaves because of an error must not: the launcher then ends the others. Nor
-  // can it where ranks were lost.
-  if (std::uncaught_exceptions() == 0 && world_->epoch == 0) MPI_Finalize();
+  // Finalize waits for all ranks. One that leaves because of an error must not: the launcher then ends the others.
+  if (std::uncaught_exceptions() == 0 && finalizes_) MPI_Finalize();
 }
 
 void MpiJob::use_ucx() {

@@ -33,8 +33,10 @@ class MpiJob {
   /// where UCX is not there.
   void use_ucx();
   std::unique_ptr<Communicator> world();
+  /// Ranks may be lost: the end does not wait for any (no MPI_Finalize).
+  void expect_losses() { finalizes_ = false; }
   /// Of the ranks of the job that are left (ascending, numbered anew from 0). Makes no call that others have to make,
-  /// too; afterwards those left may call it in any order. Nothing ends the others any more when this one leaves.
+  /// too.
   std::unique_ptr<Communicator> group(std::vector<int> members, std::uint32_t epoch);
   /// How many of these ranks of the job are on this rank's host.
   int on_host(const std::vector<int>& members) const;
@@ -45,6 +47,7 @@ class MpiJob {
 
  private:
   std::shared_ptr<MpiWorld> world_;
+  bool finalizes_ = true;
 };
 
 }  // namespace shoal

@@ -56,6 +56,8 @@ class ControlServer {
   };
   /// Next frame of any rank, in order of arrival; nothing after close() or once a rank was lost (see survive_losses()).
   std::optional<Received> receive();
+  /// Loses a rank that is alive: it is sent `last`, and its connection ends. `why` as LostHandler is told.
+  void expel(int rank, Frame last, std::string why);
   /// Sleeps until receive() would return at once; false when it would not after `limit`.
   bool wait(std::chrono::milliseconds limit);
   /// Orderly end: the workers are told, later disconnects are no loss, receive() returns nothing.

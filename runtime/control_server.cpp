@@ -252,6 +252,19 @@ void ControlServer::send_all(const Frame& frame) {
     impl_->send(static_cast<int>(rank), frame.type, payload);
 }
 
+void ControlServer::expel(int rank, Frame last, std::string why) {
+  control::check_frame(last);
+  impl_->io.post([impl = impl_.get(), rank, type = last.type, payload = control::share(std::move(last.payload)),
+                  why = std::move(why)] {
+    const auto connection = impl->peers[static_cast<std::size_t>(rank)].connection;
+    if (!connection) return;  // it has gone by itself
+    connection->set_events({.frame = [](const Frame&) {}, .ended = [](const std::string&) {}});
+    connection->send(type, payload);
+    connection->finish();
+    impl->lose(rank, why);
+  });
+}
+
 std::optional<ControlServer::Received> ControlServer::receive() { return impl_->inbox.next(); }
 bool ControlServer::wait(milliseconds limit) { return impl_->inbox.wait(limit); }
 void ControlServer::close() { impl_->close(); }

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <string_view>
 #include <thread>
@@ -45,7 +46,8 @@ struct Coordinator::Impl {
   std::uint64_t last_request = 0;
   std::string failure;  // why nothing works any more
   bool stopping = false;
-  bool losses = false;  // ranks were lost that are not left out yet
+  bool losses = false;                           // ranks were lost that are not left out yet
+  std::optional<Clock::time_point> failed_last;  // a rank, by itself
   std::vector<bool> left = std::vector<bool>(static_cast<std::size_t>(options.ranks), true);  // of the loop's thread
 
   std::mutex join_mutex;
@@ -168,7 +170,12 @@ struct Coordinator::Impl {
         continue;
       }
       missing.erase(rank);
-      if (frame.type == static_cast<std::uint16_t>(Message::failed)) return fail_job(decode_failure(frame.payload));
+      if (frame.type == static_cast<std::uint16_t>(Message::failed)) {
+        const Error error = decode_failure(frame.payload);
+        if (rank == 0 || !outlives_failures()) return fail_job(error);
+        control.expel(rank, frame, error.what());
+        continue;
+      }
       try {
         if (frame.type != static_cast<std::uint16_t>(Message::result)) {
           fail("rank {} sent a frame of type {} where the result of a step was expected", rank, frame.type);
@@ -181,6 +188,15 @@ struct Coordinator::Impl {
         return fail_job(Error(fmt::format("rank {}: {}", rank, error.what())));
       }
     }
+  }
+
+  /// Whether to go on without a rank that has failed by itself: its GPU, perhaps. Where another one has just failed, it
+  /// is what they compute that makes them.
+  bool outlives_failures() {
+    const auto now = Clock::now();
+    const bool alone = !failed_last || now - *failed_last > std::chrono::minutes(1);
+    failed_last = now;
+    return options.regroup && alone;
   }
 
   std::chrono::milliseconds answer_limit(const std::vector<StepPlan>& plans) const {

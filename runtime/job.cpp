@@ -30,6 +30,9 @@
 namespace shoal {
 namespace {
 
+/// In which the other ranks hear why the job ends.
+constexpr std::chrono::milliseconds kHearing{300};
+
 /// Ends this rank at once, whatever its threads are doing: one of them may wait in MPI for a rank that is gone.
 [[noreturn]] void end_now(ExitCode code) {
   std::fflush(nullptr);
@@ -113,6 +116,7 @@ Rank join_job(int* argc, char*** argv, const JobOptions& options) {
   rank.launch = read_launch_environment();
   if (rank.launch.launched) {
     rank.mpi = std::make_unique<MpiJob>(argc, argv);
+    if (options.recover) rank.mpi->expect_losses();
     if (options.collectives == "ucx") rank.mpi->use_ucx();
     rank.comm = rank.mpi->world();
   } else {
@@ -160,6 +164,10 @@ std::string summarize(const ModelConfig& config, const JobOptions& options, cons
     text += fmt::format("experts   moved to even out loads, looked at every {} steps\n", options.rebalance_steps);
   else if (options.rebalance_steps > 0)
     text += "experts   stay where they are: --rebalance-steps takes several ranks, and a model with experts\n";
+  if (options.recover && ranks.size() > 1)
+    text += std::ranges::all_of(ranks, &WorkerReady::outlives_one)
+                ? "losses    of a rank: the others have room for what it has\n"
+                : "losses    of a rank would end the job: the others have no room for what it has\n";
   if (options.mtp) text += "guesses   one token ahead, by the model's MTP layer\n";
   return text;
 }
@@ -176,7 +184,7 @@ Frame frame(Message type, std::vector<std::byte> payload) {
     std::this_thread::sleep_for(std::chrono::hours(1));  // the first cause is told, not its effects
   std::fprintf(stderr, "shoal: %s\n", error.what());
   rank.server->send_all(frame(Message::failed, encode(error)));
-  std::this_thread::sleep_for(std::chrono::milliseconds(300));  // let the others hear it
+  std::this_thread::sleep_for(kHearing);
   end_now(error.exit_code);
 }
 
@@ -245,11 +253,19 @@ class Lead {
     }
     const int code = front(engine);
     coordinator.stop();
+    if (engine.recovery && engine.recovery->is_behind()) end_all(static_cast<ExitCode>(code));
     server.close();
     return code;
   }
 
  private:
+  /// Ranks were lost at the very end: the others wait for them in a step that nobody asks for any more.
+  [[noreturn]] void end_all(ExitCode code) {
+    rank_.server->send_all(frame(Message::failed, encode(Error("the job ends", code))));
+    std::this_thread::sleep_for(kHearing);
+    end_now(code);
+  }
+
   std::vector<WorkerReady> wait_until_loaded() {
     std::vector<WorkerReady> ready(static_cast<std::size_t>(rank_.comm->size()));
     for (std::size_t n = 0; n < ready.size(); ++n) {
@@ -317,10 +333,21 @@ class Work {
         config_ = job_model_config(options_);
         loaded = load_rank_model(config_, job_checkpoint(options_), options_, rank_.launch, rank_.comm->rank(),
                                  job_placement(options_, config_, rank_.comm->size()), std::move(opened));
-        tell_ready(loaded, {});
+        WorkerReady ready;
+        const int ranks = loaded.placement.ranks;
+        if (options_.recover && ranks > 1)
+          ready.outlives_one = outlives_one(config_, options_, loaded.placement, loaded.rank,
+                                            share_among(rank_.launch.local_size - (ranks == rank_.launch.local_size)));
+        tell_ready(loaded, ready);
       });
       return loaded;
     });
+  }
+
+  /// Its share of the device's memory when so many ranks of this host are left: what lost ones had is free.
+  std::uint64_t share_among(int left_here) const {
+    if (computes_on_gpu(options_)) return share_bytes_;
+    return share_bytes_ / static_cast<std::uint64_t>(left_here) * static_cast<std::uint64_t>(rank_.launch.local_size);
   }
 
   void tell_ready(const RankModel& loaded, WorkerReady ready) {
@@ -332,15 +359,20 @@ class Work {
     rank_.client->send(frame(Message::ready, encode(ready)));
   }
 
+  void finish_loading() {
+    if (!loading_.valid()) return;
+    loaded_ = loading_.get();
+    answers_ = answers_of(options_, loaded_.placement);
+  }
+
   void step(const StepPlan& plan) {
-    if (loading_.valid()) loaded_ = loading_.get();
+    finish_loading();
     try {
       if (!worker_) {  // the first step reaches all ranks together: the time for collective set-up
         if (regroups_nccl_) use_nccl(rank_, options_);
         regroups_nccl_ = false;
         model_ = std::make_unique<Model>(config_, std::move(loaded_.weights), loaded_.placement, *loaded_.backend,
-                                         *rank_.comm, *loaded_.cache, options_.computes_in_16_bits(),
-                                         answers_of(options_, loaded_.placement));
+                                         *rank_.comm, *loaded_.cache, options_.computes_in_16_bits(), answers_);
         const bool outputs = rank_.leads() || !loaded_.placement.tensor_parallel;
         worker_ = std::make_unique<Worker>(*model_, *loaded_.cache, logit_rows, outputs, loaded_.tokens);
       }
@@ -351,7 +383,7 @@ class Work {
   }
 
   void regroup(const Regroup& to) {
-    if (loading_.valid()) loaded_ = loading_.get();
+    finish_loading();
     if (model_) loaded_.weights = model_->take_weights();
     worker_.reset();
     model_.reset();
@@ -360,13 +392,9 @@ class Work {
     rank_.start_up_comm.reset();
     const std::vector<int> members(to.members.begin(), to.members.end());
     rank_.comm = rank_.mpi->group(members, to.epoch);
-    // What lost ranks of this host had is free.
-    const int local = rank_.launch.local_size,
-              sharers = computes_on_gpu(options_) ? local : rank_.mpi->on_host(members);
-    const std::uint64_t share = share_bytes_ / static_cast<std::uint64_t>(sharers) * static_cast<std::uint64_t>(local);
     WorkerReady ready{.epoch = to.epoch};
     ready.cache_kept = regroup_rank_model(loaded_, config_, job_checkpoint(options_), options_, rank_.launch,
-                                          rank_.comm->rank(), to.placement, share);
+                                          rank_.comm->rank(), to.placement, share_among(rank_.mpi->on_host(members)));
     tell_ready(loaded_, ready);
   }
 
@@ -374,7 +402,8 @@ class Work {
   Rank& rank_;
   std::uint64_t share_bytes_ = 0;  // of the device's memory, at the start
   ModelConfig config_;
-  bool regroups_nccl_ = false;  // its GPU is still to join those of the others that are left
+  Answers answers_ = Answers::summed;  // stays as it was at the start, so that answers stay the same
+  bool regroups_nccl_ = false;         // its GPU is still to join those of the others that are left
   std::future<RankModel> loading_;
   RankModel loaded_;
   std::unique_ptr<Model> model_;

@@ -150,12 +150,28 @@ RankModel load_rank_model(const ModelConfig& config, const Checkpoint& checkpoin
   return loaded;
 }
 
+bool outlives_one(const ModelConfig& config, const JobOptions& options, const Placement& placement, int rank,
+                  std::uint64_t share_bytes) {
+  std::vector<int> left;
+  const int lost = rank == placement.ranks - 1 ? rank - 1 : placement.ranks - 1;
+  for (int r = 0; r < placement.ranks; ++r)
+    if (r != lost) left.push_back(r);
+  const auto number = static_cast<int>(std::ranges::find(left, rank) - left.begin());
+  try {
+    static_cast<void>(cache_shape(config, options, place_among(config, placement, left), number, share_bytes));
+  } catch (const Error&) {
+    return false;
+  }
+  return true;
+}
+
 bool regroup_rank_model(RankModel& loaded, const ModelConfig& config, const Checkpoint& checkpoint,
                         const JobOptions& options, const LaunchEnvironment& launch, int rank,
                         const Placement& placement, std::uint64_t share_bytes) {
   const CacheShape cache = cache_shape(config, options, placement, rank, share_bytes);
-  const bool sliced = placement.tensor_parallel || placement.sliced_experts;
-  const bool keeps_cache = !placement.tensor_parallel && cache.pages >= loaded.cache->pages();
+  const Placement& before = loaded.placement;  // one rank alone slices nothing
+  const bool sliced = before.tensor_parallel || before.sliced_experts;
+  const bool keeps_cache = !before.tensor_parallel && cache.pages >= loaded.cache->pages();
   if (!keeps_cache) loaded.cache.reset();  // before more is read
   const LoadOptions load = load_options(options, launch, rank, *loaded.backend);
   if (sliced) {

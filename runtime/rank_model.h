@@ -47,6 +47,10 @@ struct RankModel {
 RankModel load_rank_model(const ModelConfig& config, const Checkpoint& checkpoint, const JobOptions& options,
                           const LaunchEnvironment& launch, int rank, const Placement& placement, RankDevice device);
 
+/// Whether `rank` would have room for its part if another one were lost (its KV cache made smaller, if need be).
+bool outlives_one(const ModelConfig& config, const JobOptions& options, const Placement& placement, int rank,
+                  std::uint64_t share_bytes);
+
 /// Ranks were lost: makes `loaded` what `rank` has under `placement`. Whole experts that are missing are read, what is
 /// sliced is read anew. The KV cache stays as it is, with what is in it (then true), unless its rows are sliced or its
 /// memory is needed for weights. `share_bytes`: of its device's memory, from now on. Makes no collective call. Errors

@@ -26,6 +26,11 @@ void Recovery::note_lost(int rank, std::string why) {
   noted_.emplace(rank, std::move(why));
 }
 
+bool Recovery::is_behind() const {
+  const std::lock_guard lock(mutex_);
+  return !noted_.empty();
+}
+
 /// Leaves out the ranks that were lost since the last time; false where there are none.
 bool Recovery::take_lost() {
   std::map<int, std::string> noted;

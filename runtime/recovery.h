@@ -41,6 +41,8 @@ class Recovery {
 
   /// A rank is gone, for the reason that the control plane gave. Thread-safe.
   void note_lost(int rank, std::string why);
+  /// Whether ranks are gone that the others still wait for.
+  bool is_behind() const;
   /// As CoordinatorOptions::regroup.
   std::vector<RankState> regroup(const std::function<bool()>& give_up);
 

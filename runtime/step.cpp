@@ -360,6 +360,7 @@ std::vector<std::byte> encode(const WorkerReady& ready) {
   Writer out(Message::ready);
   out.number(ready.epoch);
   out.flag(ready.cache_kept);
+  out.flag(ready.outlives_one);
   out.number(ready.weight_bytes);
   out.number(ready.kv_bytes);
   out.number(ready.kv_pages);
@@ -373,6 +374,7 @@ WorkerReady decode_worker_ready(std::span<const std::byte> bytes) {
   WorkerReady ready;
   in.number(ready.epoch);
   ready.cache_kept = in.flag();
+  ready.outlives_one = in.flag();
   in.number(ready.weight_bytes);
   in.number(ready.kv_bytes);
   in.number(ready.kv_pages);

@@ -96,8 +96,9 @@ struct Regroup {
 
 /// What a worker tells when it has loaded its share, at the start and after each loss of ranks.
 struct WorkerReady {
-  std::uint32_t epoch = 0;  // of the Regroup; 0: the start
-  bool cache_kept = false;  // what was in its KV cache still is
+  std::uint32_t epoch = 0;    // of the Regroup; 0: the start
+  bool cache_kept = false;    // what was in its KV cache still is
+  bool outlives_one = false;  // it has room for its part of what another rank has
   std::uint64_t weight_bytes = 0;
   std::uint64_t kv_bytes = 0;
   std::int32_t kv_pages = 0;

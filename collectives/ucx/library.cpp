@@ -13,7 +13,7 @@ namespace {
 /// What users have not set themselves, before it is read.
 void set_defaults() {
   const auto set = [](const char* name, const char* value) { setenv(name, value, 0); };
-  set("UCX_HANDLE_ERRORS", "none");        // signals are ours
+  set("UCX_HANDLE_ERRORS", "none");  // signals are ours
   set("UCX_WARN_UNUSED_ENV_VARS", "n");
   std::error_code none;
   if (!std::filesystem::is_empty("/sys/class/infiniband", none) && !none) return;
@@ -29,9 +29,10 @@ Functions::Functions() {
   set_defaults();
   void* const library = dlopen("libucp.so.0", RTLD_NOW | RTLD_LOCAL);
   if (!library)
-    throw Error("--collectives ucx: libucp.so.0 was not found; install UCX (libucx0) or add its folder to "
-                "LD_LIBRARY_PATH",
-                ExitCode::usage);
+    throw Error(
+        "--collectives ucx: libucp.so.0 was not found; install UCX (libucx0) or add its folder to "
+        "LD_LIBRARY_PATH",
+        ExitCode::usage);
   const auto find = [library](auto& function, const char* name) {
     function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(library, name));
     if (!function) fail("libucp.so.0 has no {}; UCX 1.10 or later is needed", name);

@@ -77,7 +77,8 @@ class Worker {
     if (!broken_since_) broken_since_ = Clock::now(), broken_ = status;
   }
   void check_broken() const {
-    if (broken_since_ && Clock::now() - *broken_since_ > kNews) f.check(broken_, "UCX, a message to or from another rank");
+    if (broken_since_ && Clock::now() - *broken_since_ > kNews)
+      f.check(broken_, "UCX, a message to or from another rank");
   }
 
   const Functions f;

@@ -34,9 +34,9 @@ class Stream(threading.Thread):
     def __init__(self, server, prompt, tokens=200, **more):
         super().__init__(daemon=True)
         self.body = {"model": server.model, "prompt": prompt, "max_tokens": tokens, "ignore_eos": True, "stream": True,
-                     "temperature": 0, **more}
+                     "temperature": 0, "return_token_ids": True, **more}
         self.url, self.some = server.url, threading.Event()
-        self.text, self.finish, self.error = "", None, None
+        self.tokens, self.finish, self.error = [], None, None
         self.start()
 
     def run(self):
@@ -48,9 +48,9 @@ class Stream(threading.Thread):
                     if not line.startswith(b"data: {"):
                         continue
                     choice, = json.loads(line[6:])["choices"]
-                    self.text += choice["text"]
+                    self.tokens += choice["token_ids"] or []
                     self.finish = choice["finish_reason"] or self.finish
-                    if len(self.text) > 10:
+                    if len(self.tokens) > 5:
                         self.some.set()
         except (OSError, KeyError, ValueError) as error:
             self.error = error
@@ -59,7 +59,8 @@ class Stream(threading.Thread):
     def answer(self):
         self.join(90)
         assert not self.is_alive() and self.error is None, self.error
-        return self.text, self.finish
+        assert len(self.tokens) == self.body["max_tokens"], len(self.tokens)
+        return self.tokens, self.finish
 
 
 def prompts(server, count):
@@ -98,7 +99,8 @@ def test_answers_go_on(kind):
         asked = prompts(server, 6)
         undisturbed = [Stream(server, prompt) for prompt in asked]
         undisturbed = [stream.answer() for stream in undisturbed]
-        for losses, rank in enumerate((ranks - 2, ranks - 1), 1):
+        order = [*range(ranks - 2, ranks), *range(ranks - 3, 0, -1)]  # to rank 0 alone
+        for losses, rank in enumerate(order, 1):
             streams = [Stream(server, prompt) for prompt in asked]
             for stream in streams:
                 stream.some.wait()
@@ -111,7 +113,7 @@ def test_answers_go_on(kind):
             assert metrics["num_requests_running"] == metrics["num_requests_waiting"] == 0
         with urllib.request.urlopen(server.url + "/status.json", timeout=20) as response:
             status = json.load(response)
-        assert [rank["lost"] for rank in status["ranks"]] == [rank >= ranks - 2 for rank in range(ranks)]
+        assert [rank["lost"] for rank in status["ranks"]] == [rank > 0 for rank in range(ranks)]
         ends_orderly(running)
 
 
@@ -152,11 +154,22 @@ def test_frozen_rank_is_left_out():
         stream = Stream(server, prompt, tokens=600)
         stream.some.wait()
         os.kill(running.pids[2], signal.SIGSTOP)
-        text, finish = stream.answer()
-        assert text.startswith(undisturbed[0]) and finish == "length"
+        tokens, finish = stream.answer()
+        assert tokens[:len(undisturbed[0])] == undisturbed[0] and finish == "length"
         assert re.search("rank lost rank=2 .*no sign of life", running.text()), running.text()
         os.kill(running.pids[2], signal.SIGCONT)  # it has been left out, finds out and ends
         assert Stream(server, prompt).answer() == undisturbed
+
+
+def test_lost_while_the_job_ends():
+    """A step is under way that nobody will finish; the job ends all the same."""
+    with serving(DEMO, 3, "--grace", "0.2") as (running, server):
+        streams = [Stream(server, [5 + i] * 1500, tokens=1500) for i in range(20)]
+        streams[0].some.wait()
+        os.kill(running.pids[0], signal.SIGTERM)
+        wait_for(running, "cut off")
+        os.kill(running.pids[1], signal.SIGKILL)
+        running.wait()
 
 
 def test_rank_0_is_not_outlived():

@@ -320,6 +320,65 @@ TEST(Coordinator, RanksThatVanishCostNoAnswer) {
   }
 }
 
+/// One rank fails by itself and is left out; a second one right behind it is a sign of something else.
+TEST(Coordinator, ARankThatFailsIsLeftOutOnce) {
+  CoordinatorOptions options = options_for(3);
+  ControlServer control(options.ranks, ControlOptions{});
+  std::atomic<int> fails = -1;  // the rank that does
+  std::atomic<bool> told = false;
+  std::vector<std::thread> ranks;
+  for (int rank = 0; rank < options.ranks; ++rank) {
+    ranks.emplace_back([&, rank] {
+      FakeWorker worker(options, rank);
+      ControlClient client(rank, control.contact(), ControlOptions{});
+      client.on_lost([](int, const std::string&) {});
+      while (const auto frame = client.receive()) {
+        if (frame->type == static_cast<std::uint16_t>(Message::regroup)) {
+          worker.forget(60, true);
+          client.send(
+              {static_cast<std::uint16_t>(Message::ready),
+               encode(WorkerReady{.epoch = decode_regroup(frame->payload).epoch, .cache_kept = true, .kv_pages = 60})});
+        } else if (frame->type == static_cast<std::uint16_t>(Message::failed)) {
+          told = true;
+        } else {
+          const StepPlan plan = decode_step_plan(frame->payload);
+          client.send(fails == rank
+                          ? Frame{static_cast<std::uint16_t>(Message::failed), encode(Error("its GPU is hot"))}
+                          : Job::result_frame(worker.run(plan)));
+        }
+      }
+    });
+  }
+  control.wait_for_all();
+  Recovery recovery(control, {}, {.ranks = options.ranks, .experts = {}}, nullptr);
+  options.regroup = [&](const auto& give_up) { return recovery.regroup(give_up); };
+  std::string why;
+  recovery.on_events({.lost = [&](int, const std::string& said, int) { why = said; }, .over = {}});
+  std::promise<std::string> failed;
+  options.on_failed = [&](const Error& error) { failed.set_value(error.what()); };
+  Coordinator coordinator(control, options);
+  control.survive_losses();
+  control.on_lost([&](int rank, const std::string& reason) {
+    recovery.note_lost(rank, reason);
+    coordinator.rank_lost();
+  });
+  fails = 1;
+  Answer first;
+  coordinator.submit(request_of(5, 50), first.sink());
+  EXPECT_EQ(first.wait(), FinishReason::length);
+  EXPECT_EQ(first.tokens(), test::expected_of(request_of(5, 50), 200).tokens);
+  EXPECT_NE(why.find("its GPU is hot"), std::string::npos) << why;
+  EXPECT_TRUE(told) << "so that it ends";
+  fails = 2;
+  Answer second;
+  coordinator.submit(request_of(5, 50), second.sink());
+  EXPECT_EQ(second.wait(), FinishReason::failed);
+  EXPECT_EQ(failed.get_future().get(), "its GPU is hot");
+  coordinator.stop();
+  control.close();
+  for (std::thread& rank : ranks) rank.join();
+}
+
 TEST(Coordinator, EndsWhileOthersTakeOver) {
   CoordinatorOptions options = options_for(2);
   std::promise<void> begun;

@@ -114,9 +114,14 @@ StepResult any_result(Random& random) {
 }
 
 WorkerReady any_ready(Random& random) {
-  return {
-      static_cast<std::uint32_t>(random()), random() % 2 == 0, random(), random(), static_cast<std::int32_t>(random()),
-      std::string(random() % 30, 'x'),      "höst \n\0"};
+  return {.epoch = static_cast<std::uint32_t>(random()),
+          .cache_kept = random() % 2 == 0,
+          .outlives_one = random() % 2 == 0,
+          .weight_bytes = random(),
+          .kv_bytes = random(),
+          .kv_pages = static_cast<std::int32_t>(random()),
+          .backend = std::string(random() % 30, 'x'),
+          .host = "höst \n\0"};
 }
 
 Regroup any_regroup(Random& random) {
@@ -205,6 +210,7 @@ TEST(Step, ReadySurvivesTheWire) {
   const WorkerReady copy = decode_worker_ready(encode(ready));
   EXPECT_EQ(copy.epoch, ready.epoch);
   EXPECT_EQ(copy.cache_kept, ready.cache_kept);
+  EXPECT_EQ(copy.outlives_one, ready.outlives_one);
   EXPECT_EQ(copy.weight_bytes, ready.weight_bytes);
   EXPECT_EQ(copy.kv_bytes, ready.kv_bytes);
   EXPECT_EQ(copy.kv_pages, ready.kv_pages);
