@@ -61,7 +61,14 @@ HostSlots::HostSlots(MpiGroup& group, std::size_t capacity) : capacity_(align_up
   of_rank_.assign(static_cast<std::size_t>(group.size()), -1);
   regions_.resize(here.size());
   for (Written& w : written_) w.bytes = w.held = std::vector<std::size_t>(here.size());
-  if (here.size() > 1 && share(group)) {
+  bool shared = false;
+  try {
+    shared = here.size() > 1 && share(group);
+  } catch (...) {
+    unmap();
+    throw;
+  }
+  if (shared) {
     for (int i = 0; i < std::ssize(here); ++i)
       if (i != me_) of_rank_[static_cast<std::size_t>(here[static_cast<std::size_t>(i)])] = i;
   } else {
@@ -84,7 +91,14 @@ bool HostSlots::share(MpiGroup& group) {
   };
   const auto m = static_cast<std::size_t>(me_);
   // No name in the file system: nothing is left behind, however ranks end, and no limit of /dev/shm applies.
-  const int mine = memfd_create("shoal-slots", MFD_CLOEXEC);
+  struct Descriptor {
+    ~Descriptor() {
+      if (number >= 0) close(number);
+    }
+    const int number;
+  };
+  const Descriptor of_mine{memfd_create("shoal-slots", MFD_CLOEXEC)};
+  const int mine = of_mine.number;
   rlimit most{};  // beyond which ftruncate() would end the process
   const bool allowed =
       getrlimit(RLIMIT_FSIZE, &most) == 0 && (most.rlim_cur == RLIM_INFINITY || bytes <= most.rlim_cur);
@@ -112,7 +126,6 @@ bool HostSlots::share(MpiGroup& group) {
     shared = shared && regions_[i] && bell(static_cast<int>(i)).mark == all[i].mark;
   }
   const std::vector<char> by_all = group.gather(group.on_host(), static_cast<char>(shared));
-  if (mine >= 0) close(mine);
   return std::ranges::count(by_all, 1) == std::ssize(by_all);
 }
 

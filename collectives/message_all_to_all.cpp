@@ -40,7 +40,8 @@ MessageAllToAll::MessageAllToAll(std::shared_ptr<MpiGroup> group, MessageSizes s
 
 MessageAllToAll::~MessageAllToAll() {
   // An exchange that nobody waited for happens only when something was thrown: its memory may still be written to.
-  for (; waits_ < posts_; ++waits_) static_cast<void>(new Round(std::move(round(waits_))));  // kept for good
+  for (; waits_ < posts_ + (posting_ ? 1 : 0); ++waits_)
+    static_cast<void>(new Round(std::move(round(waits_))));  // kept for good
   group_->give_back(tags_);
 }
 
@@ -74,6 +75,7 @@ void MessageAllToAll::post(std::span<const std::size_t> bytes) {
     if (bytes[d] > r.asked[d])
       fail("all-to-all: rank {} sends {} bytes to rank {} and asked for less", rank_, bytes[d], dest);
   }
+  posting_ = true;
   r.messages->clear();
   r.first_missing = r.pending = 0;
   r.only_first = true;
@@ -101,6 +103,7 @@ void MessageAllToAll::post(std::span<const std::size_t> bytes) {
   std::ranges::fill(r.asked, 0);
   std::ranges::fill(r.to, nullptr);
   ++posts_;
+  posting_ = false;
 }
 
 void MessageAllToAll::send(std::uint64_t exchange, int dest, std::size_t bytes) {

@@ -95,6 +95,7 @@ class MessageAllToAll : public AllToAll {
   std::vector<int> completed_;
   Patience patience_;
   std::uint64_t posts_ = 0, waits_ = 0;
+  bool posting_ = false;  // one more than posts_ is being begun
 };
 
 }  // namespace shoal

@@ -133,6 +133,8 @@ class Backend {
 
   /// Device memory, zeroed, 64-byte aligned; throws Error when there is none left.
   virtual std::shared_ptr<void> allocate(std::size_t bytes) = 0;
+  /// Returns when all that was begun is done. Error where it waits for ranks that are gone.
+  virtual void finish() {}
 
   /// Bytes that allocate() could still give, where that is not the host's memory.
   virtual std::optional<std::uint64_t> free_bytes() const { return std::nullopt; }

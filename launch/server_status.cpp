@@ -91,6 +91,7 @@ std::string ServerStatus::metrics() const {
     const auto lost = std::ranges::count(recovered.lost, true);
     one("ranks", "gauge", "Ranks that work.", static_cast<double>(engine_.ranks - lost));
     one("ranks_lost_total", "counter", "Ranks that were lost.", static_cast<double>(lost));
+    one("recoveries_total", "counter", "How often those left took over.", recovered.recoveries);
     one("recovery_seconds_total", "counter", "Time in which those left took over.", recovered.seconds);
   } else {
     one("ranks", "gauge", "Ranks that work.", engine_.ranks);

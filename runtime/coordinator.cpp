@@ -169,13 +169,13 @@ struct Coordinator::Impl {
         if (left[static_cast<std::size_t>(rank)]) return;  // rank_lost() was called before: the step is void
         continue;
       }
-      missing.erase(rank);
       if (frame.type == static_cast<std::uint16_t>(Message::failed)) {
         const Error error = decode_failure(frame.payload);
         if (rank == 0 || !outlives_failures()) return fail_job(error);
         control.expel(rank, frame, error.what());
-        continue;
+        continue;  // until its loss is told
       }
+      missing.erase(rank);
       try {
         if (frame.type != static_cast<std::uint16_t>(Message::result)) {
           fail("rank {} sent a frame of type {} where the result of a step was expected", rank, frame.type);

@@ -6,8 +6,11 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <condition_variable>
 #include <cstdio>
 #include <future>
+#include <mutex>
+#include <optional>
 #include <thread>
 
 #include "collectives/communicator.h"
@@ -77,6 +80,8 @@ void use_nccl(Rank& rank, const JobOptions& options) {
     rank.comm = make_nccl_communicator(
         load_nccl(), *rank.start_up_comm,
         {.device = gpu_of(rank.launch), .news_s = options.recover ? kNewsSeconds : NcclOptions{}.news_s});
+  } catch (const LeftBehind&) {
+    throw;
   } catch (const Error& error) {
     if (options.collectives == "nccl") throw;
     throw Error(fmt::format("{}; --collectives mpi does without NCCL", error.what()), error.exit_code);
@@ -235,8 +240,7 @@ class Lead {
     if (engine.rebalancer) c.move_experts = [rebalancer = engine.rebalancer] { return rebalancer->next(); };
     c.on_failed = [this](const Error& error) { end_job(rank_, error); };
     if (options_.recover && engine.ranks > 1) {
-      engine.recovery =
-          std::make_shared<Recovery>(server, config, job_placement(options_, config, engine.ranks), engine.rebalancer);
+      engine.recovery = std::make_shared<Recovery>(server, config, placement, engine.rebalancer);
       c.regroup = [recovery = engine.recovery](const auto& give_up) { return recovery->regroup(give_up); };
     }
     engine.summary =
@@ -283,8 +287,8 @@ class Lead {
 };
 
 /// Runs a part of the work; what it throws is told to rank 0, which ends the job.
-void report_failure(Rank& rank, const std::function<void()>& part) {
-  const auto report = [&](const Error& error) { rank.client->send(frame(Message::failed, encode(error))); };
+void report_failure(Rank& rank, const std::function<void()>& part, Message as = Message::failed) {
+  const auto report = [&](const Error& error) { rank.client->send(frame(as, encode(error))); };
   try {
     part();
   } catch (const Error& error) {
@@ -308,7 +312,8 @@ class Work {
           if (!rank_.leads()) end_now(decode_failure(received->payload).exit_code);
           break;  // rank 0 is telling the others, and ends last
         case Message::regroup:
-          report_failure(rank_, [&] { regroup(decode_regroup(received->payload)); });
+          report_failure(
+              rank_, [&] { regroup(decode_regroup(received->payload)); }, Message::cannot_regroup);
           break;
         default:
           report_failure(rank_, [&] { step(decode_step_plan(received->payload)); });
@@ -410,8 +415,46 @@ class Work {
   std::unique_ptr<Worker> worker_;
 };
 
+/// Until all ranks have a control plane nothing notices one that is gone, and its launcher was told to leave the
+/// others.
+class StartLimit {
+ public:
+  explicit StartLimit(bool set) {
+    if (!set) return;
+    watch_ = std::thread([this] {
+      std::unique_lock lock(mutex_);
+      if (changed_.wait_for(lock, kLongest, [this] { return joined_; })) return;
+      std::fprintf(stderr,
+                   "shoal: rank %d: not all ranks joined the job within %d s: one has ended, perhaps with a message "
+                   "above, or hangs\n",
+                   read_launch_environment().rank, static_cast<int>(kLongest.count()));
+      end_now(ExitCode::failure);
+    });
+  }
+  ~StartLimit() {
+    if (!watch_.joinable()) return;
+    {
+      const std::lock_guard lock(mutex_);
+      joined_ = true;
+    }
+    changed_.notify_all();
+    watch_.join();
+  }
+  StartLimit(const StartLimit&) = delete;
+  StartLimit& operator=(const StartLimit&) = delete;
+
+ private:
+  static constexpr std::chrono::seconds kLongest{120};
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool joined_ = false;
+  std::thread watch_;
+};
+
 int run_ranks(int* argc, char*** argv, const JobOptions& options, const std::function<int(Engine&)>& front) {
+  std::optional<StartLimit> start(options.recover);
   Rank rank = join_job(argc, argv, options);
+  start.reset();
   rank.client->on_lost([me = rank.number](int, const std::string& why) {
     if (me != 0) std::fprintf(stderr, "shoal: rank %d: lost rank 0 (%s); ending\n", me, why.c_str());
     end_now(ExitCode::failure);

@@ -23,7 +23,8 @@ class Scratch {
     const auto need = static_cast<std::size_t>(tokens * width);
     if (floats_ < need) {
       floats_ = need + need / 4;
-      memory_ = nullptr;  // before there is more
+      if (memory_) backend_.finish();  // to free it waits as well, whatever for
+      memory_ = nullptr;               // before there is more
       memory_ = backend_.allocate(floats_ * sizeof(float));
     }
     return {static_cast<float*>(memory_.get()), tokens, width};

@@ -150,6 +150,16 @@ RankModel load_rank_model(const ModelConfig& config, const Checkpoint& checkpoin
   return loaded;
 }
 
+/// The same where ranks were lost: a KV cache of a size that was asked for may become smaller, not larger.
+CacheShape cache_left(const ModelConfig& config, const JobOptions& options, const Placement& placement, int rank,
+                      std::uint64_t share_bytes, int pages_before) {
+  JobOptions any_size = options;
+  any_size.kv_cache_gb = 0;
+  CacheShape cache = cache_shape(config, any_size, placement, rank, share_bytes);
+  if (options.kv_cache_gb > 0) cache.pages = std::min(cache.pages, pages_before);
+  return cache;
+}
+
 bool outlives_one(const ModelConfig& config, const JobOptions& options, const Placement& placement, int rank,
                   std::uint64_t share_bytes) {
   std::vector<int> left;
@@ -158,7 +168,7 @@ bool outlives_one(const ModelConfig& config, const JobOptions& options, const Pl
     if (r != lost) left.push_back(r);
   const auto number = static_cast<int>(std::ranges::find(left, rank) - left.begin());
   try {
-    static_cast<void>(cache_shape(config, options, place_among(config, placement, left), number, share_bytes));
+    static_cast<void>(cache_left(config, options, place_among(config, placement, left), number, share_bytes, 1));
   } catch (const Error&) {
     return false;
   }
@@ -168,7 +178,7 @@ bool outlives_one(const ModelConfig& config, const JobOptions& options, const Pl
 bool regroup_rank_model(RankModel& loaded, const ModelConfig& config, const Checkpoint& checkpoint,
                         const JobOptions& options, const LaunchEnvironment& launch, int rank,
                         const Placement& placement, std::uint64_t share_bytes) {
-  const CacheShape cache = cache_shape(config, options, placement, rank, share_bytes);
+  const CacheShape cache = cache_left(config, options, placement, rank, share_bytes, loaded.cache->pages());
   const Placement& before = loaded.placement;  // one rank alone slices nothing
   const bool sliced = before.tensor_parallel || before.sliced_experts;
   const bool keeps_cache = !before.tensor_parallel && cache.pages >= loaded.cache->pages();

@@ -29,15 +29,15 @@ class ControlServer;
 /// A rank that is lost meanwhile makes it begin again, with another epoch.
 class Recovery {
  public:
-  /// `placement`: of the job as it was started. `rebalancer` may be null.
+  /// `placement`: of the layers that are loaded, as the job was started. `rebalancer` may be null.
   Recovery(ControlServer& control, ModelConfig config, Placement placement, std::shared_ptr<Rebalancer> rebalancer);
 
-  /// Told from the coordinator's thread when it begins and when it is over. Set before a rank is lost.
+  /// Told from the coordinator's thread when it begins and when it is over.
   struct Events {
     std::function<void(int rank, const std::string& why, int left)> lost;
     std::function<void(int left, double seconds)> over;
   };
-  void on_events(Events events) { events_ = std::move(events); }
+  void on_events(Events events);
 
   /// A rank is gone, for the reason that the control plane gave. Thread-safe.
   void note_lost(int rank, std::string why);
@@ -55,19 +55,20 @@ class Recovery {
   Totals totals() const;
 
  private:
+  Events events() const;
   bool take_lost();
   bool collect(std::vector<RankState>& states, const std::function<bool()>& give_up);
 
   ControlServer& control_;
   const ModelConfig config_;
   const std::shared_ptr<Rebalancer> rebalancer_;
-  Events events_;
   // Of the coordinator's thread.
   Placement placement_;       // over members_
   std::vector<int> members_;  // ascending
   std::uint32_t epoch_ = 0;
 
   mutable std::mutex mutex_;
+  Events events_;
   std::map<int, std::string> noted_;  // lost, and not yet left out
   Totals totals_;
 };

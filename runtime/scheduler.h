@@ -51,7 +51,7 @@ class Scheduler {
   /// caller's.
   explicit Scheduler(const CoordinatorOptions& options);
 
-  /// Throws Error when the request could not run even alone. Depends on the options only.
+  /// Throws Error when the request could not run even alone, with the options given and the ranks left.
   void check(const GenerationRequest& request) const;
   /// Puts a request at the end of its client's queue. Throws as check() does, and when the number is in use.
   void submit(std::uint64_t request, GenerationRequest wanted);

@@ -85,7 +85,7 @@ struct StepResult {
 };
 
 /// Frame types on the control plane.
-enum class Message : std::uint16_t { ready = 1, failed = 2, step = 3, result = 4, regroup = 5 };
+enum class Message : std::uint16_t { ready = 1, failed = 2, step = 3, result = 4, regroup = 5, cannot_regroup = 6 };
 
 /// Ranks were lost: who is left, and what each of them has from now on.
 struct Regroup {

@@ -22,6 +22,7 @@ namespace {
 using cuda::check;
 using nccl::RecordLayout;
 using Piece = DeviceTransport::Piece;
+using Clock = std::chrono::steady_clock;
 
 /// A rank's place in the group, its stream, and the waiting that gives up.
 class Member {
@@ -34,11 +35,11 @@ class Member {
         size_(others.size()),
         watch_([this](auto waited) { look(waited); }) {
     use_device();
-    stream_ = cuda::new_stream(true);
     NcclLibrary::Id id{};
     if (rank_ == 0) id = library_->make_id();
     others.broadcast(std::as_writable_bytes(std::span(id)), 0);
     group_ = library_->join(size_, id, rank_);
+    stream_ = cuda::new_stream(true);
   }
   ~Member() {
     try {
@@ -67,6 +68,18 @@ class Member {
   /// What has bytes goes and comes. Each rank starts with its successor, so that not all talk to rank 0 first.
   void exchange(std::span<const Piece> to, std::span<const Piece> from, cudaStream_t on) {
     NcclGroup& all = group();
+    try {
+      begin_exchange(all, to, from, on);
+    } catch (const LeftBehind&) {
+      throw;
+    } catch (const Error& error) {
+      if (lost_) throw;       // what was given up stays so
+      error_ = error.what();  // a rank is gone, perhaps: who knows says so soon
+      heard_ = Clock::now();
+      cuda::Watch::wait_until([] { return false; });
+    }
+  }
+  void begin_exchange(NcclGroup& all, std::span<const Piece> to, std::span<const Piece> from, cudaStream_t on) {
     all.start();
     for (int i = 1; i < size_; ++i) {
       const int dest = (rank_ + i) % size_, src = (rank_ + size_ - i) % size_;
@@ -92,9 +105,10 @@ class Member {
     }
     if (error_.empty() && group_) {
       error_ = group_->error();
-      heard_ = waited;
+      heard_ = Clock::now();
     }
-    if (!error_.empty() && (waited - heard_).count() >= options_.news_s) give_up(error_);
+    if (!error_.empty() && std::chrono::duration<double>(Clock::now() - heard_).count() >= options_.news_s)
+      give_up(error_);
     if (waited.count() > options_.patience_s)
       give_up(fmt::format("nothing came for {:.1f} s; another rank has ended or hangs", options_.patience_s));
   }
@@ -116,7 +130,7 @@ class Member {
   std::unique_ptr<NcclGroup> group_;
   bool lost_ = false;
   std::string error_;  // that NCCL has reported
-  std::chrono::duration<double> heard_{};
+  Clock::time_point heard_{};
 };
 
 class NcclTransport final : public DeviceTransport {

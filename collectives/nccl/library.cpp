@@ -4,6 +4,7 @@
 #include <nccl.h>
 
 #include <algorithm>
+#include <chrono>
 
 #include "base/cuda/wait.h"
 #include "base/error.h"
@@ -91,10 +92,13 @@ class Group final : public NcclGroup {
   ~Group() override {
     if (!comm_) return;
     static_cast<void>(f_.finalize(comm_));
+    // It ends when all have called it; one that is gone will not.
+    const auto begin = std::chrono::steady_clock::now();
     ncclResult_t state = ncclInProgress;
-    while (f_.async_error(comm_, &state) == ncclSuccess && state == ncclInProgress) {
+    while (f_.async_error(comm_, &state) == ncclSuccess && state == ncclInProgress &&
+           std::chrono::steady_clock::now() - begin < kPartingLimit) {
     }
-    static_cast<void>(f_.destroy(comm_));
+    static_cast<void>(state == ncclInProgress ? f_.abort(comm_) : f_.destroy(comm_));
   }
   Group(const Group&) = delete;
   Group& operator=(const Group&) = delete;
@@ -122,6 +126,7 @@ class Group final : public NcclGroup {
   }
 
  private:
+  static constexpr std::chrono::seconds kPartingLimit{10};
   const Functions& f_;
   ncclComm_t comm_ = nullptr;
 };

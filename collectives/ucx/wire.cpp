@@ -72,15 +72,6 @@ class Worker {
     while (f.worker_progress(worker_) != 0) {
     }
   }
-  /// A message ended with an error: the peer is gone, or the network.
-  void broke(ucs_status_t status) {
-    if (!broken_since_) broken_since_ = Clock::now(), broken_ = status;
-  }
-  void check_broken() const {
-    if (broken_since_ && Clock::now() - *broken_since_ > kNews)
-      f.check(broken_, "UCX, a message to or from another rank");
-  }
-
   const Functions f;
   int sets_ = 0;
 
@@ -112,8 +103,6 @@ class Worker {
   ucp_worker_h worker_ = nullptr;
   std::vector<std::vector<std::byte>> addresses_;  // [ranks]
   std::vector<ucp_ep_h> endpoints_;                // [ranks] null: not connected
-  std::optional<Clock::time_point> broken_since_;
-  ucs_status_t broken_ = UCS_OK;
 };
 
 class UcxMessages final : public MessageSet {
@@ -148,7 +137,8 @@ class UcxMessages final : public MessageSet {
       m.over = true;
       completed.push_back(static_cast<int>(i));
     }
-    worker_->check_broken();
+    if (broken_since_ && Clock::now() - *broken_since_ > kNews)
+      worker_->f.check(broken_, "UCX, a message to or from another rank");
   }
   void clear() override { messages_.clear(); }
 
@@ -168,11 +158,13 @@ class UcxMessages final : public MessageSet {
   }
   void fails(Message& m, ucs_status_t status) {
     m.failed = true;
-    worker_->broke(status);
+    if (!broken_since_) broken_since_ = Clock::now(), broken_ = status;
   }
 
   std::shared_ptr<Worker> worker_;
   std::vector<Message> messages_;
+  std::optional<Clock::time_point> broken_since_;  // a message ended with an error: the peer is gone, or the network
+  ucs_status_t broken_ = UCS_OK;
 };
 
 class UcxWire final : public Wire {

@@ -270,6 +270,11 @@ class CudaBackend final : public Backend {
     wait();
   }
 
+  void finish() override {
+    on();
+    wait();
+  }
+
   std::unique_ptr<TokenExchange> token_exchange(Communicator& comm, const ExchangeShape& shape) override {
     if (comm.size() > 1 && !comm.device_transport()) return nullptr;
     on();

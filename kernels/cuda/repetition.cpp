@@ -1,10 +1,15 @@
 #include "kernels/cuda/repetition.h"
 
+#include "base/cuda/wait.h"
+
 namespace shoal::cuda {
 
 void Repetition::run(const Key& key, const std::function<std::uint64_t()>& brought, const std::function<void()>& work) {
   if (!possible_) return work();
-  if (allocated_ != DeviceBlock::allocated()) forget();
+  if (allocated_ != DeviceBlock::allocated()) {
+    if (!graphs_.empty()) wait_for(stream_, "the GPU's work");  // forget() waits too, whatever for
+    forget();
+  }
   Entry& of_key = entry(key);
   if (!of_key.executable && of_key.repeatable) {
     if (capture(of_key, work)) {

@@ -105,6 +105,7 @@ def test_answers_go_on(kind):
             for stream in streams:
                 stream.some.wait()
             os.kill(running.pids[rank], signal.SIGKILL)
+            assert any(stream.is_alive() for stream in streams), "it was idle when the rank was lost"
             assert [stream.answer() for stream in streams] == undisturbed
             wait_for(running, "recovered", losses)
             assert re.search(rf"rank lost rank={rank} ", running.text()), running.text()

@@ -66,6 +66,7 @@ class Job {
     // Of those whom a rank forgot, it is told again in their turn.
     const std::int64_t untold = scheduler.kv_pages_used() - static_cast<std::int64_t>(in_use);
     EXPECT_TRUE(lost_ ? untold >= 0 : untold == 0) << "pages are lost, or owned by nobody";
+    if (untold == 0) lost_ = false;
     std::shuffle(results.begin(), results.end(), random_);
     for (auto& [rank, result] : results) {
       if (loses_next >= 0 && random_() % 2 == 0) return lose();
@@ -135,7 +136,7 @@ class Job {
 
   CoordinatorOptions options_;
   Random random_;
-  bool lost_ = false;       // a rank
+  bool lost_ = false;       // a rank, and others do not know of all again
   std::uint64_t last_ = 0;  // submitted
   std::set<std::uint64_t> started_;
   std::map<std::string, std::uint64_t> newest_;   // admitted, by client
