@@ -165,8 +165,9 @@ def test_frozen_rank_is_left_out():
 def test_lost_while_the_job_ends():
     """A step is under way that nobody will finish; the job ends all the same."""
     with serving(DEMO, 3, "--grace", "0.2") as (running, server):
-        streams = [Stream(server, [5 + i] * 1500, tokens=1500) for i in range(20)]
-        streams[0].some.wait()
+        stream = Stream(server, prompts(server, 1)[0], tokens=3000)
+        stream.some.wait()
+        os.kill(running.pids[1], signal.SIGSTOP)
         os.kill(running.pids[0], signal.SIGTERM)
         wait_for(running, "cut off")
         os.kill(running.pids[1], signal.SIGKILL)

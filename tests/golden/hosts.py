@@ -107,7 +107,17 @@ class Hosts:
         self.ip("link", "set", f"{self.bridge}v{i}", "down")
 
     def plug_in_cable(self, i):
+        """Returns when the other hosts reach it again, and it them."""
         self.ip("link", "set", f"{self.bridge}v{i}", "up")
+        others = [j for j in range(self.count) if j != i]
+        pairs = [(i, j) for j in others] + [(j, i) for j in others]
+        assert wait_until(lambda: all(self.reaches(*pair) for pair in pairs), 30)
+
+    def reaches(self, i, j):
+        """Whether anything, a refusal too, comes from host j to i."""
+        connect = ("import socket; s = socket.socket(); s.settimeout(1); "
+                   f"raise SystemExit(s.connect_ex(('{self.network}.{j + 1}', 9)) != 111)")
+        return subprocess.run(self.hosts[i].command("python3", "-c", connect)).returncode == 0
 
 
 def wait_until(condition, seconds):
