@@ -150,14 +150,17 @@ RankModel load_rank_model(const ModelConfig& config, const Checkpoint& checkpoin
   return loaded;
 }
 
-/// The same where ranks were lost: a KV cache of a size that was asked for may become smaller, not larger.
+/// The same where ranks were lost: a KV cache of a size that was asked for becomes smaller where that does not fit.
 CacheShape cache_left(const ModelConfig& config, const JobOptions& options, const Placement& placement, int rank,
-                      std::uint64_t share_bytes, int pages_before) {
+                      std::uint64_t share_bytes) {
+  try {
+    return cache_shape(config, options, placement, rank, share_bytes);
+  } catch (const Error& error) {
+    if (error.exit_code != ExitCode::does_not_fit || options.kv_cache_gb <= 0) throw;
+  }
   JobOptions any_size = options;
   any_size.kv_cache_gb = 0;
-  CacheShape cache = cache_shape(config, any_size, placement, rank, share_bytes);
-  if (options.kv_cache_gb > 0) cache.pages = std::min(cache.pages, pages_before);
-  return cache;
+  return cache_shape(config, any_size, placement, rank, share_bytes);
 }
 
 bool outlives_one(const ModelConfig& config, const JobOptions& options, const Placement& placement, int rank,
@@ -168,7 +171,7 @@ bool outlives_one(const ModelConfig& config, const JobOptions& options, const Pl
     if (r != lost) left.push_back(r);
   const auto number = static_cast<int>(std::ranges::find(left, rank) - left.begin());
   try {
-    static_cast<void>(cache_left(config, options, place_among(config, placement, left), number, share_bytes, 1));
+    static_cast<void>(cache_left(config, options, place_among(config, placement, left), number, share_bytes));
   } catch (const Error&) {
     return false;
   }
@@ -178,7 +181,7 @@ bool outlives_one(const ModelConfig& config, const JobOptions& options, const Pl
 bool regroup_rank_model(RankModel& loaded, const ModelConfig& config, const Checkpoint& checkpoint,
                         const JobOptions& options, const LaunchEnvironment& launch, int rank,
                         const Placement& placement, std::uint64_t share_bytes) {
-  const CacheShape cache = cache_left(config, options, placement, rank, share_bytes, loaded.cache->pages());
+  const CacheShape cache = cache_left(config, options, placement, rank, share_bytes);
   const Placement& before = loaded.placement;  // one rank alone slices nothing
   const bool sliced = before.tensor_parallel || before.sliced_experts;
   const bool keeps_cache = !before.tensor_parallel && cache.pages >= loaded.cache->pages();

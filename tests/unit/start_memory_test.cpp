@@ -1,9 +1,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
+
 #include "base/error.h"
 #include "runtime/model_source.h"
 #include "runtime/planned_job.h"
+#include "runtime/rank_model.h"
 
 /// What a rank that starts is told to hold: of its host, or of the GPU it computes on.
 namespace shoal {
@@ -49,6 +52,41 @@ TEST(StartMemory, RefusalsNameTheMemoryThatIsShort) {
   const Start start;
   EXPECT_THAT(start.refusal(Device::Kind::cpu), HasSubstr("of this host's free memory"));
   EXPECT_THAT(start.refusal(Device::Kind::gpu), HasSubstr("of this GPU's free memory"));
+}
+
+/// Where a lost rank's experts need the room, the KV cache gives way, one of an asked size too; else it stays.
+TEST(StartMemory, TheCacheGivesWayToLostExperts) {
+  Start start;
+  JobOptions& options = start.options;
+  options.device = "cpu";
+  options.threads = 1;
+  options.quiet = true;
+  options.max_model_len = 512;
+  const Placement before = place_evenly(start.config, 3), after = place_among(start.config, before, std::array{0, 2});
+  const RankMemory least = start_memory(start.config, options, after, 0, Device::Kind::cpu, std::uint64_t{1} << 40);
+  const auto enough = static_cast<std::uint64_t>(least.total() * 1.05);
+  for (const double asked : {0.0, 0.3}) {
+    options.kv_cache_gb = asked;
+    for (const bool room : {true, false}) {
+      const std::uint64_t plenty = std::uint64_t{4} << 30;
+      RankModel loaded = load_rank_model(start.config, job_checkpoint(options), options, {}, 0, before,
+                                         {.backend = make_cpu_backend({.threads = 1}), .share_bytes = plenty});
+      const int pages = loaded.cache->pages();
+      const std::size_t experts = loaded.weights.layers.back().moe.experts.size();
+      EXPECT_TRUE(outlives_one(start.config, options, before, 0, room ? plenty : enough));
+      EXPECT_FALSE(outlives_one(start.config, options, before, 0, enough / 4));
+      const bool kept = regroup_rank_model(loaded, start.config, job_checkpoint(options), options, {}, 0, after,
+                                           room ? plenty : enough);
+      EXPECT_EQ(kept, room);
+      if (room) {
+        EXPECT_EQ(loaded.cache->pages(), pages);
+      } else {
+        EXPECT_LT(loaded.cache->pages(), pages);
+        EXPECT_GE(loaded.cache->pages(), 512 / kv_page_tokens);
+      }
+      EXPECT_GT(loaded.weights.layers.back().moe.experts.size(), experts);
+    }
+  }
 }
 
 }  // namespace
