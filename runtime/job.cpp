@@ -1,148 +1,24 @@
 #include "runtime/job.h"
 
-#include <unistd.h>
-#include <xxhash.h>
-
 #include <algorithm>
-#include <array>
 #include <atomic>
-#include <condition_variable>
 #include <cstdio>
-#include <future>
-#include <mutex>
-#include <optional>
 #include <thread>
 
-#include "collectives/communicator.h"
-#include "collectives/mpi.h"
-#include "collectives/nccl/nccl.h"
-#include "kernels/cuda/cuda_backend.h"
 #include "planner/memory.h"
 #include "planner/placement.h"
 #include "planner/plan.h"
 #include "runtime/control_plane.h"
 #include "runtime/host.h"
-#include "runtime/importance_recorder.h"
-#include "runtime/model.h"
 #include "runtime/model_source.h"
 #include "runtime/planned_job.h"
 #include "runtime/random_weights.h"
+#include "runtime/rank.h"
 #include "runtime/rank_model.h"
-#include "runtime/worker.h"
+#include "runtime/rank_work.h"
 
 namespace shoal {
 namespace {
-
-/// In which the other ranks hear why the job ends.
-constexpr std::chrono::milliseconds kHearing{300};
-
-/// Ends this rank at once, whatever its threads are doing: one of them may wait in MPI for a rank that is gone.
-[[noreturn]] void end_now(ExitCode code) {
-  std::fflush(nullptr);
-  _exit(static_cast<int>(code));
-}
-
-/// What every rank of the job has before the model is read.
-struct Rank {
-  LaunchEnvironment launch;
-  std::unique_ptr<MpiJob> mpi;
-  std::unique_ptr<Communicator> start_up_comm;  // where `comm` is not the launcher's
-  std::unique_ptr<Communicator> comm;
-  std::unique_ptr<ControlServer> server;  // rank 0
-  std::unique_ptr<ControlClient> client;
-
-  int number = 0;  // as the job was started with
-  bool leads() const { return number == 0; }
-};
-
-/// Rank 0 tells all others, through MPI, where its control plane listens.
-std::string share_contact(Communicator& comm, const std::string& contact) {
-  std::array<char, 1024> text{};
-  if (comm.rank() == 0) {
-    if (contact.size() >= text.size()) fail("this host has too many network addresses ({} bytes)", contact.size());
-    std::copy(contact.begin(), contact.end(), text.begin());
-  }
-  comm.broadcast(std::as_writable_bytes(std::span(text)), 0);
-  return text.data();
-}
-
-/// After an error of NCCL, how long the control plane may take to find that a rank is gone, and say so.
-constexpr double kNewsSeconds = 30;
-
-/// Data between ranks goes from GPU to GPU; the launcher's communicator only brings them together.
-void use_nccl(Rank& rank, const JobOptions& options) {
-  const CudaDevices gpus = find_cuda_devices();
-  if (options.device == "cpu")
-    throw Error("--collectives nccl needs GPUs; it does not go with --device cpu", ExitCode::usage);
-  if (gpus.count == 0) fail("--collectives nccl: {}; check nvidia-smi on {}", gpus.reason, host_name());
-  rank.start_up_comm = std::move(rank.comm);
-  try {
-    rank.comm = make_nccl_communicator(
-        load_nccl(), *rank.start_up_comm,
-        {.device = gpu_of(rank.launch), .news_s = options.recover ? kNewsSeconds : NcclOptions{}.news_s});
-  } catch (const LeftBehind&) {
-    throw;
-  } catch (const Error& error) {
-    if (options.collectives == "nccl") throw;
-    throw Error(fmt::format("{}; --collectives mpi does without NCCL", error.what()), error.exit_code);
-  }
-}
-
-/// A number for the GPU that this rank computes on, the same in all processes that see it; 0: NCCL could not use it.
-std::uint64_t gpu_number(const Rank& rank, const JobOptions& options) {
-  if (!computes_on_gpu(options)) return 0;
-  try {
-    load_nccl();
-  } catch (const Error&) {
-    return 0;
-  }
-  const std::string place = cuda_device_place(gpu_of(rank.launch)), text = host_name() + " " + place;
-  return place.empty() ? 0 : XXH3_64bits(text.data(), text.size()) | 1;
-}
-
-/// The same on all ranks: between GPUs where each rank has one of its own.
-bool chooses_nccl(const Rank& rank, const JobOptions& options) {
-  if (options.collectives != "auto") return options.collectives == "nccl";
-  const auto ranks = static_cast<std::size_t>(rank.comm->size());
-  if (ranks == 1) return false;
-  constexpr std::size_t kParts = 4;  // of 16 bits, which floats hold
-  std::array<float, kParts> mine;
-  const std::uint64_t number = gpu_number(rank, options);
-  for (std::size_t i = 0; i < kParts; ++i) mine[i] = static_cast<float>(number >> (16 * i) & 0xffff);
-  std::vector<std::array<float, kParts>> all(ranks);
-  const std::vector<std::size_t> counts(ranks, kParts);
-  rank.comm->all_gather_v(mine, counts, {all.front().data(), ranks * kParts});
-  std::ranges::sort(all);
-  return all.front() != std::array<float, kParts>{} && std::ranges::adjacent_find(all) == all.end();
-}
-
-Rank join_job(int* argc, char*** argv, const JobOptions& options) {
-  Rank rank;
-  rank.launch = read_launch_environment();
-  if (rank.launch.launched) {
-    rank.mpi = std::make_unique<MpiJob>(argc, argv);
-    if (options.recover) rank.mpi->expect_losses();
-    if (options.collectives == "ucx") rank.mpi->use_ucx();
-    rank.comm = rank.mpi->world();
-  } else {
-    rank.comm = make_self_communicator();
-  }
-  if (chooses_nccl(rank, options)) use_nccl(rank, options);
-  rank.number = rank.comm->rank();
-  if (rank.comm->rank() == 0) rank.server = std::make_unique<ControlServer>(rank.comm->size(), ControlOptions{});
-  const std::string contact = share_contact(*rank.comm, rank.leads() ? rank.server->contact() : "");
-  rank.client = std::make_unique<ControlClient>(rank.comm->rank(), contact, ControlOptions{});
-  return rank;
-}
-
-bool moves_experts(const JobOptions& options, const Placement& placement) {
-  return options.rebalance_steps > 0 && placement.ranks > 1 && !placement.tensor_parallel;
-}
-
-/// Answers stay the same, bit for bit, where experts have replicas or move only if none depends on where they are.
-Answers answers_of(const JobOptions& options, const Placement& placement) {
-  return placement.has_replicas() || moves_experts(options, placement) ? Answers::by_expert : Answers::summed;
-}
 
 /// The start-up summary: model, ranks, devices, memory by part.
 std::string summarize(const ModelConfig& config, const JobOptions& options, const Communicator& comm,
@@ -175,10 +51,6 @@ std::string summarize(const ModelConfig& config, const JobOptions& options, cons
                 : "losses    of a rank would end the job: the others have no room for what it has\n";
   if (options.mtp) text += "guesses   one token ahead, by the model's MTP layer\n";
   return text;
-}
-
-Frame frame(Message type, std::vector<std::byte> payload) {
-  return {static_cast<std::uint16_t>(type), std::move(payload)};
 }
 
 /// Rank 0 says why, once; everyone ends with the same code. Callable from any thread but the control plane's own, which
@@ -286,175 +158,8 @@ class Lead {
   const JobOptions& options_;
 };
 
-/// Runs a part of the work; what it throws is told to rank 0, which ends the job.
-void report_failure(Rank& rank, const std::function<void()>& part, Message as = Message::failed) {
-  const auto report = [&](const Error& error) { rank.client->send(frame(as, encode(error))); };
-  try {
-    part();
-  } catch (const Error& error) {
-    report(error);
-  } catch (const std::exception& error) {
-    report(Error(fmt::format("rank {} on {}: {}", rank.number, host_name(), error.what())));
-  }
-}
-
-/// A rank's part of the job, from its loading on.
-class Work {
- public:
-  Work(const JobOptions& options, Rank& rank) : options_(options), rank_(rank) {}
-
-  void run() {
-    ControlClient& client = *rank_.client;
-    load();
-    while (auto received = client.receive()) {
-      switch (static_cast<Message>(received->type)) {
-        case Message::failed:
-          if (!rank_.leads()) end_now(decode_failure(received->payload).exit_code);
-          break;  // rank 0 is telling the others, and ends last
-        case Message::regroup:
-          report_failure(
-              rank_, [&] { regroup(decode_regroup(received->payload)); }, Message::cannot_regroup);
-          break;
-        default:
-          report_failure(rank_, [&] { step(decode_step_plan(received->payload)); });
-      }
-    }
-    if (options_.on_importance && model_)
-      options_.on_importance(loaded_.recorder->collect(config_, model_->weights(), loaded_.placement, *rank_.comm));
-  }
-
- private:
-  /// Begins beside the control plane, so that this rank hears at once when another one fails.
-  void load() {
-    RankDevice device;
-    report_failure(rank_, [&] { device = open_device(options_, rank_.launch); });
-    share_bytes_ = device.share_bytes;
-    // Nobody loads before all have seen what is free; a rank that failed does not keep them here.
-    rank_.comm->barrier();
-    loading_ = std::async(std::launch::async, [this, opened = std::move(device)]() mutable {
-      RankModel loaded;
-      if (!opened.backend) return loaded;
-      report_failure(rank_, [&] {
-        config_ = job_model_config(options_);
-        loaded = load_rank_model(config_, job_checkpoint(options_), options_, rank_.launch, rank_.comm->rank(),
-                                 job_placement(options_, config_, rank_.comm->size()), std::move(opened));
-        WorkerReady ready;
-        const int ranks = loaded.placement.ranks;
-        if (options_.recover && ranks > 1)
-          ready.outlives_one = outlives_one(config_, options_, loaded.placement, loaded.rank,
-                                            share_among(rank_.launch.local_size - (ranks == rank_.launch.local_size)));
-        tell_ready(loaded, ready);
-      });
-      return loaded;
-    });
-  }
-
-  /// Its share of the device's memory when so many ranks of this host are left: what lost ones had is free.
-  std::uint64_t share_among(int left_here) const {
-    if (computes_on_gpu(options_)) return share_bytes_;
-    return share_bytes_ / static_cast<std::uint64_t>(left_here) * static_cast<std::uint64_t>(rank_.launch.local_size);
-  }
-
-  void tell_ready(const RankModel& loaded, WorkerReady ready) {
-    ready.weight_bytes = loaded.weights.bytes;
-    ready.kv_bytes = loaded.cache->bytes();
-    ready.kv_pages = loaded.cache->pages();
-    ready.backend = loaded.backend->description();
-    ready.host = host_name();
-    rank_.client->send(frame(Message::ready, encode(ready)));
-  }
-
-  void finish_loading() {
-    if (!loading_.valid()) return;
-    loaded_ = loading_.get();
-    answers_ = answers_of(options_, loaded_.placement);
-  }
-
-  void step(const StepPlan& plan) {
-    finish_loading();
-    try {
-      if (!worker_) {  // the first step reaches all ranks together: the time for collective set-up
-        if (regroups_nccl_) use_nccl(rank_, options_);
-        regroups_nccl_ = false;
-        model_ = std::make_unique<Model>(config_, std::move(loaded_.weights), loaded_.placement, *loaded_.backend,
-                                         *rank_.comm, *loaded_.cache, options_.computes_in_16_bits(), answers_);
-        const bool outputs = rank_.leads() || !loaded_.placement.tensor_parallel;
-        worker_ = std::make_unique<Worker>(*model_, *loaded_.cache, logit_rows, outputs, loaded_.tokens);
-      }
-      rank_.client->send(frame(Message::result, encode(worker_->run(plan))));
-    } catch (const LeftBehind&) {
-      // Ranks were lost: a Regroup is the next frame, and the step will come again.
-    }
-  }
-
-  void regroup(const Regroup& to) {
-    finish_loading();
-    if (model_) loaded_.weights = model_->take_weights();
-    worker_.reset();
-    model_.reset();
-    regroups_nccl_ = regroups_nccl_ || rank_.start_up_comm;
-    rank_.comm.reset();
-    rank_.start_up_comm.reset();
-    const std::vector<int> members(to.members.begin(), to.members.end());
-    rank_.comm = rank_.mpi->group(members, to.epoch);
-    WorkerReady ready{.epoch = to.epoch};
-    ready.cache_kept = regroup_rank_model(loaded_, config_, job_checkpoint(options_), options_, rank_.launch,
-                                          rank_.comm->rank(), to.placement, share_among(rank_.mpi->on_host(members)));
-    tell_ready(loaded_, ready);
-  }
-
-  const JobOptions& options_;
-  Rank& rank_;
-  std::uint64_t share_bytes_ = 0;  // of the device's memory, at the start
-  ModelConfig config_;
-  Answers answers_ = Answers::summed;  // stays as it was at the start, so that answers stay the same
-  bool regroups_nccl_ = false;         // its GPU is still to join those of the others that are left
-  std::future<RankModel> loading_;
-  RankModel loaded_;
-  std::unique_ptr<Model> model_;
-  std::unique_ptr<Worker> worker_;
-};
-
-/// Until all ranks have a control plane nothing notices one that is gone, and its launcher was told to leave the
-/// others.
-class StartLimit {
- public:
-  explicit StartLimit(bool set) {
-    if (!set) return;
-    watch_ = std::thread([this] {
-      std::unique_lock lock(mutex_);
-      if (changed_.wait_for(lock, kLongest, [this] { return joined_; })) return;
-      std::fprintf(stderr,
-                   "shoal: rank %d: not all ranks joined the job within %d s: one has ended, perhaps with a message "
-                   "above, or hangs\n",
-                   read_launch_environment().rank, static_cast<int>(kLongest.count()));
-      end_now(ExitCode::failure);
-    });
-  }
-  ~StartLimit() {
-    if (!watch_.joinable()) return;
-    {
-      const std::lock_guard lock(mutex_);
-      joined_ = true;
-    }
-    changed_.notify_all();
-    watch_.join();
-  }
-  StartLimit(const StartLimit&) = delete;
-  StartLimit& operator=(const StartLimit&) = delete;
-
- private:
-  static constexpr std::chrono::seconds kLongest{120};
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  bool joined_ = false;
-  std::thread watch_;
-};
-
 int run_ranks(int* argc, char*** argv, const JobOptions& options, const std::function<int(Engine&)>& front) {
-  std::optional<StartLimit> start(options.recover);
   Rank rank = join_job(argc, argv, options);
-  start.reset();
   rank.client->on_lost([me = rank.number](int, const std::string& why) {
     if (me != 0) std::fprintf(stderr, "shoal: rank %d: lost rank 0 (%s); ending\n", me, why.c_str());
     end_now(ExitCode::failure);
@@ -463,7 +168,7 @@ int run_ranks(int* argc, char*** argv, const JobOptions& options, const std::fun
     rank.mpi->begin_epoch(decode_regroup(received.payload).epoch);
   });
   if (!rank.leads()) {
-    Work(options, rank).run();
+    RankWork(options, rank).run();
     return 0;
   }
 
@@ -483,7 +188,7 @@ int run_ranks(int* argc, char*** argv, const JobOptions& options, const std::fun
       end_job(rank, Error(error.what()));
     }
   });
-  Work(options, rank).run();
+  RankWork(options, rank).run();
   lead.join();
   return code;
 }

@@ -56,6 +56,14 @@ Placement job_placement(const JobOptions& options, const ModelConfig& config, in
   return placement;
 }
 
+bool moves_experts(const JobOptions& options, const Placement& placement) {
+  return options.rebalance_steps > 0 && placement.ranks > 1 && !placement.tensor_parallel;
+}
+
+Answers answers_of(const JobOptions& options, const Placement& placement) {
+  return placement.has_replicas() || moves_experts(options, placement) ? Answers::by_expert : Answers::summed;
+}
+
 void read_plan(JobOptions& options) {
   if (options.plan.empty()) return;
   options.planned = std::make_shared<const Plan>(

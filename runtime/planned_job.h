@@ -1,6 +1,7 @@
 #pragma once
 #include <cstdint>
 
+#include "collectives/dispatch_plan.h"
 #include "planner/memory.h"
 #include "planner/placement.h"
 #include "runtime/job.h"
@@ -15,6 +16,11 @@ void read_plan(JobOptions& options);
 /// usage) where the plan is for another model or another number of ranks, or asks for what ranks cannot do yet (dense
 /// parts of an expert model cut over ranks).
 Placement job_placement(const JobOptions& options, const ModelConfig& config, int ranks);
+
+/// Whether experts move while the job runs.
+bool moves_experts(const JobOptions& options, const Placement& placement);
+/// Answers stay the same, bit for bit, where experts have replicas or move only if none depends on where they are.
+Answers answers_of(const JobOptions& options, const Placement& placement);
 
 /// What `rank` is about to hold in the memory of its device, with the KV cache that was asked for or else of one
 /// sequence of `max_model_len` tokens (0: a page). Throws Error (does not fit) with the sum written out, and changes
