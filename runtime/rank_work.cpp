@@ -93,6 +93,7 @@ void RankWork::tell_ready(const RankModel& loaded, WorkerReady ready) {
 
 void RankWork::step(const StepPlan& plan) {
   finish_loading();
+  cache_kept_ = true;  // rank 0 knows what became of it
   try {
     if (!worker_) {  // the first step reaches all ranks together: the time for collective set-up
       if (regroups_nccl_) use_nccl(rank_, options_);
@@ -118,9 +119,10 @@ void RankWork::regroup(const Regroup& to) {
   rank_.start_up_comm.reset();
   const std::vector<int> members(to.members.begin(), to.members.end());
   rank_.comm = rank_.mpi->group(members, to.epoch);
-  WorkerReady ready{.epoch = to.epoch};
-  ready.cache_kept = regroup_rank_model(loaded_, config_, job_checkpoint(options_), options_, rank_.launch,
-                                        rank_.comm->rank(), to.placement, share_among(rank_.mpi->on_host(members)));
+  const bool kept = regroup_rank_model(loaded_, config_, job_checkpoint(options_), options_, rank_.launch,
+                                       rank_.comm->rank(), to.placement, share_among(rank_.mpi->on_host(members)));
+  cache_kept_ = cache_kept_ && kept;
+  WorkerReady ready{.epoch = to.epoch, .cache_kept = cache_kept_};
   tell_ready(loaded_, ready);
 }
 

@@ -32,6 +32,7 @@ class RankWork {
   ModelConfig config_;
   Answers answers_ = Answers::summed;  // stays as it was at the start, so that answers stay the same
   bool regroups_nccl_ = false;         // its GPU is still to join those of the others that are left
+  bool cache_kept_ = true;             // since the last step, whatever became of the Regroups since
   std::future<RankModel> loading_;
   RankModel loaded_;
   std::unique_ptr<Model> model_;
