@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "collectives/message_all_to_all.h"
 #include "collectives/mpi_group.h"
+#include "collectives/mpi_wire.h"
 #include "collectives/over_all_to_all.h"
 #include "collectives/ucx/ucx.h"
 
@@ -40,13 +41,13 @@ MpiJob::MpiJob(int* argc, char*** argv) {
   if (launch.local_size > CPU_COUNT(&cores)) setenv("OMPI_MCA_mpi_yield_when_idle", "1", 0);
   int level = MPI_THREAD_SINGLE;
   check_mpi(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &level), "MPI_Init_thread");
-  if (level < MPI_THREAD_FUNNELED) fail("this MPI library allows no threads beside it");
+  if (level < MPI_THREAD_FUNNELED) fail("this MPI library ({}) allows no threads beside it", mpi_library_name());
   int size = 1;
   MPI_Comm_size(MPI_COMM_WORLD, &size);
   if (launch.launched && size != launch.size)
-    throw Error(fmt::format("{} started {} ranks, but this program's MPI sees {}; start it with the launcher of the "
-                            "MPI that it was built with",
-                            launch.launcher, launch.size, size),
+    throw Error(fmt::format("{} started {} ranks, but this program's MPI ({}) sees {}; start it with the launcher of "
+                            "the MPI that it was built with",
+                            launch.launcher, launch.size, mpi_library_name(), size),
                 ExitCode::usage);
   world_ = make_mpi_world();
 }

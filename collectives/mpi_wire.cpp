@@ -3,10 +3,9 @@
 #include "collectives/mpi_group.h"
 
 namespace shoal {
-namespace {
 
-/// "Open MPI v4.1.4, package: ..." -> "Open MPI 4.1.4"
-std::string library_name() {
+/// Of "Open MPI v4.1.4, package: ...".
+std::string mpi_library_name() {
   char text[MPI_MAX_LIBRARY_VERSION_STRING];
   int length = 0;
   MPI_Get_library_version(text, &length);
@@ -15,6 +14,8 @@ std::string library_name() {
   if (const auto v = name.find(" v"); v != std::string::npos) name.erase(v + 1, 1);
   return name;
 }
+
+namespace {
 
 class MpiMessages final : public MessageSet {
  public:
@@ -46,7 +47,7 @@ class MpiMessages final : public MessageSet {
 class MpiWire final : public Wire {
  public:
   explicit MpiWire(MPI_Comm comm) : comm_(comm) {}
-  std::string description() const override { return "mpi (" + library_name() + ")"; }
+  std::string description() const override { return "mpi (" + mpi_library_name() + ")"; }
   std::unique_ptr<MessageSet> make_set() override { return std::make_unique<MpiMessages>(comm_); }
 
  private:

@@ -140,9 +140,9 @@ Rank join_job(int* argc, char*** argv, const JobOptions& options) {
   }
   if (chooses_nccl(rank, options)) use_nccl(rank, options);
   rank.number = rank.comm->rank();
-  if (rank.comm->rank() == 0) rank.server = std::make_unique<ControlServer>(rank.comm->size(), ControlOptions{});
+  if (rank.leads()) rank.server = std::make_unique<ControlServer>(rank.comm->size(), ControlOptions{});
   const std::string contact = share_contact(*rank.comm, rank.leads() ? rank.server->contact() : "");
-  rank.client = std::make_unique<ControlClient>(rank.comm->rank(), contact, ControlOptions{});
+  rank.client = std::make_unique<ControlClient>(rank.number, contact, ControlOptions{});
   return rank;
 }
 

@@ -115,6 +115,19 @@ CacheShape cache_shape(const ModelConfig& config, const JobOptions& options, con
   return cache;
 }
 
+/// The same where ranks were lost: a KV cache of a size that was asked for becomes smaller where that does not fit.
+CacheShape cache_left(const ModelConfig& config, const JobOptions& options, const Placement& placement, int rank,
+                      std::uint64_t share_bytes) {
+  try {
+    return cache_shape(config, options, placement, rank, share_bytes);
+  } catch (const Error& error) {
+    if (error.exit_code != ExitCode::does_not_fit || options.kv_cache_gb <= 0) throw;
+  }
+  JobOptions any_size = options;
+  any_size.kv_cache_gb = 0;
+  return cache_shape(config, any_size, placement, rank, share_bytes);
+}
+
 LoadOptions load_options(const JobOptions& options, const LaunchEnvironment& launch, int rank, Backend& backend) {
   const int cores = static_cast<int>(std::thread::hardware_concurrency());
   return {.threads = std::clamp(2 * cores / launch.local_size, 1, 16),
@@ -148,19 +161,6 @@ RankModel load_rank_model(const ModelConfig& config, const Checkpoint& checkpoin
   if (const auto tokenizer = options.random_weights.empty() ? read_tokenizer(options.model) : nullptr)
     loaded.tokens = std::make_shared<grammar::TokenTable>(*tokenizer, config.vocab_size);
   return loaded;
-}
-
-/// The same where ranks were lost: a KV cache of a size that was asked for becomes smaller where that does not fit.
-CacheShape cache_left(const ModelConfig& config, const JobOptions& options, const Placement& placement, int rank,
-                      std::uint64_t share_bytes) {
-  try {
-    return cache_shape(config, options, placement, rank, share_bytes);
-  } catch (const Error& error) {
-    if (error.exit_code != ExitCode::does_not_fit || options.kv_cache_gb <= 0) throw;
-  }
-  JobOptions any_size = options;
-  any_size.kv_cache_gb = 0;
-  return cache_shape(config, any_size, placement, rank, share_bytes);
 }
 
 bool outlives_one(const ModelConfig& config, const JobOptions& options, const Placement& placement, int rank,

@@ -38,7 +38,7 @@ class Worker {
     endpoints_.resize(addresses_.size());
   }
   ~Worker() {
-    if (sets_ > 0) return;  // messages were left behind, and the memory that they may still write to
+    if (sets > 0) return;  // messages were left behind, and the memory that they may still write to
     for (ucp_ep_h endpoint : endpoints_) {
       if (!endpoint) continue;
       ucp_request_param_t how{};
@@ -72,8 +72,9 @@ class Worker {
     while (f.worker_progress(worker_) != 0) {
     }
   }
+
   const Functions f;
-  int sets_ = 0;
+  int sets = 0;  // of messages, that were made and have not ended
 
  private:
   void exchange_addresses(MpiGroup& everyone) {
@@ -107,8 +108,8 @@ class Worker {
 
 class UcxMessages final : public MessageSet {
  public:
-  explicit UcxMessages(std::shared_ptr<Worker> worker) : worker_(std::move(worker)) { ++worker_->sets_; }
-  ~UcxMessages() override { --worker_->sets_; }
+  explicit UcxMessages(std::shared_ptr<Worker> worker) : worker_(std::move(worker)) { ++worker_->sets; }
+  ~UcxMessages() override { --worker_->sets; }
   UcxMessages(const UcxMessages&) = delete;
   UcxMessages& operator=(const UcxMessages&) = delete;
 
@@ -131,9 +132,11 @@ class UcxMessages final : public MessageSet {
         if (status == UCS_INPROGRESS) continue;
         worker_->f.request_free(m.request);
         m.request = nullptr;
-        if (status != UCS_OK) fails(m, status);
+        if (status != UCS_OK) {
+          fails(m, status);
+          continue;
+        }
       }
-      if (m.failed) continue;
       m.over = true;
       completed.push_back(static_cast<int>(i));
     }
@@ -145,8 +148,7 @@ class UcxMessages final : public MessageSet {
  private:
   struct Message {
     void* request = nullptr;  // null: done, perhaps at once
-    bool over = false;        // and told
-    bool failed = false;      // never done
+    bool over = false;        // and told, or failed, which nobody is told
   };
 
   /// A message's sender and tag.
@@ -157,7 +159,7 @@ class UcxMessages final : public MessageSet {
     m.request = request;
   }
   void fails(Message& m, ucs_status_t status) {
-    m.failed = true;
+    m.over = true;
     if (!broken_since_) broken_since_ = Clock::now(), broken_ = status;
   }
 
