@@ -48,7 +48,6 @@ struct Coordinator::Impl {
   bool stopping = false;
   bool losses = false;                           // ranks were lost that are not left out yet
   std::optional<Clock::time_point> failed_last;  // a rank, by itself
-  std::vector<bool> left = std::vector<bool>(static_cast<std::size_t>(options.ranks), true);  // of the loop's thread
 
   std::mutex join_mutex;
   std::thread thread;  // last: it uses all of the above
@@ -106,9 +105,13 @@ struct Coordinator::Impl {
       return fail_job(known ? *known : Error(error.what()));
     }
     if (states.empty()) return;
-    for (std::size_t rank = 0; rank < states.size(); ++rank) left[rank] = states[rank].left;
     const std::lock_guard lock(mutex);
     for (auto& event : scheduler.regroup(states)) events.push_back(std::move(event));
+  }
+
+  bool is_left(int rank) const {
+    const std::lock_guard lock(mutex);
+    return scheduler.is_left(rank);
   }
 
   void note_first_steps(const std::vector<StepPlan>& plans) {
@@ -158,7 +161,7 @@ struct Coordinator::Impl {
     const std::chrono::milliseconds limit = answer_limit(plans);
     std::set<int> missing;
     for (int rank = 0; rank < options.ranks; ++rank)
-      if (left[static_cast<std::size_t>(rank)]) missing.insert(rank);
+      if (is_left(rank)) missing.insert(rank);
     const std::size_t asked = missing.size();
     while (!missing.empty()) {
       if (!answer_comes(limit)) return hangs(step, missing, asked, limit);
@@ -166,7 +169,7 @@ struct Coordinator::Impl {
       if (!received) return lost(step);
       const auto& [rank, frame, is_lost] = *received;
       if (is_lost) {
-        if (left[static_cast<std::size_t>(rank)]) return;  // rank_lost() was called before: the step is void
+        if (is_left(rank)) return;  // rank_lost() was called before: the step is void
         continue;
       }
       if (frame.type == static_cast<std::uint16_t>(Message::failed)) {

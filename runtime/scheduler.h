@@ -74,6 +74,8 @@ class Scheduler {
   /// gone wait for a place, before anybody new, to be computed again; the others go on where they were. Returns the
   /// events of those that no rank left has room for. `ranks`: [ranks], as many as ever.
   Events regroup(const std::vector<RankState>& ranks);
+  /// Whether a rank is still one of those that answer.
+  bool is_left(int rank) const { return left_[static_cast<std::size_t>(rank)]; }
 
   int running() const;
   int waiting() const { return queue_.waiting() + static_cast<int>(preempted_.size()); }
