@@ -15,7 +15,13 @@
 //   - each allocation ends at a page that nobody may touch.
 // Errors are thrown as Error instead of returned: they are errors of the program.
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorNoDevice = 100, cudaErrorNotReady = 600 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorMemoryAllocation = 2,
+  cudaErrorNoDevice = 100,
+  cudaErrorNotReady = 600,
+  cudaErrorStreamCaptureUnjoined = 904
+};
 enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 };
 constexpr unsigned cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2;
 struct CUstream_st;
@@ -59,7 +65,8 @@ cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from, 
                               std::size_t width_bytes, std::size_t height, cudaMemcpyKind kind, cudaStream_t stream);
 cudaError_t cudaMemsetAsync(void* memory, int value, std::size_t bytes, cudaStream_t stream);
 /// What is put on a stream meanwhile is not done but kept; each launch of the graph puts it on a stream again. Whatever
-/// waits, allocates, frees, or copies from memory that is not pinned ends the program while the stream is captured.
+/// waits, allocates, frees, or copies from memory that is not pinned ends the program while the stream is captured. A
+/// stream that waits for an event of the captured one is captured too, until the first waits for it in turn.
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph);
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph, unsigned long long flags);
@@ -72,8 +79,12 @@ const char* cudaGetErrorString(cudaError_t error);
 namespace shoal::emulation {
 
 bool is_device_memory(const void* memory);
-/// Graphs that this OS thread has launched.
+/// Graphs that this OS thread has launched, and those that it has made and not destroyed yet.
 std::uint64_t graph_launches();
+std::int64_t graphs_alive();
+/// How often this OS thread has waited for a stream, or asked whether it or an event is done.
+std::uint64_t waits();
+bool is_captured(cudaStream_t stream);
 void enqueue(cudaStream_t stream, std::function<void()> work);
 /// Work that others have a part in: called again and again until it returns true.
 void enqueue_until(cudaStream_t stream, std::function<bool()> work);
