@@ -1,5 +1,6 @@
 #pragma once
 #include <cstddef>
+#include <functional>
 #include <span>
 
 namespace shoal {
@@ -15,6 +16,9 @@ class DeviceTransport {
   virtual ~DeviceTransport() = default;
   /// to, from [ranks]; both sides know how much. The own rank's pieces are not looked at.
   virtual void exchange(std::span<const Piece> to, std::span<const Piece> from, void* stream) = 0;
+  /// Called before exchanges are given up: what was recorded of them (CUDA graphs) must be gone then, or NCCL waits for
+  /// it. Replaces the one before; null: none.
+  virtual void before_abort(std::function<void()> forget) = 0;
 };
 
 }  // namespace shoal

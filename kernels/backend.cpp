@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
-#include "kernels/token_exchange.h"
+#include "kernels/device_moe.h"
 
 // What back ends whose memory the host can reach have in common, and operations made of others.
 namespace shoal {
@@ -39,6 +39,7 @@ void Backend::sample(Rows<const float>, std::span<const Draw>, std::span<std::in
 }
 
 std::unique_ptr<TokenExchange> Backend::token_exchange(Communicator&, const ExchangeShape&) { return nullptr; }
+std::unique_ptr<DeviceMoe> Backend::device_moe(Communicator&, const DeviceMoeShape&) { return nullptr; }
 
 void Backend::linears(Rows<const float> x, std::span<const Projection> projections) {
   for (const Projection& p : projections) linear(x, *p.w, p.bias, p.out);

@@ -110,8 +110,10 @@ struct Draw {
 };
 
 class Communicator;
+class DeviceMoe;
 class TokenExchange;
 enum class Answers;
+struct DeviceMoeShape;
 struct ExchangeShape;
 
 /// Host memory that Backend::to_host fills; grows as needed.
@@ -246,6 +248,9 @@ class Backend {
   /// An exchange whose rows do not leave the device on their way from rank to rank; null where there is none over such
   /// a communicator, which must outlive the back end, and rows go by the host's memory.
   virtual std::unique_ptr<TokenExchange> token_exchange(Communicator&, const ExchangeShape&);
+  /// Layers with experts that need no host in between; null where there are none, over such a communicator or of such a
+  /// shape.
+  virtual std::unique_ptr<DeviceMoe> device_moe(Communicator&, const DeviceMoeShape&);
 
   /// Runs a batch through this rank's experts. Contributions to a row are added in ascending expert order.
   virtual void experts(const ExpertBatch& batch, std::span<const FeedForward> experts) = 0;

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "kernels/device_moe.h"
 #include "runtime/expert_moves.h"
 #include "runtime/host_token_exchange.h"
 #include "runtime/query_ranges.h"
@@ -75,6 +76,9 @@ struct Model::State {
   GqaShape gqa_shape{};
   std::vector<std::size_t> vocab_counts;  // [ranks] each rank's part of the LM head
   std::unique_ptr<TokenExchange> exchange;
+  std::unique_ptr<DeviceMoe> device_moe;  // null: the host takes part in each layer with experts
+  std::int64_t slots = 0;                 // of device_moe's layers in this step; 0: the host takes part
+  std::vector<int> chosen_on_device;      // layers with experts whose counters device_moe has
   Counters counters;
 
   Rows<float> x;        // the residual stream [tokens, hidden]
@@ -99,6 +103,10 @@ struct Model::State {
       try {
         exchange = backend.token_exchange(comm, shape);
         if (!exchange) exchange = make_host_token_exchange(backend, comm, shape);
+        device_moe = backend.device_moe(comm, {shape, router, slices(), moe_layers()});
+        for_each_moe([&](MoeWeights& moe) {
+          if (device_moe) device_moe->placed(moe.map);
+        });
       } catch (...) {
         w = std::move(weights);
         throw;
@@ -112,6 +120,21 @@ struct Model::State {
     for (int r = 0; r < comm.size(); ++r)
       vocab_counts.push_back(
           static_cast<std::size_t>(slice_of(config.vocab_size, comm.size(), r, Matrix::kPanel).count));
+  }
+
+  /// Of each expert: as many ranks hold a part of it.
+  int slices() const { return placement.sliced_experts ? comm.size() : 1; }
+  bool is_moe_layer(std::size_t layer) const { return config.is_moe_layer(static_cast<int>(layer)); }
+  int moe_layers() const {
+    int n = weights.mtp ? 1 : 0;
+    for (std::size_t i = 0; i < weights.layers.size(); ++i) n += is_moe_layer(i);
+    return n;
+  }
+  template <class Use>
+  void for_each_moe(const Use& use) {
+    for (std::size_t i = 0; i < weights.layers.size(); ++i)
+      if (is_moe_layer(i)) use(weights.layers[i].moe);
+    if (weights.mtp) use(weights.mtp->layer.moe);
   }
 
   /// Angles as transformers computes them: position * inv_freq rounded to FP32, then cos and sin.
@@ -213,25 +236,48 @@ struct Model::State {
 
   Rows<float> scores(std::int64_t tokens) { return logit.rows(tokens, router.n_experts); }
 
+  void begin_step(const TokenBatch& batch) {
+    backend.begin_step(batch.slots, batch.queries, cache.page_tokens());
+    slots = device_moe ? device_moe->begin_step(batch.size(), batch.most_tokens) : 0;
+  }
+  void end_step() {
+    if (slots > 0) device_moe->end_step();
+  }
+  void count_experts(int moe_layer, std::span<const std::int32_t> chosen) {
+    for (const std::int32_t e : chosen)
+      if (e >= 0) ++counters.expert_tokens[static_cast<std::size_t>(moe_layer * router.n_experts + e)];
+  }
+  void fetch_counters() {
+    for (const int layer : chosen_on_device) {
+      const DeviceMoe::Chosen chosen = device_moe->chosen(layer);
+      count_experts(layer, chosen.expert);
+      counters.expert_work[static_cast<std::size_t>(layer)] = static_cast<std::uint32_t>(chosen.work);
+    }
+    chosen_on_device.clear();
+  }
+
+  void moe_on_device(MoeWeights& w, int moe_layer, Rows<float> h, Rows<float> out) {
+    device_moe->run({moe_layer, &w.map, w.score_bias, w.experts}, scores(h.rows), h, out,
+                    [&] { feed_forward(w.shared, h, out); });
+  }
+
   /// Of rows h, whose scores() the router's product has computed.
   void moe(MoeWeights& w, int moe_layer, Rows<float> h, Rows<float> out) {
     const std::int64_t tokens = h.rows, top_k = router.top_k;
     expert.resize(static_cast<std::size_t>(tokens * top_k));
     weight.resize(expert.size());
     backend.route(scores(tokens), w.score_bias, router, {expert.data(), tokens, top_k}, {weight.data(), tokens, top_k});
-    for (const std::int32_t e : expert)
-      ++counters.expert_tokens[static_cast<std::size_t>(moe_layer * router.n_experts + e)];
+    count_experts(moe_layer, expert);
 
     if (placement.sliced_experts) {
-      const int ranks = comm.size();
       slice.clear();
       slice_weight.clear();
       for (std::size_t i = 0; i < expert.size(); ++i)
-        for (std::int32_t r = 0; r < ranks; ++r) {
-          slice.push_back(expert[i] * ranks + r);
+        for (std::int32_t r = 0; r < slices(); ++r) {
+          slice.push_back(expert[i] * slices() + r);
           slice_weight.push_back(weight[i]);
         }
-      exchange->dispatch(h, slice.data(), slice_weight.data(), static_cast<int>(top_k) * ranks, w.map);
+      exchange->dispatch(h, slice.data(), slice_weight.data(), static_cast<int>(top_k) * slices(), w.map);
     } else {
       exchange->dispatch(h, expert.data(), weight.data(), static_cast<int>(top_k), w.map);
     }
@@ -263,7 +309,7 @@ struct Model::State {
                               Rows<const float> before, Rows<float> stream) {
     const Rows<float> h = normed.rows(stream.rows, stream.cols), out = branch.rows(stream.rows, stream.cols);
     const Begin attention{before, stream, layer.attention_norm, h}, ffn{out, stream, layer.ffn_norm, h};
-    const bool moe_layer_here = config.is_moe_layer(index);
+    const bool moe_layer_here = config.is_moe_layer(index), on_device = moe_layer_here && slots > 0;
     const auto attend = [&] {
       if (config.is_mla())
         mla(layer.mla, attention, batch, cache.layer(index), out);
@@ -271,21 +317,27 @@ struct Model::State {
         gqa(layer.gqa, attention, batch, cache.layer(index), out);
     };
     const auto begin_ffn = [&] {
-      if (moe_layer_here) return begin(ffn, {{&layer.moe.router, {}, scores(stream.rows)}});
-      begin(ffn, {});
-      feed_forward(layer.dense, h, out);
+      if (!moe_layer_here) {
+        begin(ffn, {});
+        return feed_forward(layer.dense, h, out);
+      }
+      begin(ffn, {{&layer.moe.router, {}, scores(stream.rows)}});
+      if (on_device) moe_on_device(layer.moe, moe_layer, h, out);
     };
+    // Other ranks' tokens may be all there is.
+    const std::int64_t tokens = on_device ? std::max(slots, stream.rows) : stream.rows, key = slots << 16 | 2 * index;
     if (placement.tensor_parallel) {  // the host is in between
-      backend.repeat(2 * index, stream.rows, attend);
+      backend.repeat(key, stream.rows, attend);
       sum_over_ranks(out);
-      backend.repeat(2 * index + 1, stream.rows, begin_ffn);
+      backend.repeat(key | 1, tokens, begin_ffn);
     } else {
-      backend.repeat(2 * index, stream.rows, [&] {
+      backend.repeat(key, tokens, [&] {
         attend();
         begin_ffn();
       });
     }
-    if (moe_layer_here) moe(layer.moe, moe_layer, h, out);
+    if (on_device) chosen_on_device.push_back(moe_layer);
+    if (moe_layer_here && !on_device) moe(layer.moe, moe_layer, h, out);
     sum_over_ranks(out);
     return out;
   }
@@ -325,20 +377,20 @@ void Model::place_experts(int layer, const LayerPlacement& experts) {
   if ((!trunk && !guessing) || !s.config.is_moe_layer(layer)) fail("layer {} has no experts that could move", layer);
   LayerWeights& of = trunk ? s.weights.layers[static_cast<std::size_t>(layer)] : s.weights.mtp->layer;
   move_experts(of.moe, experts, s.comm, s.backend);
+  if (s.device_moe) s.device_moe->placed(of.moe.map);
 }
 
 Rows<const float> Model::forward(const TokenBatch& batch) {
   State& s = *state_;
   s.counters.exchange_us = 0;
-  int moe_layers = s.weights.mtp ? 1 : 0;
-  for (int i = 0; i < s.config.num_hidden_layers; ++i) moe_layers += s.config.is_moe_layer(i);
-  s.counters.expert_tokens.assign(
-      static_cast<std::size_t>(moe_layers) * static_cast<std::size_t>(s.config.n_routed_experts), 0);
-  s.counters.expert_work.assign(static_cast<std::size_t>(moe_layers), 0);
+  const auto moe_layers = static_cast<std::size_t>(s.moe_layers());
+  s.counters.expert_tokens.assign(moe_layers * static_cast<std::size_t>(s.config.n_routed_experts), 0);
+  s.counters.expert_work.assign(moe_layers, 0);
+  s.chosen_on_device.clear();
 
   s.x = s.x_memory.rows(batch.size(), s.config.hidden_size);
   s.compute_angles(batch);
-  s.backend.begin_step(batch.slots, batch.queries, s.cache.page_tokens());
+  s.begin_step(batch);
   s.backend.embed(batch.ids, s.weights.embedding, s.x);
   int moe_layer = 0;
   Rows<const float> left;
@@ -347,6 +399,7 @@ Rows<const float> Model::forward(const TokenBatch& batch) {
     moe_layer += s.config.is_moe_layer(i);
   }
   s.finish(left, s.x);
+  s.end_step();
   return s.x;
 }
 
@@ -367,10 +420,11 @@ void Model::forward_mtp(const TokenBatch& batch, std::span<const std::int64_t> r
   s.guessed = s.guessed_memory.rows(tokens, hidden);
   s.backend.linear(joined, w.projection, {}, s.guessed);
   s.compute_angles(batch);
-  s.backend.begin_step(batch.slots, batch.queries, s.cache.page_tokens());
+  s.begin_step(batch);
   const int index = s.config.num_hidden_layers;
   const auto last = s.counters.expert_tokens.size() / static_cast<std::size_t>(std::max(1, s.config.n_routed_experts));
   s.finish(s.run_layer(w.layer, index, static_cast<int>(last) - 1, batch, {}, s.guessed), s.guessed);
+  s.end_step();
 }
 
 Rows<const float> Model::logits(std::span<const std::int64_t> rows) {
@@ -419,7 +473,10 @@ Rows<const float> Model::State::logits(Rows<const float> stream, std::span<const
 }
 
 std::int64_t Model::vocab_size() const { return state_->config.vocab_size; }
-const Model::Counters& Model::counters() const { return state_->counters; }
+const Model::Counters& Model::counters() const {
+  state_->fetch_counters();
+  return state_->counters;
+}
 std::uint64_t Model::weight_bytes() const { return state_->weights.bytes; }
 const ModelWeights& Model::weights() const { return state_->weights; }
 ModelWeights Model::take_weights() { return std::move(state_->weights); }

@@ -20,6 +20,7 @@ struct TokenBatch {
   std::vector<std::int32_t> positions;  // [tokens]
   std::vector<std::int64_t> slots;      // [tokens] cache row of each token
   std::vector<AttentionQuery> queries;  // [tokens]
+  std::int64_t most_tokens = 0;         // of the rank that has most in this step, the same on all; 0: not known
   std::int64_t size() const { return static_cast<std::int64_t>(ids.size()); }
 };
 
@@ -69,6 +70,7 @@ class Model {
     std::vector<std::uint32_t> expert_work;
     double exchange_us = 0;  // that the host waited for other ranks in the last forward
   };
+  /// Waits for the last forward.
   const Counters& counters() const;
   std::int64_t vocab_size() const;
   std::uint64_t weight_bytes() const;

@@ -14,6 +14,12 @@ namespace {
 /// most sequences slows down all. Where a prefix is cached outweighs it by as many tokens as it saves.
 constexpr std::int64_t kTokensPerSequence = 32;
 
+std::int32_t tokens_of(const StepPlan& plan) {
+  std::size_t tokens = 0;
+  for (const SequenceChunk& chunk : plan.chunks) tokens += chunk.tokens.size();
+  return static_cast<std::int32_t>(tokens);
+}
+
 }  // namespace
 
 Scheduler::Scheduler(const CoordinatorOptions& options) : options_(options) {
@@ -118,8 +124,11 @@ std::vector<StepPlan> Scheduler::plan() {
     }
   }
   admit(plans);
+  std::int32_t most_tokens = 0;
+  for (const StepPlan& plan : plans) most_tokens = std::max(most_tokens, tokens_of(plan));
   for (std::size_t i = 0; i < lanes_.size(); ++i) {
     plans[i].step = totals_.steps;
+    plans[i].most_tokens = most_tokens;
     plans[i].finish = std::exchange(lanes_[i].finish, {});
   }
   return plans;

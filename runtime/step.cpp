@@ -247,6 +247,7 @@ void get(Reader& in, LayerPlacement& experts) {
 std::vector<std::byte> encode(const StepPlan& plan) {
   Writer out(Message::step);
   out.number(plan.step);
+  out.number(plan.most_tokens);
   out.count(plan.start.size());
   for (const SequenceStart& start : plan.start) {
     out.number(start.sequence);
@@ -283,6 +284,7 @@ StepPlan decode_step_plan(std::span<const std::byte> bytes) {
   Reader in(bytes, Message::step, "step plan");
   StepPlan plan;
   in.number(plan.step);
+  in.number(plan.most_tokens);
   plan.start.resize(in.count(min_start_bytes));
   for (SequenceStart& start : plan.start) {
     in.number(start.sequence);

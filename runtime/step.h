@@ -53,6 +53,7 @@ struct ExpertLayer {
 /// One rank's share of a step. A rank with nothing to do gets an empty one and still takes part in the exchanges.
 struct StepPlan {
   std::uint64_t step = 0;
+  std::int32_t most_tokens = 0;  // of the rank that has most; the same for all ranks
   std::vector<SequenceStart> start;
   std::vector<SequenceChunk> chunks;
   std::vector<std::uint64_t> finish;  // sequences to forget before this step

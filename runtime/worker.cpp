@@ -35,7 +35,7 @@ Worker::Sequence& Worker::sequence_of(const SequenceChunk& chunk, const StepPlan
 }
 
 TokenBatch Worker::make_batch(const StepPlan& plan, std::vector<LogitRow>& wanted, StepResult& result) const {
-  TokenBatch batch;
+  TokenBatch batch{.most_tokens = plan.most_tokens};
   for (const SequenceChunk& chunk : plan.chunks) {
     const Sequence& sequence = sequences_.at(chunk.sequence);
     const auto n = static_cast<std::int32_t>(chunk.tokens.size());
@@ -122,7 +122,7 @@ void Worker::read_logits(const LogitRow& row, std::span<const float> logits, Seq
 }
 
 void Worker::draft(const StepPlan& plan, const TokenBatch& batch, StepResult& result) {
-  TokenBatch ahead;
+  TokenBatch ahead{.most_tokens = plan.most_tokens};
   std::vector<std::int64_t> rows;       // of `batch`
   std::vector<std::int64_t> last_rows;  // of `ahead`, one for each output that has tokens
   std::vector<SequenceOutput*> outputs;

@@ -5,6 +5,7 @@
 
 #include "base/cuda/memory.h"
 #include "base/cuda/stream.h"
+#include "kernels/cuda/gpu_moe.h"
 #include "kernels/cuda/gpu_token_exchange.h"
 #include "kernels/cuda/kernels_overlap.h"
 #include "kernels/cuda/operations.h"
@@ -280,6 +281,13 @@ class CudaBackend final : public Backend {
     on();
     // The wire follows what was asked for, not what this GPU's self-check found: all ranks must agree on it.
     return std::make_unique<GpuTokenExchange>(stream_, uploads_, comm, shape, compute_ == Compute::fp8);
+  }
+
+  std::unique_ptr<DeviceMoe> device_moe(Communicator& comm, const DeviceMoeShape& shape) override {
+    if ((comm.size() > 1 && !comm.device_transport()) || !GpuMoe::takes(comm, shape)) return nullptr;
+    on();
+    return std::make_unique<GpuMoe>(stream_, uploads_, vectors_, products_, comm, shape, compute_ == Compute::fp8,
+                                    [this] { repetition_.forget(); });
   }
 
   void experts(const ExpertBatch& batch, std::span<const FeedForward> experts) override {

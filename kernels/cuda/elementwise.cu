@@ -38,10 +38,11 @@ __global__ void __launch_bounds__(kThreads)
 
 /// gate = silu(gate) * up. [rows, intermediate] FP32, 12 bytes an element.
 __global__ void __launch_bounds__(kThreads)
-    swiglu_kernel(float* gate, std::int64_t gate_stride, const float* up, std::int64_t up_stride, std::int64_t width) {
+    swiglu_kernel(float* gate, std::int64_t gate_stride, const float* up, std::int64_t up_stride, std::int64_t width,
+                  const std::int32_t* count) {
   follow_previous_kernels();
   const std::int64_t c = column();
-  if (c >= width) return;
+  if (c >= width || (count != nullptr && static_cast<int>(blockIdx.x) >= *count)) return;
   float& g = gate[blockIdx.x * gate_stride + c];
   g = silu_times(g, up[blockIdx.x * up_stride + c]);
 }
@@ -63,9 +64,9 @@ void gather_rows(Rows<const float> x, const std::int64_t* rows, Rows<float> out,
          out.data, out.stride, out.cols);
 }
 
-void swiglu(Rows<float> gate, Rows<const float> up, cudaStream_t stream) {
+void swiglu(Rows<float> gate, Rows<const float> up, const std::int32_t* count, cudaStream_t stream) {
   launch("swiglu", swiglu_kernel, grid_over(gate.rows, gate.cols), kThreads, stream, gate.data, gate.stride, up.data,
-         up.stride, gate.cols);
+         up.stride, gate.cols, count);
 }
 
 }  // namespace shoal::cuda

@@ -1,6 +1,7 @@
 #include "kernels/cuda/gpu_token_exchange.h"
 
 #include "base/cuda/stream.h"
+#include "kernels/cuda/exchange_wire.h"
 
 namespace shoal::cuda {
 namespace {
@@ -19,10 +20,8 @@ GpuTokenExchange::GpuTokenExchange(cudaStream_t stream, Uploads& uploads, Commun
       ranks_(static_cast<std::size_t>(comm.size())),
       rank_(static_cast<std::size_t>(comm.rank())),
       hidden_(shape.hidden),
-      there_(f8_rows && shape.f8_experts ? Wire::f8
-             : shape.bf16_wire           ? Wire::bf16
-                                         : Wire::f32),
-      back_(shape.bf16_wire ? Wire::bf16 : Wire::f32),
+      there_(wire_there(shape, f8_rows)),
+      back_(wire_back(shape)),
       transport_(comm.device_transport()),
       records_(ranks_ > 1 ? comm.make_all_to_all(kUsualRecord) : nullptr),
       record_(static_cast<std::size_t>(wire_row_bytes(there_, hidden_)), 0),

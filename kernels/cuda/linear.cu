@@ -33,6 +33,7 @@ __global__ void __launch_bounds__(kThreads, 1) linear_kernel(LinearCall call, bo
   follow_previous_kernels();
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
   const Tile tile = tile_of_block(call);
+  if (tile.count == 0) return;
   const Weights& w = call.weights[tile.group];
   const std::int64_t first = (std::int64_t{blockIdx.y} * kWarps + warp) * kOutputs;
   if (first >= w.rows) return;  // the whole warp

@@ -56,6 +56,7 @@ __global__ void __launch_bounds__(kThreads) linear_mma_kernel(LinearCall call, H
   Shared& s = shared<Shared>();
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
   const Tile tile = tile_of_block(call);
+  if (tile.count == 0) return;
   const Weights& w = call.weights[tile.group];
   const std::int64_t first = std::int64_t{blockIdx.y} * kOutputs;
   if (first >= w.rows) return;  // the whole block
@@ -155,8 +156,9 @@ __global__ void __launch_bounds__(kThreads) linear_mma_kernel(LinearCall call, H
 constexpr int kRoundThreads = 256;
 __global__ void __launch_bounds__(kRoundThreads)
     round_rows_kernel(const float* x, std::int64_t x_stride, const float* up, std::int64_t up_stride, std::int64_t cols,
-                      HalfRows out) {
+                      const std::int32_t* count, HalfRows out) {
   follow_previous_kernels();
+  if (count != nullptr && static_cast<int>(blockIdx.x) >= *count) return;
   const std::int64_t c = std::int64_t{blockIdx.y} * kRoundThreads + threadIdx.x;
   if (c >= out.stride) return;
   float value = c < cols ? x[blockIdx.x * x_stride + c] : 0.0f;
@@ -177,11 +179,12 @@ void launch_form(const LinearCall& call, const HalfRows& x, cudaStream_t stream)
 
 }  // namespace
 
-void round_rows(Rows<const float> x, Rows<const float> up, const HalfRows& out, cudaStream_t stream) {
+void round_rows(Rows<const float> x, Rows<const float> up, const std::int32_t* count, const HalfRows& out,
+                cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(x.rows),
                   static_cast<unsigned>(ceil_div<std::int64_t>(out.stride, kRoundThreads)));
   launch("round_rows", round_rows_kernel, grid, kRoundThreads, stream, x.data, x.stride,
-         up.cols > 0 ? up.data : nullptr, up.stride, x.cols, out);
+         up.cols > 0 ? up.data : nullptr, up.stride, x.cols, count, out);
 }
 
 bool linear_mma_takes(const Weights& w) {

@@ -26,6 +26,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
   const int row = lane % kPanelRows, half = lane / kPanelRows;
   const Tile tile = tile_of_block(call);
+  if (tile.count == 0) return;
   const Weights& w = call.weights[tile.group];
   const PackedLayout& f = w.packed;
   const std::int64_t first = std::int64_t{blockIdx.y} * kPanelRows;

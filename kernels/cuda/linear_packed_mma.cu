@@ -100,8 +100,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   constexpr int kGroup = Layout::group, kGroups = kStepCols / kGroup, kBlocks = kRows / 8;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
   const int g = lane / 4, t = lane % 4;
+  if (call.tiles_made) wait_for_previous_kernels();
   const Tile tile = tile_of_block(call);
   const Weights& w = call.weights[tile.group];
+  if (tile.count == 0) return;
   const std::int64_t panel = std::int64_t{blockIdx.y} * S::kPanels + (S::kColumns ? 0 : warp);
   if (std::int64_t{blockIdx.y} * S::kPanels * kPanelRows >= w.rows) {  // the whole block
     wait_for_previous_kernels();

@@ -48,8 +48,8 @@ void add(Rows<const float> x, Rows<float> acc, cudaStream_t stream);
 void fill_zero(Rows<float> out, cudaStream_t stream);
 /// out[i] = x[rows[i]].
 void gather_rows(Rows<const float> x, const std::int64_t* rows, Rows<float> out, cudaStream_t stream);
-/// gate = silu(gate) * up.
-void swiglu(Rows<float> gate, Rows<const float> up, cudaStream_t stream);
+/// gate = silu(gate) * up. `count`: on the device, of how many rows; null: all.
+void swiglu(Rows<float> gate, Rows<const float> up, const std::int32_t* count, cudaStream_t stream);
 
 /// rope.cu: out may be x, with the same step.
 void rope(Rows<const float> x, std::int64_t x_step, int heads, const RopeAngles& angles, RopePairing pairing,
@@ -161,6 +161,7 @@ struct LinearCall {
   int groups = 1;
   std::int64_t most_outputs = 0;  // of the matrices
   const Tile* tiles = nullptr;
+  bool tiles_made = false;  // by a kernel before this one: what is not needed of the list is empty tiles
   std::int64_t rows = 0;
   int tile_rows = 0, n_tiles = 0, most_in_tile = 0;
   const float* bias = nullptr;
@@ -178,8 +179,10 @@ constexpr int kTileRows = 8;
 
 /// linear_mma.cu: BF16 and F8 weights; call.x is not read, but x, which has its rows and columns. Tiles of 16 or of 64
 /// rows. call.x_step must be a multiple of 8.
-/// `up`: of as many columns, or none; with them silu(x) * up is rounded.
-void round_rows(Rows<const float> x, Rows<const float> up, const HalfRows& out, cudaStream_t stream);
+/// `up`: of as many columns, or none; with them silu(x) * up is rounded. `count`: on the device, of how many rows;
+/// null: all.
+void round_rows(Rows<const float> x, Rows<const float> up, const std::int32_t* count, const HalfRows& out,
+                cudaStream_t stream);
 void linear_mma(const LinearCall& call, WeightForm form, const HalfRows& x, cudaStream_t stream);
 /// Whether it has a kernel for this matrix: block scales must span whole multiples of kMmaScaleColumns columns.
 bool linear_mma_takes(const Weights& w);
@@ -199,8 +202,9 @@ constexpr int kF8FewBlocks = 64;
 /// silu(gate) * up of a call's tiles, in tiles again: call.weights are the gates [groups], `ups` lie beside them.
 void gated_f8(const LinearCall& call, const Weights* ups, const F8Rows& x, const F8Rows& out, cudaStream_t stream);
 
-/// quantize.cu: cols a multiple of 32. `up` as for round_rows().
-void quantize_rows(Rows<const float> x, Rows<const float> up, const ByteRows& out, cudaStream_t stream);
+/// quantize.cu: cols a multiple of 32. `up`, `count` as for round_rows().
+void quantize_rows(Rows<const float> x, Rows<const float> up, const std::int32_t* count, const ByteRows& out,
+                   cudaStream_t stream);
 /// For matrices that have their columns in an order of their own: row i of the product's list becomes row i of `out`.
 void quantize_in_order(const LinearCall& call, std::int64_t cols, const ByteRows& out, cudaStream_t stream);
 
@@ -229,6 +233,66 @@ void unpack_rows(const std::byte* in, Wire wire, Rows<float> out, cudaStream_t s
 /// (~n) of `own`.
 void add_answers(Rows<const float> own, const std::byte* others, Wire wire, const std::int32_t* first,
                  const std::int32_t* place, Rows<float> out, cudaStream_t stream);
+
+/// Slots: what every rank sends to every other of a layer whose host learns nothing of it (device_moe.h). A rank's
+/// token t is in its slot t, in all ranks' memories: the row as it travels, then its experts.
+struct Slots {
+  int ranks, rank;
+  int of_rank;  // slots of each rank
+  int entries;  // of a token: its experts, and their slices
+  std::int64_t hidden;
+  Wire there, back;  // how rows travel, and answers
+  bool by_expert;    // answers: one for each entry, in the order of the router's, and not one for each token
+
+  constexpr std::int64_t all() const { return std::int64_t{ranks} * of_rank; }
+  constexpr std::int64_t first(int of) const { return std::int64_t{of} * of_rank; }
+  constexpr std::int64_t entries_at() const { return (wire_row_bytes(there, hidden) + 15) / 16 * 16; }
+  constexpr std::int64_t slot_bytes() const { return entries_at() + (std::int64_t{entries} * 8 + 15) / 16 * 16; }
+  constexpr std::int64_t answer_bytes() const { return wire_row_bytes(back, hidden) * (by_expert ? entries : 1); }
+};
+/// An expert that a token goes to, of any rank; those of one rank in ascending order where answers are summed.
+struct SlotEntry {
+  std::int32_t place;  // rank << 16 | the expert's index there; -1: none
+  float weight;
+};
+/// Where the experts of a layer are: expert e at place[first[e]] .. place[first[e + 1]], each of which takes the tokens
+/// whose point in [0, 2^32) lies below `edge`, the last one all others.
+struct ExpertPlaces {
+  const std::int32_t* first;  // [experts + 1]
+  const std::int32_t* place;
+  const std::uint32_t* edge;
+};
+constexpr int kMostEntries = 256;
+
+/// slots.cu. pack_slots: this rank's slots, of tokens h whose experts are id, weight [tokens, top_k], an expert being
+/// `slices` of `places`; chosen [of_rank * top_k] gets the ids, -1 behind the last token's. `turn`: grows with steps,
+/// so that an expert's copies take turns.
+void pack_slots(Rows<const float> h, const std::int32_t* id, const float* weight, int top_k, int slices,
+                const ExpertPlaces& places, const std::uint32_t* turn, const Slots& slots, std::byte* own,
+                std::int32_t* chosen, cudaStream_t stream);
+/// x [all, hidden] = the rows that this rank has experts for, else zeros.
+void unpack_slots(const std::byte* in, const Slots& slots, float* x, cudaStream_t stream);
+/// Of the results [pairs, hidden] of a SlotPlan the answers to each slot: of other ranks in `sent`, as they travel, of
+/// the own one in `own`; [of_rank] slots for each rank in both.
+void combine_slots(Rows<const float> results, const std::byte* in, const std::int32_t* place, const Slots& slots,
+                   std::byte* sent, std::byte* own, cudaStream_t stream);
+/// out[t] += the answers to own slot t, in ascending order of ranks or in that of the router's experts; answers
+/// [ranks, of_rank].
+void add_slot_answers(const std::byte* own_slots, const std::byte* answers, const Slots& slots, Rows<float> out,
+                      cudaStream_t stream);
+
+/// slot_plan.cu: the (slot, expert) pairs of what arrived for this rank's experts, sorted by expert.
+struct SlotPlan {
+  std::int32_t* begin;  // [experts + 1] of each expert's pairs; the last is their number
+  std::int32_t* row;    // [pairs] slot
+  std::int32_t* place;  // [all, entries] pair; -1: not here
+  std::int32_t* work;   // their number again
+};
+void plan_slots(const std::byte* in, const Slots& slots, int experts, const SlotPlan& plan, cudaStream_t stream);
+/// Ranges of pairs in tiles of up to `rows`: tiles [count], empty ones behind the last. `wanted` [groups]: of which
+/// ranges; null: all. Up to kMaxExperts groups.
+void cut_ranges(const std::int32_t* begin, int groups, const std::int32_t* wanted, int rows, int count, Tile* tiles,
+                cudaStream_t stream);
 
 /// sample.cu: a token from each row; -1 where no logit is a finite number. Vocabularies up to kMostVocabulary. `room`:
 /// sample_room_bytes() for each row.

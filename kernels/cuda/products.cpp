@@ -12,7 +12,7 @@ std::int64_t steps_of(std::int64_t columns) { return (columns + kF8Tile - 1) / k
 
 /// The ranges whose matrices fit; without ranges, all rows of each that does.
 template <class Fits>
-std::vector<Tile> select(std::span<const Tile> ranges, const Operands& w, std::int64_t rows, const Fits& fits) {
+std::vector<Tile> select_ranges(std::span<const Tile> ranges, const Operands& w, std::int64_t rows, const Fits& fits) {
   std::vector<Tile> selected;
   for (const Tile& range : ranges)
     if (fits(w.weights[static_cast<std::size_t>(range.group)])) selected.push_back(range);
@@ -20,6 +20,19 @@ std::vector<Tile> select(std::span<const Tile> ranges, const Operands& w, std::i
   for (std::size_t g = 0; g < w.weights.size(); ++g)
     if (fits(w.weights[g])) selected.push_back({static_cast<std::int32_t>(g), 0, static_cast<std::int32_t>(rows)});
   return selected;
+}
+
+/// 1 for each matrix that fits, 0 for the others.
+template <class Fits>
+std::vector<std::int32_t> ones_where(const std::vector<const Weights*>& weights, const Fits& fits) {
+  std::vector<std::int32_t> numbers;
+  for (const Weights* w : weights) numbers.push_back(fits(w) ? 1 : 0);
+  return numbers;
+}
+
+/// Tiles of up to `rows` pairs, however they are spread over the experts.
+std::int64_t most_tiles(std::int64_t pairs, std::int64_t experts, std::int64_t rows) {
+  return std::min(pairs, std::min(pairs, experts) + pairs / rows);
 }
 
 }  // namespace
@@ -48,6 +61,7 @@ Products::Products(Compute compute, cudaStream_t stream, Uploads& uploads, Weigh
       firsts_(stream),
       places_(stream),
       weights_(stream),
+      tiles_(stream),
       gate_(stream),
       up_(stream),
       results_(stream),
@@ -158,12 +172,13 @@ void Products::multiply(Rows<const float> x, std::span<const Projection> project
   }
 }
 
-void Products::gated_product(Rows<float> gate, Rows<const float> up, const Operands& w, std::span<const Tile> ranges,
+void Products::gated_product(Rows<float> gate, Rows<const float> up, const Operands& w, const Ranges& ranges,
                              Rows<float> out) {
   Activations rounded;
+  if (ranges.pairs) rounded.count = ranges.pairs->begin + w.weights.size();
   const auto as_it_is = [&](const Weights* v) { return family_of(*v, {}) == Family::cuda_cores; };
   if (std::any_of(w.weights.begin(), w.weights.end(), as_it_is))
-    swiglu(gate, up, stream_);
+    swiglu(gate, up, rounded.count, stream_);
   else
     rounded.up = up;  // when it is rounded
   product(gate, {}, w, ranges, rounded, out);
@@ -179,11 +194,12 @@ bool Products::are_f8(const Operands& gates, const Operands& ups, const Operands
   return true;
 }
 void Products::f8_blocks(Rows<const float> x, LinearCall call, const Operands& gates, const Operands& ups,
-                         const Operands& downs, std::span<const Tile> ranges, Rows<float> out) {
+                         const Operands& downs, const Ranges& ranges, Rows<float> out) {
   if (out.rows == 0) return;  // no ranges would mean all rows
   call.x = x.data;
   call.x_stride = x.stride;
   call.weights = gates.on_device;
+  call.groups = static_cast<int>(gates.weights.size());
   call.most_outputs = gates.most_outputs;
   call.rows = x.rows;
   set_tiles(call, ranges, Family::f8);
@@ -202,7 +218,7 @@ void Products::f8_blocks(Rows<const float> x, LinearCall call, const Operands& g
   linear_f8(call, hidden, stream_);
 }
 
-void Products::product(Rows<const float> x, LinearCall call, const Operands& w, std::span<const Tile> ranges,
+void Products::product(Rows<const float> x, LinearCall call, const Operands& w, const Ranges& ranges,
                        Activations& rounded, Rows<float> out) {
   if (out.rows == 0) return;
   call.x = x.data;
@@ -216,7 +232,9 @@ void Products::product(Rows<const float> x, LinearCall call, const Operands& w, 
   call.up = rounded.up.cols > 0 ? rounded.up.data : nullptr;
   call.up_stride = rounded.up.stride;
   rounded.listed = x.rows;
-  for (const Tile& range : ranges) rounded.listed = std::max<std::int64_t>(rounded.listed, range.first + range.count);
+  for (const Tile& range : ranges.list)
+    rounded.listed = std::max<std::int64_t>(rounded.listed, range.first + range.count);
+  if (ranges.pairs) rounded.listed = std::max(rounded.listed, ranges.pairs->most);
   const auto alike = [&](const Weights& a, const Weights& b) {
     if (a.form != b.form || family_of(a, call) != family_of(b, call)) return false;
     return family_of(a, call) != Family::packed_mma || a.packed.is_read_like(b.packed);
@@ -227,34 +245,52 @@ void Products::product(Rows<const float> x, LinearCall call, const Operands& w, 
       kinds.push_back(v);
   for (const Weights* kind : kinds) {
     LinearCall part = call;
-    std::vector<Tile> selected;
-    if (!ranges.empty() || kinds.size() > 1) {
-      selected = select(ranges, w, x.rows, [&](const Weights* v) { return alike(*v, *kind); });
-      if (selected.empty()) continue;
-    }
+    const auto is_kind = [&](const Weights* v) { return alike(*v, *kind); };
     const Family family = family_of(*kind, call);
-    set_tiles(part, selected, family);
+    std::vector<Tile> selected;
+    if (ranges.pairs) {
+      set_tiles(part, ranges, family, kinds.size() > 1 ? uploads_.put(ones_where(w.weights, is_kind)) : nullptr);
+    } else if (!ranges.all() || kinds.size() > 1) {
+      selected = select_ranges(ranges.list, w, x.rows, is_kind);
+      if (selected.empty()) continue;
+      set_tiles(part, {selected}, family);
+    } else {
+      set_tiles(part, {}, family);
+    }
     launch_product(part, *kind, family, x, w, rounded);
   }
 }
 
-void Products::set_tiles(LinearCall& call, std::span<const Tile> ranges, Family family) {
+void Products::set_tiles(LinearCall& call, const Ranges& ranges, Family family, const std::int32_t* wanted) {
   auto most = static_cast<std::int32_t>(call.rows);
-  if (!ranges.empty()) {
-    most = 0;
-    for (const Tile& range : ranges) most = std::max(most, range.count);
-  }
+  if (!ranges.list.empty()) most = 0;
+  for (const Tile& range : ranges.list) most = std::max(most, range.count);
+  // What an expert gets that is asked for twice as often as others.
+  if (ranges.pairs) most = static_cast<std::int32_t>(2 * ranges.pairs->usual);
   const bool few =
       family == Family::cuda_cores || family == Family::packed || (family == Family::packed_mma && most <= kTileRows);
   call.tile_rows = few ? kTileRows : most <= kMmaFewRows ? kMmaFewRows : kMmaManyRows;
   call.most_in_tile = std::min(most, call.tile_rows);
-  if (ranges.empty()) {
+  if (ranges.pairs) return make_tiles(call, *ranges.pairs, wanted);
+  if (ranges.all()) {
     call.n_tiles = static_cast<int>((call.rows + call.tile_rows - 1) / call.tile_rows) * call.groups;
     return;
   }
-  const std::vector<Tile> tiles = cut_into_tiles(ranges, call.tile_rows);
+  const std::vector<Tile> tiles = cut_into_tiles(ranges.list, call.tile_rows);
   call.tiles = uploads_.put(tiles);
   call.n_tiles = static_cast<int>(tiles.size());
+}
+
+void Products::make_tiles(LinearCall& call, const ListedPairs& pairs, const std::int32_t* wanted) {
+  call.most_in_tile = call.tile_rows;
+  call.n_tiles = static_cast<int>(most_tiles(pairs.most, call.groups, call.tile_rows));
+  call.tiles_made = true;
+  Tile* tiles = tiles_.room<Tile>(call.n_tiles);
+  call.tiles = tiles;
+  if (!wanted && tiles_of_ == pairs.begin && tiles_rows_ == call.tile_rows) return;
+  cut_ranges(pairs.begin, call.groups, wanted, call.tile_rows, call.n_tiles, tiles, stream_);
+  tiles_of_ = wanted ? nullptr : pairs.begin;
+  tiles_rows_ = call.tile_rows;
 }
 
 void Products::launch_product(const LinearCall& call, const Weights& like, Family family, Rows<const float> x,
@@ -281,7 +317,7 @@ void Products::launch_product(const LinearCall& call, const Weights& like, Famil
       of_bytes.row = nullptr;
     } else if (made.bytes.value == nullptr) {
       make_room_bytes(made, x.rows, x.cols);
-      quantize_rows(x, made.up, made.bytes, stream_);
+      quantize_rows(x, made.up, made.count, made.bytes, stream_);
     }
     if (family == Family::packed_mma)
       linear_packed_mma(of_bytes, like.packed, made.bytes, x.cols, stream_);
@@ -293,7 +329,7 @@ void Products::launch_product(const LinearCall& call, const Weights& like, Famil
   if (family == Family::cuda_cores) return cuda::linear(call, like.form, compute_ != Compute::f32, stream_);
   if (made.halves.value == nullptr) {
     make_room_halves(made, x.rows, x.cols);
-    round_rows(x, made.up, made.halves, stream_);
+    round_rows(x, made.up, made.count, made.halves, stream_);
   }
   linear_mma(call, like.form, made.halves, stream_);
 }
@@ -304,14 +340,6 @@ void Products::experts(const ExpertBatch& batch, std::span<const FeedForward> ex
   ExpertPlan plan = plan_experts(batch.first, batch.expert, static_cast<int>(experts.size()));
   if (!batch.row.empty())
     for (std::int32_t& row : plan.row) row = batch.row[static_cast<std::size_t>(row)];
-  const Operands gates = lists_.of(experts, [](const FeedForward& f) -> const Matrix& { return f.gate; });
-  const Operands ups = lists_.of(experts, [](const FeedForward& f) -> const Matrix& { return f.up; });
-  const Operands downs = lists_.of(experts, [](const FeedForward& f) -> const Matrix& { return f.down; });
-  // Whole groups of 32, where activations become bytes.
-  const std::int64_t width = (gates.most_outputs + kGroupColumns - 1) / kGroupColumns * kGroupColumns;
-  const Rows<float> results = rows(results_, pairs, out.cols);
-
-  LinearCall gathered;
   const std::span<const std::int32_t> pair_rows(plan.row), firsts(batch.first), places(plan.place);
   const std::span<const float> weights(batch.weight);
   using Lists = std::tuple<const std::int32_t*, const std::int32_t*, const std::int32_t*, const float*>;
@@ -320,17 +348,36 @@ void Products::experts(const ExpertBatch& batch, std::span<const FeedForward> ex
           ? uploads_.put_all(pair_rows, firsts, places, weights)
           : Lists{uploads_.keep(pair_rows, rows_), uploads_.keep(firsts, firsts_), uploads_.keep(places, places_),
                   uploads_.keep(weights, weights_)};
+  const Rows<float> results = pair_results(x, row, pairs, {plan.ranges}, experts);
+  combine(results, first, place, weight, out, stream_);
+}
+
+Rows<const float> Products::experts(const ListedPairs& pairs, std::span<const FeedForward> experts,
+                                    Rows<const float> x) {
+  tiles_of_ = nullptr;  // the list is a new one, wherever it lies
+  return pair_results(x, pairs.row, pairs.most, {{}, &pairs}, experts);
+}
+
+Rows<float> Products::pair_results(Rows<const float> x, const std::int32_t* row, std::int64_t pairs,
+                                   const Ranges& ranges, std::span<const FeedForward> experts) {
+  const Operands gates = lists_.of(experts, [](const FeedForward& f) -> const Matrix& { return f.gate; });
+  const Operands ups = lists_.of(experts, [](const FeedForward& f) -> const Matrix& { return f.up; });
+  const Operands downs = lists_.of(experts, [](const FeedForward& f) -> const Matrix& { return f.down; });
+  const Rows<float> results = rows(results_, pairs, x.cols);
+  LinearCall gathered;
   gathered.row = row;
   if (are_f8(gates, ups, downs)) {
-    f8_blocks(x, gathered, gates, ups, downs, plan.ranges, results);
-  } else {
-    const Rows<float> gate = rows(gate_, pairs, width), up = rows(up_, pairs, width);
-    Activations rounded;
-    product(x, gathered, gates, plan.ranges, rounded, gate);
-    product(x, gathered, ups, plan.ranges, rounded, up);
-    gated_product(gate, up, downs, plan.ranges, results);
+    f8_blocks(x, gathered, gates, ups, downs, ranges, results);
+    return results;
   }
-  combine(results, first, place, weight, out, stream_);
+  // Whole groups of 32, where activations become bytes.
+  const std::int64_t width = (gates.most_outputs + kGroupColumns - 1) / kGroupColumns * kGroupColumns;
+  const Rows<float> gate = rows(gate_, pairs, width), up = rows(up_, pairs, width);
+  Activations rounded;
+  product(x, gathered, gates, ranges, rounded, gate);
+  product(x, gathered, ups, ranges, rounded, up);
+  gated_product(gate, up, downs, ranges, results);
+  return results;
 }
 
 }  // namespace shoal::cuda

@@ -99,6 +99,22 @@ class MatrixLists {
   std::uint64_t brought_ = 0;
 };
 
+/// (row, expert) pairs sorted by expert, as a kernel has listed them (slot_plan.cu).
+struct ListedPairs {
+  const std::int32_t* row;    // [most] of the rows
+  const std::int32_t* begin;  // [experts + 1] of each expert's pairs; the last is their number
+  std::int64_t most;          // that there may be
+  std::int64_t usual;         // of an expert, where all get as many
+};
+
+/// Which rows go with which matrix: as the host has listed them, or a kernel; all with each, where there is no list.
+struct Ranges {
+  std::span<const Tile> list;
+  const ListedPairs* pairs = nullptr;
+
+  bool all() const { return list.empty() && !pairs; }
+};
+
 /// Products of rows in device memory with matrices there, by the fastest kernels that take them and that are trusted.
 class Products {
  public:
@@ -119,6 +135,8 @@ class Products {
   }
   /// The batch's rows are those of x, its results go to out.
   void experts(const ExpertBatch& batch, std::span<const FeedForward> experts, Rows<const float> x, Rows<float> out);
+  /// What each pair's expert makes of its row: [pairs.most, hidden], valid until the next call.
+  Rows<const float> experts(const ListedPairs& pairs, std::span<const FeedForward> experts, Rows<const float> x);
   /// Of lists of matrices to the device: while this grows, launches cannot be repeated.
   std::uint64_t lists_brought() const { return lists_.brought(); }
 
@@ -127,8 +145,9 @@ class Products {
   enum class Family { cuda_cores, mma, f8, packed, packed_mma };
   /// Rows of a product as families take them, made at most once.
   struct Activations : Rounded {
-    std::int64_t listed = 0;  // rows of the product's list
-    Rows<const float> up;     // where it has columns, silu(x) * up is multiplied
+    std::int64_t listed = 0;              // rows of the product's list
+    const std::int32_t* count = nullptr;  // on the device: of the rows, those that are there
+    Rows<const float> up;                 // where it has columns, silu(x) * up is multiplied
   };
 
   /// Of a product of all rows with one matrix: how its columns are cut, and room for it.
@@ -139,19 +158,22 @@ class Products {
   void make_room_bytes(Rounded& to, std::int64_t n, std::int64_t cols);
   void multiply(Rows<const float> x, std::span<const Projection> projections, Activations& rounded);
   /// Products of silu(gate) * up. `gate` may be overwritten.
-  void gated_product(Rows<float> gate, Rows<const float> up, const Operands& w, std::span<const Tile> ranges,
-                     Rows<float> out);
+  void gated_product(Rows<float> gate, Rows<const float> up, const Operands& w, const Ranges& ranges, Rows<float> out);
   /// Whether SwiGLU blocks are all of what gated_f8() takes.
   bool are_f8(const Operands& gates, const Operands& ups, const Operands& downs) const;
   /// SwiGLU blocks of FP8 in three launches: rows to E4M3; gate and up, whose results are E4M3 at once; down.
   void f8_blocks(Rows<const float> x, LinearCall call, const Operands& gates, const Operands& ups,
-                 const Operands& downs, std::span<const Tile> ranges, Rows<float> out);
-  /// One launch for each kind of weights that occurs. `call` has what is not said by the other arguments. `ranges`:
-  /// which rows go with which matrix; empty: all with each.
-  void product(Rows<const float> x, LinearCall call, const Operands& w, std::span<const Tile> ranges,
-               Activations& rounded, Rows<float> out);
-  /// Tiles of the size that the kernels take; a row's result does not depend on it.
-  void set_tiles(LinearCall& call, std::span<const Tile> ranges, Family family);
+                 const Operands& downs, const Ranges& ranges, Rows<float> out);
+  /// [pairs, hidden]; `row` [pairs]: of x.
+  Rows<float> pair_results(Rows<const float> x, const std::int32_t* row, std::int64_t pairs, const Ranges& ranges,
+                           std::span<const FeedForward> experts);
+  /// One launch for each kind of weights that occurs. `call` has what is not said by the other arguments.
+  void product(Rows<const float> x, LinearCall call, const Operands& w, const Ranges& ranges, Activations& rounded,
+               Rows<float> out);
+  /// Tiles of the size that the kernels take; a row's result does not depend on it. `wanted`: on the device, of which
+  /// of the ranges that a kernel has listed; null: all.
+  void set_tiles(LinearCall& call, const Ranges& ranges, Family family, const std::int32_t* wanted = nullptr);
+  void make_tiles(LinearCall& call, const ListedPairs& pairs, const std::int32_t* wanted);
   /// `like`: one of the matrices, which are all of its kind.
   void launch_product(const LinearCall& call, const Weights& like, Family family, Rows<const float> x,
                       const Operands& w, Activations& made);
@@ -166,6 +188,9 @@ class Products {
   WeightVectors& vectors_;
   MatrixLists lists_;
   Scratch rows_, firsts_, places_, weights_;  // an expert batch's lists, where they are large
+  Scratch tiles_;                             // made by a kernel
+  const std::int32_t* tiles_of_ = nullptr;    // of which pairs they are, all of them, and how large; null: none
+  int tiles_rows_ = 0;
   Scratch gate_, up_, results_, byte_values_, byte_scales_, halves_, f8_values_, f8_scales_, hidden_values_,
       hidden_scales_, piece_sums_;
   DeviceBlock pieces_arrived_{kF8FewBlocks * sizeof(unsigned)};

@@ -20,6 +20,7 @@ __global__ void __launch_bounds__(kThreads) quantize_f8_kernel(LinearCall call, 
   follow_previous_kernels();
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
   const Tile tile = tile_of_block(call);
+  if (tile.count == 0) return;
   const std::int64_t cols = call.weights[tile.group].cols, first = std::int64_t{blockIdx.y} * kGroup;
 #pragma unroll 1
   for (int r = warp; r < call.tile_rows; r += kWarps) {

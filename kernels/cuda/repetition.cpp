@@ -1,15 +1,10 @@
 #include "kernels/cuda/repetition.h"
 
-#include "base/cuda/wait.h"
-
 namespace shoal::cuda {
 
 void Repetition::run(const Key& key, const std::function<std::uint64_t()>& brought, const std::function<void()>& work) {
   if (!possible_) return work();
-  if (allocated_ != DeviceBlock::allocated()) {
-    if (!graphs_.empty()) wait_for(stream_, "the GPU's work");  // forget() waits too, whatever for
-    forget();
-  }
+  if (allocated_ != DeviceBlock::allocated()) forget();
   Entry& of_key = entry(key);
   if (!of_key.executable && of_key.repeatable) {
     if (capture(of_key, work)) {
@@ -43,7 +38,6 @@ Repetition::Entry& Repetition::entry(const Key& key) {
 
 void Repetition::shorten(Entries& entries, std::size_t most) {
   if (entries.size() <= most) return;
-  // It may still run: then CUDA frees it afterwards.
   if (entries.back().executable) static_cast<void>(cudaGraphExecDestroy(entries.back().executable));
   found_.erase(entries.back().key);
   entries.pop_back();
@@ -75,7 +69,6 @@ bool Repetition::capture(Entry& to, const std::function<void()>& work) {
 }
 
 void Repetition::forget() {
-  if (!graphs_.empty()) static_cast<void>(cudaStreamSynchronize(stream_));
   for (const Entry& entry : graphs_) static_cast<void>(cudaGraphExecDestroy(entry.executable));
   graphs_.clear();
   seen_.clear();

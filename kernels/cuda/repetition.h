@@ -26,6 +26,8 @@ class Repetition {
 
   /// `brought`: a count that grows when something is brought from the host.
   void run(const Key& key, const std::function<std::uint64_t()>& brought, const std::function<void()>& work);
+  /// Nothing is repeated before it was seen again. CUDA frees a graph that still runs once it has.
+  void forget();
 
  private:
   struct Entry {
@@ -40,7 +42,6 @@ class Repetition {
   void shorten(Entries& entries, std::size_t most);
   /// False where the driver does not want to, or a launch failed; then none of `work` is done.
   bool capture(Entry& to, const std::function<void()>& work);
-  void forget();
 
   static constexpr std::size_t kMostSeen = 65536;  // some 200 bytes each, on the host
   cudaStream_t stream_;

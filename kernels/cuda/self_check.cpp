@@ -149,7 +149,7 @@ std::string check_linear_mma(cudaStream_t stream) {
       const DeviceBlock halves(static_cast<std::size_t>(c.rows * kCols) * 2);
       const HalfRows x{at<std::uint16_t>(halves), kCols};
       c.call.out = at<float>(c.out);
-      round_rows({c.call.x, c.rows, kCols}, {}, x, stream);
+      round_rows({c.call.x, c.rows, kCols}, {}, nullptr, x, stream);
       linear_mma(c.call, form, x, stream);
       const auto tested = download<float>(c.out, expected.size(), stream);
       if (std::string wrong = compare("linear_mma", tile_rows, tested, expected, 1e-5); !wrong.empty()) return wrong;
@@ -206,7 +206,7 @@ std::string check_linear_packed_mma(cudaStream_t stream) {
       const DeviceBlock x_there = upload(std::span<const float>(x), stream), values(elements), scales(elements / 8),
                         out(static_cast<std::size_t>(call.rows * kFewOutputs) * sizeof(float));
       const ByteRows bytes{at<std::int8_t>(values), at<float>(scales)};
-      quantize_rows({at<float>(x_there), call.rows, kWide}, {}, bytes, stream);
+      quantize_rows({at<float>(x_there), call.rows, kWide}, {}, nullptr, bytes, stream);
       call.out = at<float>(out);
       const auto in_tiles_of = [&](int rows) {
         call.tile_rows = call.most_in_tile = rows;

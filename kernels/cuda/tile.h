@@ -4,7 +4,7 @@
 
 namespace shoal::cuda {
 
-/// The tile of this block, number blockIdx.x.
+/// The tile of this block, number blockIdx.x. Of a list that a kernel made, those behind the last have no rows.
 __device__ __forceinline__ Tile tile_of_block(const LinearCall& call) {
   if (call.tiles != nullptr) return call.tiles[blockIdx.x];
   const int of_group = call.n_tiles / call.groups, n = static_cast<int>(blockIdx.x);

@@ -4,11 +4,13 @@
 // highest clock. Weights change from call to call, so that they come from memory and not from L2.
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <fstream>
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <random>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -259,7 +261,7 @@ void bench_linear(Bench& b, const std::string& name, WeightForm form, std::int64
       if (family == "fp32") {
         linear(now, form, false, b.stream);
       } else if (family == "mma bf16") {
-        round_rows({call.x, all, cols}, {}, halves, b.stream);
+        round_rows({call.x, all, cols}, {}, nullptr, halves, b.stream);
         linear_mma(now, form, halves, b.stream);
       } else {
         quantize_f8(now, f8, b.stream);
@@ -308,7 +310,7 @@ void bench_packed(Bench& b, const std::string& what, const char* format, std::in
           static_cast<double>(all * rows * cols), [&](int i) {
             LinearCall now = call;
             now.weights = w.at(i);
-            quantize_rows({reinterpret_cast<const float*>(x.data()), all, cols}, {}, bytes, b.stream);
+            quantize_rows({reinterpret_cast<const float*>(x.data()), all, cols}, {}, nullptr, bytes, b.stream);
             if (tensor_cores)
               linear_packed_mma(now, like.packed, bytes, cols, b.stream);
             else
@@ -318,8 +320,10 @@ void bench_packed(Bench& b, const std::string& what, const char* format, std::in
 }
 
 /// `groups` SwiGLU blocks of FP8, `tokens` rows of its own for each, from FP32 rows to FP32 results: three launches.
-void bench_experts(Bench& b, const std::string& name, std::int64_t tokens, int groups) {
-  const std::string at = name + " T=" + std::to_string(tokens) + ", fused fp8";
+/// `in_vain`: tiles without rows behind the others, as a list has that a kernel makes.
+void bench_experts(Bench& b, const std::string& name, std::int64_t tokens, int groups, int in_vain = 0) {
+  const std::string at = name + " T=" + std::to_string(tokens) + ", fused fp8" +
+                         (in_vain > 0 ? ", " + std::to_string(in_vain) + " empty tiles" : "");
   if (!b.hopper || !b.wanted(at)) return;
   const Matrices gates(b.limits, WeightForm::f8, groups, kExpert, kHidden),
       ups(b.limits, WeightForm::f8, groups, kExpert, kHidden),
@@ -327,7 +331,9 @@ void bench_experts(Bench& b, const std::string& name, std::int64_t tokens, int g
   const std::int64_t all = tokens * groups;
   LinearCall call;
   call.tile_rows = tokens <= kMmaFewRows ? kMmaFewRows : kMmaManyRows;
-  const std::vector<Tile> tiles = tiles_of(groups, tokens, call.tile_rows);
+  std::vector<Tile> tiles = tiles_of(groups, tokens, call.tile_rows);
+  tiles.resize(tiles.size() + static_cast<std::size_t>(in_vain));
+  call.tiles_made = in_vain > 0;
   const DeviceBlock tiles_there = on_device(tiles), x = random_block(static_cast<std::size_t>(all * kHidden) * 4);
   const DeviceBlock out(static_cast<std::size_t>(all * kHidden) * 4);
   const auto places = [&](std::int64_t cols) {
@@ -521,6 +527,79 @@ void bench_small(Bench& b, std::int64_t tokens) {
   });
 }
 
+/// What a rank does of a layer whose host learns nothing of it, but for its products: each of `ranks` has so many
+/// tokens, whose experts are spread evenly.
+void bench_slots(Bench& b, int ranks, int tokens) {
+  constexpr int kTopK = 8, kExperts = 256;
+  const std::string at = " EP" + std::to_string(ranks) + " T=" + std::to_string(tokens);
+  const Slots slots{ranks, 0, tokens, kTopK, kHidden, Wire::f8, Wire::bf16, false};
+  const int here = kExperts / ranks;
+  std::mt19937 random(8);
+  std::vector<std::int32_t> first, place, id;
+  std::vector<std::uint32_t> edge(kExperts, 0xffffffffu);
+  for (std::int32_t e = 0; e <= kExperts; ++e) {
+    first.push_back(e);
+    if (e < kExperts) place.push_back(e / here << 16 | e % here);
+  }
+  const auto draw = [&] {
+    std::set<std::int32_t> of_token;
+    while (of_token.size() < kTopK) of_token.insert(static_cast<std::int32_t>(random() % kExperts));
+    return of_token;
+  };
+  std::vector<std::byte> all(static_cast<std::size_t>(slots.all() * slots.slot_bytes()));
+  std::int64_t pairs = 0, rows = 0;
+  for (std::int64_t slot = 0; slot < slots.all(); ++slot) {
+    auto* entry = reinterpret_cast<SlotEntry*>(all.data() + slot * slots.slot_bytes() + slots.entries_at());
+    bool is_here = false;
+    for (const std::int32_t e : draw()) {
+      *entry++ = {place[static_cast<std::size_t>(e)], 0.1f};
+      pairs += e < here ? 1 : 0;
+      is_here = is_here || e < here;
+      if (slot < tokens) id.push_back(e);
+    }
+    rows += is_here ? 1 : 0;
+  }
+  const DeviceBlock firsts = on_device(first), places = on_device(place), edges = on_device(edge), ids = on_device(id),
+                    weights = random_block(id.size() * 4), turn = on_device(std::vector<std::uint32_t>{1}),
+                    h = random_block(static_cast<std::size_t>(tokens * kHidden) * 4), in = on_device(all),
+                    own(static_cast<std::size_t>(tokens * slots.slot_bytes())), chosen(id.size() * 4),
+                    x(static_cast<std::size_t>(slots.all() * kHidden) * 4), begin((kMaxExperts + 1) * 4),
+                    row(static_cast<std::size_t>(slots.all()) * kTopK * 4),
+                    pair(static_cast<std::size_t>(slots.all()) * kTopK * 4), work(4),
+                    results = random_block(static_cast<std::size_t>(pairs * kHidden) * 4),
+                    sent(static_cast<std::size_t>(slots.all() * slots.answer_bytes())),
+                    answers(static_cast<std::size_t>(slots.all() * slots.answer_bytes())),
+                    out(static_cast<std::size_t>(tokens * kHidden) * 4),
+                    tiles(static_cast<std::size_t>(slots.all()) * kTopK * sizeof(Tile));
+  const auto ints = [](const DeviceBlock& block) { return reinterpret_cast<std::int32_t*>(block.data()); };
+  const double of_slot = static_cast<double>(slots.slot_bytes()), of_row = 4.0 * kHidden;
+  b.row("pack_slots" + at, tokens * (of_slot + of_row), 0, [&](int) {
+    pack_slots({reinterpret_cast<const float*>(h.data()), tokens, kHidden}, ints(ids),
+               reinterpret_cast<const float*>(weights.data()), kTopK, 1,
+               {ints(firsts), ints(places), reinterpret_cast<const std::uint32_t*>(edges.data())},
+               reinterpret_cast<const std::uint32_t*>(turn.data()), slots, own.data(), ints(chosen), b.stream);
+  });
+  const SlotPlan plan{ints(begin), ints(row), ints(pair), ints(work)};
+  b.row("plan_slots" + at, static_cast<double>(slots.all()) * kTopK * 12, 0,
+        [&](int) { plan_slots(in.data(), slots, here, plan, b.stream); });
+  b.row("cut_ranges" + at, here * 16.0, 0, [&](int) {
+    cut_ranges(ints(begin), here, nullptr, kMmaFewRows, here + static_cast<int>(slots.all()) * kTopK / kMmaFewRows,
+               reinterpret_cast<Tile*>(tiles.data()), b.stream);
+  });
+  b.row("unpack_slots" + at, static_cast<double>(rows) * of_slot + static_cast<double>(slots.all()) * of_row, 0,
+        [&](int) { unpack_slots(in.data(), slots, reinterpret_cast<float*>(x.data()), b.stream); });
+  const double of_answer = static_cast<double>(slots.answer_bytes());
+  b.row("combine_slots" + at, static_cast<double>(pairs) * of_row + static_cast<double>(rows) * of_answer, 0, [&](int) {
+    combine_slots({reinterpret_cast<const float*>(results.data()), pairs, kHidden}, in.data(), ints(pair), slots,
+                  sent.data(), answers.data(), b.stream);
+  });
+  const double ranks_asked = ranks * (1 - std::pow(1.0 - 1.0 / ranks, kTopK));
+  b.row("add_slot_answers" + at, tokens * (ranks_asked * of_answer + 2 * of_row), 0, [&](int) {
+    add_slot_answers(in.data(), answers.data(), slots, {reinterpret_cast<float*>(out.data()), tokens, kHidden},
+                     b.stream);
+  });
+}
+
 /// Kernels that wait for each other, as in a decode step: what a launch costs, and what overlapping them saves.
 void bench_chain(Bench& b) {
   constexpr std::int64_t kTokens = 32;
@@ -573,6 +652,8 @@ int run(int argc, char** argv) {
   }
   Bench b(filter, seconds);
   for (const std::int64_t t : {32, 128, 4096}) bench_small(b, t);
+  for (const int t : {8, 64, 128}) bench_slots(b, 8, t);
+  bench_slots(b, 32, 16);
   bench_chain(b);
   for (const std::int64_t t : {1, 32}) bench_sample(b, t);
   for (const std::int64_t t : {1, 16, 128, 4096}) {
@@ -592,6 +673,9 @@ int run(int argc, char** argv) {
       bench_linear(b, "experts down f8" + ep, WeightForm::f8, kHidden, kExpert, rows, slots);
       bench_experts(b, "experts" + ep, rows, slots);
     }
+  // 8 ranks of 16 and of 128 tokens, all of which might need one rank's experts.
+  bench_experts(b, "experts EP8", 4, 32, 8 * 16 * 8 / 16);
+  bench_experts(b, "experts EP8", 32, 32, 8 * 128 * 8 / 64);
   // One user, a few dozen, a prompt: with 8 ranks an expert meets as many rows.
   for (const char* format : {"Q4_K", "Q8_0", "Q6_K", "Q2_K", "IQ2_XXS", "IQ1_S"})
     for (const std::int64_t rows : {1, 16, 128}) {

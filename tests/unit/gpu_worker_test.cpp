@@ -34,7 +34,7 @@ class GpuWorker : public EveryIsa {
       for (int i = 0; i < 300; ++i) text.push_back((i * 37 + i / 7) % 250);
       std::int32_t position = 0;
       for (std::size_t step = 0; step < chunks.size(); ++step) {
-        StepPlan plan{.step = step + 1};
+        StepPlan plan{.step = step + 1, .most_tokens = chunks[step] + 1};
         SequenceChunk chunk{.sequence = 1, .position = position},
             other{.sequence = 2, .position = static_cast<std::int32_t>(step)};
         if (step == 0) {
@@ -67,7 +67,7 @@ class GpuWorker : public EveryIsa {
       std::vector<std::int32_t> next{5, 17, 9, 40, 3};
       std::int32_t position = 0;
       for (int step = 1; step <= steps; ++step) {
-        StepPlan plan{.step = static_cast<std::uint64_t>(step)};
+        StepPlan plan{.step = static_cast<std::uint64_t>(step), .most_tokens = static_cast<std::int32_t>(next.size())};
         if (step == 1)
           plan.start.push_back({.sequence = 1, .sampling = sampling, .logprobs = logprobs ? 0 : -1, .answer = {}});
         SequenceChunk chunk{.sequence = 1, .position = position};

@@ -52,9 +52,17 @@ class Job {
     plans = scheduler.plan();
     ASSERT_EQ(plans.size(), options_.tensor_parallel ? 1u : static_cast<std::size_t>(options_.ranks));
     check_admissions();
+    std::size_t most_tokens = 0;
+    for (const StepPlan& plan : plans) {
+      std::size_t tokens = 0;
+      for (const SequenceChunk& chunk : plan.chunks) tokens += chunk.tokens.size();
+      most_tokens = std::max(most_tokens, tokens);
+    }
     std::vector<std::pair<int, StepResult>> results;
     for (int rank = 0; rank < options_.ranks; ++rank) {
       if (!ranks[static_cast<std::size_t>(rank)].left) continue;
+      EXPECT_EQ(plans[options_.tensor_parallel ? 0 : static_cast<std::size_t>(rank)].most_tokens,
+                static_cast<std::int32_t>(most_tokens));
       const StepPlan& plan = plans[options_.tensor_parallel ? 0 : static_cast<std::size_t>(rank)];
       StepResult result = workers[static_cast<std::size_t>(rank)].run(decode_step_plan(encode(plan)));
       if (options_.tensor_parallel && rank > 0) result.outputs.clear();

@@ -59,6 +59,7 @@ TokenRules any_rules(Random& random) {
 StepPlan any_plan(Random& random) {
   StepPlan plan;
   plan.step = random();
+  plan.most_tokens = number_up_to(random, 1000);
   plan.start.resize(static_cast<std::size_t>(number_up_to(random, 3)));
   for (auto& start : plan.start) {
     start.sequence = random();
@@ -152,6 +153,7 @@ TEST(Step, PlanSurvivesTheWire) {
     const StepPlan plan = any_plan(random);
     const StepPlan copy = decode_step_plan(encode(plan));
     EXPECT_EQ(copy.step, plan.step);
+    EXPECT_EQ(copy.most_tokens, plan.most_tokens);
     ASSERT_EQ(copy.start.size(), plan.start.size());
     for (std::size_t j = 0; j < plan.start.size(); ++j) {
       const SequenceStart &a = plan.start[j], &b = copy.start[j];
@@ -243,7 +245,7 @@ TEST(Step, SpecialFloatsAndExtremeCountersSurvive) {
 
 TEST(Step, TheFormIsLittleEndian) {
   const auto bytes = encode(StepPlan{.step = 0x0102, .start = {}, .chunks = {}, .finish = {}, .experts = {}});
-  ASSERT_EQ(bytes.size(), 1u + 8 + 4 + 4 + 4 + 4);
+  ASSERT_EQ(bytes.size(), 1u + 8 + 4 + 4 + 4 + 4 + 4);
   EXPECT_EQ(bytes[0], std::byte{3});
   EXPECT_EQ(bytes[1], std::byte{2});
   EXPECT_EQ(bytes[2], std::byte{1});
@@ -319,10 +321,10 @@ TEST(Step, DamagedMessagesDoNoHarm) {
 
 TEST(Step, AHugeCountIsRefusedBeforeAnythingIsAllocated) {
   auto bytes = encode(StepPlan{});
-  std::memset(bytes.data() + 9, 0xFF, 4);  // the number of starts
+  std::memset(bytes.data() + 13, 0xFF, 4);  // the number of starts
   EXPECT_THROW(decode_step_plan(bytes), Error);
-  std::memset(bytes.data() + 9, 0, 4);
-  std::memset(bytes.data() + 17, 0xFF, 4);  // the number of finished sequences
+  std::memset(bytes.data() + 13, 0, 4);
+  std::memset(bytes.data() + 21, 0xFF, 4);  // the number of finished sequences
   EXPECT_THROW(decode_step_plan(bytes), Error);
 }
 

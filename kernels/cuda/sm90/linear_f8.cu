@@ -126,7 +126,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   auto& s = *reinterpret_cast<Shared<kRows, kGated>*>(dynamic_shared());
   constexpr int kAhead = kStages<kRows, kGated>;
   const int thread = static_cast<int>(threadIdx.x), group = thread / kWarpGroup, lane = thread % kWarp;
+  if (call.tiles_made) wait_for_previous_kernels();
   const Tile tile = tile_of_block(call);
+  if (tile.count == 0) return;
   const Weights& w = call.weights[tile.group];
   const std::int64_t first = std::int64_t{blockIdx.y} * kOutputs;
   if (first >= w.rows) return wait_for_previous_kernels();  // the whole block

@@ -1,0 +1,186 @@
+#include "kernels/cuda/gpu_moe.h"
+
+#include <cmath>
+
+#include "base/cuda/stream.h"
+#include "kernels/cuda/exchange_wire.h"
+
+namespace shoal::cuda {
+namespace {
+
+constexpr int kRankShift = 16;
+constexpr std::size_t kMostInPlace = 1 << 15;  // ranks, and experts of one
+
+/// So many that few numbers occur, since each is launched in its own way: powers of two, and halfway between.
+std::int64_t slots_for(std::int64_t tokens) {
+  std::int64_t n = 1;
+  while (n < tokens) n *= 2;
+  return n >= 8 && tokens <= n * 3 / 4 ? n * 3 / 4 : n;
+}
+
+}  // namespace
+
+bool GpuMoe::takes(const Communicator& comm, const DeviceMoeShape& shape) {
+  const auto& r = shape.router;
+  return r.n_experts * shape.slices <= kMaxExperts && r.top_k * shape.slices <= kMostEntries &&
+         static_cast<std::size_t>(comm.size()) < kMostInPlace;
+}
+
+GpuMoe::GpuMoe(cudaStream_t stream, Uploads& uploads, WeightVectors& vectors, Products& products, Communicator& comm,
+               const DeviceMoeShape& shape, bool f8_rows, std::function<void()> forget)
+    : stream_(stream),
+      traffic_(new_stream(true)),
+      ready_(new_event()),
+      arrived_(new_event()),
+      fetched_(new_event()),
+      uploads_(uploads),
+      vectors_(vectors),
+      products_(products),
+      shape_(shape),
+      transport_(comm.size() > 1 ? comm.device_transport() : nullptr),
+      forget_(std::move(forget)),
+      slots_{comm.size(),
+             comm.rank(),
+             0,
+             shape.router.top_k * shape.slices,
+             shape.exchange.hidden,
+             wire_there(shape.exchange, f8_rows),
+             wire_back(shape.exchange),
+             shape.exchange.answers == Answers::by_expert},
+      to_(static_cast<std::size_t>(comm.size())),
+      from_(static_cast<std::size_t>(comm.size())),
+      chosen_on_device_(static_cast<std::size_t>(shape.layers * chosen_of_layer()) * sizeof(std::int32_t)),
+      chosen_(chosen_on_device_.bytes()),
+      picked_(stream),
+      shares_(stream),
+      in_(stream),
+      x_(stream),
+      begin_(stream),
+      rows_(stream),
+      place_(stream),
+      sent_(stream),
+      answers_(stream) {
+  if (transport_) transport_->before_abort(forget_);
+}
+
+GpuMoe::~GpuMoe() {
+  forget_();  // graphs with this one's memory and exchanges in them
+  if (transport_) transport_->before_abort(nullptr);
+  for (cudaEvent_t event : {ready_, arrived_, fetched_}) static_cast<void>(cudaEventDestroy(event));
+  static_cast<void>(cudaStreamDestroy(traffic_));
+}
+
+void GpuMoe::placed(const ExpertMap& map) {
+  std::vector<std::int32_t> first{0}, place;
+  std::vector<std::uint32_t> edge;
+  for (std::size_t e = 0; e < map.replicas.size(); ++e) {
+    double below = 0;
+    for (const ExpertReplica& replica : map.replicas[e]) {
+      if (static_cast<std::size_t>(replica.local) >= kMostInPlace) fail("a rank has more experts than its GPU can list");
+      below += static_cast<double>(replica.share);
+      place.push_back(replica.rank << kRankShift | replica.local);
+      edge.push_back(static_cast<std::uint32_t>(std::min(std::ldexp(below, 32), std::ldexp(1.0, 32) - 1)));
+    }
+    if (place.size() == static_cast<std::size_t>(first.back())) fail("no rank holds expert {}", e);
+    first.push_back(static_cast<std::int32_t>(place.size()));
+  }
+  // New memory: then nothing is repeated that knows the old.
+  Places& places = places_[&map];
+  const std::size_t list_bytes = first.size() * 4, places_bytes = place.size() * 4;
+  DeviceBlock memory(list_bytes + 2 * places_bytes);
+  const auto bring = [&](std::size_t at, const auto& values) {
+    auto* to = reinterpret_cast<std::remove_cvref_t<decltype(values[0])>*>(memory.data() + at);
+    check(cudaMemcpyAsync(to, uploads_.put(values), values.size() * 4, cudaMemcpyDeviceToDevice, stream_),
+          "copying on the GPU");
+    return to;
+  };
+  places.on_device = {bring(0, first), bring(list_bytes, place), bring(list_bytes + places_bytes, edge)};
+  places.memory = std::move(memory);
+}
+
+std::int64_t GpuMoe::begin_step(std::int64_t tokens, std::int64_t most_tokens) {
+  if (most_tokens == 0) return 0;
+  if (tokens > most_tokens) fail("a rank has {} tokens in a step of up to {}", tokens, most_tokens);
+  const std::int64_t slots = transport_ ? slots_for(most_tokens) : most_tokens;
+  const std::int64_t arriving = (slots_.ranks - 1) * slots * (slots_.slot_bytes() + slots_.answer_bytes());
+  if (slots > kMostSlots || arriving > kMostBytes) return 0;
+  slots_.of_rank = static_cast<int>(slots);
+  ++turn_;
+  check(cudaMemcpyAsync(turn_on_device_.data(), uploads_.put(std::span<const std::uint32_t>(&turn_, 1)), sizeof turn_,
+                        cudaMemcpyDeviceToDevice, stream_),
+        "copying on the GPU");
+  return slots;
+}
+
+void GpuMoe::exchange(const std::byte* to, std::byte* from, std::int64_t bytes, bool own_to_all) {
+  if (!transport_) return;
+  const auto rank = static_cast<std::size_t>(slots_.rank);
+  for (std::size_t r = 0; r < to_.size(); ++r) {
+    const auto n = static_cast<std::size_t>(bytes);
+    to_[r] = {const_cast<std::byte*>(to) + (own_to_all ? rank : r) * n, n};
+    from_[r] = {from + r * n, n};
+  }
+  check(cudaEventRecord(ready_, stream_), "cudaEventRecord");
+  check(cudaStreamWaitEvent(traffic_, ready_), "cudaStreamWaitEvent");
+  transport_->exchange(to_, from_, traffic_);
+  check(cudaEventRecord(arrived_, traffic_), "cudaEventRecord");
+}
+
+void GpuMoe::run(const Layer& layer, Rows<const float> scores, Rows<const float> h, Rows<float> out,
+                 const std::function<void()>& meanwhile) {
+  const Places& places = places_.at(layer.map);
+  const RouterShape& router = shape_.router;
+  auto* ids = picked_.room<std::int32_t>(slots_.of_rank * router.top_k);
+  auto* shares = shares_.room<float>(slots_.of_rank * router.top_k);
+  if (h.rows > 0) route(scores, vectors_.on_device(layer.score_bias), router, ids, shares, stream_);
+
+  const std::int64_t all = slots_.all(), slot = slots_.slot_bytes(), answer = slots_.answer_bytes();
+  auto* chosen = reinterpret_cast<std::int32_t*>(chosen_on_device_.data()) + layer.index * chosen_of_layer();
+  std::byte* in = in_.room<std::byte>(all * slot);
+  std::byte* own = in + slots_.first(slots_.rank) * slot;
+  pack_slots(h, ids, shares, router.top_k, shape_.slices, places.on_device,
+             reinterpret_cast<const std::uint32_t*>(turn_on_device_.data()), slots_, own,
+             chosen + 1, stream_);
+  exchange(in, in, slots_.of_rank * slot, true);
+  meanwhile();
+  const auto arrive = [&] {
+    if (transport_) check(cudaStreamWaitEvent(stream_, arrived_), "cudaStreamWaitEvent");
+  };
+  arrive();
+
+  const auto experts = static_cast<int>(layer.experts.size());
+  const std::int64_t pairs = all * slots_.entries;
+  const SlotPlan plan{begin_.room<std::int32_t>(kMaxExperts + 1), rows_.room<std::int32_t>(pairs),
+                      place_.room<std::int32_t>(pairs), chosen};
+  plan_slots(in, slots_, experts, plan, stream_);
+  const Rows<float> x(x_.room<float>(all * slots_.hidden), all, slots_.hidden);
+  unpack_slots(in, slots_, x.data, stream_);
+  const auto total = static_cast<std::int64_t>(router.n_experts) * shape_.slices;
+  Rows<const float> results;
+  if (experts > 0)
+    results = products_.experts({plan.row, plan.begin, pairs, (pairs + total - 1) / total}, layer.experts, x);
+
+  std::byte* answers = answers_.room<std::byte>(all * answer);
+  std::byte* sent = transport_ ? sent_.room<std::byte>(all * answer) : answers;
+  combine_slots(results, in, plan.place, slots_, sent, answers, stream_);
+  exchange(sent, answers, slots_.of_rank * answer, false);
+  arrive();
+  add_slot_answers(own, answers, slots_, out, stream_);
+}
+
+void GpuMoe::end_step() {
+  const auto pitch = static_cast<std::size_t>(chosen_of_layer()) * sizeof(std::int32_t);
+  const auto used = static_cast<std::size_t>(1 + slots_.of_rank * shape_.router.top_k) * sizeof(std::int32_t);
+  check(cudaMemcpy2DAsync(chosen_.data(), pitch, chosen_on_device_.data(), pitch, used,
+                          static_cast<std::size_t>(shape_.layers), cudaMemcpyDeviceToHost, stream_),
+        "copying from the GPU");
+  check(cudaEventRecord(fetched_, stream_), "cudaEventRecord");
+}
+
+DeviceMoe::Chosen GpuMoe::chosen(int layer) {
+  wait_for(fetched_, "the GPU's work");
+  const auto* of_layer = reinterpret_cast<const std::int32_t*>(chosen_.data()) + layer * chosen_of_layer();
+  return {{of_layer + 1, static_cast<std::size_t>(slots_.of_rank * shape_.router.top_k)}, *of_layer};
+}
+
+}  // namespace shoal::cuda

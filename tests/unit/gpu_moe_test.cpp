@@ -1,0 +1,393 @@
+// Layers with experts whose host learns nothing before the step has ended: the kernels against plain loops, and whole
+// models against what they compute with the host in between, to the bit, over ranks whose NCCL is a stand-in.
+#include "kernels/device_moe.h"
+
+#include <random>
+#include <set>
+
+#include "collectives/device_transport.h"
+#include "kernels/cuda/expert_plan.h"
+#include "tests/unit/device_stream_test_support.h"
+#include "tests/unit/expert_exchange_suite.h"
+#include "tests/unit/gpu_ranks.h"
+#include "tests/unit/station.h"
+
+namespace shoal::cuda {
+namespace {
+
+using test::ExchangeCase, test::Tokens;
+
+class SlotPlans : public OnStream {};
+
+/// Random entries, and memory that held other things before.
+TEST_F(SlotPlans, EveryEntryForThisRankHasAPlaceAmongItsExpertsPairs) {
+  std::mt19937 random(4);
+  Uploads uploads(stream);
+  for (int round = 0; round < 60; ++round) {
+    const int experts = static_cast<int>(random() % 40) + (round % 8 == 0 ? kMaxExperts - 39 : 0);
+    const Slots slots{.ranks = 1 + static_cast<int>(random() % 5),
+                      .rank = 0,
+                      .of_rank = static_cast<int>(random() % 40),
+                      .entries = 1 + static_cast<int>(random() % 9),
+                      .hidden = 5,
+                      .there = Wire::f32,
+                      .back = Wire::f32,
+                      .by_expert = false};
+    const auto all = static_cast<std::size_t>(slots.all() * slots.entries);
+    std::vector<std::byte> in(static_cast<std::size_t>(slots.all() * slots.slot_bytes()));
+    std::vector<std::int32_t> expert_of(all, -1);
+    for (std::size_t i = 0; i < all; ++i) {
+      SlotEntry entry{-1, 1};
+      if (experts > 0 && random() % 4 > 0) {
+        const auto rank = static_cast<std::int32_t>(random() % 2), local = static_cast<std::int32_t>(random() % static_cast<unsigned>(experts));
+        entry.place = rank << 16 | local;
+        if (rank == slots.rank) expert_of[i] = local;
+      }
+      const auto of = static_cast<std::size_t>(slots.entries);
+      std::memcpy(in.data() + i / of * static_cast<std::size_t>(slots.slot_bytes()) + static_cast<std::size_t>(slots.entries_at()) + i % of * sizeof entry, &entry, sizeof entry);
+    }
+    Scratch begin(stream), row(stream), place(stream), work(stream);
+    const SlotPlan plan{begin.room<std::int32_t>(experts + 1), row.room<std::int32_t>(static_cast<std::int64_t>(all)),
+                        place.room<std::int32_t>(static_cast<std::int64_t>(all)), work.room<std::int32_t>(1)};
+    plan_slots(uploads.put(in), slots, experts, plan, stream);
+    const auto begins = read(plan.begin, static_cast<std::size_t>(experts) + 1);
+    const auto pairs = static_cast<std::size_t>(begins.back());
+    const auto rows = read(plan.row, pairs), places = read(plan.place, all);
+    EXPECT_EQ(read(plan.work, 1)[0], begins.back());
+    std::set<std::int32_t> taken;
+    for (std::size_t i = 0; i < all; ++i) {
+      if (expert_of[i] < 0) {
+        EXPECT_EQ(places[i], -1);
+        continue;
+      }
+      EXPECT_TRUE(taken.insert(places[i]).second);
+      EXPECT_EQ(rows.at(static_cast<std::size_t>(places[i])), static_cast<std::int32_t>(i) / slots.entries);
+      EXPECT_GE(places[i], begins[static_cast<std::size_t>(expert_of[i])]);
+      EXPECT_LT(places[i], begins[static_cast<std::size_t>(expert_of[i]) + 1]);
+    }
+    EXPECT_EQ(taken.size(), pairs);
+
+    // Tiles as the host cuts them, of all experts or of every third.
+    for (const int tile_rows : {8, 16, 64})
+      for (const bool some : {false, true}) {
+        std::vector<std::int32_t> wanted;
+        std::vector<Tile> ranges;
+        for (int e = 0; e < experts; ++e) {
+          wanted.push_back(!some || e % 3 == 0 ? 1 : 0);
+          const std::int32_t first = begins[static_cast<std::size_t>(e)], end = begins[static_cast<std::size_t>(e) + 1];
+          if (wanted.back() != 0 && first < end) ranges.push_back({e, first, end - first});
+        }
+        std::vector<Tile> expected = cut_into_tiles(ranges, tile_rows);
+        expected.resize(static_cast<std::size_t>(experts) + pairs / static_cast<std::size_t>(tile_rows) + 3);
+        Scratch memory(stream);
+        Tile* tiles = memory.room<Tile>(std::ssize(expected));
+        cut_ranges(plan.begin, experts, some ? uploads.put(wanted) : nullptr, tile_rows, static_cast<int>(expected.size()), tiles, stream);
+        const auto cut = read(tiles, expected.size());
+        for (std::size_t i = 0; i < cut.size(); ++i) {
+          EXPECT_EQ(cut[i].group, expected[i].group);
+          EXPECT_EQ(cut[i].first, expected[i].first);
+          EXPECT_EQ(cut[i].count, expected[i].count);
+        }
+      }
+  }
+}
+
+/// What the answers add up to by plain loops. Without copies of experts where they are summed.
+std::vector<float> reference(const ExchangeCase& c, const ExpertMap& map, const Tokens& t) {
+  std::vector<float> out(static_cast<std::size_t>(t.count * c.hidden), 0.5f);
+  for (std::int64_t token = 0; token < t.count; ++token) {
+    std::vector<std::tuple<std::int32_t, std::int32_t, std::size_t>> order;  // rank, local id, entry
+    for (int k = 0; k < c.top_k; ++k) {
+      const auto entry = static_cast<std::size_t>(token * c.top_k + k);
+      if (t.expert[entry] < 0) continue;
+      const ExpertReplica& at = map.replicas[static_cast<std::size_t>(t.expert[entry])][0];
+      order.emplace_back(at.rank, at.local, entry);
+    }
+    const bool summed = c.answers == Answers::summed;
+    if (summed) std::sort(order.begin(), order.end());
+    for (int i = 0; i < c.hidden; ++i) {
+      const float x = test::arriving(c, t, token * t.stride + i);
+      float& to = out[static_cast<std::size_t>(token * c.hidden + i)];
+      float sum = 0;
+      for (std::size_t n = 0; n < order.size(); ++n) {
+        const auto [rank, local, entry] = order[n];
+        sum = std::fma(t.weight[entry], test::expert_of_test(t.expert[entry], x), sum);
+        if (summed && n + 1 < order.size() && std::get<0>(order[n + 1]) == rank) continue;
+        to += test::travelled(c, sum);
+        sum = 0;
+      }
+    }
+  }
+  return out;
+}
+
+/// A layer through the kernels, the experts' work being the host's. Returns what came for this rank's experts.
+std::int64_t run_by_slots(Communicator& comm, const ExchangeCase& c, const ExpertMap& map, const Tokens& t,
+                          std::uint32_t turn, std::vector<float>& out) {
+  cudaStream_t stream = nullptr;
+  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
+  Uploads uploads(stream);
+  const auto read = [&]<class T>(const T* from, std::int64_t n) {
+    std::vector<T> host(static_cast<std::size_t>(n));
+    check(cudaMemcpyAsync(host.data(), from, host.size() * sizeof(T), cudaMemcpyDeviceToHost, stream), "copy");
+    wait_for(stream, "copy");
+    return host;
+  };
+  std::vector<std::int32_t> first{0}, place, global;
+  std::vector<std::uint32_t> edge;
+  for (std::size_t e = 0; e < map.replicas.size(); ++e) {
+    double below = 0;
+    for (const ExpertReplica& r : map.replicas[e]) {
+      below += static_cast<double>(r.share);
+      place.push_back(r.rank << 16 | r.local);
+      edge.push_back(static_cast<std::uint32_t>(std::min(below * 4294967296.0, 4294967295.0)));
+      if (r.rank != comm.rank()) continue;
+      global.resize(std::max(global.size(), static_cast<std::size_t>(r.local) + 1));
+      global[static_cast<std::size_t>(r.local)] = static_cast<std::int32_t>(e);
+    }
+    first.push_back(static_cast<std::int32_t>(place.size()));
+  }
+  const Wire there = c.f8_rows ? Wire::f8 : c.bf16_wire ? Wire::bf16 : Wire::f32;
+  const Slots slots{comm.size(), comm.rank(), std::max(1, c.most_tokens), c.top_k, c.hidden, there,
+                    c.bf16_wire ? Wire::bf16 : Wire::f32, c.answers == Answers::by_expert};
+  Scratch in(stream), x(stream), begin(stream), rows(stream), places(stream), work(stream), results(stream),
+      sent(stream), answers(stream), chosen(stream), sums(stream);
+  std::byte* slot = in.room<std::byte>(slots.all() * slots.slot_bytes());
+  std::byte* own = slot + slots.first(slots.rank) * slots.slot_bytes();
+  const auto n = static_cast<std::size_t>(comm.size());
+  const auto exchange = [&](const std::byte* from, std::byte* to, std::int64_t bytes, bool own_to_all) {
+    std::vector<DeviceTransport::Piece> outgoing(n), incoming(n);
+    for (std::size_t r = 0; r < n; ++r) {
+      const auto of = static_cast<std::size_t>(bytes);
+      outgoing[r] = {const_cast<std::byte*>(from) + (own_to_all ? static_cast<std::size_t>(comm.rank()) : r) * of, of};
+      incoming[r] = {to + r * of, of};
+    }
+    if (n > 1) comm.device_transport()->exchange(outgoing, incoming, stream);
+  };
+  pack_slots({uploads.put(t.x), t.count, c.hidden, t.stride}, uploads.put(t.expert), uploads.put(t.weight), c.top_k, 1,
+             {uploads.put(first), uploads.put(place), uploads.put(edge)}, uploads.put(std::vector<std::uint32_t>{turn}),
+             slots, own, chosen.room<std::int32_t>(slots.of_rank * c.top_k), stream);
+  auto ids = t.expert;
+  ids.resize(static_cast<std::size_t>(slots.of_rank * c.top_k), -1);
+  EXPECT_EQ(read(chosen.room<std::int32_t>(0), slots.of_rank * c.top_k), ids);
+  exchange(slot, slot, slots.of_rank * slots.slot_bytes(), true);
+  const std::int64_t most = slots.all() * slots.entries;
+  const auto experts = static_cast<int>(global.size());
+  const SlotPlan plan{begin.room<std::int32_t>(experts + 1), rows.room<std::int32_t>(most),
+                      places.room<std::int32_t>(most), work.room<std::int32_t>(1)};
+  plan_slots(slot, slots, experts, plan, stream);
+  unpack_slots(slot, slots, x.room<float>(slots.all() * c.hidden), stream);
+
+  const auto begins = read(plan.begin, experts + 1), row = read(plan.row, begins[global.size()]);
+  const auto arrived = read(x.room<float>(0), slots.all() * c.hidden);
+  std::vector<float> made(row.size() * static_cast<std::size_t>(c.hidden));
+  for (std::size_t e = 0; e < global.size(); ++e)
+    for (std::int32_t p = begins[e]; p < begins[e + 1]; ++p)
+      for (int i = 0; i < c.hidden; ++i)
+        made[static_cast<std::size_t>(p * c.hidden + i)] =
+            test::expert_of_test(global[e], arrived[static_cast<std::size_t>(row[static_cast<std::size_t>(p)] * c.hidden + i)]);
+  const std::int64_t pairs = std::ssize(row);
+  const Rows<const float> results_there(uploads.keep(std::span<const float>(made), results), pairs, c.hidden);
+  std::byte* to = answers.room<std::byte>(slots.all() * slots.answer_bytes());
+  std::byte* outgoing = sent.room<std::byte>(slots.all() * slots.answer_bytes());
+  combine_slots(results_there, slot, plan.place, slots, outgoing, to, stream);
+  exchange(outgoing, to, slots.of_rank * slots.answer_bytes(), false);
+  out.assign(static_cast<std::size_t>(t.count * c.hidden), 0.5f);
+  float* sum = sums.room<float>(t.count * c.hidden);
+  check(cudaMemcpyAsync(sum, uploads.put(out), out.size() * sizeof(float), cudaMemcpyDeviceToDevice, stream), "copy");
+  add_slot_answers(own, to, slots, {sum, t.count, c.hidden}, stream);
+  out = read(sum, t.count * c.hidden);
+  wait_for(stream, "all");
+  check(cudaStreamDestroy(stream), "destroy");
+  return pairs;
+}
+
+class SlotExchanges : public testing::TestWithParam<int> {};
+
+TEST_P(SlotExchanges, DoWhatPlainLoopsDo) {
+  test::over_gpus(GetParam(), [](Communicator& comm) {
+    const auto backend = make_cuda_backend({.self_check = false});
+    const auto check_case = [&](const ExchangeCase& c, int layers = 3) {
+      const ExpertMap map = make_map(c, comm.size());
+      for (int layer = 0; layer < layers; ++layer) {
+        const Tokens t = make_tokens(c, comm.rank(), static_cast<std::uint64_t>(layer));
+        std::vector<float> out;
+        const auto pairs = static_cast<float>(run_by_slots(comm, c, map, t, static_cast<std::uint32_t>(layer), out));
+        EXPECT_EQ(out, reference(c, map, t));
+        float wanted = 0;
+        for (const std::int32_t e : t.expert) wanted += e >= 0 ? 1.0f : 0.0f;
+        std::vector<float> sums{pairs, wanted};
+        comm.all_reduce_sum(sums);
+        EXPECT_EQ(sums[0], sums[1]);
+      }
+    };
+    for (const Answers answers : {Answers::summed, Answers::by_expert})
+      for (const bool bf16 : {false, true})
+        for (const bool f8 : {false, true}) {
+          ExchangeCase c{.bf16_wire = bf16, .answers = answers, .f8_rows = f8};
+          for (int e = 0; e < c.n_experts; ++e) c.rank_of.push_back(e * comm.size() / c.n_experts);
+          check_case(c);
+          for (int e = 0; e < c.n_experts; ++e)
+            c.rank_of[static_cast<std::size_t>(e)] = static_cast<int>(test::mix(5, static_cast<std::uint64_t>(e)) % 64);
+          c.reversed_ids = true;
+          check_case(c);
+          c.replicas = answers == Answers::by_expert;
+          check_case(c);
+          c.hidden = 301;
+          c.rank_of.assign(c.rank_of.size(), comm.size() - 1);
+          check_case(c, 2);
+        }
+  });
+}
+INSTANTIATE_TEST_SUITE_P(Ranks, SlotExchanges, testing::Values(1, 2, 3, 5));
+
+}  // namespace
+}  // namespace shoal::cuda
+
+namespace shoal::test {
+namespace {
+
+struct Case {
+  std::string model;
+  Compute compute = Compute::f32;
+  int ranks = 1;
+  Answers answers = Answers::summed;
+  bool mtp = false;
+  bool sliced = false;
+  bool moves = false;  // experts, half-way
+};
+
+/// Tokens of a step, all of one sequence.
+TokenBatch tokens_of(int count, int rank, int step, std::span<const std::int32_t> pages) {
+  TokenBatch batch;
+  for (int t = 0; t < count; ++t) {
+    batch.ids.push_back((7 * t + 31 * rank + step) % 250);
+    batch.positions.push_back(t);
+    batch.slots.push_back(t);
+    batch.queries.push_back({pages.data(), t + 1});
+  }
+  return batch;
+}
+
+struct Outcome {
+  std::vector<float> hidden;
+  std::vector<std::uint32_t> tokens, work;  // of experts
+  std::uint64_t waits = 0;  // in the layers of a step whose like there was before
+  bool operator==(const Outcome& o) const { return hidden == o.hidden && tokens == o.tokens && work == o.work; }
+};
+
+/// Some steps on each rank, as the host takes part in layers or does not.
+std::vector<Outcome> outcomes(const Case& c, bool on_device) {
+  const auto dir = std::filesystem::path(SHOAL_SOURCE_DIR) / "tests" / "fixtures" / "models" / c.model;
+  std::vector<Outcome> result(static_cast<std::size_t>(c.ranks));
+  over_gpus(c.ranks, [&](Communicator& comm) {
+    StationOptions options{.compute = c.compute, .mtp = c.mtp, .answers = c.answers};
+    const ModelConfig config = ModelConfig::from_file(dir);
+    if (c.sliced) options.placement = place_slices(config, c.ranks);
+    options.make_backend = [](Compute compute) {
+      return make_cuda_backend({.compute = compute, .self_check = false});
+    };
+    Station station(dir, comm, options);
+    Outcome& mine = result[static_cast<std::size_t>(comm.rank())];
+    // The same shape again and again, another one, no tokens but on one rank, the first again.
+    const int most_of[] = {4, 4, 4, 4, 9, 9, 9, 1, 1, 1, 4, 4};
+    const std::vector<std::int32_t> pages{0, 1};
+    for (std::size_t step = 0; step < std::size(most_of); ++step) {
+      if (c.moves && step == 6) {
+        LayerPlacement everywhere = station.placement.experts.at(1);
+        for (std::size_t e = 0; e < everywhere.size(); ++e)
+          everywhere[e] = {{static_cast<std::int32_t>((e + 1) % static_cast<std::size_t>(c.ranks)), 1.0f}};
+        station.model->place_experts(1, everywhere);
+      }
+      TokenBatch batch = tokens_of(std::max(0, most_of[step] - 2 * comm.rank()), comm.rank(), static_cast<int>(step), pages);
+      if (on_device) batch.most_tokens = most_of[step];
+      const auto keep = [&](Rows<const float> x) {
+        for (std::int64_t i = 0; i < x.rows; ++i) mine.hidden.insert(mine.hidden.end(), x[i], x[i] + x.cols);
+      };
+      HostRoom room;
+      const std::uint64_t before = emulation::waits();
+      const Rows<const float> x = station.model->forward(batch);
+      if (step == 3) mine.waits = emulation::waits() - before;
+      keep(station.backend->to_host({const_cast<float*>(x.data), x.rows, x.cols}, room));
+      if (c.mtp) {
+        std::vector<std::int64_t> rows;
+        for (std::int64_t r = 0; r + 1 < batch.size(); ++r) rows.push_back(r);  // fewer than there were
+        TokenBatch ahead = batch;
+        for (auto* list : {&ahead.ids, &ahead.positions}) list->resize(rows.size());
+        ahead.slots.resize(rows.size());
+        ahead.queries.resize(rows.size());
+        station.model->forward_mtp(ahead, rows);
+        keep(station.model->mtp_logits(rows));
+      }
+      const Model::Counters& counters = station.model->counters();
+      mine.tokens.insert(mine.tokens.end(), counters.expert_tokens.begin(), counters.expert_tokens.end());
+      mine.work.insert(mine.work.end(), counters.expert_work.begin(), counters.expert_work.end());
+    }
+  });
+  return result;
+}
+
+/// To the bit, and without waiting.
+void expect_same(const Case& c) {
+  SCOPED_TRACE(testing::Message() << c.model << " on " << c.ranks << (c.answers == Answers::summed ? " ranks, summed" : " ranks, by expert") << (c.mtp ? ", guessing" : "") << (c.sliced ? ", sliced" : "") << (c.moves ? ", moving" : ""));
+  const auto with_host = outcomes(c, false), on_device = outcomes(c, true);
+  for (std::size_t r = 0; r < with_host.size(); ++r) {
+    EXPECT_FALSE(with_host[0].hidden.empty());
+    EXPECT_TRUE(with_host[r] == on_device[r]) << "rank " << r;
+    EXPECT_EQ(with_host[r].tokens, on_device[r].tokens);
+    EXPECT_EQ(with_host[r].work, on_device[r].work);
+    EXPECT_GT(with_host[r].waits, 0u);
+    EXPECT_EQ(on_device[r].waits, 0u) << "rank " << r;
+  }
+}
+
+TEST(GpuMoe, ModelsComputeWhatTheyDoWithTheHostInBetween) {
+  for (const int ranks : {1, 2, 3})
+    for (const Answers answers : {Answers::summed, Answers::by_expert})
+      expect_same({.model = "deepseek-v3", .ranks = ranks, .answers = answers});
+  expect_same({.model = "deepseek-v3-fp8", .compute = Compute::fp8, .ranks = 2});
+  expect_same({.model = "deepseek-v3-fp8", .compute = Compute::fp8, .ranks = 3, .answers = Answers::by_expert});
+  expect_same({.model = "deepseek-v2-lite", .compute = Compute::bf16, .ranks = 3});
+  expect_same({.model = "deepseek-v3-mtp", .compute = Compute::bf16, .ranks = 1, .mtp = true});
+  expect_same({.model = "deepseek-v3-mtp", .ranks = 2, .mtp = true});
+  expect_same({.model = "deepseek-v3", .ranks = 2, .sliced = true});
+}
+
+TEST(GpuMoe, FollowsExpertsThatMove) {
+  expect_same({.model = "deepseek-v3", .ranks = 3, .answers = Answers::by_expert, .moves = true});
+}
+
+/// NCCL waits for the end of graphs with exchanges in them before it ends anything: so does the stand-in.
+TEST(GpuMoe, GraphsAreGoneBeforeExchangesAreGivenUp) {
+  const auto dir = std::filesystem::path(SHOAL_SOURCE_DIR) / "tests" / "fixtures" / "models" / "deepseek-v3";
+  const auto library = std::make_shared<NcclStandIn>(2);
+  run_in_process(2, [&](Communicator& others) {
+    const auto comm = make_nccl_communicator(library, others, {.eager = 256, .patience_s = 60});
+    StationOptions options;
+    options.make_backend = [](Compute compute) {
+      return make_cuda_backend({.compute = compute, .self_check = false});
+    };
+    Station station(dir, *comm, options);
+    const std::vector<std::int32_t> pages{0, 1};
+    const auto step = [&] {
+      TokenBatch batch = tokens_of(3, comm->rank(), 0, pages);
+      batch.most_tokens = 3;
+      station.model->forward(batch);
+      static_cast<void>(station.model->counters());
+    };
+    for (int i = 0; i < 5; ++i) step();
+    EXPECT_GT(emulation::graphs_alive(), 0);
+    if (comm->rank() == 1) return library->kill(1, true);
+    try {
+      step();
+      ADD_FAILURE() << "rank 1 is gone";
+    } catch (const Error& error) {
+      EXPECT_STREQ(error.what(), "rank 0: NCCL: remote process exited");
+    }
+    EXPECT_EQ(emulation::graphs_alive(), 0);
+    EXPECT_EQ(library->aborted(), 1);
+  });
+}
+
+}  // namespace
+}  // namespace shoal::test
