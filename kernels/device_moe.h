@@ -28,8 +28,8 @@ class DeviceMoe {
   /// experts have moved. Error where nobody holds one.
   virtual void placed(const ExpertMap& map) = 0;
 
-  /// Slots of a step in which this rank has `tokens` tokens, and the one that has most `most_tokens` (0: not known); 0: it is
-  /// not for such a step. The same on all ranks, whose layers of the step all go this way or none.
+  /// Slots of a step in which this rank has `tokens` tokens, and the one that has most `most_tokens` (0: not known); 0:
+  /// it is not for such a step. The same on all ranks, whose layers of the step all go this way or none.
   virtual std::int64_t begin_step(std::int64_t tokens, std::int64_t most_tokens) = 0;
 
   struct Layer {

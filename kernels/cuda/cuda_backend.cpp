@@ -23,6 +23,7 @@ class CudaBackend final : public Backend {
   explicit CudaBackend(const CudaOptions& options)
       : device_((check(cudaSetDevice(options.device), "cudaSetDevice"), options.device)),
         compute_(options.compute),
+        peer_memory_(options.peer_memory),
         most_parts_(options.most_parts),
         stream_(new_stream()),
         uploads_(stream_),
@@ -284,10 +285,12 @@ class CudaBackend final : public Backend {
   }
 
   std::unique_ptr<DeviceMoe> device_moe(Communicator& comm, const DeviceMoeShape& shape) override {
-    if ((comm.size() > 1 && !comm.device_transport()) || !GpuMoe::takes(comm, shape)) return nullptr;
+    if (!GpuMoe::takes(comm, shape)) return nullptr;
     on();
-    return std::make_unique<GpuMoe>(stream_, uploads_, vectors_, products_, comm, shape, compute_ == Compute::fp8,
-                                    [this] { repetition_.forget(); });
+    auto moe = std::make_unique<GpuMoe>(stream_, uploads_, vectors_, products_, comm, shape, compute_ == Compute::fp8,
+                                        peer_memory_, device_, [this] { repetition_.forget(); });
+    if (!moe->reaches_all()) return nullptr;
+    return moe;
   }
 
   void experts(const ExpertBatch& batch, std::span<const FeedForward> experts) override {
@@ -504,6 +507,7 @@ class CudaBackend final : public Backend {
 
   const int device_;
   const Compute compute_;
+  const CudaOptions::PeerMemory peer_memory_;
   const std::int64_t most_parts_;
   const cudaDeviceProp properties_ = properties_of(device_);
   const std::size_t shared_limit_ = properties_.sharedMemPerBlockOptin;  // of a block, bytes

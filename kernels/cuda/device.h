@@ -103,6 +103,25 @@ __device__ __forceinline__ void follow_previous_kernels() {
   wait_for_previous_kernels();
 }
 
+/// A number that other GPUs of the host, or the host, write and read. What a GPU wrote before store_released() is there
+/// for whoever has read the number by load_acquired().
+__device__ __forceinline__ void store_released(unsigned* to, unsigned value) {
+#ifdef SHOAL_CUDA_EMULATION
+  std::atomic_ref(*to).store(value, std::memory_order_release);
+#else
+  asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
+#endif
+}
+__device__ __forceinline__ unsigned load_acquired(const unsigned* from) {
+#ifdef SHOAL_CUDA_EMULATION
+  return std::atomic_ref(*const_cast<unsigned*>(from)).load(std::memory_order_acquire);
+#else
+  unsigned value;
+  asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
+  return value;
+#endif
+}
+
 /// Starts a kernel, with so many bytes of dynamic shared memory (more than 48 KB, if it asks for them). An empty grid
 /// is no work. What goes wrong is told by the next call that waits.
 template <class... Parameters, class... Arguments>

@@ -27,7 +27,8 @@ bool GpuMoe::takes(const Communicator& comm, const DeviceMoeShape& shape) {
 }
 
 GpuMoe::GpuMoe(cudaStream_t stream, Uploads& uploads, WeightVectors& vectors, Products& products, Communicator& comm,
-               const DeviceMoeShape& shape, bool f8_rows, std::function<void()> forget)
+               const DeviceMoeShape& shape, bool f8_rows, CudaOptions::PeerMemory peer_memory, int device,
+               std::function<void()> forget)
     : stream_(stream),
       traffic_(new_stream(true)),
       ready_(new_event()),
@@ -41,6 +42,7 @@ GpuMoe::GpuMoe(cudaStream_t stream, Uploads& uploads, WeightVectors& vectors, Pr
       forget_(std::move(forget)),
       slots_{comm.size(),
              comm.rank(),
+             0,
              0,
              shape.router.top_k * shape.slices,
              shape.exchange.hidden,
@@ -60,10 +62,30 @@ GpuMoe::GpuMoe(cudaStream_t stream, Uploads& uploads, WeightVectors& vectors, Pr
       place_(stream),
       sent_(stream),
       answers_(stream) {
-  if (transport_) transport_->before_abort(forget_);
+  if (slots_.ranks == 1) return;
+  if (peer_memory != CudaOptions::PeerMemory::no) {
+    most_slots_ = most_slots(kMostInWindow);
+    const std::int64_t all = slots_.ranks * most_slots_;
+    windows_ = PeerWindows::open(comm, device, peer_memory == CudaOptions::PeerMemory::even_of_this_one,
+                                 static_cast<std::size_t>(all * slots_.slot_bytes()),
+                                 static_cast<std::size_t>(all * (slots_.slot_bytes() + slots_.answer_bytes())), stream);
+  }
+  if (!windows_) most_slots_ = most_slots(kMostBytes);
+  if (!transport_) return;
+  transport_->before_abort([this] {
+    if (windows_) windows_->stop();
+    forget_();
+  });
+}
+
+std::int64_t GpuMoe::most_slots(std::int64_t bytes) const {
+  std::int64_t n = kMostSlots;
+  while (n > 0 && (slots_.ranks - 1) * n * (slots_.slot_bytes() + slots_.answer_bytes()) > bytes) --n;
+  return n;
 }
 
 GpuMoe::~GpuMoe() {
+  if (windows_) windows_->stop();
   forget_();  // graphs with this one's memory and exchanges in them
   if (transport_) transport_->before_abort(nullptr);
   for (cudaEvent_t event : {ready_, arrived_, fetched_}) static_cast<void>(cudaEventDestroy(event));
@@ -76,7 +98,8 @@ void GpuMoe::placed(const ExpertMap& map) {
   for (std::size_t e = 0; e < map.replicas.size(); ++e) {
     double below = 0;
     for (const ExpertReplica& replica : map.replicas[e]) {
-      if (static_cast<std::size_t>(replica.local) >= kMostInPlace) fail("a rank has more experts than its GPU can list");
+      if (static_cast<std::size_t>(replica.local) >= kMostInPlace)
+        fail("a rank has more experts than its GPU can list");
       below += static_cast<double>(replica.share);
       place.push_back(replica.rank << kRankShift | replica.local);
       edge.push_back(static_cast<std::uint32_t>(std::min(std::ldexp(below, 32), std::ldexp(1.0, 32) - 1)));
@@ -101,10 +124,10 @@ void GpuMoe::placed(const ExpertMap& map) {
 std::int64_t GpuMoe::begin_step(std::int64_t tokens, std::int64_t most_tokens) {
   if (most_tokens == 0) return 0;
   if (tokens > most_tokens) fail("a rank has {} tokens in a step of up to {}", tokens, most_tokens);
-  const std::int64_t slots = transport_ ? slots_for(most_tokens) : most_tokens;
-  const std::int64_t arriving = (slots_.ranks - 1) * slots * (slots_.slot_bytes() + slots_.answer_bytes());
-  if (slots > kMostSlots || arriving > kMostBytes) return 0;
+  if (most_tokens > most_slots_) return 0;
+  const std::int64_t slots = slots_.ranks > 1 ? std::min(slots_for(most_tokens), most_slots_) : most_tokens;
   slots_.of_rank = static_cast<int>(slots);
+  slots_.apart = windows_ ? most_slots_ : slots;
   ++turn_;
   check(cudaMemcpyAsync(turn_on_device_.data(), uploads_.put(std::span<const std::uint32_t>(&turn_, 1)), sizeof turn_,
                         cudaMemcpyDeviceToDevice, stream_),
@@ -113,7 +136,6 @@ std::int64_t GpuMoe::begin_step(std::int64_t tokens, std::int64_t most_tokens) {
 }
 
 void GpuMoe::exchange(const std::byte* to, std::byte* from, std::int64_t bytes, bool own_to_all) {
-  if (!transport_) return;
   const auto rank = static_cast<std::size_t>(slots_.rank);
   for (std::size_t r = 0; r < to_.size(); ++r) {
     const auto n = static_cast<std::size_t>(bytes);
@@ -136,17 +158,19 @@ void GpuMoe::run(const Layer& layer, Rows<const float> scores, Rows<const float>
 
   const std::int64_t all = slots_.all(), slot = slots_.slot_bytes(), answer = slots_.answer_bytes();
   auto* chosen = reinterpret_cast<std::int32_t*>(chosen_on_device_.data()) + layer.index * chosen_of_layer();
-  std::byte* in = in_.room<std::byte>(all * slot);
+  std::byte* in = slots_memory(all * slot);
+  const Peers peers = windows_ ? windows_->peers() : Peers{};
   std::byte* own = in + slots_.first(slots_.rank) * slot;
   pack_slots(h, ids, shares, router.top_k, shape_.slices, places.on_device,
-             reinterpret_cast<const std::uint32_t*>(turn_on_device_.data()), slots_, own,
-             chosen + 1, stream_);
-  exchange(in, in, slots_.of_rank * slot, true);
+             reinterpret_cast<const std::uint32_t*>(turn_on_device_.data()), slots_, own, peers, chosen + 1, stream_);
+  const bool travel = slots_.ranks > 1 && !windows_;
+  if (travel) exchange(in, in, slots_.of_rank * slot, true);
   meanwhile();
-  const auto arrive = [&] {
-    if (transport_) check(cudaStreamWaitEvent(stream_, arrived_), "cudaStreamWaitEvent");
+  const auto arrive = [&](Written what) {
+    if (windows_) wait_for_peers(peers, slots_.ranks, slots_.rank, what, stream_);
+    if (travel) check(cudaStreamWaitEvent(stream_, arrived_), "cudaStreamWaitEvent");
   };
-  arrive();
+  arrive(Written::slots);
 
   const auto experts = static_cast<int>(layer.experts.size());
   const std::int64_t pairs = all * slots_.entries;
@@ -160,11 +184,11 @@ void GpuMoe::run(const Layer& layer, Rows<const float> scores, Rows<const float>
   if (experts > 0)
     results = products_.experts({plan.row, plan.begin, pairs, (pairs + total - 1) / total}, layer.experts, x);
 
-  std::byte* answers = answers_.room<std::byte>(all * answer);
-  std::byte* sent = transport_ ? sent_.room<std::byte>(all * answer) : answers;
-  combine_slots(results, in, plan.place, slots_, sent, answers, stream_);
-  exchange(sent, answers, slots_.of_rank * answer, false);
-  arrive();
+  std::byte* answers = answers_memory(all * answer);
+  std::byte* sent = travel ? sent_.room<std::byte>(all * answer) : answers;
+  combine_slots(results, in, plan.place, slots_, sent, answers, peers, stream_);
+  if (travel) exchange(sent, answers, slots_.of_rank * answer, false);
+  arrive(Written::answers);
   add_slot_answers(own, answers, slots_, out, stream_);
 }
 

@@ -238,14 +238,18 @@ void add_answers(Rows<const float> own, const std::byte* others, Wire wire, cons
 /// token t is in its slot t, in all ranks' memories: the row as it travels, then its experts.
 struct Slots {
   int ranks, rank;
-  int of_rank;  // slots of each rank
-  int entries;  // of a token: its experts, and their slices
+  int of_rank;         // slots of each rank
+  std::int64_t apart;  // from the first slot of a rank to that of the next
+  int entries;         // of a token: its experts, and their slices
   std::int64_t hidden;
   Wire there, back;  // how rows travel, and answers
   bool by_expert;    // answers: one for each entry, in the order of the router's, and not one for each token
 
   constexpr std::int64_t all() const { return std::int64_t{ranks} * of_rank; }
-  constexpr std::int64_t first(int of) const { return std::int64_t{of} * of_rank; }
+  /// Where the i-th of all lies, or its answer: slots later. A rank's own do not move when there are others of them,
+  /// since its peers may write the next ones by then.
+  constexpr std::int64_t place(std::int64_t i) const { return i / of_rank * apart + i % of_rank; }
+  constexpr std::int64_t first(int of) const { return of * apart; }
   constexpr std::int64_t entries_at() const { return (wire_row_bytes(there, hidden) + 15) / 16 * 16; }
   constexpr std::int64_t slot_bytes() const { return entries_at() + (std::int64_t{entries} * 8 + 15) / 16 * 16; }
   constexpr std::int64_t answer_bytes() const { return wire_row_bytes(back, hidden) * (by_expert ? entries : 1); }
@@ -264,22 +268,40 @@ struct ExpertPlaces {
 };
 constexpr int kMostEntries = 256;
 
+/// Memory of all ranks' GPUs that each of them writes into (peer_windows.h). A window: slots [ranks, of_rank], answers
+/// [ranks, of_rank], and how often each rank has written either. Nobody writes where another one still reads: slots
+/// come again only after all answers to the last ones have, answers only after the next slots.
+struct Peers {
+  std::byte* const* window = nullptr;  // [ranks] as this GPU sees them; null: slots travel in another way
+  std::int64_t answers_at = 0, arrivals_at = 0;
+  unsigned* written = nullptr;     // [2] how often this rank has written slots, and answers
+  unsigned* blocks = nullptr;      // [2] that have; zero before and after a kernel
+  const unsigned* stop = nullptr;  // 1: nobody is waited for any more
+};
+constexpr int kMostPeers = 32;
+enum class Written : int { slots, answers };
+
 /// slots.cu. pack_slots: this rank's slots, of tokens h whose experts are id, weight [tokens, top_k], an expert being
 /// `slices` of `places`; chosen [of_rank * top_k] gets the ids, -1 behind the last token's. `turn`: grows with steps,
-/// so that an expert's copies take turns.
+/// so that an expert's copies take turns. Peers get the entries of all, and the rows that they have experts for.
 void pack_slots(Rows<const float> h, const std::int32_t* id, const float* weight, int top_k, int slices,
                 const ExpertPlaces& places, const std::uint32_t* turn, const Slots& slots, std::byte* own,
-                std::int32_t* chosen, cudaStream_t stream);
+                const Peers& peers, std::int32_t* chosen, cudaStream_t stream);
 /// x [all, hidden] = the rows that this rank has experts for, else zeros.
 void unpack_slots(const std::byte* in, const Slots& slots, float* x, cudaStream_t stream);
-/// Of the results [pairs, hidden] of a SlotPlan the answers to each slot: of other ranks in `sent`, as they travel, of
-/// the own one in `own`; [of_rank] slots for each rank in both.
+/// Of the results [pairs, hidden] of a SlotPlan the answers to each slot: of other ranks in `sent`, as they travel, or
+/// written to these peers; of the own one in `own`; [of_rank] slots for each rank in both.
 void combine_slots(Rows<const float> results, const std::byte* in, const std::int32_t* place, const Slots& slots,
-                   std::byte* sent, std::byte* own, cudaStream_t stream);
+                   std::byte* sent, std::byte* own, const Peers& peers, cudaStream_t stream);
 /// out[t] += the answers to own slot t, in ascending order of ranks or in that of the router's experts; answers
 /// [ranks, of_rank].
 void add_slot_answers(const std::byte* own_slots, const std::byte* answers, const Slots& slots, Rows<float> out,
                       cudaStream_t stream);
+
+/// peers.cu: returns on the stream when all ranks have written as often as this one. tell_peers: of a rank that writes
+/// nothing.
+void wait_for_peers(const Peers& peers, int ranks, int rank, Written what, cudaStream_t stream);
+void tell_peers(const Peers& peers, int ranks, int rank, Written what, cudaStream_t stream);
 
 /// slot_plan.cu: the (slot, expert) pairs of what arrived for this rank's experts, sorted by expert.
 struct SlotPlan {

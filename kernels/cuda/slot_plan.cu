@@ -45,7 +45,8 @@ __global__ void __launch_bounds__(kThreads)
   const int thread = static_cast<int>(threadIdx.x);
   const auto all = static_cast<int>(s.all()) * s.entries;
   const auto here = [&](int i) {
-    const auto* entry = reinterpret_cast<const SlotEntry*>(in + i / s.entries * s.slot_bytes() + s.entries_at());
+    const auto* entry =
+        reinterpret_cast<const SlotEntry*>(in + s.place(i / s.entries) * s.slot_bytes() + s.entries_at());
     const std::int32_t place = entry[i % s.entries].place;
     return place >= 0 && place >> 16 == s.rank ? place & 0xffff : -1;
   };
@@ -77,9 +78,9 @@ __global__ void __launch_bounds__(kThreads)
 /// Ranges of pairs cut into tiles.
 ///   grid       one block, a thread for each range
 ///   limit      latency, some 2 us
-__global__ void __launch_bounds__(kThreads) cut_ranges_kernel(const std::int32_t* begin, int groups,
-                                                              const std::int32_t* wanted, int rows, int count,
-                                                              Tile* tiles) {
+__global__ void __launch_bounds__(kThreads)
+    cut_ranges_kernel(const std::int32_t* begin, int groups, const std::int32_t* wanted, int rows, int count,
+                      Tile* tiles) {
   follow_previous_kernels();
   struct Shared {
     int of_warp[kWarps];

@@ -1,3 +1,4 @@
+#include "kernels/cuda/peer_arrivals.h"
 #include "kernels/cuda/wire_row.h"
 
 // What travels between ranks of a layer whose host learns nothing of it (kernels/device_moe.h).
@@ -8,7 +9,7 @@ constexpr int kThreads = kWireThreads;
 static_assert(kMostEntries <= kThreads);
 
 __device__ __forceinline__ const SlotEntry* entries_of(const std::byte* in, const Slots& s, std::int64_t slot) {
-  return reinterpret_cast<const SlotEntry*>(in + slot * s.slot_bytes() + s.entries_at());
+  return reinterpret_cast<const SlotEntry*>(in + s.place(slot) * s.slot_bytes() + s.entries_at());
 }
 __device__ __forceinline__ bool is_here(const Slots& s, const SlotEntry& entry) {
   return entry.place >= 0 && entry.place >> 16 == s.rank;
@@ -23,28 +24,27 @@ __device__ __forceinline__ std::int32_t copy_for(const ExpertPlaces& places, std
   return places.place[i];
 }
 
-/// A rank's tokens into its slots.
+/// A rank's tokens into its slots, here and in its peers' windows.
 ///   shape      h [tokens, hidden] FP32, id and weight [tokens, top_k] -> slots [of_rank] of a row as it travels and
 ///              `entries` experts
 ///   grid       (slots, columns of a row); the first block of a slot sorts its entries by rank and expert, each thread
 ///              finding the place of one
-///   traffic    each row once read and written: 36 KB of an R1 token in E4M3
-///   limit      memory: 128 tokens 4.6 MB, 1 us on H200
+///   traffic    each row once read, and written once here and once to each peer: 36 KB of an R1 token in E4M3, and 7.5
+///              over NVLink for each of some four peers
+///   limit      memory: 128 tokens 4.6 MB, 1 us on H200; NVLink: 128 tokens for four peers each 3.8 MB, 8 us
 template <Wire kWire>
 __global__ void __launch_bounds__(kThreads)
     pack_slots_kernel(Rows<const float> h, const std::int32_t* id, const float* weight, int top_k, int slices,
-                      ExpertPlaces places, const std::uint32_t* turn, Slots s, std::byte* own, std::int32_t* chosen) {
+                      ExpertPlaces places, const std::uint32_t* turn, Slots s, std::byte* own, Peers peers,
+                      std::int32_t* chosen) {
   follow_previous_kernels();
   struct Shared {
     std::int32_t place[kMostEntries];
   };
   Shared& all = shared<Shared>();
-  const std::int64_t t = blockIdx.x;
+  const std::int64_t t = blockIdx.x, at_peers = (s.first(s.rank) + t) * s.slot_bytes();
   const bool there = t < h.rows;
   std::byte* slot = own + t * s.slot_bytes();
-  if (there) WireColumns<kWire>().store(h.data + t * h.stride, s.hidden, slot);
-  if (blockIdx.y > 0) return;
-
   const int i = static_cast<int>(threadIdx.x);
   SlotEntry mine{-1, 0};
   if (there && i < s.entries) {
@@ -53,18 +53,37 @@ __global__ void __launch_bounds__(kThreads)
     const auto now = *turn + static_cast<std::uint32_t>(t + s.rank);
     if (expert >= 0) mine = {copy_for(places, expert * slices + i % slices, now), weight[of_router]};
   }
-  if (i < top_k) chosen[t * top_k + i] = there ? id[t * top_k + i] : -1;
-  int at = i;
-  if (!s.by_expert) {
-    all.place[i] = mine.place;
-    __syncthreads();
-    at = 0;
-    for (int j = 0; j < s.entries; ++j) {
-      const auto other = static_cast<std::uint32_t>(all.place[j]), own_place = static_cast<std::uint32_t>(mine.place);
-      at += other < own_place || (other == own_place && j < i) ? 1 : 0;
+  all.place[i] = mine.place;
+  __syncthreads();
+
+  if (there) {
+    const WireColumns<kWire> columns;
+    const auto held = columns.round(h.data + t * h.stride, s.hidden);
+    columns.put(held, s.hidden, slot);
+    if (has_peers(peers)) {
+      unsigned asked = 0;
+      for (int j = 0; j < s.entries; ++j) asked |= all.place[j] < 0 ? 0u : 1u << (all.place[j] >> 16);
+      for (int r = 0; r < s.ranks; ++r)
+        if (r != s.rank && (asked >> r & 1u) != 0) columns.put(held, s.hidden, peers.window[r] + at_peers);
     }
   }
-  if (i < s.entries) reinterpret_cast<SlotEntry*>(slot + s.entries_at())[at] = mine;
+  if (blockIdx.y == 0) {
+    if (i < top_k) chosen[t * top_k + i] = there ? id[t * top_k + i] : -1;
+    int at = i;
+    if (!s.by_expert) {
+      at = 0;
+      for (int j = 0; j < s.entries; ++j) {
+        const auto other = static_cast<std::uint32_t>(all.place[j]), here = static_cast<std::uint32_t>(mine.place);
+        at += other < here || (other == here && j < i) ? 1 : 0;
+      }
+    }
+    if (i < s.entries) {
+      reinterpret_cast<SlotEntry*>(slot + s.entries_at())[at] = mine;
+      for (int r = 0; has_peers(peers) && r < s.ranks; ++r)
+        if (r != s.rank) reinterpret_cast<SlotEntry*>(peers.window[r] + at_peers + s.entries_at())[at] = mine;
+    }
+  }
+  if (peers.window != nullptr) tell_when_written(peers, s.ranks, s.rank, Written::slots);
 }
 
 /// The rows that this rank has experts for, as products read them; zeros for all others, whose slots may hold anything.
@@ -80,7 +99,7 @@ __global__ void __launch_bounds__(kThreads) unpack_slots_kernel(const std::byte*
   for (int i = 0; i < s.entries; ++i) here = here || is_here(s, entry[i]);
   float* to = x + slot * s.hidden;
   if (here)
-    WireColumns<kWire>().load(in + slot * s.slot_bytes(), s.hidden, to);
+    WireColumns<kWire>().load(in + s.place(slot) * s.slot_bytes(), s.hidden, to);
   else
     WireColumns<kWire>().clear(s.hidden, to);
 }
@@ -93,33 +112,30 @@ __global__ void __launch_bounds__(kThreads) unpack_slots_kernel(const std::byte*
 template <Wire kWire>
 __global__ void __launch_bounds__(kThreads)
     combine_slots_kernel(Rows<const float> results, const std::byte* in, const std::int32_t* place, Slots s,
-                         std::byte* sent, std::byte* own) {
+                         std::byte* sent, std::byte* own, Peers peers) {
   follow_previous_kernels();
   const WireColumns<kWire> columns;
-  if (columns.c >= s.hidden) return;
-  const std::int64_t slot = blockIdx.x;
+  const std::int64_t slot = blockIdx.x, t = slot % s.of_rank;
+  const int asker = static_cast<int>(slot / s.of_rank);
   const SlotEntry* entry = entries_of(in, s, slot);
-  std::byte* to = (slot / s.of_rank == s.rank ? own : sent) + slot * s.answer_bytes();
-  const auto store = [&](float value, std::byte* row) {
-    if constexpr (kWire == Wire::bf16)
-      reinterpret_cast<std::uint16_t*>(row)[columns.c] = static_cast<std::uint16_t>(narrow_bf16(value));
-    else
-      reinterpret_cast<float*>(row)[columns.c] = value;
-  };
+  std::byte* to = (asker == s.rank ? own : sent) + s.place(slot) * s.answer_bytes();
+  if (asker != s.rank && peers.window != nullptr)
+    to = peers.window[asker] + peers.answers_at + (s.first(s.rank) + t) * s.answer_bytes();
   float sum = 0;
   bool here = false;
   for (int i = 0; i < s.entries; ++i) {
     const std::int32_t pair = place[slot * s.entries + i];
-    if (pair < 0) continue;
-    const float result = results.data[pair * results.stride + columns.c];
+    if (pair < 0 || (asker != s.rank && peers.window != nullptr && !has_peers(peers))) continue;
+    const float result = columns.c < s.hidden ? results.data[pair * results.stride + columns.c] : 0.0f;
     if (s.by_expert) {
-      store(entry[i].weight * result, to + i * wire_row_bytes(kWire, s.hidden));
+      columns.put(columns.narrow(entry[i].weight * result), s.hidden, to + i * wire_row_bytes(kWire, s.hidden));
       continue;
     }
     sum = fmaf(entry[i].weight, result, sum);
     here = true;
   }
-  if (here) store(sum, to);
+  if (here) columns.put(columns.narrow(sum), s.hidden, to);
+  if (peers.window != nullptr) tell_when_written(peers, s.ranks, s.rank, Written::answers);
 }
 
 /// Of each token the answers of the ranks that it went to.
@@ -141,8 +157,8 @@ __global__ void __launch_bounds__(kThreads)
     const std::int32_t rank = entry[i].place >> 16;
     if (!s.by_expert && rank == before) continue;
     before = rank;
-    const std::byte* answer = answers + (s.first(rank) + t) * s.answer_bytes() +
-                              (s.by_expert ? i * wire_row_bytes(kWire, s.hidden) : 0);
+    const std::byte* answer =
+        answers + (s.first(rank) + t) * s.answer_bytes() + (s.by_expert ? i * wire_row_bytes(kWire, s.hidden) : 0);
     if constexpr (kWire == Wire::bf16)
       sum += widen_bf16(reinterpret_cast<const std::uint16_t*>(answer)[c]);
     else
@@ -162,10 +178,10 @@ void with_answers(const Slots& s, const Run& run) {
 
 void pack_slots(Rows<const float> h, const std::int32_t* id, const float* weight, int top_k, int slices,
                 const ExpertPlaces& places, const std::uint32_t* turn, const Slots& slots, std::byte* own,
-                std::int32_t* chosen, cudaStream_t stream) {
+                const Peers& peers, std::int32_t* chosen, cudaStream_t stream) {
   with_wire(slots.there, [&]<Wire kWire>(std::integral_constant<Wire, kWire>) {
     launch("pack_slots", pack_slots_kernel<kWire>, wire_grid(kWire, slots.of_rank, slots.hidden), kThreads, stream, h,
-           id, weight, top_k, slices, places, turn, slots, own, chosen);
+           id, weight, top_k, slices, places, turn, slots, own, peers, chosen);
   });
 }
 
@@ -177,10 +193,10 @@ void unpack_slots(const std::byte* in, const Slots& slots, float* x, cudaStream_
 }
 
 void combine_slots(Rows<const float> results, const std::byte* in, const std::int32_t* place, const Slots& slots,
-                   std::byte* sent, std::byte* own, cudaStream_t stream) {
+                   std::byte* sent, std::byte* own, const Peers& peers, cudaStream_t stream) {
   with_answers(slots, [&]<Wire kWire>(std::integral_constant<Wire, kWire>) {
     launch("combine_slots", combine_slots_kernel<kWire>, wire_grid(kWire, slots.all(), slots.hidden), kThreads, stream,
-           results, in, place, slots, sent, own);
+           results, in, place, slots, sent, own, peers);
   });
 }
 

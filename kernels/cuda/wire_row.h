@@ -15,12 +15,19 @@ template <Wire kWire>
 struct WireColumns {
   std::int64_t c = std::int64_t{blockIdx.y} * kWireThreads + threadIdx.x;
 
-  __device__ __forceinline__ void store(const float* from, std::int64_t cols, std::byte* row) const {
-    if (c >= cols) return;
+  /// They as they travel, to be put into any number of rows.
+  using Held = std::conditional_t<kWire == Wire::bf16, std::uint16_t, float>;
+  __device__ __forceinline__ static Held narrow(float value) {
     if constexpr (kWire == Wire::bf16)
-      reinterpret_cast<std::uint16_t*>(row)[c] = static_cast<std::uint16_t>(narrow_bf16(from[c]));
+      return static_cast<std::uint16_t>(narrow_bf16(value));
     else
-      reinterpret_cast<float*>(row)[c] = from[c];
+      return value;
+  }
+  __device__ __forceinline__ Held round(const float* from, std::int64_t cols) const {
+    return narrow(c < cols ? from[c] : 0.0f);
+  }
+  __device__ __forceinline__ void put(Held held, std::int64_t cols, std::byte* row) const {
+    if (c < cols) reinterpret_cast<Held*>(row)[c] = held;
   }
   __device__ __forceinline__ void load(const std::byte* row, std::int64_t cols, float* to) const {
     if (c >= cols) return;
@@ -44,11 +51,17 @@ struct WireColumns<Wire::f8> {
   std::int64_t group = std::int64_t{blockIdx.y} * kGroups + static_cast<int>(threadIdx.x) / kWarp;  // the warp's
   std::int64_t c = group * kGroup + static_cast<int>(threadIdx.x) % kWarp * 4;
 
-  __device__ __forceinline__ void store(const float* from, std::int64_t cols, std::byte* row) const {
+  using Held = FourF8;
+  __device__ __forceinline__ Held round(const float* from, std::int64_t cols) const {
+    float value[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) value[i] = c + i < cols ? from[c + i] : 0.0f;
+    return round_f8(value);
+  }
+  __device__ __forceinline__ void put(const Held& held, std::int64_t cols, std::byte* row) const {
     if (group * kGroup >= cols) return;  // the whole warp
-    const FourF8 four = round(from, cols);
-    *reinterpret_cast<unsigned*>(row + c) = four.codes;
-    if (threadIdx.x % kWarp == 0) *reinterpret_cast<float*>(row + scale_at(cols)) = four.scale;
+    *reinterpret_cast<unsigned*>(row + c) = held.codes;
+    if (threadIdx.x % kWarp == 0) *reinterpret_cast<float*>(row + scale_at(cols)) = held.scale;
   }
   __device__ __forceinline__ void load(const std::byte* row, std::int64_t cols, float* to) const {
     if (group * kGroup >= cols) return;
@@ -65,12 +78,6 @@ struct WireColumns<Wire::f8> {
   }
 
  private:
-  __device__ __forceinline__ FourF8 round(const float* x, std::int64_t cols) const {
-    float value[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) value[i] = c + i < cols ? x[c + i] : 0.0f;
-    return round_f8(value);
-  }
   __device__ __forceinline__ void widen(const FourF8& from, float* x, std::int64_t cols) const {
 #pragma unroll
     for (int i = 0; i < 4; ++i)

@@ -12,8 +12,9 @@ __global__ void __launch_bounds__(kThreads)
     pack_rows_kernel(Rows<const float> x, const std::int32_t* row, std::byte* out) {
   follow_previous_kernels();
   const std::int64_t i = blockIdx.x;
-  WireColumns<kWire>().store(x.data + (row == nullptr ? i : row[i]) * x.stride, x.cols,
-                             out + i * wire_row_bytes(kWire, x.cols));
+  const WireColumns<kWire> columns;
+  columns.put(columns.round(x.data + (row == nullptr ? i : row[i]) * x.stride, x.cols), x.cols,
+              out + i * wire_row_bytes(kWire, x.cols));
 }
 
 /// out[i] = x[row[i]] as it would arrive, had it travelled.

@@ -532,7 +532,7 @@ void bench_small(Bench& b, std::int64_t tokens) {
 void bench_slots(Bench& b, int ranks, int tokens) {
   constexpr int kTopK = 8, kExperts = 256;
   const std::string at = " EP" + std::to_string(ranks) + " T=" + std::to_string(tokens);
-  const Slots slots{ranks, 0, tokens, kTopK, kHidden, Wire::f8, Wire::bf16, false};
+  const Slots slots{ranks, 0, tokens, tokens, kTopK, kHidden, Wire::f8, Wire::bf16, false};
   const int here = kExperts / ranks;
   std::mt19937 random(8);
   std::vector<std::int32_t> first, place, id;
@@ -577,7 +577,7 @@ void bench_slots(Bench& b, int ranks, int tokens) {
     pack_slots({reinterpret_cast<const float*>(h.data()), tokens, kHidden}, ints(ids),
                reinterpret_cast<const float*>(weights.data()), kTopK, 1,
                {ints(firsts), ints(places), reinterpret_cast<const std::uint32_t*>(edges.data())},
-               reinterpret_cast<const std::uint32_t*>(turn.data()), slots, own.data(), ints(chosen), b.stream);
+               reinterpret_cast<const std::uint32_t*>(turn.data()), slots, own.data(), {}, ints(chosen), b.stream);
   });
   const SlotPlan plan{ints(begin), ints(row), ints(pair), ints(work)};
   b.row("plan_slots" + at, static_cast<double>(slots.all()) * kTopK * 12, 0,
@@ -591,7 +591,7 @@ void bench_slots(Bench& b, int ranks, int tokens) {
   const double of_answer = static_cast<double>(slots.answer_bytes());
   b.row("combine_slots" + at, static_cast<double>(pairs) * of_row + static_cast<double>(rows) * of_answer, 0, [&](int) {
     combine_slots({reinterpret_cast<const float*>(results.data()), pairs, kHidden}, in.data(), ints(pair), slots,
-                  sent.data(), answers.data(), b.stream);
+                  sent.data(), answers.data(), {}, b.stream);
   });
   const double ranks_asked = ranks * (1 - std::pow(1.0 - 1.0 / ranks, kTopK));
   b.row("add_slot_answers" + at, tokens * (ranks_asked * of_answer + 2 * of_row), 0, [&](int) {

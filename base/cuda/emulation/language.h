@@ -1,8 +1,10 @@
 #pragma once
+#include <atomic>
 #include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <thread>
 #include <type_traits>
 
 #include "base/cuda/emulation/block.h"
@@ -110,6 +112,9 @@ T atomicMin(T* to, T value) {
 }
 
 inline void __threadfence() {}
+inline void __threadfence_system() { std::atomic_thread_fence(std::memory_order_seq_cst); }
+/// Other GPUs are other threads.
+inline void __nanosleep(unsigned) { std::this_thread::yield(); }
 template <class T>
 T __ldcg(const T* from) {
   return *from;

@@ -3,7 +3,9 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
@@ -73,10 +75,24 @@ class DeviceHeap {
   void free(void* begin) {
     const std::lock_guard lock(mutex_);
     const auto found = blocks_.find(static_cast<std::byte*>(begin));
-    if (found == blocks_.end()) fail("cudaFree: {} was not allocated by cudaMalloc", begin);
-    used_ -= found->second.bytes;
-    munmap(found->second.pages - kPage, found->second.room + 2 * kPage);
-    blocks_.erase(found);
+    if (found == blocks_.end() || found->second.freed) fail("cudaFree: {} was not allocated by cudaMalloc", begin);
+    found->second.freed = true;
+    release(found);
+  }
+  /// Another rank has it too, until it gives it up.
+  bool open(void* begin) {
+    const std::lock_guard lock(mutex_);
+    const auto found = blocks_.find(static_cast<std::byte*>(begin));
+    if (found == blocks_.end() || found->second.freed) return false;
+    ++found->second.opened;
+    return true;
+  }
+  void close(void* begin) {
+    const std::lock_guard lock(mutex_);
+    const auto found = blocks_.find(static_cast<std::byte*>(begin));
+    if (found == blocks_.end() || found->second.opened == 0) fail("cudaIpcCloseMemHandle: {} was not opened", begin);
+    --found->second.opened;
+    release(found);
   }
   bool holds(const void* p) {
     const std::lock_guard lock(mutex_);
@@ -89,12 +105,12 @@ class DeviceHeap {
     const std::lock_guard lock(mutex_);
     return kDeviceBytes - used_;
   }
-  void open() {
+  void open_all() {
     const std::lock_guard lock(mutex_);
     ++open_;
     if (std::exchange(shut_, false)) protect(PROT_READ | PROT_WRITE);
   }
-  void close() {
+  void shut_all() {
     const std::lock_guard lock(mutex_);
     // Many blocks take long to shut: then it is done now and then, which finds what is wrong as well, only later.
     if (--open_ > 0 || (blocks_.size() > kFewBlocks && ++closed_ % 16 != 0)) return;
@@ -106,7 +122,15 @@ class DeviceHeap {
   struct Block {
     std::byte* pages;
     std::size_t room, bytes;
+    int opened = 0;  // by how many others
+    bool freed = false;
   };
+  void release(std::map<std::byte*, Block>::iterator found) {
+    if (!found->second.freed || found->second.opened > 0) return;
+    used_ -= found->second.bytes;
+    munmap(found->second.pages - kPage, found->second.room + 2 * kPage);
+    blocks_.erase(found);
+  }
   void protect(int how) {
     for (const auto& [begin, block] : blocks_) mprotect(block.pages, block.room, how);
   }
@@ -217,7 +241,9 @@ cudaError_t cudaDriverGetVersion(int* version) {
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetPCIBusId(char* id, int length, int) {
-  std::strncpy(id, "0000:00:00.0", static_cast<std::size_t>(length));
+  static std::atomic<unsigned> threads{0};
+  thread_local const unsigned mine = threads++;
+  std::snprintf(id, static_cast<std::size_t>(length), "%04x:00:00.0", mine & 0xffff);
   return cudaSuccess;
 }
 cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
@@ -230,6 +256,19 @@ cudaError_t cudaFree(void* memory) {
   // CUDA waits here for all work, too.
   for (const auto streams = waiting; cudaStream_t stream : streams) cudaStreamSynchronize(stream);
   if (memory) heap().free(memory);
+  return cudaSuccess;
+}
+cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t* handle, void* memory) {
+  check_side("cudaIpcGetMemHandle", memory, true);
+  std::memcpy(handle->reserved, &memory, sizeof memory);
+  return cudaSuccess;
+}
+cudaError_t cudaIpcOpenMemHandle(void** memory, cudaIpcMemHandle_t handle, unsigned) {
+  std::memcpy(memory, handle.reserved, sizeof *memory);
+  return heap().open(*memory) ? cudaSuccess : cudaErrorInvalidResourceHandle;
+}
+cudaError_t cudaIpcCloseMemHandle(void* memory) {
+  heap().close(memory);
   return cudaSuccess;
 }
 cudaError_t cudaMallocHost(void** memory, std::size_t bytes) {
@@ -264,8 +303,8 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 /// Does what can be done; false where others must come first.
 static bool advance(cudaStream_t stream) {
   struct Opened {
-    Opened() { heap().open(); }
-    ~Opened() { heap().close(); }
+    Opened() { heap().open_all(); }
+    ~Opened() { heap().shut_all(); }
   };
   struct Running {
     explicit Running(cudaStream_t s) : stream(s) { stream->runs = true; }
