@@ -248,8 +248,9 @@ class Backend {
   /// An exchange whose rows do not leave the device on their way from rank to rank; null where there is none over such
   /// a communicator, which must outlive the back end, and rows go by the host's memory.
   virtual std::unique_ptr<TokenExchange> token_exchange(Communicator&, const ExchangeShape&);
-  /// Layers with experts that need no host in between; null where there are none, over such a communicator or of such a
-  /// shape.
+  /// Whether there may be layers with experts that need no host in between.
+  virtual bool has_device_moe(const Communicator&, const DeviceMoeShape&) const { return false; }
+  /// They, asked for by all ranks of the communicator or none; null, on all alike, where GPUs do not reach each other.
   virtual std::unique_ptr<DeviceMoe> device_moe(Communicator&, const DeviceMoeShape&);
 
   /// Runs a batch through this rank's experts. Contributions to a row are added in ascending expert order.
@@ -257,7 +258,8 @@ class Backend {
 };
 
 /// CPU instruction sets a kernel family exists for, weakest first.
-enum class Isa { portable, avx2, avxvnni, avx512, amx };
+/// avx512bw: AVX-512 without VNNI.
+enum class Isa { portable, avx2, avxvnni, avx512bw, avx512, amx };
 
 struct CpuOptions {
   int threads = 0;     // 0: every CPU this process may use, shared among `local_ranks`
@@ -265,7 +267,7 @@ struct CpuOptions {
   int local_rank = 0;  // this process's number on its host, for sharing the cores out
   int local_ranks = 1;
   Compute compute = Compute::f32;
-  std::string isa = "auto";  // auto, portable, avx2, avxvnni, avx512, amx (for tests); Error if this CPU lacks it
+  std::string isa = "auto";  // or name_of() one (for tests); Error if this CPU lacks it
 };
 
 /// The strongest instruction set this CPU and operating system support.

@@ -54,7 +54,8 @@ void add_job_options(CLI::App& app, JobOptions& options) {
          "host share memory, as with mpi), auto (nccl where each rank has a GPU of its own, else mpi)")
       ->check(CLI::IsMember({"auto", "mpi", "ucx", "nccl"}))
       ->group(group);
-  app.add_option("--isa", options.isa, "CPU instructions: auto, portable, avx2, avxvnni, avx512, amx")->group(group);
+  app.add_option("--isa", options.isa, "CPU instructions: auto, portable, avx2, avxvnni, avx512bw, avx512, amx")
+      ->group(group);
   const std::map<std::string, Compute> types = {{"f32", Compute::f32}, {"bf16", Compute::bf16}, {"fp8", Compute::fp8}};
   app.add_option(
          "--compute", options.compute,

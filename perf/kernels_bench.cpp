@@ -155,6 +155,23 @@ __attribute__((target("avx2"))) void chains_pairs() {
   for (auto& s : sum) benchmark::DoNotOptimize(s[0]);
 }
 
+/// The same of AVX-512 without VNNI.
+__attribute__((target("avx512f,avx512bw"))) void chains_pairs_512() {
+  __m512i x = _mm512_set1_epi8(1);
+  __m512i sum[kChains / 2];
+#pragma GCC unroll 8
+  for (int c = 0; c < kChains / 2; ++c) sum[c] = _mm512_set1_epi16(static_cast<short>(c));
+  for (int i = 0; i < kSteps * 2; ++i) {
+#pragma GCC unroll 8
+    for (auto& s : sum) {
+      asm("" : "+v"(x));
+      s = _mm512_add_epi16(s, _mm512_maddubs_epi16(x, x));
+    }
+  }
+#pragma GCC unroll 8
+  for (auto& s : sum) benchmark::DoNotOptimize(s[0]);
+}
+
 /// Twelve chains: Intel's cores begin two of these a cycle and each takes five.
 __attribute__((target("avx2,avxvnni"))) void chains_avxvnni() {
   const __m256i x = _mm256_set1_epi8(1);
@@ -319,10 +336,13 @@ void register_all() {
   if (isa >= Isa::avx2) add("limit/fma_avx2", limit_multiply, chains_avx2, 16);
   if (isa >= Isa::avx2) add("limit/pairs_of_bytes", limit_multiply, chains_pairs, 32);
   if (isa == Isa::avxvnni) add("limit/dot_bytes_avxvnni", limit_multiply, chains_avxvnni, 24);
-  if (isa >= Isa::avx512) {
+  if (isa >= Isa::avx512bw) {
     add("limit/fma_avx512", limit_multiply, chains_avx512, 16);
+    add("limit/pairs_of_bytes_avx512", limit_multiply, chains_pairs_512, 64);
+  }
+  if (isa >= Isa::avx512) {
     if (cpu::has_avx512_bf16()) add("limit/dot_bf16", limit_multiply, chains_bf16, 32);
-    if (cpu::has_avx512_vnni()) add("limit/dot_bytes", limit_multiply, chains_vnni, 64);
+    add("limit/dot_bytes", limit_multiply, chains_vnni, 64);
   }
   if (isa == Isa::amx) add("limit/tiles_of_bytes", limit_multiply, tiles_of_bytes, 64);
 

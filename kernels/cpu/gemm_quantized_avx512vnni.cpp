@@ -1,17 +1,7 @@
-#include "kernels/cpu/vnni512_pairs.h"
+#include "kernels/cpu/fill_quantized512.h"
 
 namespace shoal::cpu {
-void fill_quantized_avx512vnni(KernelTable& table) {
-  const Gemm direct = direct_gemm();
-  Gemm planes = direct, fine = direct, coded = direct;
-  planes.scratch_bytes = coded.scratch_bytes = quantized_scratch<Expanded512>;
-  planes.run = run_planes;
-  coded.run = run_quantized<Expanded512>;
-  fine.tile_bytes = quantized_tile_bytes<kFineSteps>;
-  fine.pack = pack_direct<kFineSteps>;
-  set_gemm(table, WeightKind::quantized, planes);
-  set_gemm(table, WeightKind::quantized_8, fine);
-  set_gemm(table, WeightKind::quantized_coded, coded);
-}
+
+void fill_quantized_avx512vnni(KernelTable& table) { fill_quantized512(table); }
 
 }  // namespace shoal::cpu

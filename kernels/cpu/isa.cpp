@@ -79,17 +79,19 @@ bool supports(Isa isa) {
       return has_avx2();
     case Isa::avxvnni:
       return has_avx_vnni();
-    case Isa::avx512:
+    case Isa::avx512bw:
       return has_avx512();
+    case Isa::avx512:
+      return has_avx512_vnni();
     case Isa::amx:
-      return has_amx();
+      return has_amx() && has_avx512_vnni();
   }
   return false;
 }
 
 Isa choose_isa(const std::string& name) {
   if (name == "auto") return detect_isa();
-  for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avxvnni, Isa::avx512, Isa::amx}) {
+  for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avxvnni, Isa::avx512bw, Isa::avx512, Isa::amx}) {
     if (name != name_of(isa)) continue;
     if (!supports(isa))
       throw Error(fmt::format("--isa: this CPU (or its operating system) has no {}; the best it has is {}", name,
@@ -98,14 +100,15 @@ Isa choose_isa(const std::string& name) {
     return isa;
   }
   throw Error(
-      fmt::format("--isa: unknown instruction set '{}'; it takes auto, portable, avx2, avxvnni, avx512 or amx", name),
+      fmt::format(
+          "--isa: unknown instruction set '{}'; it takes auto, portable, avx2, avxvnni, avx512bw, avx512 or amx", name),
       ExitCode::usage);
 }
 
 }  // namespace cpu
 
 Isa detect_isa() {
-  for (const Isa isa : {Isa::amx, Isa::avx512, Isa::avxvnni, Isa::avx2}) {
+  for (const Isa isa : {Isa::amx, Isa::avx512, Isa::avx512bw, Isa::avxvnni, Isa::avx2}) {
     if (cpu::supports(isa)) return isa;
   }
   return Isa::portable;
@@ -119,6 +122,8 @@ std::string_view name_of(Isa isa) {
       return "avx2";
     case Isa::avxvnni:
       return "avxvnni";
+    case Isa::avx512bw:
+      return "avx512bw";
     case Isa::avx512:
       return "avx512";
     case Isa::amx:

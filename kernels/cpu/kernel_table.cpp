@@ -27,18 +27,20 @@ KernelTable make_avxvnni() {
   return t;
 }
 
-KernelTable make_avx512() {
+KernelTable make_avx512bw() {
   KernelTable t{};
   fill_gemm_avx512(t);
-  if (has_avx512_vnni()) {
-    fill_quantized_avx512vnni(t);
-    if (has_avx512_vbmi()) fill_quantized_avx512vnnivbmi(t);
-  } else {
-    fill_quantized_avx2(t);
-  }
+  fill_quantized_avx512bw(t);
+  fill_vector_avx512(t);
+  return t;
+}
+
+KernelTable make_avx512() {
+  KernelTable t = make_avx512bw();
+  fill_quantized_avx512vnni(t);
+  if (has_avx512_vbmi()) fill_quantized_avx512vnnivbmi(t);
   if (has_avx512_bf16()) fill_gemm_avx512bf16(t);
   if (has_avx512_bf16() && has_avx512_vbmi()) fill_gemm_avx512vbmi(t);
-  fill_vector_avx512(t);
   if (has_avx512_bf16()) {
     fill_attention_avx512bf16(t);
     fill_prompt_attention_avx512bf16(t);
@@ -49,7 +51,7 @@ KernelTable make_avx512() {
 KernelTable make_amx() {
   KernelTable t = make_avx512();
   fill_gemm_amx(t);
-  if (has_avx512_vnni() && has_avx512_vbmi()) fill_quantized_amx(t);
+  if (has_avx512_vbmi()) fill_quantized_amx(t);
   return t;
 }
 
@@ -67,6 +69,10 @@ const KernelTable& kernels_for(Isa isa) {
     }
     case Isa::avxvnni: {
       static const KernelTable table = make_avxvnni();
+      return table;
+    }
+    case Isa::avx512bw: {
+      static const KernelTable table = make_avx512bw();
       return table;
     }
     case Isa::avx512: {

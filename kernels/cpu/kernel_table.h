@@ -166,6 +166,7 @@ void fill_gemm_amx(KernelTable& table);
 void fill_quantized_portable(KernelTable& table);
 void fill_quantized_avx2(KernelTable& table);
 void fill_quantized_avxvnni(KernelTable& table);
+void fill_quantized_avx512bw(KernelTable& table);
 void fill_quantized_avx512vnni(KernelTable& table);
 /// After fill_quantized_avx512vnni().
 void fill_quantized_avx512vnnivbmi(KernelTable& table);

@@ -6,7 +6,7 @@
 #include "kernels/cpu/vnni512_codes.h"
 #include "kernels/cpu/vnni512_nibbles.h"
 
-/// Quantized products with AVX-512 VNNI.
+/// Quantized products with AVX-512, best with its VNNI.
 namespace shoal::cpu {
 namespace {
 
@@ -17,7 +17,8 @@ void multiply_direct(const QuantizedLayout& f, const DirectStep& todo) {
   const std::byte* x = todo.x;
   Ahead ahead = todo.ahead;
   float* const out = todo.out;
-  constexpr bool kCentred = kOffsets == Offsets::centred;
+  constexpr CodeRange kRange = Code::template kRange<kOffsets == Offsets::centred>;
+  constexpr bool kCentred = kOffsets == Offsets::centred && sums_need_offset(kRange);
   constexpr int kQuads = kQuadsOfStep / kGroups;  // of a scale
   // A multiplication waits four cycles for the one before.
   constexpr int kChains = P > 1 ? 1 : T == 1 ? 4 : T <= 3 ? 2 : 1;
@@ -81,7 +82,7 @@ void multiply_direct(const QuantizedLayout& f, const DirectStep& todo) {
             const auto* planes = reinterpret_cast<const std::uint8_t*>(step + p * panel_bytes + f.scale_bytes);
             code[p] = codes.quad(planes, q);
           }
-          multiply_quads<P, T>(dot[i % kChains], code, bytes, q);
+          multiply_quads<P, T, kRange>(dot[i % kChains], code, bytes, q);
         }
 #pragma GCC unroll 4
         for (int p = 0; p < P; ++p) {
@@ -288,7 +289,7 @@ void pack_direct(const float* const* rows, int tokens, int width, std::int64_t c
           const __m512 spread = _mm512_set1_ps(factor[t]);
           const float* from = x[t] + s * kStepColumns;
           const __m512i quads = both_steps ? to_bytes<false>(from, spread) : to_bytes<true>(from, spread);
-          of_quads[t] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), quads);
+          of_quads[t] = sum_quads(quads);
           if (t >= count) continue;
           std::byte* bytes = block.bytes + (s * width + first + t) * kStepColumns;
           _mm256_storeu_si256(reinterpret_cast<__m256i*>(bytes), _mm512_castsi512_si256(quads));

@@ -1,11 +1,12 @@
 #pragma once
 #include <cstring>
 
+#include "kernels/cpu/byte_dot512.h"
 #include "kernels/cpu/convert_avx512.h"
 // The products need the operations above.
 #include "kernels/cpu/gemm_quantized.inl"
 
-/// What products with AVX-512 VNNI share. Codes go from their planes to the multiplier through registers: taking them
+/// What products with AVX-512 share. Codes go from their planes to the multiplier through registers: taking them
 /// out costs operations other units do meanwhile, and no memory.
 namespace shoal::cpu {
 namespace {
@@ -17,6 +18,11 @@ struct Codes {
   static constexpr int kWidth = kBits == 3 ? 2 : kBits == 5 || kBits == 6 ? 4 : kBits;  // of the first plane
   static constexpr int kRest = kBits - kWidth;                                          // of the second
   static constexpr int kShift = kLeft;
+  /// kCentred: as is_centred() says.
+  template <bool kCentred>
+  static constexpr CodeRange kRange = range_for(kTable || kBits == 8
+                                                    ? (kCentred ? CodeRange::centred : CodeRange::any)
+                                                    : (kShift > 0 ? CodeRange::even : CodeRange::small));
   __m512i entries;
 
   /// Bits of a plane of kPlane bits at their place in a byte, with others around them.
@@ -124,22 +130,6 @@ struct Head {
   }
 };
 
-/// sum += code times four bytes of a token, which the instruction itself spreads over all rows: compilers would spend
-/// another on that.
-SHOAL_INLINE void multiply_quad(__m512i& sum, __m512i code, const int& bytes) {
-  asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(code), "m"(bytes));
-}
-
-/// The same of bytes spread already.
-SHOAL_INLINE void multiply_quad(__m512i& sum, __m512i code, __m512i bytes) {
-  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(code), "v"(bytes));
-}
-
-/// sum += pairs of 16 bits times a pair of a token's.
-SHOAL_INLINE void multiply_pair(__m512i& sum, __m512i pairs, const int& pair) {
-  asm("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(pairs), "m"(pair));
-}
-
 /// The minima of two steps, as pairs.
 SHOAL_INLINE __m512i paired_minima(const std::byte* first, const std::byte* second) {
   const auto wide = [](const std::byte* bytes) {
@@ -159,16 +149,16 @@ struct Ahead {
 
 /// Adds quad q's products to the sums of P panels and T tokens. Of several panels, bytes are brought once: CPUs that
 /// begin two multiplications at a time bring no more than two operands.
-template <int P, int T>
+template <int P, int T, CodeRange kRange>
 SHOAL_INLINE void multiply_quads(__m512i (&sum)[P][T], const __m512i (&code)[P], const int* bytes, int q) {
 #pragma GCC unroll 8
   for (int t = 0; t < T; ++t) {
     if constexpr (P == 1) {
-      multiply_quad(sum[0][t], code[0], bytes[t * kQuadsOfStep + q]);
+      multiply_quad<kRange>(sum[0][t], code[0], bytes[t * kQuadsOfStep + q]);
     } else {
       const __m512i spread = _mm512_set1_epi32(bytes[t * kQuadsOfStep + q]);
 #pragma GCC unroll 4
-      for (int p = 0; p < P; ++p) multiply_quad(sum[p][t], code[p], spread);
+      for (int p = 0; p < P; ++p) multiply_quad<kRange>(sum[p][t], code[p], spread);
     }
   }
 }

@@ -1,7 +1,7 @@
 #pragma once
 #include "kernels/cpu/vnni512.h"
 
-/// Products with AVX-512 VNNI of blocks that were expanded to bytes (gemm_quantized.inl): of formats whose codes cost
+/// Products with AVX-512 of blocks that were expanded to bytes (gemm_quantized.inl): of formats whose codes cost
 /// too much to take out for every tile, and of all where tiles are many. Codes are as Codes<> has them: shifted left,
 /// but for those in tables and those with whole factors.
 namespace shoal::cpu {
@@ -22,9 +22,16 @@ struct Expanded512 : Convert512 {
 
   template <int T, int G, int P>
   static BlockKernel kernel(const QuantizedLayout& f) {
+    constexpr CodeRange kWide = range_for(CodeRange::any), kCentred = range_for(CodeRange::centred),
+                        kShifted = range_for(CodeRange::even);
     if (has_whole_factors(f)) return multiply_whole_factors<T, G, P>;
-    if (is_centred(f)) return multiply_scales<T, G, P, Offsets::centred>;
-    return has_paired_minima(f) ? multiply_scales<T, G, P, Offsets::paired> : multiply_scales<T, G, P, Offsets::other>;
+    if (is_centred(f)) {
+      return is_wide(f) ? multiply_scales<T, G, P, Offsets::centred, kCentred>
+                        : multiply_scales<T, G, P, Offsets::centred, kShifted>;
+    }
+    if (has_paired_minima(f)) return multiply_scales<T, G, P, Offsets::paired, kShifted>;
+    return is_wide(f) ? multiply_scales<T, G, P, Offsets::other, kWide>
+                      : multiply_scales<T, G, P, Offsets::other, kShifted>;
   }
 
  private:
@@ -43,7 +50,7 @@ struct Expanded512 : Convert512 {
   }
 
   /// dot[p][t] += the products of group g of step s.
-  template <int T, int G, int P>
+  template <int T, int G, int P, CodeRange kRange>
   static SHOAL_INLINE void add_products(const BlockProduct& todo, int s, int g, __m512i (&dot)[P][T]) {
     constexpr int kQuads = kQuadsOfStep / G;
     const auto* bytes = reinterpret_cast<const int*>(todo.x + s * T * kStepColumns);
@@ -53,12 +60,13 @@ struct Expanded512 : Convert512 {
       __m512i code[P];
 #pragma GCC unroll 2
       for (int p = 0; p < P; ++p) code[p] = _mm512_load_si512(todo.weights[p].code + s * kStepCodes + q * 64);
-      multiply_quads<P, T>(dot, code, bytes, q);
+      multiply_quads<P, T, kRange>(dot, code, bytes, q);
     }
   }
 
-  template <int T, int G, int P, Offsets kOffsets>
+  template <int T, int G, int P, Offsets kOffsets, CodeRange kRange>
   static void multiply_scales(const BlockProduct& todo) {
+    constexpr bool kStartsBelow = kOffsets == Offsets::centred && sums_need_offset(kRange);
     const auto parts = todo.parts<T>();
     const Expanded* const weights = todo.weights;
     float* const out = todo.out;
@@ -76,11 +84,11 @@ struct Expanded512 : Convert512 {
         __m512i dot[P][T];
 #pragma GCC unroll 8
         for (int t = 0; t < T; ++t) {
-          const __m512i start = kOffsets == Offsets::centred ? _mm512_set1_epi32(sums[t]) : _mm512_setzero_si512();
+          const __m512i start = kStartsBelow ? _mm512_set1_epi32(sums[t]) : _mm512_setzero_si512();
 #pragma GCC unroll 2
           for (int p = 0; p < P; ++p) dot[p][t] = start;
         }
-        add_products<T, G, P>(todo, s, g, dot);
+        add_products<T, G, P, kRange>(todo, s, g, dot);
 #pragma GCC unroll 2
         for (int p = 0; p < P; ++p) {
           const __m512 scale = _mm512_load_ps(weights[p].scale[s * G + g]);
@@ -119,6 +127,7 @@ struct Expanded512 : Convert512 {
   template <int T, int G, int P>
   static void multiply_whole_factors(const BlockProduct& todo) {
     constexpr int kPairs = kBlockSteps * G / 2;
+    constexpr CodeRange kRange = range_for(CodeRange::small);  // two bits
     const auto parts = todo.parts<T>();
     const std::int32_t* sums = G == 2 ? parts.halves : parts.pairs;
     __m512i scaled[P][T];
@@ -132,12 +141,12 @@ struct Expanded512 : Convert512 {
         __m512i first[P][T], second[P][T];
 #pragma GCC unroll 8
         for (int t = 0; t < T; ++t) first[0][t] = second[0][t] = _mm512_setzero_si512();
-        add_products<T, G, P>(todo, G == 2 ? pair : 2 * pair, 0, first);
-        add_products<T, G, P>(todo, G == 2 ? pair : 2 * pair + 1, G - 1, second);
+        add_products<T, G, P, kRange>(todo, G == 2 ? pair : 2 * pair, 0, first);
+        add_products<T, G, P, kRange>(todo, G == 2 ? pair : 2 * pair + 1, G - 1, second);
         const __m512i scales = _mm512_load_si512(todo.weights->scale_pairs[pair]);
 #pragma GCC unroll 8
         for (int t = 0; t < T; ++t) {
-          scaled[0][t] = _mm512_dpwssd_epi32(scaled[0][t], scales, pair_of(first[0][t], second[0][t]));
+          scaled[0][t] = add_pairs(scaled[0][t], scales, pair_of(first[0][t], second[0][t]));
         }
         continue;
       }
@@ -150,13 +159,13 @@ struct Expanded512 : Convert512 {
 #pragma GCC unroll 8
           for (int t = 0; t < T; ++t) dot[p][t] = _mm512_setzero_si512();
         }
-        add_products<T, G, P>(todo, G == 2 ? pair : 2 * pair + i, G == 2 ? i : 0, dot);
+        add_products<T, G, P, kRange>(todo, G == 2 ? pair : 2 * pair + i, G == 2 ? i : 0, dot);
 #pragma GCC unroll 2
         for (int p = 0; p < P; ++p) {
           const __m512i pairs = _mm512_load_si512(todo.weights[p].scale_pairs[pair]);
           const __m512i scale = _mm512_srli_epi32(i == 0 ? _mm512_slli_epi32(pairs, 16) : pairs, 16);
 #pragma GCC unroll 8
-          for (int t = 0; t < T; ++t) scaled[p][t] = _mm512_dpwssd_epi32(scaled[p][t], scale, dot[p][t]);
+          for (int t = 0; t < T; ++t) scaled[p][t] = add_pairs(scaled[p][t], scale, dot[p][t]);
         }
       }
     }

@@ -137,12 +137,13 @@ void multiply_whole(const QuantizedLayout& f, const DirectStep& todo) {
           for (int q = g * kQuads; q < (g + 1) * kQuads; ++q) {
             const __m512i code = codes.quad(reinterpret_cast<const std::uint8_t*>(step), q);
 #pragma GCC unroll 8
-            for (int t = 0; t < T; ++t) multiply_quad(dot[g][t], code, bytes[t * kQuadsOfStep + q]);
+            for (int t = 0; t < T; ++t)
+              multiply_quad<codes.kRange<false>>(dot[g][t], code, bytes[t * kQuadsOfStep + q]);
           }
         }
         const __m512i scales = factors.scales(s);
 #pragma GCC unroll 8
-        for (int t = 0; t < T; ++t) scaled[t] = _mm512_dpwssd_epi32(scaled[t], scales, pair_of(dot[0][t], dot[1][t]));
+        for (int t = 0; t < T; ++t) scaled[t] = add_pairs(scaled[t], scales, pair_of(dot[0][t], dot[1][t]));
       }
 #pragma GCC unroll 4
       for (int s = 0; s < kBlockSteps; ++s) {

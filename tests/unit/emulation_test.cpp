@@ -192,45 +192,6 @@ TEST_F(Emulation, CapturedWorkIsDoneAtEachLaunch) {
   check(cudaGraphExecDestroy(executable), "destroy");
 }
 
-TEST_F(Emulation, AStreamThatWaitsForACapturedOneIsCapturedToo) {
-  cudaStream_t other = nullptr;
-  cudaEvent_t forked = nullptr, joined = nullptr;
-  check(cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking), "stream");
-  check(cudaEventCreateWithFlags(&forked, cudaEventDisableTiming), "event");
-  check(cudaEventCreateWithFlags(&joined, cudaEventDisableTiming), "event");
-  check(cudaMemsetAsync(ints, 0, 4, stream), "clear");
-  const auto capture = [&](bool joins) {
-    cudaGraph_t graph = nullptr;
-    check(cudaEventRecord(joined, stream), "record");
-    check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "begin");
-    EXPECT_THROW(static_cast<void>(cudaStreamWaitEvent(stream, joined)), Error) << "of before the capture";
-    check(cudaEventRecord(forked, stream), "record");
-    check(cudaStreamWaitEvent(other, forked), "wait");
-    check(cudaMemsetAsync(ints, 1, 1, other), "set");
-    if (joins) {
-      check(cudaEventRecord(joined, other), "record");
-      check(cudaStreamWaitEvent(stream, joined), "wait");
-    }
-    start("count", add_one, 1, 5, ints);
-    const cudaError_t ended = cudaStreamEndCapture(stream, &graph);
-    EXPECT_EQ(ended, joins ? cudaSuccess : cudaErrorStreamCaptureUnjoined);
-    return graph;
-  };
-  EXPECT_EQ(capture(false), nullptr);
-  cudaGraph_t graph = capture(true);
-  EXPECT_THROW(static_cast<void>(cudaStreamWaitEvent(other, forked)), Error) << "of a capture that has ended";
-  cudaGraphExec_t executable = nullptr;
-  check(cudaGraphInstantiate(&executable, graph, 0), "instantiate");
-  check(cudaGraphDestroy(graph), "destroy");
-  EXPECT_EQ(read(ints, 1), std::vector<int>{0}) << "nothing was done, on either stream";
-  check(cudaGraphLaunch(executable, stream), "launch");
-  EXPECT_EQ(read(ints, 1), std::vector<int>{6});
-  check(cudaGraphExecDestroy(executable), "destroy");
-  check(cudaEventDestroy(forked), "destroy");
-  check(cudaEventDestroy(joined), "destroy");
-  check(cudaStreamDestroy(other), "destroy");
-}
-
 __global__ void read_unset(float* out) {
   const Ints& s = shared<Ints>();
   out[threadIdx.x] = __uint_as_float(static_cast<unsigned>(s.value[threadIdx.x]));

@@ -189,7 +189,8 @@ inline std::string isa_name(const testing::TestParamInfo<Subject>& info) {
   return info.param.compute == Compute::f32 ? name : "tensor_cores_" + name;
 }
 inline auto all_isas() {
-  std::vector<Subject> subjects{{Isa::portable}, {Isa::avx2}, {Isa::avxvnni}, {Isa::avx512}, {Isa::amx}};
+  std::vector<Subject> subjects{{Isa::portable}, {Isa::avx2},   {Isa::avxvnni},
+                                {Isa::avx512bw}, {Isa::avx512}, {Isa::amx}};
 #ifdef SHOAL_HAS_CUDA_EMULATION
   subjects.push_back({.kind = Subject::Kind::emulated_gpu});
 #endif

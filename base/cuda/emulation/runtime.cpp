@@ -2,7 +2,6 @@
 
 #include <sys/mman.h>
 
-#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdio>
@@ -19,30 +18,20 @@
 #include "base/cuda/emulation/faults.h"
 #include "base/error.h"
 
-/// Of what was put on a stream, and on those that joined it by waiting for one of its events, in the order of the
-/// calls.
 struct CUgraph_st {
   std::vector<std::function<bool()>> work;
-  struct Branch {
-    std::uint64_t put = 0, awaited = 0;
-  };
-  cudaStream_t origin = nullptr;
-  std::map<cudaStream_t, Branch> branches;  // while it is captured
 };
 struct CUgraphExec_st : CUgraph_st {};
 /// Work in order, none of it done before someone waits.
 struct CUstream_st {
   std::deque<std::function<bool()>> work;
-  std::shared_ptr<CUgraph_st> captured;  // where work goes meanwhile
+  std::unique_ptr<CUgraph_st> captured;  // where work goes meanwhile
   bool runs = false;
 };
 /// Where in a stream it stands, and whether the stream has come there.
 struct CUevent_st {
   cudaStream_t stream = nullptr;
   std::uint64_t recorded = 0, happened = 0;
-  std::weak_ptr<CUgraph_st> captured;  // recorded in a capture
-  bool in_capture = false;
-  std::uint64_t put = 0;  // on its stream before, in that capture
 };
 
 namespace shoal::emulation {
@@ -180,8 +169,6 @@ PinnedMemory& pinned() {
 /// Streams of this OS thread that have work to do.
 thread_local std::vector<cudaStream_t> waiting;
 thread_local std::uint64_t graphs_launched = 0;
-thread_local std::int64_t graphs_made = 0;  // and not destroyed
-thread_local std::uint64_t times_waited = 0;
 thread_local int captures = 0;  // streams of this OS thread that are captured
 thread_local cudaError_t last_error = cudaSuccess;
 
@@ -198,9 +185,6 @@ void check_side(const char* what, const void* p, bool device) {
 bool is_device_memory(const void* memory) { return heap().holds(memory); }
 void set_last_error(cudaError_t error) { last_error = error; }
 std::uint64_t graph_launches() { return graphs_launched; }
-std::int64_t graphs_alive() { return graphs_made; }
-std::uint64_t waits() { return times_waited; }
-bool is_captured(cudaStream_t stream) { return stream->captured != nullptr; }
 void enqueue(cudaStream_t stream, std::function<void()> work) {
   enqueue_until(stream, [work = std::move(work)] {
     work();
@@ -209,10 +193,7 @@ void enqueue(cudaStream_t stream, std::function<void()> work) {
 }
 void enqueue_until(cudaStream_t stream, std::function<bool()> work) {
   if (!stream) fail("emulation: the default stream is not used; it would wait for all others");
-  if (stream->captured) {
-    ++stream->captured->branches[stream].put;
-    return stream->captured->work.push_back(std::move(work));
-  }
+  if (stream->captured) return stream->captured->work.push_back(std::move(work));
   if (stream->work.empty()) waiting.push_back(stream);
   stream->work.push_back(std::move(work));
 }
@@ -335,13 +316,11 @@ static void advance_others(cudaStream_t but) {
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   if (stream->captured) fail("cudaStreamSynchronize: not while the stream is captured");
-  ++times_waited;
   while (!advance(stream)) advance_others(stream);
   return cudaSuccess;
 }
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
   if (stream->captured) fail("cudaStreamQuery: not while the stream is captured");
-  ++times_waited;
   if (advance(stream)) return cudaSuccess;
   advance_others(stream);
   return cudaErrorNotReady;
@@ -356,36 +335,19 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
   return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  if (stream->captured) fail("cudaEventRecord: not while the stream is captured");
   event->stream = stream;
-  event->in_capture = stream->captured != nullptr;
-  event->captured = stream->captured;
-  if (stream->captured) {
-    event->put = stream->captured->branches[stream].put;
-    return cudaSuccess;
-  }
   enqueue(stream, [event, number = ++event->recorded] { event->happened = number; });
   return cudaSuccess;
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) {
-  ++times_waited;
   if (event->happened == event->recorded) return cudaSuccess;
   if (!advance(event->stream)) advance_others(event->stream);
   return event->happened == event->recorded ? cudaSuccess : cudaErrorNotReady;
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
-  if (event->in_capture) {
-    const auto graph = event->captured.lock();
-    if (!graph || graph->branches.empty()) fail("cudaStreamWaitEvent: the event is of a capture that has ended");
-    if (stream->captured && stream->captured != graph) fail("cudaStreamWaitEvent: the event is of another capture");
-    stream->captured = graph;
-    graph->branches[stream];
-    // Only the first stream's waits count here: a branch that is joined by way of another one is none of ours.
-    std::uint64_t& awaited = graph->branches[event->stream].awaited;
-    if (stream == graph->origin) awaited = std::max(awaited, event->put);
-    return cudaSuccess;
-  }
-  if (stream->captured) fail("cudaStreamWaitEvent: while a stream is captured, the event must be of the same capture");
+  if (stream->captured) fail("cudaStreamWaitEvent: not while the stream is captured");
   // What was recorded last counts, whatever is recorded later.
   enqueue_until(stream, [event, number = event->recorded] {
     if (event->happened < number) advance(event->stream);
@@ -427,33 +389,18 @@ cudaError_t cudaMemsetAsync(void* memory, int value, std::size_t bytes, cudaStre
 }
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
   if (stream->captured) fail("cudaStreamBeginCapture: the stream is captured already");
-  stream->captured = std::make_shared<CUgraph_st>();
-  stream->captured->origin = stream;
-  stream->captured->branches[stream];
+  stream->captured = std::make_unique<CUgraph_st>();
   ++captures;
   return cudaSuccess;
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   if (!stream->captured) fail("cudaStreamEndCapture: the stream is not captured");
-  const auto captured = stream->captured;
-  if (captured->origin != stream) fail("cudaStreamEndCapture: the capture was begun on another stream");
+  *graph = stream->captured.release();
   --captures;
-  bool joined = true;
-  for (const auto& [branch, of] : captured->branches) {
-    branch->captured = nullptr;
-    joined = joined && (branch == stream || of.awaited == of.put);
-  }
-  if (!joined) {  // as CUDA has it; also where an error came in between
-    captured->branches.clear();
-    return cudaErrorStreamCaptureUnjoined;
-  }
-  captured->branches.clear();
-  *graph = new CUgraph_st{*captured};
   return cudaSuccess;
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph, unsigned long long) {
   *executable = new CUgraphExec_st{*graph};
-  ++graphs_made;
   return cudaSuccess;
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
@@ -467,7 +414,6 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
 }
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
   delete executable;
-  --graphs_made;
   return cudaSuccess;
 }
 cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }

@@ -20,8 +20,7 @@ enum cudaError_t {
   cudaErrorMemoryAllocation = 2,
   cudaErrorNoDevice = 100,
   cudaErrorInvalidResourceHandle = 400,
-  cudaErrorNotReady = 600,
-  cudaErrorStreamCaptureUnjoined = 904
+  cudaErrorNotReady = 600
 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 };
 constexpr unsigned cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2;
@@ -75,8 +74,8 @@ cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from, 
                               std::size_t width_bytes, std::size_t height, cudaMemcpyKind kind, cudaStream_t stream);
 cudaError_t cudaMemsetAsync(void* memory, int value, std::size_t bytes, cudaStream_t stream);
 /// What is put on a stream meanwhile is not done but kept; each launch of the graph puts it on a stream again. Whatever
-/// waits, allocates, frees, or copies from memory that is not pinned ends the program while the stream is captured. A
-/// stream that waits for an event of the captured one is captured too, until the first waits for it in turn.
+/// waits, records an event, allocates, frees, or copies from memory that is not pinned ends the program while the stream
+/// is captured.
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph);
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph, unsigned long long flags);
@@ -89,12 +88,8 @@ const char* cudaGetErrorString(cudaError_t error);
 namespace shoal::emulation {
 
 bool is_device_memory(const void* memory);
-/// Graphs that this OS thread has launched, and those that it has made and not destroyed yet.
+/// Graphs that this OS thread has launched.
 std::uint64_t graph_launches();
-std::int64_t graphs_alive();
-/// How often this OS thread has waited for a stream, or asked whether it or an event is done.
-std::uint64_t waits();
-bool is_captured(cudaStream_t stream);
 void enqueue(cudaStream_t stream, std::function<void()> work);
 /// Work that others have a part in: called again and again until it returns true.
 void enqueue_until(cudaStream_t stream, std::function<bool()> work);

@@ -1,0 +1,7 @@
+#include "kernels/cpu/fill_quantized512.h"
+
+namespace shoal::cpu {
+
+void fill_quantized_avx512bw(KernelTable& table) { fill_quantized512(table); }
+
+}  // namespace shoal::cpu
