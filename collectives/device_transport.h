@@ -16,9 +16,9 @@ class DeviceTransport {
   virtual ~DeviceTransport() = default;
   /// to, from [ranks]; both sides know how much. The own rank's pieces are not looked at.
   virtual void exchange(std::span<const Piece> to, std::span<const Piece> from, void* stream) = 0;
-  /// Called before exchanges are given up: what was recorded of them (CUDA graphs) must be gone then, or NCCL waits for
-  /// it. Replaces the one before; null: none.
-  virtual void before_abort(std::function<void()> forget) = 0;
+  /// Called when exchanges are given up: kernels that wait for other ranks in ways of their own are to stop. Replaces
+  /// the one before; null: none.
+  virtual void on_abort(std::function<void()> stop) = 0;
 };
 
 }  // namespace shoal

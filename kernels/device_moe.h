@@ -32,6 +32,10 @@ class DeviceMoe {
   /// it is not for such a step. The same on all ranks, whose layers of the step all go this way or none.
   virtual std::int64_t begin_step(std::int64_t tokens, std::int64_t most_tokens) = 0;
 
+  /// Whether run() may be part of what Backend::repeat() records. (An exchange by NCCL may not: whether it is recorded
+  /// must be alike on all ranks, which repeat each for itself.)
+  virtual bool repeats() const = 0;
+
   struct Layer {
     int index;             // among those with experts
     const ExpertMap* map;  // as placed()

@@ -76,9 +76,8 @@ struct Model::State {
   GqaShape gqa_shape{};
   std::vector<std::size_t> vocab_counts;  // [ranks] each rank's part of the LM head
   std::unique_ptr<TokenExchange> exchange;
-  std::unique_ptr<DeviceMoe> device_moe;  // null: the host takes part in each layer with experts
-  std::int64_t slots = 0;                 // of device_moe's layers in this step; 0: the host takes part
-  std::vector<int> chosen_on_device;      // layers with experts whose counters device_moe has
+  std::int64_t slots = 0;             // of device_moe's layers in this step; 0: the host takes part
+  std::vector<int> chosen_on_device;  // layers with experts whose counters device_moe has
   Counters counters;
 
   Rows<float> x;        // the residual stream [tokens, hidden]
@@ -92,6 +91,9 @@ struct Model::State {
   std::vector<std::int32_t> slice;  // of the experts, where they are sliced
   std::vector<float> slice_weight;
   std::vector<float> weight, host_cos, host_sin, gathered, local_logits;
+  /// Null: the host takes part in each layer with experts. Goes before the memory above, which to free waits for work
+  /// on the device that may wait for other ranks until this one is gone.
+  std::unique_ptr<DeviceMoe> device_moe;
 
   State(const ModelConfig& c, ModelWeights&& w, const Placement& p, Backend& b, Communicator& cm, KvCache& kc,
         bool bf16_wire, Answers answers)
@@ -103,10 +105,7 @@ struct Model::State {
       try {
         exchange = backend.token_exchange(comm, shape);
         if (!exchange) exchange = make_host_token_exchange(backend, comm, shape);
-        device_moe = backend.device_moe(comm, {shape, router, slices(), moe_layers()});
-        for_each_moe([&](MoeWeights& moe) {
-          if (device_moe) device_moe->placed(moe.map);
-        });
+        make_device_moe({shape, router, slices(), moe_layers()});
       } catch (...) {
         w = std::move(weights);
         throw;
@@ -130,11 +129,16 @@ struct Model::State {
     for (std::size_t i = 0; i < weights.layers.size(); ++i) n += is_moe_layer(i);
     return n;
   }
-  template <class Use>
-  void for_each_moe(const Use& use) {
+  /// Where all ranks' back ends have it: there may be some with GPUs and some without.
+  void make_device_moe(const DeviceMoeShape& shape) {
+    float without = backend.has_device_moe(comm, shape) ? 0.0f : 1.0f;
+    comm.all_reduce_sum({&without, 1});
+    if (without > 0) return;
+    device_moe = backend.device_moe(comm, shape);
+    if (!device_moe) return;
     for (std::size_t i = 0; i < weights.layers.size(); ++i)
-      if (is_moe_layer(i)) use(weights.layers[i].moe);
-    if (weights.mtp) use(weights.mtp->layer.moe);
+      if (is_moe_layer(i)) device_moe->placed(weights.layers[i].moe.map);
+    if (weights.mtp) device_moe->placed(weights.mtp->layer.moe.map);
   }
 
   /// Angles as transformers computes them: position * inv_freq rounded to FP32, then cos and sin.
@@ -322,19 +326,21 @@ struct Model::State {
         return feed_forward(layer.dense, h, out);
       }
       begin(ffn, {{&layer.moe.router, {}, scores(stream.rows)}});
-      if (on_device) moe_on_device(layer.moe, moe_layer, h, out);
     };
-    // Other ranks' tokens may be all there is.
-    const std::int64_t tokens = on_device ? std::max(slots, stream.rows) : stream.rows, key = slots << 16 | 2 * index;
+    const auto moe_alone = [&] { moe_on_device(layer.moe, moe_layer, h, out); };
     if (placement.tensor_parallel) {  // the host is in between
-      backend.repeat(key, stream.rows, attend);
+      backend.repeat(2 * index, stream.rows, attend);
       sum_over_ranks(out);
-      backend.repeat(key | 1, tokens, begin_ffn);
+      backend.repeat(2 * index + 1, stream.rows, begin_ffn);
     } else {
-      backend.repeat(key, tokens, [&] {
+      const bool in_one = on_device && device_moe->repeats();
+      // Other ranks' tokens may be all there is.
+      backend.repeat(in_one ? slots << 16 | 2 * index : 2 * index, in_one ? slots : stream.rows, [&] {
         attend();
         begin_ffn();
+        if (in_one) moe_alone();
       });
+      if (on_device && !in_one) moe_alone();
     }
     if (on_device) chosen_on_device.push_back(moe_layer);
     if (moe_layer_here && !on_device) moe(layer.moe, moe_layer, h, out);

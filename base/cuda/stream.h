@@ -19,4 +19,28 @@ inline cudaEvent_t new_event() {
   return event;
 }
 
+/// They end with their owner.
+class Stream {
+ public:
+  explicit Stream(bool urgent = false) : stream_(new_stream(urgent)) {}
+  ~Stream() { static_cast<void>(cudaStreamDestroy(stream_)); }
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+  operator cudaStream_t() const { return stream_; }
+
+ private:
+  cudaStream_t stream_;
+};
+class Event {
+ public:
+  Event() : event_(new_event()) {}
+  ~Event() { static_cast<void>(cudaEventDestroy(event_)); }
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+  operator cudaEvent_t() const { return event_; }
+
+ private:
+  cudaEvent_t event_;
+};
+
 }  // namespace shoal::cuda

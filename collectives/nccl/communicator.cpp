@@ -90,7 +90,7 @@ class Member {
     all.end();
   }
 
-  void before_abort(std::function<void()> forget) { forget_ = std::move(forget); }
+  void on_abort(std::function<void()> stop) { on_abort_ = std::move(stop); }
 
   /// Until the event has happened.
   void wait_for(cudaEvent_t event) { cuda::wait_for(event, "the GPU's exchange"); }
@@ -116,7 +116,7 @@ class Member {
   }
   void abort() {
     lost_ = true;
-    if (forget_) std::exchange(forget_, nullptr)();
+    if (on_abort_) std::exchange(on_abort_, nullptr)();
     if (group_) group_->abort();
   }
   [[noreturn]] void give_up(const std::string& why) {
@@ -131,7 +131,7 @@ class Member {
   const cuda::Watch watch_;
   cudaStream_t stream_ = nullptr;
   std::unique_ptr<NcclGroup> group_;
-  std::function<void()> forget_;
+  std::function<void()> on_abort_;
   bool lost_ = false;
   std::string error_;  // that NCCL has reported
   Clock::time_point heard_{};
@@ -145,7 +145,7 @@ class NcclTransport final : public DeviceTransport {
     member_->use_device();
     member_->exchange(to, from, static_cast<cudaStream_t>(stream));
   }
-  void before_abort(std::function<void()> forget) override { member_->before_abort(std::move(forget)); }
+  void on_abort(std::function<void()> stop) override { member_->on_abort(std::move(stop)); }
 
  private:
   std::shared_ptr<Member> member_;

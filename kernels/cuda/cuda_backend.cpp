@@ -1,6 +1,7 @@
 #include "kernels/cuda/cuda_backend.h"
 
 #include <algorithm>
+#include <array>
 #include <mutex>
 
 #include "base/cuda/memory.h"
@@ -103,12 +104,16 @@ class CudaBackend final : public Backend {
 
   void repeat(std::int64_t key, std::int64_t tokens, const std::function<void()>& work) override {
     on();
-    if (tokens == 0 || tokens > kMostRepeated) return work();
+    if (tokens == 0 || tokens > kMostRepeated) {
+      work();
+      return keep_pace();
+    }
     const auto shape = tables_.shape(kSmallestPart);
     Repetition::Key all{key, tokens};
     std::copy(shape.begin(), shape.end(), all.begin() + 2);
     repetition_.run(
         all, [this] { return uploads_.count() + products_.lists_brought() + more_groups_; }, work);
+    keep_pace();
   }
 
   void fill_zero(Rows<float> out) override { cuda::fill_zero(out, on()); }
@@ -284,11 +289,14 @@ class CudaBackend final : public Backend {
     return std::make_unique<GpuTokenExchange>(stream_, uploads_, comm, shape, compute_ == Compute::fp8);
   }
 
+  bool has_device_moe(const Communicator& comm, const DeviceMoeShape& shape) const override {
+    return GpuMoe::takes(comm, shape);
+  }
   std::unique_ptr<DeviceMoe> device_moe(Communicator& comm, const DeviceMoeShape& shape) override {
-    if (!GpuMoe::takes(comm, shape)) return nullptr;
     on();
-    auto moe = std::make_unique<GpuMoe>(stream_, uploads_, vectors_, products_, comm, shape, compute_ == Compute::fp8,
-                                        peer_memory_, device_, [this] { repetition_.forget(); });
+    auto moe = std::make_unique<GpuMoe>(GpuMoe::Parts{stream_, uploads_, vectors_, products_, device_, peer_memory_,
+                                                      retired_windows_, [this] { repetition_.forget(); }},
+                                        comm, shape, compute_ == Compute::fp8);
     if (!moe->reaches_all()) return nullptr;
     return moe;
   }
@@ -362,6 +370,15 @@ class CudaBackend final : public Backend {
     }
   }
 
+  /// No more than so many layers ahead of the GPU: launches wait where a stream is full, and there nobody looks whether
+  /// it will ever go on.
+  void keep_pace() {
+    if (!Watch::is_set()) return;
+    const Event& event = pace_[repeated_++ % pace_.size()];
+    wait_for(event, "the GPU's work");
+    check(cudaEventRecord(event, stream_), "cudaEventRecord");
+  }
+
   /// One for each thread that has matrices copied.
   template <class Use>
   void with_placer(const Use& use) {
@@ -384,7 +401,7 @@ class CudaBackend final : public Backend {
   /// The stream, with this device the calling thread's.
   cudaStream_t on() const {
     check(cudaSetDevice(device_), "cudaSetDevice");
-    return stream_.get();
+    return stream_;
   }
   void wait() {
     wait_for(stream_, "the GPU's work");
@@ -404,9 +421,10 @@ class CudaBackend final : public Backend {
   static Rows<float> rows(Scratch& memory, std::int64_t n, std::int64_t cols) {
     return {memory.room<float>(n * cols), n, cols};
   }
-  static float* host_room(HostRoom& room, std::int64_t floats) {
+  float* host_room(HostRoom& room, std::int64_t floats) {
     const auto bytes = static_cast<std::size_t>(floats) * sizeof(float);
     if (room.bytes < bytes || !room.memory) {
+      wait();  // to free what is there waits as well, whatever for
       const auto block = std::make_shared<PinnedBlock>(bytes + bytes / 4);
       room = {{block, block->data()}, block->bytes()};
     }
@@ -491,20 +509,6 @@ class CudaBackend final : public Backend {
     }
   }
 
-  /// A stream that ends with its owner.
-  class Stream {
-   public:
-    explicit Stream(cudaStream_t stream) : stream_(stream) {}
-    ~Stream() { static_cast<void>(cudaStreamDestroy(stream_)); }
-    Stream(const Stream&) = delete;
-    Stream& operator=(const Stream&) = delete;
-    cudaStream_t get() const { return stream_; }
-    operator cudaStream_t() const { return stream_; }
-
-   private:
-    cudaStream_t stream_;
-  };
-
   const int device_;
   const Compute compute_;
   const CudaOptions::PeerMemory peer_memory_;
@@ -514,7 +518,7 @@ class CudaBackend final : public Backend {
   // As their self-checks found.
   bool attention_mma_ = true, mla_wgmma_ = true, mla_prompt_ = true, mla_prompt_wgmma_ = properties_.major == 9;
   std::string notes_;  // what they said
-  const Stream stream_{new_stream()};
+  const Stream stream_;
   Uploads uploads_;
   WeightVectors vectors_;
   Products products_;
@@ -527,6 +531,9 @@ class CudaBackend final : public Backend {
   std::optional<HeadGroups> tiled_heads_;
   std::uint64_t more_groups_ = 0;  // of tiles than one, which repetitions' keys do not tell apart
   Repetition repetition_{stream_};
+  std::array<Event, 8> pace_;
+  std::size_t repeated_ = 0;
+  std::vector<DeviceBlock> retired_windows_;
 };
 
 }  // namespace

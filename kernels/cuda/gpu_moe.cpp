@@ -2,14 +2,14 @@
 
 #include <cmath>
 
-#include "base/cuda/stream.h"
 #include "kernels/cuda/exchange_wire.h"
 
 namespace shoal::cuda {
 namespace {
 
+// What SlotEntry::place has room for.
 constexpr int kRankShift = 16;
-constexpr std::size_t kMostInPlace = 1 << 15;  // ranks, and experts of one
+constexpr std::size_t kMostRanks = 1 << 15, kMostOfRank = 1 << 16;
 
 /// So many that few numbers occur, since each is launched in its own way: powers of two, and halfway between.
 std::int64_t slots_for(std::int64_t tokens) {
@@ -23,23 +23,14 @@ std::int64_t slots_for(std::int64_t tokens) {
 bool GpuMoe::takes(const Communicator& comm, const DeviceMoeShape& shape) {
   const auto& r = shape.router;
   return r.n_experts * shape.slices <= kMaxExperts && r.top_k * shape.slices <= kMostEntries &&
-         static_cast<std::size_t>(comm.size()) < kMostInPlace;
+         static_cast<std::size_t>(comm.size()) < kMostRanks;
 }
 
-GpuMoe::GpuMoe(cudaStream_t stream, Uploads& uploads, WeightVectors& vectors, Products& products, Communicator& comm,
-               const DeviceMoeShape& shape, bool f8_rows, CudaOptions::PeerMemory peer_memory, int device,
-               std::function<void()> forget)
-    : stream_(stream),
-      traffic_(new_stream(true)),
-      ready_(new_event()),
-      arrived_(new_event()),
-      fetched_(new_event()),
-      uploads_(uploads),
-      vectors_(vectors),
-      products_(products),
+GpuMoe::GpuMoe(const Parts& parts, Communicator& comm, const DeviceMoeShape& shape, bool f8_rows)
+    : parts_(parts),
+      stream_(parts.stream),
       shape_(shape),
       transport_(comm.size() > 1 ? comm.device_transport() : nullptr),
-      forget_(std::move(forget)),
       slots_{comm.size(),
              comm.rank(),
              0,
@@ -53,29 +44,27 @@ GpuMoe::GpuMoe(cudaStream_t stream, Uploads& uploads, WeightVectors& vectors, Pr
       from_(static_cast<std::size_t>(comm.size())),
       chosen_on_device_(static_cast<std::size_t>(shape.layers * chosen_of_layer()) * sizeof(std::int32_t)),
       chosen_(chosen_on_device_.bytes()),
-      picked_(stream),
-      shares_(stream),
-      in_(stream),
-      x_(stream),
-      begin_(stream),
-      rows_(stream),
-      place_(stream),
-      sent_(stream),
-      answers_(stream) {
+      picked_(parts.stream),
+      shares_(parts.stream),
+      in_(parts.stream),
+      x_(parts.stream),
+      begin_(parts.stream),
+      rows_(parts.stream),
+      place_(parts.stream),
+      sent_(parts.stream),
+      answers_(parts.stream) {
   if (slots_.ranks == 1) return;
-  if (peer_memory != CudaOptions::PeerMemory::no) {
+  using PeerMemory = CudaOptions::PeerMemory;
+  if (parts.peer_memory != PeerMemory::no) {
     most_slots_ = most_slots(kMostInWindow);
     const std::int64_t all = slots_.ranks * most_slots_;
-    windows_ = PeerWindows::open(comm, device, peer_memory == CudaOptions::PeerMemory::even_of_this_one,
+    windows_ = PeerWindows::open(comm, parts.device, parts.peer_memory == PeerMemory::even_of_this_one,
                                  static_cast<std::size_t>(all * slots_.slot_bytes()),
-                                 static_cast<std::size_t>(all * (slots_.slot_bytes() + slots_.answer_bytes())), stream);
+                                 static_cast<std::size_t>(all * (slots_.slot_bytes() + slots_.answer_bytes())),
+                                 parts.retired_windows, stream_);
   }
   if (!windows_) most_slots_ = most_slots(kMostBytes);
-  if (!transport_) return;
-  transport_->before_abort([this] {
-    if (windows_) windows_->stop();
-    forget_();
-  });
+  if (windows_ && transport_) transport_->on_abort([this] { windows_->stop(); });
 }
 
 std::int64_t GpuMoe::most_slots(std::int64_t bytes) const {
@@ -86,10 +75,8 @@ std::int64_t GpuMoe::most_slots(std::int64_t bytes) const {
 
 GpuMoe::~GpuMoe() {
   if (windows_) windows_->stop();
-  forget_();  // graphs with this one's memory and exchanges in them
-  if (transport_) transport_->before_abort(nullptr);
-  for (cudaEvent_t event : {ready_, arrived_, fetched_}) static_cast<void>(cudaEventDestroy(event));
-  static_cast<void>(cudaStreamDestroy(traffic_));
+  parts_.forget();  // graphs with this one's memory in them
+  if (transport_) transport_->on_abort(nullptr);
 }
 
 void GpuMoe::placed(const ExpertMap& map) {
@@ -98,8 +85,7 @@ void GpuMoe::placed(const ExpertMap& map) {
   for (std::size_t e = 0; e < map.replicas.size(); ++e) {
     double below = 0;
     for (const ExpertReplica& replica : map.replicas[e]) {
-      if (static_cast<std::size_t>(replica.local) >= kMostInPlace)
-        fail("a rank has more experts than its GPU can list");
+      if (static_cast<std::size_t>(replica.local) >= kMostOfRank) fail("a rank has more experts than its GPU can list");
       below += static_cast<double>(replica.share);
       place.push_back(replica.rank << kRankShift | replica.local);
       edge.push_back(static_cast<std::uint32_t>(std::min(std::ldexp(below, 32), std::ldexp(1.0, 32) - 1)));
@@ -113,7 +99,7 @@ void GpuMoe::placed(const ExpertMap& map) {
   DeviceBlock memory(list_bytes + 2 * places_bytes);
   const auto bring = [&](std::size_t at, const auto& values) {
     auto* to = reinterpret_cast<std::remove_cvref_t<decltype(values[0])>*>(memory.data() + at);
-    check(cudaMemcpyAsync(to, uploads_.put(values), values.size() * 4, cudaMemcpyDeviceToDevice, stream_),
+    check(cudaMemcpyAsync(to, parts_.uploads.put(values), values.size() * 4, cudaMemcpyDeviceToDevice, stream_),
           "copying on the GPU");
     return to;
   };
@@ -129,8 +115,8 @@ std::int64_t GpuMoe::begin_step(std::int64_t tokens, std::int64_t most_tokens) {
   slots_.of_rank = static_cast<int>(slots);
   slots_.apart = windows_ ? most_slots_ : slots;
   ++turn_;
-  check(cudaMemcpyAsync(turn_on_device_.data(), uploads_.put(std::span<const std::uint32_t>(&turn_, 1)), sizeof turn_,
-                        cudaMemcpyDeviceToDevice, stream_),
+  check(cudaMemcpyAsync(turn_on_device_.data(), parts_.uploads.put(std::span<const std::uint32_t>(&turn_, 1)),
+                        sizeof turn_, cudaMemcpyDeviceToDevice, stream_),
         "copying on the GPU");
   return slots;
 }
@@ -154,7 +140,7 @@ void GpuMoe::run(const Layer& layer, Rows<const float> scores, Rows<const float>
   const RouterShape& router = shape_.router;
   auto* ids = picked_.room<std::int32_t>(slots_.of_rank * router.top_k);
   auto* shares = shares_.room<float>(slots_.of_rank * router.top_k);
-  if (h.rows > 0) route(scores, vectors_.on_device(layer.score_bias), router, ids, shares, stream_);
+  if (h.rows > 0) route(scores, parts_.vectors.on_device(layer.score_bias), router, ids, shares, stream_);
 
   const std::int64_t all = slots_.all(), slot = slots_.slot_bytes(), answer = slots_.answer_bytes();
   auto* chosen = reinterpret_cast<std::int32_t*>(chosen_on_device_.data()) + layer.index * chosen_of_layer();
@@ -173,16 +159,17 @@ void GpuMoe::run(const Layer& layer, Rows<const float> scores, Rows<const float>
   arrive(Written::slots);
 
   const auto experts = static_cast<int>(layer.experts.size());
-  const std::int64_t pairs = all * slots_.entries;
+  // Of an expert's slices a rank has one.
+  const std::int64_t pairs = all * router.top_k;
   const SlotPlan plan{begin_.room<std::int32_t>(kMaxExperts + 1), rows_.room<std::int32_t>(pairs),
-                      place_.room<std::int32_t>(pairs), chosen};
+                      place_.room<std::int32_t>(all * slots_.entries), chosen};
   plan_slots(in, slots_, experts, plan, stream_);
   const Rows<float> x(x_.room<float>(all * slots_.hidden), all, slots_.hidden);
   unpack_slots(in, slots_, x.data, stream_);
-  const auto total = static_cast<std::int64_t>(router.n_experts) * shape_.slices;
   Rows<const float> results;
   if (experts > 0)
-    results = products_.experts({plan.row, plan.begin, pairs, (pairs + total - 1) / total}, layer.experts, x);
+    results = parts_.products.experts({plan.row, plan.begin, pairs, (pairs + router.n_experts - 1) / router.n_experts},
+                                      layer.experts, x);
 
   std::byte* answers = answers_memory(all * answer);
   std::byte* sent = travel ? sent_.room<std::byte>(all * answer) : answers;

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "base/cuda/memory.h"
+#include "base/cuda/stream.h"
 #include "collectives/communicator.h"
 #include "collectives/device_transport.h"
 #include "collectives/dispatch_plan.h"
@@ -22,10 +23,18 @@ namespace shoal::cuda {
 /// others they travel whole, over the communicator's device_transport().
 class GpuMoe final : public DeviceMoe {
  public:
-  /// `forget`: what was recorded on the stream, before the exchanges in it end.
-  GpuMoe(cudaStream_t stream, Uploads& uploads, WeightVectors& vectors, Products& products, Communicator& comm,
-         const DeviceMoeShape& shape, bool f8_rows, CudaOptions::PeerMemory peer_memory, int device,
-         std::function<void()> forget);
+  /// Of the back end, all of which outlive it.
+  struct Parts {
+    cudaStream_t stream;
+    Uploads& uploads;
+    WeightVectors& vectors;
+    Products& products;
+    int device;
+    CudaOptions::PeerMemory peer_memory;
+    std::vector<DeviceBlock>& retired_windows;
+    std::function<void()> forget;  // what was recorded on the stream
+  };
+  GpuMoe(const Parts& parts, Communicator& comm, const DeviceMoeShape& shape, bool f8_rows);
   ~GpuMoe() override;
   GpuMoe(const GpuMoe&) = delete;
   GpuMoe& operator=(const GpuMoe&) = delete;
@@ -37,6 +46,7 @@ class GpuMoe final : public DeviceMoe {
 
   void placed(const ExpertMap& map) override;
   std::int64_t begin_step(std::int64_t tokens, std::int64_t most_tokens) override;
+  bool repeats() const override { return slots_.ranks == 1 || windows_; }
   void run(const Layer& layer, Rows<const float> scores, Rows<const float> h, Rows<float> out,
            const std::function<void()>& meanwhile) override;
   void end_step() override;
@@ -69,14 +79,12 @@ class GpuMoe final : public DeviceMoe {
   /// Of a window, in which only what is asked for arrives.
   static constexpr std::int64_t kMostInWindow = std::int64_t{96} << 20;
 
-  cudaStream_t stream_, traffic_ = nullptr;
-  cudaEvent_t ready_ = nullptr, arrived_ = nullptr, fetched_ = nullptr;
-  Uploads& uploads_;
-  WeightVectors& vectors_;
-  Products& products_;
+  const Parts parts_;
+  const cudaStream_t stream_;
+  const Stream traffic_{true};
+  const Event ready_, arrived_, fetched_;
   const DeviceMoeShape shape_;
   DeviceTransport* const transport_;
-  const std::function<void()> forget_;
   Slots slots_;
   std::unique_ptr<PeerWindows> windows_;
   std::int64_t most_slots_ = kMostSlots;

@@ -268,15 +268,16 @@ struct ExpertPlaces {
 };
 constexpr int kMostEntries = 256;
 
-/// Memory of all ranks' GPUs that each of them writes into (peer_windows.h). A window: slots [ranks, of_rank], answers
-/// [ranks, of_rank], and how often each rank has written either. Nobody writes where another one still reads: slots
+/// Memory of all ranks' GPUs that each of them writes into (peer_windows.h). A window: slots [ranks, apart], answers
+/// [ranks, apart], and how often each rank has written either. Nobody writes where another one still reads: slots
 /// come again only after all answers to the last ones have, answers only after the next slots.
 struct Peers {
   std::byte* const* window = nullptr;  // [ranks] as this GPU sees them; null: slots travel in another way
   std::int64_t answers_at = 0, arrivals_at = 0;
   unsigned* written = nullptr;     // [2] how often this rank has written slots, and answers
   unsigned* blocks = nullptr;      // [2] that have; zero before and after a kernel
-  const unsigned* stop = nullptr;  // 1: nobody is waited for any more
+  const unsigned* stop = nullptr;  // of the host: 1: nobody is waited for any more
+  unsigned* stopped = nullptr;     // 1: it has been seen; then nothing is written to others, who may be gone
 };
 constexpr int kMostPeers = 32;
 enum class Written : int { slots, answers };

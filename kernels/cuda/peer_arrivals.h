@@ -9,10 +9,8 @@ __device__ __forceinline__ unsigned* arrivals(const Peers& peers, int ranks, int
   return reinterpret_cast<unsigned*>(peers.window[rank] + peers.arrivals_at) + static_cast<int>(what) * ranks;
 }
 
-/// Whether there are peers to write to. Once all is to stop there may not be.
-__device__ __forceinline__ bool has_peers(const Peers& peers) {
-  return peers.window != nullptr && load_acquired(peers.stop) == 0;
-}
+/// Whether there are peers to write to.
+__device__ __forceinline__ bool has_peers(const Peers& peers) { return peers.window != nullptr && *peers.stopped == 0; }
 
 /// Every thread of every block calls it after all it has written: the last block tells the peers.
 __device__ __forceinline__ void tell_when_written(const Peers& peers, int ranks, int rank, Written what) {
@@ -21,15 +19,18 @@ __device__ __forceinline__ void tell_when_written(const Peers& peers, int ranks,
   };
   Shared& s = shared<Shared>();
   const int w = static_cast<int>(what);
-  __threadfence_system();
   __syncthreads();
-  if (threadIdx.x == 0) s.before = atomicAdd(&peers.blocks[w], 1u);
+  if (threadIdx.x == 0) {
+    __threadfence_system();  // for what all threads have written
+    s.before = atomicAdd(&peers.blocks[w], 1u);
+  }
   __syncthreads();
   if (s.before + 1 < gridDim.x * gridDim.y) return;
   __threadfence_system();
   const unsigned now = peers.written[w] + 1;
+  const bool tells = has_peers(peers);
   for (int r = static_cast<int>(threadIdx.x); r < ranks; r += static_cast<int>(blockDim.x))
-    if (r == rank || has_peers(peers)) store_released(arrivals(peers, ranks, r, what) + rank, now);
+    if (r == rank || tells) store_released(arrivals(peers, ranks, r, what) + rank, now);
   __syncthreads();  // all have read it
   if (threadIdx.x > 0) return;
   peers.written[w] = now;

@@ -21,6 +21,10 @@ namespace {
 
 constexpr std::chrono::seconds kProofLimit{10};
 constexpr double kPatience = 300;  // s, as NCCL's
+constexpr std::size_t kAligned = 16;
+constexpr std::size_t kShared = 2 << 20;  // what the driver maps: nothing else must lie in it
+
+std::size_t round_up(std::size_t n, std::size_t unit) { return (n + unit - 1) / unit * unit; }
 
 /// The same for all processes of a host, whatever containers they are in.
 std::string this_host() {
@@ -56,40 +60,42 @@ bool are_neighbours(const std::vector<WindowOffer>& offers, bool shared_gpus) {
 }  // namespace
 
 std::unique_ptr<PeerWindows> PeerWindows::open(Communicator& comm, int device, bool shared_gpus, std::size_t answers_at,
-                                               std::size_t bytes, cudaStream_t stream) {
+                                               std::size_t bytes, std::vector<DeviceBlock>& retired,
+                                               cudaStream_t stream) {
   if (comm.size() < 2 || comm.size() > kMostPeers) return nullptr;
   std::unique_ptr<PeerWindows> windows;
   WindowOffer mine;
   std::snprintf(mine.host, sizeof mine.host, "%s", this_host().c_str());
   static_cast<void>(cudaDeviceGetPCIBusId(mine.gpu, sizeof mine.gpu, device));
   try {
-    windows.reset(new PeerWindows(comm, answers_at, bytes));
+    windows.reset(new PeerWindows(comm, answers_at, bytes, retired));
     mine.made = cudaIpcGetMemHandle(&mine.memory, windows->own()) == cudaSuccess;
-  } catch (const LeftBehind&) {
-    throw;
   } catch (const Error&) {  // no memory for it: the others must hear of it
   }
   const std::vector<WindowOffer> offers = gather(comm, mine);
+  retired.clear();
   const bool reached = are_neighbours(offers, shared_gpus) && windows->reach(offers, stream);
   static_cast<void>(cudaGetLastError());
   if (!all_agree(comm, reached)) return nullptr;
   return all_agree(comm, windows->prove(stream)) ? std::move(windows) : nullptr;
 }
 
-PeerWindows::PeerWindows(Communicator& comm, std::size_t answers_at, std::size_t bytes)
+PeerWindows::PeerWindows(Communicator& comm, std::size_t answers_at, std::size_t bytes,
+                         std::vector<DeviceBlock>& retired)
     : comm_(comm),
-      own_((bytes + sizeof(unsigned) - 1) / sizeof(unsigned) * sizeof(unsigned) +
-           2 * static_cast<std::size_t>(comm.size()) * sizeof(unsigned)),
+      retired_(retired),
+      own_(round_up(round_up(bytes, kAligned) + 2 * static_cast<std::size_t>(comm.size()) * sizeof(unsigned), kShared)),
       list_(static_cast<std::size_t>(comm.size()) * sizeof(std::byte*)),
-      counts_(4 * sizeof(unsigned)) {
+      counts_(5 * sizeof(unsigned)) {
   std::memset(stop_.data(), 0, stop_.bytes());
   auto* counts = reinterpret_cast<unsigned*>(counts_.data());
   peers_ = {reinterpret_cast<std::byte* const*>(list_.data()),
             static_cast<std::int64_t>(answers_at),
-            static_cast<std::int64_t>(own_.bytes() - 2 * static_cast<std::size_t>(comm.size()) * sizeof(unsigned)),
+            static_cast<std::int64_t>(round_up(bytes, kAligned)),
             counts,
             counts + 2,
-            reinterpret_cast<const unsigned*>(stop_.data())};
+            reinterpret_cast<const unsigned*>(stop_.data()),
+            counts + 4};
   if (Watch::is_set()) return;
   watch_.emplace([this](std::chrono::duration<double> waited) {
     try {
@@ -106,6 +112,7 @@ PeerWindows::PeerWindows(Communicator& comm, std::size_t answers_at, std::size_t
 PeerWindows::~PeerWindows() {
   stop();
   for (void* memory : opened_) static_cast<void>(cudaIpcCloseMemHandle(memory));
+  retired_.push_back(std::move(own_));
 }
 
 void PeerWindows::stop() {

@@ -18,10 +18,11 @@ class PeerWindows {
  public:
   /// Windows of so many bytes, zeroed. Null on all ranks alike where there are none: several hosts, two ranks with one
   /// GPU (whose kernels would wait for each other's turn; `shared_gpus`: all the same), GPUs that do not reach each
-  /// other, or what they write does not arrive. Every rank calls it, on the thread that waits for the GPU, with the same
-  /// size.
+  /// other, or what they write does not arrive. Every rank calls it, on the thread that waits for the GPU, with the
+  /// same size. `retired`: where its memory goes in the end; it is freed at the next call, when all ranks have given it
+  /// up.
   static std::unique_ptr<PeerWindows> open(Communicator& comm, int device, bool shared_gpus, std::size_t answers_at,
-                                           std::size_t bytes, cudaStream_t stream);
+                                           std::size_t bytes, std::vector<DeviceBlock>& retired, cudaStream_t stream);
   ~PeerWindows();
   PeerWindows(const PeerWindows&) = delete;
   PeerWindows& operator=(const PeerWindows&) = delete;
@@ -32,13 +33,14 @@ class PeerWindows {
   void stop();
 
  private:
-  PeerWindows(Communicator& comm, std::size_t answers_at, std::size_t bytes);
+  PeerWindows(Communicator& comm, std::size_t answers_at, std::size_t bytes, std::vector<DeviceBlock>& retired);
   /// False where another rank's memory is out of reach.
   bool reach(const std::vector<WindowOffer>& offers, cudaStream_t stream);
   /// Whether what all ranks write arrives, within some seconds.
   bool prove(cudaStream_t stream);
 
   Communicator& comm_;
+  std::vector<DeviceBlock>& retired_;
   DeviceBlock own_, list_, counts_;
   PinnedBlock stop_{sizeof(unsigned)};
   std::vector<void*> opened_;

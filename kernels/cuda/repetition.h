@@ -18,8 +18,8 @@ class Repetition {
  public:
   using Key = std::array<std::int64_t, 8>;
 
-  /// `most`: graphs kept; for each, CUDA keeps some 20 KB (an estimate).
-  explicit Repetition(cudaStream_t stream, std::size_t most = 8192) : stream_(stream), most_(most) {}
+  /// `most`: graphs kept; for each, CUDA keeps some 40 KB (an estimate).
+  explicit Repetition(cudaStream_t stream, std::size_t most = 4096) : stream_(stream), most_(most) {}
   ~Repetition() { forget(); }
   Repetition(const Repetition&) = delete;
   Repetition& operator=(const Repetition&) = delete;

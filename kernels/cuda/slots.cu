@@ -6,7 +6,7 @@ namespace shoal::cuda {
 namespace {
 
 constexpr int kThreads = kWireThreads;
-static_assert(kMostEntries <= kThreads);
+static_assert(kMostEntries == kThreads);  // each thread has an entry
 
 __device__ __forceinline__ const SlotEntry* entries_of(const std::byte* in, const Slots& s, std::int64_t slot) {
   return reinterpret_cast<const SlotEntry*>(in + s.place(slot) * s.slot_bytes() + s.entries_at());
@@ -56,11 +56,12 @@ __global__ void __launch_bounds__(kThreads)
   all.place[i] = mine.place;
   __syncthreads();
 
+  const bool to_peers = has_peers(peers);
   if (there) {
     const WireColumns<kWire> columns;
     const auto held = columns.round(h.data + t * h.stride, s.hidden);
     columns.put(held, s.hidden, slot);
-    if (has_peers(peers)) {
+    if (to_peers) {
       unsigned asked = 0;
       for (int j = 0; j < s.entries; ++j) asked |= all.place[j] < 0 ? 0u : 1u << (all.place[j] >> 16);
       for (int r = 0; r < s.ranks; ++r)
@@ -79,7 +80,7 @@ __global__ void __launch_bounds__(kThreads)
     }
     if (i < s.entries) {
       reinterpret_cast<SlotEntry*>(slot + s.entries_at())[at] = mine;
-      for (int r = 0; has_peers(peers) && r < s.ranks; ++r)
+      for (int r = 0; to_peers && r < s.ranks; ++r)
         if (r != s.rank) reinterpret_cast<SlotEntry*>(peers.window[r] + at_peers + s.entries_at())[at] = mine;
     }
   }
@@ -121,11 +122,12 @@ __global__ void __launch_bounds__(kThreads)
   std::byte* to = (asker == s.rank ? own : sent) + s.place(slot) * s.answer_bytes();
   if (asker != s.rank && peers.window != nullptr)
     to = peers.window[asker] + peers.answers_at + (s.first(s.rank) + t) * s.answer_bytes();
+  const bool answers = asker == s.rank || peers.window == nullptr || has_peers(peers);
   float sum = 0;
   bool here = false;
-  for (int i = 0; i < s.entries; ++i) {
+  for (int i = 0; answers && i < s.entries; ++i) {
     const std::int32_t pair = place[slot * s.entries + i];
-    if (pair < 0 || (asker != s.rank && peers.window != nullptr && !has_peers(peers))) continue;
+    if (pair < 0) continue;
     const float result = columns.c < s.hidden ? results.data[pair * results.stride + columns.c] : 0.0f;
     if (s.by_expert) {
       columns.put(columns.narrow(entry[i].weight * result), s.hidden, to + i * wire_row_bytes(kWire, s.hidden));

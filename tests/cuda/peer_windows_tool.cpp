@@ -1,5 +1,5 @@
-// Ranks that share one GPU and write into each other's memory on it: layers with experts compute, to the bit, what they do
-// with the host in between. Run by tests/gpu:   mpirun -n 2 build/peer_windows_tool
+// Ranks that share one GPU and write into each other's memory on it: layers with experts compute, to the bit, what they
+// do with the host in between. Run by tests/gpu:   mpirun -n 2 build/peer_windows_tool
 #include <cstdio>
 
 #include "collectives/mpi.h"

@@ -168,7 +168,7 @@ PinnedMemory& pinned() {
 
 /// Streams of this OS thread that have work to do.
 thread_local std::vector<cudaStream_t> waiting;
-thread_local std::uint64_t graphs_launched = 0;
+thread_local std::uint64_t graphs_launched = 0, times_waited = 0;
 thread_local int captures = 0;  // streams of this OS thread that are captured
 thread_local cudaError_t last_error = cudaSuccess;
 
@@ -185,6 +185,8 @@ void check_side(const char* what, const void* p, bool device) {
 bool is_device_memory(const void* memory) { return heap().holds(memory); }
 void set_last_error(cudaError_t error) { last_error = error; }
 std::uint64_t graph_launches() { return graphs_launched; }
+std::uint64_t waits() { return times_waited; }
+bool is_captured(cudaStream_t stream) { return stream->captured != nullptr; }
 void enqueue(cudaStream_t stream, std::function<void()> work) {
   enqueue_until(stream, [work = std::move(work)] {
     work();
@@ -316,11 +318,13 @@ static void advance_others(cudaStream_t but) {
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   if (stream->captured) fail("cudaStreamSynchronize: not while the stream is captured");
+  times_waited += stream->work.empty() ? 0 : 1;
   while (!advance(stream)) advance_others(stream);
   return cudaSuccess;
 }
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
   if (stream->captured) fail("cudaStreamQuery: not while the stream is captured");
+  times_waited += stream->work.empty() ? 0 : 1;
   if (advance(stream)) return cudaSuccess;
   advance_others(stream);
   return cudaErrorNotReady;
@@ -342,6 +346,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) {
   if (event->happened == event->recorded) return cudaSuccess;
+  ++times_waited;
   if (!advance(event->stream)) advance_others(event->stream);
   return event->happened == event->recorded ? cudaSuccess : cudaErrorNotReady;
 }

@@ -74,8 +74,8 @@ cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from, 
                               std::size_t width_bytes, std::size_t height, cudaMemcpyKind kind, cudaStream_t stream);
 cudaError_t cudaMemsetAsync(void* memory, int value, std::size_t bytes, cudaStream_t stream);
 /// What is put on a stream meanwhile is not done but kept; each launch of the graph puts it on a stream again. Whatever
-/// waits, records an event, allocates, frees, or copies from memory that is not pinned ends the program while the stream
-/// is captured.
+/// waits, records an event, allocates, frees, or copies from memory that is not pinned ends the program while the
+/// stream is captured.
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph);
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph, unsigned long long flags);
@@ -90,6 +90,9 @@ namespace shoal::emulation {
 bool is_device_memory(const void* memory);
 /// Graphs that this OS thread has launched.
 std::uint64_t graph_launches();
+/// How often this OS thread had to wait for a stream or an event.
+std::uint64_t waits();
+bool is_captured(cudaStream_t stream);
 void enqueue(cudaStream_t stream, std::function<void()> work);
 /// Work that others have a part in: called again and again until it returns true.
 void enqueue_until(cudaStream_t stream, std::function<bool()> work);
