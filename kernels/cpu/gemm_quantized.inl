@@ -387,6 +387,7 @@ struct BlockProduct {
   bool paired;  // minima are the pairs (AMX asks for this and the next)
   bool whole;   // scales and minima are whole numbers
   int start;    // a sum of products starts with the tile's -128 * sum(byte) shifted right by so many bits; 32: with 0
+  int code_shift;  // of codes in planes, where these are shifted left until their middle is 128
   const std::byte* x;
   float* out;  // [panels][T][16], added to
 
@@ -445,6 +446,7 @@ struct BlockProducts {
     product.paired = has_paired_minima(f);
     product.whole = takes_whole<Isa>(f);
     product.start = product.minima ? 32 : start;
+    product.code_shift = 8 - f.bits;
   }
 
   /// The expanded blocks from column c on of `panels` panels (1 or Isa::kPanels) from panel p of the call on, times all

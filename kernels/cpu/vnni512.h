@@ -20,6 +20,9 @@ void multiply_direct(const QuantizedLayout& f, const DirectStep& todo) {
   constexpr CodeRange kRange = Code::template kRange<kOffsets == Offsets::centred>;
   constexpr bool kCentred = kOffsets == Offsets::centred && sums_need_offset(kRange);
   constexpr int kQuads = kQuadsOfStep / kGroups;  // of a scale
+  constexpr int kTogether = quads_together(kRange, kBits);
+  static_assert(kQuads % kTogether == 0);
+  const Narrowing narrowing = Narrowing::of(Code::kShift);
   // A multiplication waits four cycles for the one before.
   constexpr int kChains = P > 1 ? 1 : T == 1 ? 4 : T <= 3 ? 2 : 1;
   const Code codes = Code::of(f);
@@ -73,16 +76,22 @@ void multiply_direct(const QuantizedLayout& f, const DirectStep& todo) {
           }
         }
 #pragma GCC unroll 8
-        for (int i = 0; i < kQuads; ++i) {
-          // Quads that share a part of a plane of four bits follow one another, so that it is in a register no longer.
-          const int q = kGroups == 1 ? i % 2 * 4 + i / 2 : g * kQuads + i;
-          __m512i code[P];
+        for (int i = 0; i < kQuads; i += kTogether) {
+          int quads[kTogether];
+          __m512i code[kTogether][P];
 #pragma GCC unroll 4
-          for (int p = 0; p < P; ++p) {
-            const auto* planes = reinterpret_cast<const std::uint8_t*>(step + p * panel_bytes + f.scale_bytes);
-            code[p] = codes.quad(planes, q);
+          for (int n = 0; n < kTogether; ++n) {
+            // Quads that share a part of a plane of four bits follow one another, so that it is in a register no
+            // longer.
+            const int at = i + n, q = kGroups == 1 ? at % 2 * 4 + at / 2 : g * kQuads + at;
+            quads[n] = q;
+#pragma GCC unroll 4
+            for (int p = 0; p < P; ++p) {
+              const auto* planes = reinterpret_cast<const std::uint8_t*>(step + p * panel_bytes + f.scale_bytes);
+              code[n][p] = codes.quad(planes, q);
+            }
           }
-          multiply_quads<P, T, kRange>(dot[i % kChains], code, bytes, q);
+          multiply_quads<kRange>(dot[i / kTogether % kChains], code, bytes, kQuadsOfStep, quads, narrowing);
         }
 #pragma GCC unroll 4
         for (int p = 0; p < P; ++p) {

@@ -22,7 +22,7 @@ struct Codes {
   template <bool kCentred>
   static constexpr CodeRange kRange = range_for(kTable || kBits == 8
                                                     ? (kCentred ? CodeRange::centred : CodeRange::any)
-                                                    : (kShift > 0 ? CodeRange::even : CodeRange::small));
+                                                    : (kShift > 0 ? CodeRange::shifted : CodeRange::small));
   __m512i entries;
 
   /// Bits of a plane of kPlane bits at their place in a byte, with others around them.
@@ -146,22 +146,6 @@ struct Ahead {
   const std::byte* from;
   int lines;
 };
-
-/// Adds quad q's products to the sums of P panels and T tokens. Of several panels, bytes are brought once: CPUs that
-/// begin two multiplications at a time bring no more than two operands.
-template <int P, int T, CodeRange kRange>
-SHOAL_INLINE void multiply_quads(__m512i (&sum)[P][T], const __m512i (&code)[P], const int* bytes, int q) {
-#pragma GCC unroll 8
-  for (int t = 0; t < T; ++t) {
-    if constexpr (P == 1) {
-      multiply_quad<kRange>(sum[0][t], code[0], bytes[t * kQuadsOfStep + q]);
-    } else {
-      const __m512i spread = _mm512_set1_epi32(bytes[t * kQuadsOfStep + q]);
-#pragma GCC unroll 4
-      for (int p = 0; p < P; ++p) multiply_quad<kRange>(sum[p][t], code[p], spread);
-    }
-  }
-}
 
 /// P panels times one tile of T tokens.
 struct DirectStep {

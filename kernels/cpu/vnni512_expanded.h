@@ -23,15 +23,18 @@ struct Expanded512 : Convert512 {
   template <int T, int G, int P>
   static BlockKernel kernel(const QuantizedLayout& f) {
     constexpr CodeRange kWide = range_for(CodeRange::any), kCentred = range_for(CodeRange::centred),
-                        kShifted = range_for(CodeRange::even);
+                        kShifted = range_for(CodeRange::shifted), kSmall = range_for(CodeRange::small);
+    constexpr int kFew = quads_together(kShifted, 6), kMany = quads_together(kShifted, 5);
     if (has_whole_factors(f)) return multiply_whole_factors<T, G, P>;
     if (is_centred(f)) {
-      return is_wide(f) ? multiply_scales<T, G, P, Offsets::centred, kCentred>
-                        : multiply_scales<T, G, P, Offsets::centred, kShifted>;
+      if (is_wide(f)) return multiply_scales<T, G, P, Offsets::centred, kCentred>;
+      return f.bits == 6 ? multiply_scales<T, G, P, Offsets::centred, kShifted, kFew>
+                         : multiply_scales<T, G, P, Offsets::centred, kShifted, kMany>;
     }
-    if (has_paired_minima(f)) return multiply_scales<T, G, P, Offsets::paired, kShifted>;
-    return is_wide(f) ? multiply_scales<T, G, P, Offsets::other, kWide>
-                      : multiply_scales<T, G, P, Offsets::other, kShifted>;
+    if (has_paired_minima(f)) return multiply_scales<T, G, P, Offsets::paired, kShifted, kMany>;
+    if (is_wide(f)) return multiply_scales<T, G, P, Offsets::other, kWide>;
+    return f.codes.coding == Coding::planes ? multiply_scales<T, G, P, Offsets::other, kShifted, kMany>
+                                            : multiply_scales<T, G, P, Offsets::other, kSmall, kMany>;
   }
 
  private:
@@ -50,25 +53,33 @@ struct Expanded512 : Convert512 {
   }
 
   /// dot[p][t] += the products of group g of step s.
-  template <int T, int G, int P, CodeRange kRange>
-  static SHOAL_INLINE void add_products(const BlockProduct& todo, int s, int g, __m512i (&dot)[P][T]) {
+  template <CodeRange kRange, int kTogether, int T, int G, int P>
+  static SHOAL_INLINE void add_products(const BlockProduct& todo, const Narrowing& narrowing, int s, int g,
+                                        __m512i (&dot)[P][T]) {
     constexpr int kQuads = kQuadsOfStep / G;
     const auto* bytes = reinterpret_cast<const int*>(todo.x + s * T * kStepColumns);
 #pragma GCC unroll 8
-    for (int i = 0; i < kQuads; ++i) {
-      const int q = g * kQuads + i;
-      __m512i code[P];
+    for (int i = 0; i < kQuads; i += kTogether) {
+      int quads[kTogether];
+      __m512i code[kTogether][P];
+#pragma GCC unroll 4
+      for (int n = 0; n < kTogether; ++n) {
+        quads[n] = g * kQuads + i + n;
 #pragma GCC unroll 2
-      for (int p = 0; p < P; ++p) code[p] = _mm512_load_si512(todo.weights[p].code + s * kStepCodes + q * 64);
-      multiply_quads<P, T, kRange>(dot, code, bytes, q);
+        for (int p = 0; p < P; ++p) {
+          code[n][p] = _mm512_load_si512(todo.weights[p].code + s * kStepCodes + quads[n] * 64);
+        }
+      }
+      multiply_quads<kRange>(dot, code, bytes, kQuadsOfStep, quads, narrowing);
     }
   }
 
-  template <int T, int G, int P, Offsets kOffsets, CodeRange kRange>
+  template <int T, int G, int P, Offsets kOffsets, CodeRange kRange, int kTogether = 1>
   static void multiply_scales(const BlockProduct& todo) {
     constexpr bool kStartsBelow = kOffsets == Offsets::centred && sums_need_offset(kRange);
     const auto parts = todo.parts<T>();
     const Expanded* const weights = todo.weights;
+    const Narrowing narrowing = Narrowing::of(todo.code_shift);
     float* const out = todo.out;
     const int steps = todo.steps;
     __m512 sum[P][T];
@@ -88,7 +99,7 @@ struct Expanded512 : Convert512 {
 #pragma GCC unroll 2
           for (int p = 0; p < P; ++p) dot[p][t] = start;
         }
-        add_products<T, G, P, kRange>(todo, s, g, dot);
+        add_products<kRange, kTogether, T, G>(todo, narrowing, s, g, dot);
 #pragma GCC unroll 2
         for (int p = 0; p < P; ++p) {
           const __m512 scale = _mm512_load_ps(weights[p].scale[s * G + g]);
@@ -127,7 +138,8 @@ struct Expanded512 : Convert512 {
   template <int T, int G, int P>
   static void multiply_whole_factors(const BlockProduct& todo) {
     constexpr int kPairs = kBlockSteps * G / 2;
-    constexpr CodeRange kRange = range_for(CodeRange::small);  // two bits
+    constexpr CodeRange kRange = range_for(CodeRange::small);
+    constexpr int kTogether = quads_together(kRange, 2);
     const auto parts = todo.parts<T>();
     const std::int32_t* sums = G == 2 ? parts.halves : parts.pairs;
     __m512i scaled[P][T];
@@ -141,8 +153,8 @@ struct Expanded512 : Convert512 {
         __m512i first[P][T], second[P][T];
 #pragma GCC unroll 8
         for (int t = 0; t < T; ++t) first[0][t] = second[0][t] = _mm512_setzero_si512();
-        add_products<T, G, P, kRange>(todo, G == 2 ? pair : 2 * pair, 0, first);
-        add_products<T, G, P, kRange>(todo, G == 2 ? pair : 2 * pair + 1, G - 1, second);
+        add_products<kRange, kTogether, T, G>(todo, Narrowing{}, G == 2 ? pair : 2 * pair, 0, first);
+        add_products<kRange, kTogether, T, G>(todo, Narrowing{}, G == 2 ? pair : 2 * pair + 1, G - 1, second);
         const __m512i scales = _mm512_load_si512(todo.weights->scale_pairs[pair]);
 #pragma GCC unroll 8
         for (int t = 0; t < T; ++t) {
@@ -159,7 +171,7 @@ struct Expanded512 : Convert512 {
 #pragma GCC unroll 8
           for (int t = 0; t < T; ++t) dot[p][t] = _mm512_setzero_si512();
         }
-        add_products<T, G, P, kRange>(todo, G == 2 ? pair : 2 * pair + i, G == 2 ? i : 0, dot);
+        add_products<kRange, kTogether, T, G>(todo, Narrowing{}, G == 2 ? pair : 2 * pair + i, G == 2 ? i : 0, dot);
 #pragma GCC unroll 2
         for (int p = 0; p < P; ++p) {
           const __m512i pairs = _mm512_load_si512(todo.weights[p].scale_pairs[pair]);

@@ -107,7 +107,10 @@ SHOAL_INLINE void add_whole(const WholeUnits& unit, __m512i scaled, __m512i take
 template <int T>
 void multiply_whole(const QuantizedLayout& f, const DirectStep& todo) {
   constexpr int kGroups = 2, kQuads = kQuadsOfStep / kGroups;
-  const Codes<2, false, 0> codes{};
+  using Code = Codes<2, false, 0>;
+  const Code codes{};
+  constexpr CodeRange kRange = Code::kRange<false>;
+  constexpr int kTogether = quads_together(kRange, 2);
   WholeFactors<kGroups> factors = WholeFactors<kGroups>::of(f);
   const std::byte *x = todo.x, *record = todo.panel;
   Ahead ahead = todo.ahead;
@@ -128,22 +131,26 @@ void multiply_whole(const QuantizedLayout& f, const DirectStep& todo) {
           _mm_prefetch(reinterpret_cast<const char*>(ahead.from), _MM_HINT_T1);
         }
         const auto* bytes = reinterpret_cast<const int*>(block.bytes + s * T * kStepColumns);
-        __m512i dot[kGroups][T];
+        __m512i dot[kGroups][1][T];
 #pragma GCC unroll 2
         for (int g = 0; g < kGroups; ++g) {
 #pragma GCC unroll 8
-          for (int t = 0; t < T; ++t) dot[g][t] = _mm512_setzero_si512();
+          for (int t = 0; t < T; ++t) dot[g][0][t] = _mm512_setzero_si512();
 #pragma GCC unroll 4
-          for (int q = g * kQuads; q < (g + 1) * kQuads; ++q) {
-            const __m512i code = codes.quad(reinterpret_cast<const std::uint8_t*>(step), q);
-#pragma GCC unroll 8
-            for (int t = 0; t < T; ++t)
-              multiply_quad<codes.kRange<false>>(dot[g][t], code, bytes[t * kQuadsOfStep + q]);
+          for (int q = g * kQuads; q < (g + 1) * kQuads; q += kTogether) {
+            int quads[kTogether];
+            __m512i code[kTogether][1];
+#pragma GCC unroll 4
+            for (int n = 0; n < kTogether; ++n) {
+              quads[n] = q + n;
+              code[n][0] = codes.quad(reinterpret_cast<const std::uint8_t*>(step), q + n);
+            }
+            multiply_quads<kRange>(dot[g], code, bytes, kQuadsOfStep, quads, Narrowing{});
           }
         }
         const __m512i scales = factors.scales(s);
 #pragma GCC unroll 8
-        for (int t = 0; t < T; ++t) scaled[t] = add_pairs(scaled[t], scales, pair_of(dot[0][t], dot[1][t]));
+        for (int t = 0; t < T; ++t) scaled[t] = add_pairs(scaled[t], scales, pair_of(dot[0][0][t], dot[1][0][t]));
       }
 #pragma GCC unroll 4
       for (int s = 0; s < kBlockSteps; ++s) {
