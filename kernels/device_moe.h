@@ -16,10 +16,9 @@ struct DeviceMoeShape {
 };
 
 /// MoE layers whose host learns of nothing before the step has ended: what the router chose, what travels between ranks
-/// and what each expert has to do stay in the device's memory, so that no launch waits for an answer and all of a layer
-/// can be repeated as it was recorded (Backend::repeat). What depends on the router's choice has its greatest size
-/// then: every rank sends all its tokens to every other, in slots of which each has as many. For few tokens, as when
-/// decoding; TokenExchange, which counts, is for many. Answers are the same.
+/// and what each expert has to do stay in the device's memory, so that no launch waits for an answer. What depends on
+/// the router's choice has its greatest size then: each rank has a slot on every other for each of its tokens, needed
+/// there or not. For few tokens, as when decoding; TokenExchange, which counts, is for many. Answers are the same.
 class DeviceMoe {
  public:
   virtual ~DeviceMoe() = default;

@@ -23,6 +23,7 @@ inline cudaEvent_t new_event() {
 class Stream {
  public:
   explicit Stream(bool urgent = false) : stream_(new_stream(urgent)) {}
+  explicit Stream(cudaStream_t) = delete;  // or a handle would be "urgent"
   ~Stream() { static_cast<void>(cudaStreamDestroy(stream_)); }
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;

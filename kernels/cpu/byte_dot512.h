@@ -1,8 +1,6 @@
 #pragma once
 #include <immintrin.h>
 
-#include <algorithm>
-
 #include "kernels/cpu/simd_avx512.h"
 
 /// Products of bytes, four of a row to a sum in 32 bits: an instruction of AVX-512 VNNI, or without it (Intel's servers
@@ -73,7 +71,8 @@ constexpr CodeRange range_for(CodeRange range) { return range; }
 /// Of how many quads two products each fit into 16 bits: (2^bits - 1) * 127 * 2 * quads < 2^15.
 constexpr int quads_together(CodeRange range, int bits) {
   const bool few = range == CodeRange::small || range == CodeRange::shifted;
-  return few ? std::min(4, 32767 / (((1 << bits) - 1) * 254)) : 1;
+  const int fit = few ? 32767 / (((1 << bits) - 1) * 254) : 1;
+  return fit < 4 ? fit : 4;
 }
 
 struct Narrowing {
@@ -110,6 +109,7 @@ SHOAL_INLINE void multiply_centred(__m512i& sum, __m512i code, __m512i bytes) {
 template <CodeRange kRange, int N, int P, int T>
 SHOAL_INLINE void multiply_quads(__m512i (&sum)[P][T], const __m512i (&code)[N][P], const int* bytes, int apart,
                                  const int (&q)[N], const Narrowing& narrowing) {
+  static_assert(N == 1 || kRange == CodeRange::shifted || kRange == CodeRange::small);
   __m512i narrow[N][P];
 #pragma GCC unroll 4
   for (int n = 0; n < N; ++n) {
@@ -127,10 +127,8 @@ SHOAL_INLINE void multiply_quads(__m512i (&sum)[P][T], const __m512i (&code)[N][
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p) {
       if constexpr (kRange == CodeRange::any) {
-        static_assert(kRange != CodeRange::any || N == 1);
         multiply_any(sum[p][t], narrow[0][p], spread[0]);
       } else if constexpr (kRange == CodeRange::centred) {
-        static_assert(kRange != CodeRange::centred || N == 1);
         multiply_centred(sum[p][t], narrow[0][p], spread[0]);
       } else {
         __m512i pairs = _mm512_maddubs_epi16(narrow[0][p], spread[0]);

@@ -3,7 +3,7 @@
 
 /// Products with AVX-512 of blocks that were expanded to bytes (gemm_quantized.inl): of formats whose codes cost
 /// too much to take out for every tile, and of all where tiles are many. Codes are as Codes<> has them: shifted left,
-/// but for those in tables and those with whole factors.
+/// but for trits, those in tables and those with whole factors.
 namespace shoal::cpu {
 namespace {
 
@@ -24,17 +24,20 @@ struct Expanded512 : Convert512 {
   static BlockKernel kernel(const QuantizedLayout& f) {
     constexpr CodeRange kWide = range_for(CodeRange::any), kCentred = range_for(CodeRange::centred),
                         kShifted = range_for(CodeRange::shifted), kSmall = range_for(CodeRange::small);
-    constexpr int kFew = quads_together(kShifted, 6), kMany = quads_together(kShifted, 5);
+    const auto of_shifted = [&]<Offsets kOffsets>() -> BlockKernel {
+      return f.bits > 5 ? multiply_scales<T, G, P, kOffsets, kShifted, quads_together(kShifted, 6)>
+                        : multiply_scales<T, G, P, kOffsets, kShifted, quads_together(kShifted, 5)>;
+    };
     if (has_whole_factors(f)) return multiply_whole_factors<T, G, P>;
     if (is_centred(f)) {
-      if (is_wide(f)) return multiply_scales<T, G, P, Offsets::centred, kCentred>;
-      return f.bits == 6 ? multiply_scales<T, G, P, Offsets::centred, kShifted, kFew>
-                         : multiply_scales<T, G, P, Offsets::centred, kShifted, kMany>;
+      return is_wide(f) ? multiply_scales<T, G, P, Offsets::centred, kCentred>
+                        : of_shifted.template operator()<Offsets::centred>();
     }
-    if (has_paired_minima(f)) return multiply_scales<T, G, P, Offsets::paired, kShifted, kMany>;
+    if (has_paired_minima(f)) return of_shifted.template operator()<Offsets::paired>();
     if (is_wide(f)) return multiply_scales<T, G, P, Offsets::other, kWide>;
-    return f.codes.coding == Coding::planes ? multiply_scales<T, G, P, Offsets::other, kShifted, kMany>
-                                            : multiply_scales<T, G, P, Offsets::other, kSmall, kMany>;
+    return f.codes.coding == Coding::planes
+               ? of_shifted.template operator()<Offsets::other>()
+               : multiply_scales<T, G, P, Offsets::other, kSmall, quads_together(kSmall, 2)>;
   }
 
  private:

@@ -26,7 +26,6 @@ class CudaBackend final : public Backend {
         compute_(options.compute),
         peer_memory_(options.peer_memory),
         most_parts_(options.most_parts),
-        stream_(new_stream()),
         uploads_(stream_),
         vectors_(stream_, uploads_),
         products_(compute_, stream_, uploads_, vectors_),

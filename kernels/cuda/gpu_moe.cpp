@@ -53,7 +53,10 @@ GpuMoe::GpuMoe(const Parts& parts, Communicator& comm, const DeviceMoeShape& sha
       place_(parts.stream),
       sent_(parts.stream),
       answers_(parts.stream) {
-  if (slots_.ranks == 1) return;
+  if (slots_.ranks == 1) {
+    parts.retired_windows.clear();  // nobody else is left
+    return;
+  }
   using PeerMemory = CudaOptions::PeerMemory;
   if (parts.peer_memory != PeerMemory::no) {
     most_slots_ = most_slots(kMostInWindow);

@@ -21,12 +21,12 @@ __device__ __forceinline__ void tell_when_written(const Peers& peers, int ranks,
   const int w = static_cast<int>(what);
   __syncthreads();
   if (threadIdx.x == 0) {
-    __threadfence_system();  // for what all threads have written
+    __threadfence_system();  // of what all threads have written
     s.before = atomicAdd(&peers.blocks[w], 1u);
+    __threadfence_system();  // of what other blocks have
   }
   __syncthreads();
   if (s.before + 1 < gridDim.x * gridDim.y) return;
-  __threadfence_system();
   const unsigned now = peers.written[w] + 1;
   const bool tells = has_peers(peers);
   for (int r = static_cast<int>(threadIdx.x); r < ranks; r += static_cast<int>(blockDim.x))

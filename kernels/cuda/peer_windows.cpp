@@ -63,6 +63,11 @@ std::unique_ptr<PeerWindows> PeerWindows::open(Communicator& comm, int device, b
                                                std::size_t bytes, std::vector<DeviceBlock>& retired,
                                                cudaStream_t stream) {
   if (comm.size() < 2 || comm.size() > kMostPeers) return nullptr;
+  const auto free_retired = [&] {
+    comm.barrier();
+    retired.clear();
+  };
+  free_retired();
   std::unique_ptr<PeerWindows> windows;
   WindowOffer mine;
   std::snprintf(mine.host, sizeof mine.host, "%s", this_host().c_str());
@@ -73,11 +78,12 @@ std::unique_ptr<PeerWindows> PeerWindows::open(Communicator& comm, int device, b
   } catch (const Error&) {  // no memory for it: the others must hear of it
   }
   const std::vector<WindowOffer> offers = gather(comm, mine);
-  retired.clear();
   const bool reached = are_neighbours(offers, shared_gpus) && windows->reach(offers, stream);
   static_cast<void>(cudaGetLastError());
-  if (!all_agree(comm, reached)) return nullptr;
-  return all_agree(comm, windows->prove(stream)) ? std::move(windows) : nullptr;
+  if (all_agree(comm, reached) && all_agree(comm, windows->prove(stream))) return windows;
+  windows.reset();
+  free_retired();
+  return nullptr;
 }
 
 PeerWindows::PeerWindows(Communicator& comm, std::size_t answers_at, std::size_t bytes,
@@ -111,6 +117,7 @@ PeerWindows::PeerWindows(Communicator& comm, std::size_t answers_at, std::size_t
 
 PeerWindows::~PeerWindows() {
   stop();
+  list_ = DeviceBlock();  // to free it waits for kernels that still write where it says
   for (void* memory : opened_) static_cast<void>(cudaIpcCloseMemHandle(memory));
   retired_.push_back(std::move(own_));
 }

@@ -19,8 +19,8 @@ class PeerWindows {
   /// Windows of so many bytes, zeroed. Null on all ranks alike where there are none: several hosts, two ranks with one
   /// GPU (whose kernels would wait for each other's turn; `shared_gpus`: all the same), GPUs that do not reach each
   /// other, or what they write does not arrive. Every rank calls it, on the thread that waits for the GPU, with the
-  /// same size. `retired`: where its memory goes in the end; it is freed at the next call, when all ranks have given it
-  /// up.
+  /// same size. `retired`: where its memory goes in the end; it is freed at the next call, when all ranks that are left
+  /// have closed it.
   static std::unique_ptr<PeerWindows> open(Communicator& comm, int device, bool shared_gpus, std::size_t answers_at,
                                            std::size_t bytes, std::vector<DeviceBlock>& retired, cudaStream_t stream);
   ~PeerWindows();
