@@ -234,8 +234,8 @@ void unpack_rows(const std::byte* in, Wire wire, Rows<float> out, cudaStream_t s
 void add_answers(Rows<const float> own, const std::byte* others, Wire wire, const std::int32_t* first,
                  const std::int32_t* place, Rows<float> out, cudaStream_t stream);
 
-/// Slots: what every rank sends to every other of a layer whose host learns nothing of it (device_moe.h). A rank's
-/// token t is in its slot t, in all ranks' memories: the row as it travels, then its experts.
+/// Slots of a layer whose host learns nothing of it (device_moe.h). A rank's token t is in its slot t, in the memory of
+/// all ranks: the row as it travels (of peers only where they have experts for it), then its experts.
 struct Slots {
   int ranks, rank;
   int of_rank;         // slots of each rank
@@ -246,8 +246,8 @@ struct Slots {
   bool by_expert;    // answers: one for each entry, in the order of the router's, and not one for each token
 
   constexpr std::int64_t all() const { return std::int64_t{ranks} * of_rank; }
-  /// Where the i-th of all lies, or its answer: slots later. A rank's own do not move when there are others of them,
-  /// since its peers may write the next ones by then.
+  /// Where the i-th of all slots lies, and its answer, counted in slots. In windows that does not depend on of_rank:
+  /// peers may write the next step's while a rank still reads its own of the last.
   constexpr std::int64_t place(std::int64_t i) const { return i / of_rank * apart + i % of_rank; }
   constexpr std::int64_t first(int of) const { return of * apart; }
   constexpr std::int64_t entries_at() const { return (wire_row_bytes(there, hidden) + 15) / 16 * 16; }
@@ -275,7 +275,7 @@ struct Peers {
   std::byte* const* window = nullptr;  // [ranks] as this GPU sees them; null: slots travel in another way
   std::int64_t answers_at = 0, arrivals_at = 0;
   unsigned* written = nullptr;     // [2] how often this rank has written slots, and answers
-  unsigned* blocks = nullptr;      // [2] that have; zero before and after a kernel
+  unsigned* blocks = nullptr;      // [2] of the kernel that writes, those that have; else 0
   const unsigned* stop = nullptr;  // of the host: 1: nobody is waited for any more
   unsigned* stopped = nullptr;     // 1: it has been seen; then nothing is written to others, who may be gone
 };
