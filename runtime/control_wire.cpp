@@ -10,9 +10,9 @@
 #include <bit>
 #include <charconv>
 #include <cstring>
-#include <fstream>
 #include <random>
 
+#include "base/boot_id.h"
 #include "base/error.h"
 #include "runtime/host.h"
 
@@ -207,8 +207,7 @@ std::vector<std::string> host_addresses() {
 }
 
 std::string network_namespace() {
-  std::string boot;
-  std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
+  const std::string boot = boot_id();
   char link[64] = {};
   if (readlink("/proc/self/ns/net", link, sizeof link - 1) < 0) link[0] = 0;
   return boot.empty() ? "unknown-" + Process::self().host : boot + "-" + link;

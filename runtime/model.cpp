@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "collectives/agreement.h"
 #include "kernels/device_moe.h"
 #include "runtime/expert_moves.h"
 #include "runtime/host_token_exchange.h"
@@ -131,9 +132,7 @@ struct Model::State {
   }
   /// Where all ranks' back ends have it: there may be some with GPUs and some without.
   void make_device_moe(const DeviceMoeShape& shape) {
-    float without = backend.has_device_moe(comm, shape) ? 0.0f : 1.0f;
-    comm.all_reduce_sum({&without, 1});
-    if (without > 0) return;
+    if (!all_agree(comm, backend.has_device_moe(comm, shape))) return;
     device_moe = backend.device_moe(comm, shape);
     if (!device_moe) return;
     for (std::size_t i = 0; i < weights.layers.size(); ++i)
@@ -321,11 +320,9 @@ struct Model::State {
         gqa(layer.gqa, attention, batch, cache.layer(index), out);
     };
     const auto begin_ffn = [&] {
-      if (!moe_layer_here) {
-        begin(ffn, {});
-        return feed_forward(layer.dense, h, out);
-      }
-      begin(ffn, {{&layer.moe.router, {}, scores(stream.rows)}});
+      if (moe_layer_here) return begin(ffn, {{&layer.moe.router, {}, scores(stream.rows)}});
+      begin(ffn, {});
+      feed_forward(layer.dense, h, out);
     };
     const auto moe_alone = [&] { moe_on_device(layer.moe, moe_layer, h, out); };
     if (placement.tensor_parallel) {  // the host is in between

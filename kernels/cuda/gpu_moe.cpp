@@ -31,6 +31,7 @@ GpuMoe::GpuMoe(const Parts& parts, Communicator& comm, const DeviceMoeShape& sha
       stream_(parts.stream),
       shape_(shape),
       transport_(comm.size() > 1 ? comm.device_transport() : nullptr),
+      traffic_(transport_),
       slots_{comm.size(),
              comm.rank(),
              0,
@@ -131,10 +132,8 @@ void GpuMoe::exchange(const std::byte* to, std::byte* from, std::int64_t bytes, 
     to_[r] = {const_cast<std::byte*>(to) + (own_to_all ? rank : r) * n, n};
     from_[r] = {from + r * n, n};
   }
-  check(cudaEventRecord(ready_, stream_), "cudaEventRecord");
-  check(cudaStreamWaitEvent(traffic_, ready_), "cudaStreamWaitEvent");
-  transport_->exchange(to_, from_, traffic_);
-  check(cudaEventRecord(arrived_, traffic_), "cudaEventRecord");
+  traffic_.follow(stream_);
+  traffic_.exchange(to_, from_);
 }
 
 void GpuMoe::run(const Layer& layer, Rows<const float> scores, Rows<const float> h, Rows<float> out,
@@ -157,7 +156,7 @@ void GpuMoe::run(const Layer& layer, Rows<const float> scores, Rows<const float>
   meanwhile();
   const auto arrive = [&](Written what) {
     if (windows_) wait_for_peers(peers, slots_.ranks, slots_.rank, what, stream_);
-    if (travel) check(cudaStreamWaitEvent(stream_, arrived_), "cudaStreamWaitEvent");
+    if (travel) traffic_.precede(stream_);
   };
   arrive(Written::slots);
 

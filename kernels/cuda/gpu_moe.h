@@ -12,6 +12,7 @@
 #include "kernels/cuda/operations.h"
 #include "kernels/cuda/peer_windows.h"
 #include "kernels/cuda/products.h"
+#include "kernels/cuda/traffic.h"
 #include "kernels/device_moe.h"
 
 namespace shoal::cuda {
@@ -81,10 +82,10 @@ class GpuMoe final : public DeviceMoe {
 
   const Parts parts_;
   const cudaStream_t stream_;
-  const Stream traffic_{true};
-  const Event ready_, arrived_, fetched_;
+  const Event fetched_;
   const DeviceMoeShape shape_;
   DeviceTransport* const transport_;
+  Traffic traffic_;
   Slots slots_;
   std::unique_ptr<PeerWindows> windows_;
   std::int64_t most_slots_ = kMostSlots;

@@ -1,6 +1,5 @@
 #include "kernels/cuda/gpu_token_exchange.h"
 
-#include "base/cuda/stream.h"
 #include "kernels/cuda/exchange_wire.h"
 
 namespace shoal::cuda {
@@ -13,16 +12,13 @@ constexpr std::size_t kUsualRecord = 4 << 10;  // bytes: of some 200 rows with t
 GpuTokenExchange::GpuTokenExchange(cudaStream_t stream, Uploads& uploads, Communicator& comm,
                                    const ExchangeShape& shape, bool f8_rows)
     : stream_(stream),
-      traffic_(new_stream(true)),
-      ready_(new_event()),
-      arrived_(new_event()),
       uploads_(uploads),
       ranks_(static_cast<std::size_t>(comm.size())),
       rank_(static_cast<std::size_t>(comm.rank())),
       hidden_(shape.hidden),
       there_(wire_there(shape, f8_rows)),
       back_(wire_back(shape)),
-      transport_(comm.device_transport()),
+      traffic_(comm.device_transport()),
       records_(ranks_ > 1 ? comm.make_all_to_all(kUsualRecord) : nullptr),
       record_(static_cast<std::size_t>(wire_row_bytes(there_, hidden_)), 0),
       plan_(comm.size(), comm.rank(), shape.answers),
@@ -37,24 +33,12 @@ GpuTokenExchange::GpuTokenExchange(cudaStream_t stream, Uploads& uploads, Commun
       answers_sent_(stream),
       answers_(stream) {}
 
-GpuTokenExchange::~GpuTokenExchange() {
-  static_cast<void>(cudaEventDestroy(ready_));
-  static_cast<void>(cudaEventDestroy(arrived_));
-  static_cast<void>(cudaStreamDestroy(traffic_));
-}
-
 template <class RowsOf>
 void GpuTokenExchange::divide(std::byte* memory, Wire wire, const RowsOf& rows_of, std::vector<Piece>& pieces) const {
   for (std::size_t r = 0; r < ranks_; ++r) {
     pieces[r] = {memory, r == rank_ ? 0 : rows_of(r) * static_cast<std::size_t>(wire_row_bytes(wire, hidden_))};
     memory += pieces[r].bytes;
   }
-}
-
-void GpuTokenExchange::exchange() {
-  check(cudaStreamWaitEvent(traffic_, ready_), "cudaStreamWaitEvent");
-  transport_->exchange(to_, from_, traffic_);
-  check(cudaEventRecord(arrived_, traffic_), "cudaEventRecord");
 }
 
 void GpuTokenExchange::dispatch(Rows<float> h, const std::int32_t* expert, const float* weight, int top_k,
@@ -77,7 +61,7 @@ void GpuTokenExchange::dispatch(Rows<float> h, const std::int32_t* expert, const
   if (!list_.empty()) pack_rows(h, uploads_.put(list_), std::ssize(list_), there_, sent, stream_);
   // Now, so that they need not wait for what is asked for before dispatched(). All that used their buffers is done
   // then.
-  check(cudaEventRecord(ready_, stream_), "cudaEventRecord");
+  traffic_.follow(stream_);
   divide(
       sent, there_, [&](std::size_t r) { return plan_.to()[r].rows(); }, to_);
 }
@@ -121,11 +105,11 @@ const ExpertBatch& GpuTokenExchange::dispatched() {
     if (there_ != Wire::f32) arriving = room(received_, there_, rows - own.rows());
     divide(
         arriving, there_, [&](std::size_t r) { return rows_from_[r]; }, from_);
-    exchange();
+    traffic_.exchange(to_, from_);
   }
   if (mine > 0) keep_rows(h_, uploads_.put(own.token), there_, x.slice(0, mine), stream_);
   if (records_) {
-    check(cudaStreamWaitEvent(stream_, arrived_), "cudaStreamWaitEvent");
+    traffic_.precede(stream_);
     unpack_rows(arriving, there_, of_others, stream_);
   }
   batch_.x = x;
@@ -149,12 +133,12 @@ void GpuTokenExchange::combine(Rows<float>) {
   std::size_t all = 0;
   for (std::size_t r = 0; r < ranks_; ++r) all += awaited(r);
   divide(room(answers_, back_, all), back_, awaited, from_);
-  check(cudaEventRecord(ready_, stream_), "cudaEventRecord");
-  exchange();
+  traffic_.follow(stream_);
+  traffic_.exchange(to_, from_);
 }
 
 void GpuTokenExchange::combined(Rows<float> out) {
-  if (records_) check(cudaStreamWaitEvent(stream_, arrived_), "cudaStreamWaitEvent");
+  if (records_) traffic_.precede(stream_);
   if (out.rows == 0) return;
   const std::byte* answers = answers_.room<std::byte>(0);
   list_.clear();

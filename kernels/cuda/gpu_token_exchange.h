@@ -7,6 +7,7 @@
 #include "collectives/device_transport.h"
 #include "collectives/dispatch_plan.h"
 #include "kernels/cuda/operations.h"
+#include "kernels/cuda/traffic.h"
 #include "kernels/token_exchange.h"
 
 namespace shoal::cuda {
@@ -20,7 +21,6 @@ class GpuTokenExchange final : public TokenExchange {
   /// `stream`: where operations on rows go. A communicator of several ranks has a device_transport(). `f8_rows`:
   /// experts of E4M3 round their rows to it.
   GpuTokenExchange(cudaStream_t stream, Uploads& uploads, Communicator& comm, const ExchangeShape& shape, bool f8_rows);
-  ~GpuTokenExchange() override;
   GpuTokenExchange(const GpuTokenExchange&) = delete;
   GpuTokenExchange& operator=(const GpuTokenExchange&) = delete;
 
@@ -37,19 +37,16 @@ class GpuTokenExchange final : public TokenExchange {
   /// Divides a buffer of rows as they travel among the other ranks, in ascending order.
   template <class RowsOf>
   void divide(std::byte* memory, Wire wire, const RowsOf& rows_of, std::vector<Piece>& pieces) const;
-  /// to_ and from_ travel once ready_ has happened; arrived_ tells when they are there.
-  void exchange();
   std::byte* room(Scratch& memory, Wire wire, std::size_t rows) const {
     return memory.room<std::byte>(static_cast<std::int64_t>(rows) * wire_row_bytes(wire, hidden_));
   }
 
-  cudaStream_t stream_, traffic_ = nullptr;
-  cudaEvent_t ready_ = nullptr, arrived_ = nullptr;
+  cudaStream_t stream_;
   Uploads& uploads_;
   const std::size_t ranks_, rank_;
   const std::int64_t hidden_;
   const Wire there_, back_;  // how rows travel, and answers
-  DeviceTransport* const transport_;
+  Traffic traffic_;
   const std::unique_ptr<AllToAll> records_;  // null with one rank
   const SlotRecord record_;
   DispatchPlan plan_;

@@ -5,8 +5,10 @@
 #include <chrono>
 #include <cstdio>
 #include <cstring>
-#include <fstream>
 #include <string>
+
+#include "base/boot_id.h"
+#include "collectives/agreement.h"
 
 namespace shoal::cuda {
 
@@ -26,25 +28,12 @@ constexpr std::size_t kShared = 2 << 20;  // what the driver maps: nothing else 
 
 std::size_t round_up(std::size_t n, std::size_t unit) { return (n + unit - 1) / unit * unit; }
 
-/// The same for all processes of a host, whatever containers they are in.
-std::string this_host() {
-  std::string id;
-  std::ifstream("/proc/sys/kernel/random/boot_id") >> id;
-  return id;
-}
-
 std::vector<WindowOffer> gather(Communicator& comm, const WindowOffer& mine) {
   std::vector<WindowOffer> all(static_cast<std::size_t>(comm.size()));
   all[static_cast<std::size_t>(comm.rank())] = mine;
   for (int r = 0; r < comm.size(); ++r)
     comm.broadcast(std::as_writable_bytes(std::span(&all[static_cast<std::size_t>(r)], 1)), r);
   return all;
-}
-
-bool all_agree(Communicator& comm, bool mine) {
-  float refusals = mine ? 0.0f : 1.0f;
-  comm.all_reduce_sum({&refusals, 1});
-  return refusals == 0;
 }
 
 /// Each has a GPU of its own, or need not, of one host.
@@ -70,7 +59,7 @@ std::unique_ptr<PeerWindows> PeerWindows::open(Communicator& comm, int device, b
   free_retired();
   std::unique_ptr<PeerWindows> windows;
   WindowOffer mine;
-  std::snprintf(mine.host, sizeof mine.host, "%s", this_host().c_str());
+  std::snprintf(mine.host, sizeof mine.host, "%s", boot_id().c_str());
   static_cast<void>(cudaDeviceGetPCIBusId(mine.gpu, sizeof mine.gpu, device));
   try {
     windows.reset(new PeerWindows(comm, answers_at, bytes, retired));

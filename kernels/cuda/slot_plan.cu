@@ -1,5 +1,4 @@
-#include "kernels/cuda/device.h"
-#include "kernels/cuda/operations.h"
+#include "kernels/cuda/slot_entries.h"
 
 // What expert_plan.h works out on the host, for layers whose host learns nothing of what was chosen.
 namespace shoal::cuda {
@@ -45,10 +44,8 @@ __global__ void __launch_bounds__(kThreads)
   const int thread = static_cast<int>(threadIdx.x);
   const auto all = static_cast<int>(s.all()) * s.entries;
   const auto here = [&](int i) {
-    const auto* entry =
-        reinterpret_cast<const SlotEntry*>(in + s.place(i / s.entries) * s.slot_bytes() + s.entries_at());
-    const std::int32_t place = entry[i % s.entries].place;
-    return place >= 0 && place >> 16 == s.rank ? place & 0xffff : -1;
+    const SlotEntry entry = entries_of(in, s, i / s.entries)[i % s.entries];
+    return is_here(s, entry) ? entry.place & 0xffff : -1;
   };
   shared_.next[thread] = 0;
   __syncthreads();

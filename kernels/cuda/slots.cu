@@ -1,4 +1,5 @@
 #include "kernels/cuda/peer_arrivals.h"
+#include "kernels/cuda/slot_entries.h"
 #include "kernels/cuda/wire_row.h"
 
 // What travels between ranks of a layer whose host learns nothing of it (kernels/device_moe.h).
@@ -7,13 +8,6 @@ namespace {
 
 constexpr int kThreads = kWireThreads;
 static_assert(kMostEntries == kThreads);  // each thread has an entry
-
-__device__ __forceinline__ const SlotEntry* entries_of(const std::byte* in, const Slots& s, std::int64_t slot) {
-  return reinterpret_cast<const SlotEntry*>(in + s.place(slot) * s.slot_bytes() + s.entries_at());
-}
-__device__ __forceinline__ bool is_here(const Slots& s, const SlotEntry& entry) {
-  return entry.place >= 0 && entry.place >> 16 == s.rank;
-}
 
 /// Which copy of an expert takes a token, by the golden ratio as ExpertMap::next() has it.
 __device__ __forceinline__ std::int32_t copy_for(const ExpertPlaces& places, std::int32_t expert, std::uint32_t turn) {

@@ -1,5 +1,6 @@
 // Ranks that share one GPU and write into each other's memory on it: layers with experts compute, to the bit, what they
 // do with the host in between. Run by tests/gpu:   mpirun -n 2 build/peer_windows_tool
+#include <algorithm>
 #include <cstdio>
 
 #include "collectives/mpi.h"
@@ -19,14 +20,8 @@ std::vector<float> hidden_states(Communicator& comm, Compute compute, Answers an
   std::vector<float> all;
   const std::vector<std::int32_t> pages{0, 1};
   for (const int most : {4, 4, 4, 4, 9, 9, 9, 1, 1, 1, 4, 4}) {
-    TokenBatch batch;
+    TokenBatch batch = test::tokens_of(std::max(0, most - 2 * comm.rank()), comm.rank(), most, pages);
     if (windows) batch.most_tokens = most;
-    for (int t = 0; t < most - 2 * comm.rank(); ++t) {
-      batch.ids.push_back((7 * t + 31 * comm.rank() + most) % 250);
-      batch.positions.push_back(t);
-      batch.slots.push_back(t);
-      batch.queries.push_back({pages.data(), t + 1});
-    }
     const Rows<const float> x = station.model->forward(batch);
     HostRoom room;
     const Rows<float> host = station.backend->to_host({const_cast<float*>(x.data), x.rows, x.cols}, room);

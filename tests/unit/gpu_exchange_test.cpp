@@ -1,11 +1,27 @@
 // The exchange whose rows stay on GPUs, against the same plain loops as the one by host memory: over one rank, and over
 // several whose NCCL is a stand-in.
+#include "kernels/token_exchange.h"
 #include "tests/unit/expert_exchange_suite.h"
 #include "tests/unit/gpu_ranks.h"
 #include "tests/unit/station.h"
 
 namespace shoal::test {
 namespace {
+
+/// Rows in a back end's memory that hold what `host` does.
+class DeviceRows {
+ public:
+  DeviceRows(Backend& backend, Rows<const float> host)
+      : memory_(backend.allocate(static_cast<std::size_t>(host.rows * host.cols) * sizeof(float))),
+        rows_(static_cast<float*>(memory_.get()), host.rows, host.cols) {
+    backend.from_host(host, rows_);
+  }
+  Rows<float> rows() const { return rows_; }
+
+ private:
+  std::shared_ptr<void> memory_;
+  Rows<float> rows_;
+};
 
 MakeExchange by_gpu(Communicator& comm, Backend& backend) {
   return [&](const ExchangeCase& of) -> RunLayer {
@@ -74,15 +90,9 @@ std::vector<std::vector<float>> hidden_states(const std::string& model, Compute 
       };
     Station station(dir, comm, options);
     for (int step = 0; step < 3; ++step) {
-      TokenBatch batch;
       const int tokens = comm.rank() == 1 ? 0 : 3 + step + comm.rank();  // rank 1 only has experts
-      std::vector<std::int32_t> pages{0, 1};
-      for (int t = 0; t < tokens; ++t) {
-        batch.ids.push_back((7 * t + 31 * comm.rank() + step) % 250);
-        batch.positions.push_back(t);
-        batch.slots.push_back(t);
-      }
-      for (int t = 0; t < tokens; ++t) batch.queries.push_back({pages.data(), t + 1});
+      const std::vector<std::int32_t> pages{0, 1};
+      const TokenBatch batch = tokens_of(tokens, comm.rank(), step, pages);
       const Rows<const float> x = station.model->forward(batch);
       HostRoom room;
       const Rows<float> host = station.backend->to_host({const_cast<float*>(x.data), x.rows, x.cols}, room);

@@ -286,18 +286,6 @@ struct Case {
   bool moves = false;  // experts, half-way
 };
 
-/// Tokens of a step, all of one sequence.
-TokenBatch tokens_of(int count, int rank, int step, std::span<const std::int32_t> pages) {
-  TokenBatch batch;
-  for (int t = 0; t < count; ++t) {
-    batch.ids.push_back((7 * t + 31 * rank + step) % 250);
-    batch.positions.push_back(t);
-    batch.slots.push_back(t);
-    batch.queries.push_back({pages.data(), t + 1});
-  }
-  return batch;
-}
-
 struct Outcome {
   std::vector<float> hidden;
   std::vector<std::uint32_t> tokens, work;  // of experts

@@ -1,7 +1,6 @@
 #pragma once
 #include "collectives/nccl/nccl.h"
 #include "kernels/cuda/cuda_backend.h"
-#include "kernels/token_exchange.h"
 #include "tests/unit/nccl_stand_in.h"
 
 namespace shoal::test {
@@ -13,20 +12,5 @@ inline void over_gpus(int ranks, const std::function<void(Communicator&)>& body)
     body(*make_nccl_communicator(library, others, {.eager = 256, .patience_s = 60}));
   });
 }
-
-/// Rows in a back end's memory that hold what `host` does.
-class DeviceRows {
- public:
-  DeviceRows(Backend& backend, Rows<const float> host)
-      : memory_(backend.allocate(static_cast<std::size_t>(host.rows * host.cols) * sizeof(float))),
-        rows_(static_cast<float*>(memory_.get()), host.rows, host.cols) {
-    backend.from_host(host, rows_);
-  }
-  Rows<float> rows() const { return rows_; }
-
- private:
-  std::shared_ptr<void> memory_;
-  Rows<float> rows_;
-};
 
 }  // namespace shoal::test

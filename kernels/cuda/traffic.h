@@ -1,0 +1,30 @@
+#pragma once
+#include <span>
+
+#include "base/cuda/stream.h"
+#include "collectives/device_transport.h"
+
+namespace shoal::cuda {
+
+/// Exchanges between GPUs on a stream of their own, beside what another one computes.
+class Traffic {
+ public:
+  explicit Traffic(DeviceTransport* transport) : transport_(transport) {}
+
+  /// The next exchange follows what was put on `stream` so far.
+  void follow(cudaStream_t stream) { check(cudaEventRecord(ready_, stream), "cudaEventRecord"); }
+  void exchange(std::span<const DeviceTransport::Piece> to, std::span<const DeviceTransport::Piece> from) {
+    check(cudaStreamWaitEvent(stream_, ready_), "cudaStreamWaitEvent");
+    transport_->exchange(to, from, stream_);
+    check(cudaEventRecord(arrived_, stream_), "cudaEventRecord");
+  }
+  /// What is put on `stream` from now on follows the last exchange.
+  void precede(cudaStream_t stream) { check(cudaStreamWaitEvent(stream, arrived_), "cudaStreamWaitEvent"); }
+
+ private:
+  DeviceTransport* const transport_;
+  const Stream stream_{true};
+  const Event ready_, arrived_;
+};
+
+}  // namespace shoal::cuda
