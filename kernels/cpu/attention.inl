@@ -13,6 +13,17 @@ constexpr int kBlock = 32;
 /// To whole groups of a scaled cache, which are converted as a whole.
 constexpr std::int64_t padded(std::int64_t n) { return (n + kKvGroup - 1) / kKvGroup * kKvGroup; }
 
+/// Cuts a call's scratch into pieces of whole registers.
+struct FloatRoom {
+  float* next;
+
+  float* take(std::int64_t n) {
+    float* p = next;
+    next += (n + 15) / 16 * 16;
+    return p;
+  }
+};
+
 /// The block's keys and values as floats: where they lie in an F32 cache, or converted copies.
 struct Block {
   const float* key[kBlock];

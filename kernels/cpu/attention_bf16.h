@@ -28,16 +28,5 @@ inline float soften_to_pairs(float* scores, int positions, float scale, float& l
   return factor;
 }
 
-/// Cuts a call's scratch into pieces of whole registers.
-struct FloatRoom {
-  float* next;
-
-  float* take(std::int64_t n) {
-    float* p = next;
-    next += (n + 15) / 16 * 16;
-    return p;
-  }
-};
-
 }  // namespace
 }  // namespace shoal::cpu

@@ -95,11 +95,11 @@ constexpr std::int64_t kStretch = 512;
 /// Positions of a block of keys and values, columns its values are a multiple of, and queries at most, of a PromptHead.
 constexpr int kPromptBlock = 32, kPromptColumns = 32, kPromptRows = 96;
 
-/// Attention of some queries of one head, in ascending order, over keys and values in BF16. By block of positions:
-/// keys as pairs of columns [key_dim / 2][kPromptBlock][2], values as pairs of positions
-/// [kPromptBlock / 2][value_dim][2].
+/// Attention of some queries of one head, in ascending order, over keys and values of its own. By block of positions:
+/// keys [key_dim][kPromptBlock], then values [kPromptBlock][value_dim] as floats; or in BF16 keys as pairs of columns
+/// [key_dim / 2][kPromptBlock][2], values as pairs of positions [kPromptBlock / 2][value_dim][2].
 struct PromptHead {
-  const std::uint16_t* blocks;
+  const void* blocks;
   std::int64_t block_elements;
   int key_dim, value_dim;
   float scale;
@@ -136,10 +136,11 @@ struct KernelTable {
   /// multiple of 64 columns; null where there is nothing faster than the above.
   std::int64_t (*attention_scratch_bf16)(int tokens, int heads, int key_dim, int value_dim);
   void (*attend_bf16)(const AttentionStretch& stretch);
-  /// Null where attend_prompt is: positions' floats as a block's keys or values; of columns an even number, and a
-  /// multiple of kPromptColumns.
-  void (*pack_prompt_keys)(const float* const* rows, int positions, std::int64_t columns, std::uint16_t* out);
-  void (*pack_prompt_values)(const float* const* rows, int positions, std::int64_t columns, std::uint16_t* out);
+  /// Of a prompt's keys and values: floats, or BF16 where there are dot products of these.
+  int prompt_element_bytes;
+  /// Positions' floats as a block's keys or values; of columns an even number, and a multiple of kPromptColumns.
+  void (*pack_prompt_keys)(const float* const* rows, int positions, std::int64_t columns, void* out);
+  void (*pack_prompt_values)(const float* const* rows, int positions, std::int64_t columns, void* out);
   std::int64_t (*prompt_scratch)(int key_dim, int value_dim);
   void (*attend_prompt)(const PromptHead& todo);
   /// The first n elements of a cache row as floats.

@@ -40,8 +40,8 @@ struct PromptAttention::Call {
 };
 
 bool PromptAttention::takes(const Team& team, const MlaShape& shape, const MlaUp& up) {
-  return team.compute == Compute::bf16 && team.kernels.attend_prompt && !up.k_up.empty() &&
-         shape.qk_rope_head_dim % 2 == 0 && up.k_up[0].cols() % 2 == 0 && up.v_up[0].rows() % kPromptColumns == 0;
+  return team.compute == Compute::bf16 && !up.k_up.empty() && shape.qk_rope_head_dim % 2 == 0 &&
+         up.k_up[0].cols() % 2 == 0 && up.v_up[0].rows() % kPromptColumns == 0;
 }
 
 /// The absorbed form multiplies queries with the keys' half of kv_b_proj, this one latents with it turned: what it
@@ -86,8 +86,8 @@ void PromptAttention::expand(Team& team, Linear& linear, const Call& call, std::
   const std::int64_t rank = call.rank(), rope = call.rope(), nope = call.nope(), value = call.value();
   // Rows of a scaled cache come in whole groups.
   const std::int64_t width = up_to(rank + rope, kKvGroup), all = heads * (nope + value);
-  const std::int64_t head_elements = call.head_elements();
-  auto* const blocks = reinterpret_cast<std::uint16_t*>(blocks_.bytes(heads * head_elements * 2));
+  const std::int64_t head_elements = call.head_elements(), element = team.kernels.prompt_element_bytes;
+  std::byte* const blocks = blocks_.bytes(heads * head_elements * element);
   const std::int32_t* pages = call.queries.back().pages;
   const std::int64_t at_once =
       std::min(std::max(up_to(kExpandedRows / heads, kPromptBlock), kFewestPositions), call.positions());
@@ -127,11 +127,11 @@ void PromptAttention::expand(Team& team, Linear& linear, const Call& call, std::
                    rotated[static_cast<std::size_t>(j)] = latents[from + j] + rank;
                    values[static_cast<std::size_t>(j)] = expanded[from + j] + heads * nope + h * value;
                  }
-                 std::uint16_t* to =
-                     blocks + h * head_elements + (first / kPromptBlock + block) * call.block_elements();
+                 std::byte* const to =
+                     blocks + (h * head_elements + (first / kPromptBlock + block) * call.block_elements()) * element;
                  team.kernels.pack_prompt_keys(keys.data(), n, nope, to);
-                 team.kernels.pack_prompt_keys(rotated.data(), n, rope, to + kPromptBlock * nope);
-                 team.kernels.pack_prompt_values(values.data(), n, value, to + kPromptBlock * call.key());
+                 team.kernels.pack_prompt_keys(rotated.data(), n, rope, to + kPromptBlock * nope * element);
+                 team.kernels.pack_prompt_values(values.data(), n, value, to + kPromptBlock * call.key() * element);
                }
              });
   }
@@ -145,7 +145,7 @@ void PromptAttention::attend(Team& team, const Call& call, std::int64_t first_he
   const std::int64_t rows =
       std::clamp<std::int64_t>(up_to((n + wanted - 1) / wanted, kTileRows), kTileRows, kPromptRows);
   const std::int64_t parts = (n + rows - 1) / rows;
-  const auto* const blocks = reinterpret_cast<const std::uint16_t*>(blocks_.bytes(0));
+  const std::byte* const blocks = blocks_.bytes(0);
   const double operations = static_cast<double>(n * call.positions()) * static_cast<double>(heads * call.key()) / 8;
   team.run(static_cast<std::size_t>(heads * parts), 1, operations, [&](std::size_t begin, std::size_t end, int thread) {
     Scratch& scratch = team.scratch[static_cast<std::size_t>(thread)];
@@ -154,7 +154,7 @@ void PromptAttention::attend(Team& team, const Call& call, std::int64_t first_he
       const std::int64_t part = parts - 1 - i / heads, h = i % heads, first = part * rows;
       const std::int64_t head = first_head + h;
       PromptHead todo{};
-      todo.blocks = blocks + h * call.head_elements();
+      todo.blocks = blocks + h * call.head_elements() * team.kernels.prompt_element_bytes;
       todo.block_elements = call.block_elements();
       todo.key_dim = static_cast<int>(call.key());
       todo.value_dim = static_cast<int>(call.value());
@@ -176,7 +176,8 @@ void PromptAttention::run(Team& team, Linear& linear, Rows<const float> q, const
   const Call call{q, shape, up, scale, queries, cache, out};
   turn_keys(team, linear, call);
   const std::int64_t heads = shape.heads;
-  const std::int64_t at_once = std::clamp<std::int64_t>(most_block_bytes_ / (call.head_elements() * 2), 1, heads);
+  const std::int64_t head_bytes = call.head_elements() * team.kernels.prompt_element_bytes;
+  const std::int64_t at_once = std::clamp<std::int64_t>(most_block_bytes_ / head_bytes, 1, heads);
   for (std::int64_t first = 0; first < heads; first += at_once) {
     const std::int64_t count = std::min(at_once, heads - first);
     expand(team, linear, call, first, count);

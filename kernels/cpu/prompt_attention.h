@@ -7,14 +7,14 @@
 
 namespace shoal::cpu {
 
-/// Backend::mla_prompt_attention, on CPUs with BF16 dot products: heads' keys and values are made of the latents, and
-/// kept as BF16 while the queries pass. Keeps its room between calls.
+/// Backend::mla_prompt_attention: heads' keys and values are made of the latents, and kept while the queries pass, as
+/// BF16 on CPUs with dot products of these, else as floats. Keeps its room between calls.
 class PromptAttention {
  public:
   /// Bytes that keys and values of some heads take together at most, unless one alone takes more.
   explicit PromptAttention(std::int64_t most_block_bytes = 64 << 20) : most_block_bytes_(most_block_bytes) {}
 
-  /// Whether this CPU has it, for such a shape.
+  /// Whether it is for such a shape, and activations that may be rounded.
   static bool takes(const Team& team, const MlaShape& shape, const MlaUp& up);
 
   void run(Team& team, Linear& linear, Rows<const float> q, const MlaShape& shape, const MlaUp& up, float scale,

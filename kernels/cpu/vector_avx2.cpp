@@ -3,6 +3,7 @@
 #include "kernels/cpu/vector_math.inl"
 // (in this order)
 #include "kernels/cpu/attention.inl"
+#include "kernels/cpu/prompt_attention.inl"
 #include "kernels/cpu/rows.inl"
 
 namespace shoal::cpu {
@@ -10,6 +11,7 @@ namespace shoal::cpu {
 void fill_vector_avx2(KernelTable& table) {
   fill_rows(table);
   fill_attention(table);
+  fill_prompt_attention<FloatPrompt>(table);
 }
 
 }  // namespace shoal::cpu
