@@ -57,8 +57,11 @@ double seconds(Clock::duration duration) { return std::chrono::duration<double>(
 
 }  // namespace
 
-Asker::Asker(const Engine& engine, const RunOptions& options)
-    : options_(options), model_(served_model(engine)), service_(generator_of(*engine.coordinator), engine.tokenizer) {
+Asker::Asker(const Engine& engine, const RunOptions& options, const SamplingDefaults& sampling)
+    : options_(options),
+      sampling_(sampling),
+      model_(served_model(engine)),
+      service_(generator_of(*engine.coordinator), engine.tokenizer) {
   if (!engine.tokenizer) fail("{} has no tokenizer, so there is no text to ask with", options.job.model.string());
 }
 
@@ -87,10 +90,11 @@ Answer Asker::ask(std::vector<std::int32_t> prompt, AnswerOptions options, bool 
   request.prompt = std::move(prompt);
   request.max_tokens = options_.max_tokens > 0 ? std::min(options_.max_tokens, room) : room;
   request.stop_token_ids = model_.eos_token_ids;
-  request.sampling.temperature = static_cast<float>(options_.temperature);
-  request.sampling.top_p = static_cast<float>(options_.top_p);
-  request.sampling.top_k = options_.top_k;
-  request.sampling.min_p = static_cast<float>(options_.min_p);
+  request.sampling.temperature = options_.temperature.value_or(sampling_.temperature);
+  request.sampling.top_p = options_.top_p.value_or(sampling_.top_p);
+  request.sampling.top_k = options_.top_k.value_or(sampling_.top_k);
+  request.sampling.min_p = options_.min_p.value_or(sampling_.min_p);
+  request.sampling.rules.repetition_penalty = sampling_.repetition_penalty;
   std::random_device entropy;
   request.sampling.seed = options_.seed ? *options_.seed : (std::uint64_t{entropy()} << 32) + entropy();
 

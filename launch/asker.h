@@ -6,6 +6,7 @@
 
 #include "launch/generation.h"
 #include "launch/run.h"
+#include "launch/sampling_defaults.h"
 #include "launch/served_model.h"
 
 namespace shoal {
@@ -24,7 +25,7 @@ class Asker {
  public:
   using Json = nlohmann::ordered_json;
 
-  Asker(const Engine& engine, const RunOptions& options);
+  Asker(const Engine& engine, const RunOptions& options, const SamplingDefaults& sampling);
 
   /// The prompt as text continues as it is.
   Answer continue_text(const std::string& text, bool show);
@@ -39,6 +40,7 @@ class Asker {
   Answer ask(std::vector<std::int32_t> prompt, AnswerOptions options, bool show);
 
   const RunOptions& options_;
+  const SamplingDefaults sampling_;
   const ServedModel model_;
   GenerationService service_;
   std::mutex mutex_;

@@ -77,12 +77,15 @@ CLI::App* add_run(CLI::App& root, RunOptions& options) {
   app->add_option("--system", options.system, "System prompt")->type_name("TEXT");
   app->add_option("--max-tokens", options.max_tokens, "Longest answer, in tokens; 0: as long as the context allows")
       ->check(CLI::NonNegativeNumber);
-  app->add_option("--temperature", options.temperature, "0: always the most likely token")->check(CLI::Range(0.0, 2.0));
-  app->add_option("--top-p", options.top_p, "Sample from the most likely tokens that hold this share of probability")
+  const std::string by_default = " [default: what the model's authors recommend]";
+  app->add_option("--temperature", options.temperature, "0: always the most likely token" + by_default)
+      ->check(CLI::Range(0.0, 2.0));
+  app->add_option("--top-p", options.top_p,
+                  "Sample from the most likely tokens that hold this share of probability" + by_default)
       ->check(CLI::Range(0.0, 1.0));
-  app->add_option("--top-k", options.top_k, "Sample from this many most likely tokens; 0: all")
+  app->add_option("--top-k", options.top_k, "Sample from this many most likely tokens; 0: all" + by_default)
       ->check(CLI::NonNegativeNumber);
-  app->add_option("--min-p", options.min_p, "Sample from tokens this likely, relative to the likeliest")
+  app->add_option("--min-p", options.min_p, "Sample from tokens this likely, relative to the likeliest" + by_default)
       ->check(CLI::Range(0.0, 1.0));
   app->add_option("--seed", options.seed, "Makes the answer repeatable [default: random]")->type_name("UINT");
   app->add_flag("--json", options.json, "Print one JSON object instead of the text")->needs("--prompt");
@@ -96,11 +99,16 @@ int run(const RunOptions& options, int* argc, char*** argv) {
   std::optional<StopSignals> signals;
   if (!options.prompt && read_launch_environment().rank == 0) signals.emplace();
   std::string prompt;
+  SamplingDefaults sampling;
   JobOptions job = options.job;
-  if (options.prompt) job.before_loading = [&] { prompt = read_prompt(*options.prompt); };
+  job.before_loading = [&] {
+    if (options.prompt) prompt = read_prompt(*options.prompt);
+    sampling = SamplingDefaults::of_model(job.model);
+    if (sampling.describe().empty()) sampling.temperature = 0.6f, sampling.top_p = 0.95f;  // as R1's authors recommend
+  };
   return run_job(argc, argv, job, [&](Engine& engine) {
     if (!options.job.quiet && !options.json) fmt::print(stderr, "{}\n", engine.summary);
-    Asker asker(engine, options);
+    Asker asker(engine, options, sampling);
     if (options.prompt) return answer_once(asker, options, prompt);
     if (!asker.can_chat()) fail("{} has no chat template; give a --prompt to continue", options.job.model.string());
     return chat(asker, options.system, *signals);

@@ -13,10 +13,9 @@ struct RunOptions {
   JobOptions job;
   std::optional<std::string> prompt;  // a text; "-": from stdin; "@file": from a file; none: chat
   std::string system;
-  int max_tokens = 0;                      // 0: up to the context
-  double temperature = 0.6, top_p = 0.95;  // what R1's authors recommend
-  int top_k = 0;
-  double min_p = 0;
+  int max_tokens = 0;                              // 0: up to the context
+  std::optional<float> temperature, top_p, min_p;  // none: as the model's authors recommend, as top_k
+  std::optional<int> top_k;
   std::optional<std::uint64_t> seed;
   bool json = false;
   bool raw = false;  // the prompt as it is, without the chat template
