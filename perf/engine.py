@@ -6,9 +6,10 @@
     perf-venv/bin/python perf/engine.py --folder /tmp/models --types Q8_0 Q4_K_M BF16 FP8 --threads 2
 
 The model is made here: R1's architecture with 1.6 billion parameters and random weights, quantized by llama.cpp's own
-quantizer; or (--shape r1-layers --types Q4_K IQ1_S) layers of R1's full size, whose matrices have one type each and whose
-experts are copies of one, because 256 different ones would take an hour to quantize. Nothing is downloaded. A cell is the
-best of --rounds rounds; the table gives tokens/s of all sequences together. FP8 is of random weights, and Shoal's alone.
+quantizer; or (--shape distill-1.5b) R1-Distill-Qwen-1.5B's; or (--shape r1-layers --types Q4_K IQ1_S) layers of R1's full
+size, whose matrices have one type each and whose experts are copies of one, because 256 different ones would take an hour
+to quantize. Nothing is downloaded. A cell is the best of --rounds rounds; the table gives tokens/s of all sequences
+together. FP8 is of random weights, and Shoal's alone.
 """
 
 import argparse
@@ -32,6 +33,8 @@ SHAPES = {
     "moe-1.6b": dict(layers=8, hidden=2048, dense=6144, experts=64, expert_width=512, top_k=8, groups=8, kept_groups=4,
                      shared=1, heads=16, q_lora=768, kv_lora=512, nope=128, rope=64, value=128, vocab=32768,
                      context=8192),
+    "distill-1.5b": dict(layers=28, hidden=1536, dense=8960, heads=12, kv_heads=2, head_dim=128, vocab=151936,
+                         context=8192),
     # Two of R1's own layers, a dense one and one with experts (12 billion parameters), and its vocabulary.
     "r1-layers": dict(layers=2, hidden=7168, dense=18432, experts=256, expert_width=2048, top_k=8, groups=8,
                       kept_groups=4, shared=1, heads=128, q_lora=1536, kv_lora=512, nope=128, rope=64, value=128,
@@ -41,26 +44,43 @@ MODEL = SHAPES["moe-1.6b"]
 FILE_TYPES = {"BF16": 32, "Q8_0": 7, "Q6_K": 18, "Q5_K_M": 17, "Q4_K_M": 15, "Q4_0": 2, "Q3_K_M": 12, "Q2_K": 10}
 # As in the dynamic files, the IQ types are those of the routed experts, and all else is Q4_K.
 TYPES = {"moe-1.6b": [*FILE_TYPES, "FP8"],
+         "distill-1.5b": [*FILE_TYPES],
          "r1-layers": ["Q8_0", "Q6_K", "Q4_K", "Q2_K", "IQ3_XXS", "IQ2_XXS", "IQ1_S", "FP8"]}
 PROMPT, STEPS = 256, 24
 ISA = "auto"
 HAS_AMX = b"AMX_INT8 = 1" in llama_cpp.llama_print_system_info()
 
 
+def is_mla(m):
+    """DeepSeek's architecture, or else Qwen2's."""
+    return "kv_lora" in m
+
+
+def attention_tensors(m):
+    if not is_mla(m):
+        yield "attn_q", (m["heads"] * m["head_dim"], m["hidden"])
+        yield "attn_k", (m["kv_heads"] * m["head_dim"], m["hidden"])
+        yield "attn_v", (m["kv_heads"] * m["head_dim"], m["hidden"])
+        yield "attn_output", (m["hidden"], m["heads"] * m["head_dim"])
+        return
+    yield "attn_q_a", (m["q_lora"], m["hidden"])
+    yield "attn_q_b", (m["heads"] * (m["nope"] + m["rope"]), m["q_lora"])
+    yield "attn_kv_a_mqa", (m["kv_lora"] + m["rope"], m["hidden"])
+    yield "attn_k_b", (m["heads"], m["kv_lora"], m["nope"])
+    yield "attn_v_b", (m["heads"], m["value"], m["kv_lora"])
+    yield "attn_output", (m["hidden"], m["heads"] * m["value"])
+
+
 def tensors(m):
-    """(GGUF name, shape) of every matrix; None as shape: a vector of ones."""
+    """(GGUF name, shape) of every matrix."""
     yield "token_embd.weight", (m["vocab"], m["hidden"])
     yield "output.weight", (m["vocab"], m["hidden"])
     for layer in range(m["layers"]):
         p = f"blk.{layer}."
-        yield p + "attn_q_a.weight", (m["q_lora"], m["hidden"])
-        yield p + "attn_q_b.weight", (m["heads"] * (m["nope"] + m["rope"]), m["q_lora"])
-        yield p + "attn_kv_a_mqa.weight", (m["kv_lora"] + m["rope"], m["hidden"])
-        yield p + "attn_k_b.weight", (m["heads"], m["kv_lora"], m["nope"])
-        yield p + "attn_v_b.weight", (m["heads"], m["value"], m["kv_lora"])
-        yield p + "attn_output.weight", (m["hidden"], m["heads"] * m["value"])
+        for name, shape in attention_tensors(m):
+            yield f"{p}{name}.weight", shape
         kinds = [("", (m["dense"], m["hidden"]))]
-        if layer > 0:
+        if has_experts(m, layer):
             yield p + "ffn_gate_inp.weight", (m["experts"], m["hidden"])
             kinds = [("_exps", (m["experts"], m["expert_width"], m["hidden"])),
                      ("_shexp", (m["shared"] * m["expert_width"], m["hidden"]))]
@@ -70,12 +90,31 @@ def tensors(m):
             yield f"{p}ffn_down{suffix}.weight", (*stack, hidden, width)
 
 
-def norms(m):
-    yield "output_norm.weight", m["hidden"]
+def has_experts(m, layer):
+    return "experts" in m and layer > 0
+
+
+def vectors(m):
+    """(GGUF name, size, value of every element)."""
+    yield "output_norm.weight", m["hidden"], 1
     for layer in range(m["layers"]):
-        for name, size in (("attn_norm", "hidden"), ("ffn_norm", "hidden"), ("attn_q_a_norm", "q_lora"),
-                           ("attn_kv_a_norm", "kv_lora")):
-            yield f"blk.{layer}.{name}.weight", m[size]
+        p = f"blk.{layer}."
+        yield p + "attn_norm.weight", m["hidden"], 1
+        yield p + "ffn_norm.weight", m["hidden"], 1
+        if is_mla(m):
+            yield p + "attn_q_a_norm.weight", m["q_lora"], 1
+            yield p + "attn_kv_a_norm.weight", m["kv_lora"], 1
+        else:
+            yield p + "attn_q.bias", m["heads"] * m["head_dim"], 0
+            yield p + "attn_k.bias", m["kv_heads"] * m["head_dim"], 0
+            yield p + "attn_v.bias", m["kv_heads"] * m["head_dim"], 0
+        if has_experts(m, layer):
+            yield p + "exp_probs_b.bias", m["experts"], 0
+
+
+def cached_width(m):
+    """Elements of a token in a layer's KV cache."""
+    return m["kv_lora"] + m["rope"] if is_mla(m) else 2 * m["kv_heads"] * m["head_dim"]
 
 
 def token_names(vocab):
@@ -121,33 +160,35 @@ def random_matrix(rng, name, shape, kind):
 
 
 def make_model(path, m, kind):
-    writer = gguf.GGUFWriter(path, "deepseek2")
+    writer = gguf.GGUFWriter(path, "deepseek2" if is_mla(m) else "qwen2")
     writer.add_block_count(m["layers"])
     writer.add_context_length(m["context"])
     writer.add_embedding_length(m["hidden"])
     writer.add_feed_forward_length(m["dense"])
     writer.add_head_count(m["heads"])
-    writer.add_head_count_kv(1)
+    writer.add_head_count_kv(1 if is_mla(m) else m["kv_heads"])
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_rope_freq_base(10000.0)
-    writer.add_rope_dimension_count(m["rope"])
     writer.add_vocab_size(m["vocab"])
-    writer.add_q_lora_rank(m["q_lora"])
-    writer.add_kv_lora_rank(m["kv_lora"])
-    writer.add_key_length(m["kv_lora"] + m["rope"])
-    writer.add_value_length(m["kv_lora"])
-    writer.add_key_length_mla(m["nope"] + m["rope"])
-    writer.add_value_length_mla(m["value"])
-    writer.add_leading_dense_block_count(1)
-    writer.add_expert_count(m["experts"])
-    writer.add_expert_used_count(m["top_k"])
-    writer.add_expert_feed_forward_length(m["expert_width"])
-    writer.add_expert_shared_count(m["shared"])
-    writer.add_expert_weights_scale(2.5)
-    writer.add_expert_weights_norm(True)
-    writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
-    writer.add_expert_group_count(m["groups"])
-    writer.add_expert_group_used_count(m["kept_groups"])
+    if is_mla(m):
+        writer.add_rope_dimension_count(m["rope"])
+        writer.add_q_lora_rank(m["q_lora"])
+        writer.add_kv_lora_rank(m["kv_lora"])
+        writer.add_key_length(m["kv_lora"] + m["rope"])
+        writer.add_value_length(m["kv_lora"])
+        writer.add_key_length_mla(m["nope"] + m["rope"])
+        writer.add_value_length_mla(m["value"])
+    if "experts" in m:
+        writer.add_leading_dense_block_count(1)
+        writer.add_expert_count(m["experts"])
+        writer.add_expert_used_count(m["top_k"])
+        writer.add_expert_feed_forward_length(m["expert_width"])
+        writer.add_expert_shared_count(m["shared"])
+        writer.add_expert_weights_scale(2.5)
+        writer.add_expert_weights_norm(True)
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+        writer.add_expert_group_count(m["groups"])
+        writer.add_expert_group_used_count(m["kept_groups"])
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(token_names(m["vocab"]))
@@ -155,10 +196,8 @@ def make_model(path, m, kind):
     writer.add_token_merges(["t h"])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
-    for name, size in norms(m):
+    for name, size, _ in vectors(m):
         writer.add_tensor_info(name, (size,), np.dtype(np.float32), 4 * size)
-    for layer in range(1, m["layers"]):
-        writer.add_tensor_info(f"blk.{layer}.exp_probs_b.bias", (m["experts"],), np.dtype(np.float32), 4 * m["experts"])
     for name, shape in tensors(m):
         of = type_of(name, shape, kind)
         block, size = gguf.GGML_QUANT_SIZES[of]
@@ -167,10 +206,8 @@ def make_model(path, m, kind):
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     rng = np.random.default_rng(1)
-    for _, size in norms(m):
-        writer.write_tensor_data(np.ones(size, np.float32))
-    for _ in range(1, m["layers"]):
-        writer.write_tensor_data(np.zeros(m["experts"], np.float32))
+    for _, size, value in vectors(m):
+        writer.write_tensor_data(np.full(size, value, np.float32))
     for name, shape in tensors(m):  # one at a time in memory
         writer.write_tensor_data(random_matrix(rng, name, shape, type_of(name, shape, kind)))
     writer.close()
@@ -288,7 +325,8 @@ def seconds_per_prompt_token(m, machine, floats):
     """At the best rates: of products with weights, and of attention in BF16 to half of the prompt."""
     rates = {name: value for name, value in machine.items() if name != "read"}
     in_floats = max(value for name, value in rates.items() if "bytes" not in name)
-    attention = m["layers"] * m["heads"] * (m["nope"] + m["rope"] + m["value"]) * PROMPT
+    of_head = m["nope"] + m["rope"] + m["value"] if is_mla(m) else 2 * m["head_dim"]
+    attention = m["layers"] * m["heads"] * of_head * PROMPT
     return (operations_per_token(m) / (in_floats if floats else max(rates.values())) + attention / in_floats) / 1e9
 
 
@@ -342,7 +380,7 @@ def main():
         floats = kind in ("BF16", "FP8")
         most_tokens = 1 / seconds_per_prompt_token(MODEL, machine, floats)
         # Of a sequence in the KV cache, in BF16.
-        cached_bytes = MODEL["layers"] * (MODEL["kv_lora"] + MODEL["rope"]) * 2 * PROMPT
+        cached_bytes = MODEL["layers"] * cached_width(MODEL) * 2 * PROMPT
         engines = {}  # name: function of a batch giving (prefill, decode) and, of Shoal, the limit of decoding
         if kind != "FP8":
             peer = LlamaCpp(files[kind], options.threads)

@@ -305,26 +305,45 @@ void experts(benchmark::State& state, const Kind& kind, int n_experts, std::int6
   report(state, 6.0 * double(batch.expert.size()) * double(hidden) * double(intermediate), bytes);
 }
 
-/// The last `tokens` tokens of one sequence attend to `context` positions.
-void mla(benchmark::State& state, int heads, std::int32_t context) {
+/// The last `tokens` tokens of one sequence attend to `context` positions: attend(backend, q, queries, cache, out) of
+/// `heads` with queries of `query_dim` and answers of `value_dim`.
+template <class Attend>
+void attention(benchmark::State& state, int heads, int query_dim, int value_dim, int width, std::int32_t context,
+               const Attend& attend) {
   const std::int64_t tokens = state.range(0);
-  const MlaShape shape{heads, 512, 64};
-  constexpr int kPage = 16, kWidth = 576;
+  constexpr int kPage = 16;
   Backend& backend = backend_for(Compute::f32);
   const auto pages_needed = static_cast<std::size_t>(context / kPage + 1);
-  const auto memory = backend.allocate(pages_needed * kPage * kWidth * 2);
+  const auto memory = backend.allocate(pages_needed * kPage * static_cast<std::size_t>(width) * 2);
   std::vector<std::int32_t> pages(pages_needed);
   for (std::size_t i = 0; i < pages.size(); ++i) pages[i] = static_cast<std::int32_t>(i);
   std::vector<AttentionQuery> queries;
   for (std::int64_t t = 0; t < tokens; ++t)
     queries.push_back({pages.data(), static_cast<std::int32_t>(context - tokens + t + 1)});
-  const auto q = activations(tokens * heads * kWidth);
-  std::vector<float> out(static_cast<std::size_t>(tokens * heads * 512));
+  const std::int64_t q_cols = std::int64_t{heads} * query_dim, out_cols = std::int64_t{heads} * value_dim;
+  const auto q = activations(tokens * q_cols);
+  std::vector<float> out(static_cast<std::size_t>(tokens * out_cols));
+  const KvLayer cache{memory.get(), KvType::bf16, kPage, width};
   for (auto _ : state) {
-    backend.mla_attention({q.data(), tokens, std::int64_t{heads} * kWidth}, shape, 0.1f, queries,
-                          {memory.get(), KvType::bf16, kPage, kWidth}, {out.data(), tokens, std::int64_t{heads} * 512});
+    attend(backend, Rows<const float>{q.data(), tokens, q_cols}, queries, cache,
+           Rows<float>{out.data(), tokens, out_cols});
   }
-  report(state, 2.0 * double(tokens) * heads * context * (576 + 512), double(context) * kWidth * 2);
+  report(state, 2.0 * double(tokens) * heads * context * (query_dim + value_dim), double(context) * width * 2);
+}
+
+void mla(benchmark::State& state, int heads, std::int32_t context) {
+  attention(state, heads, 576, 512, 576, context,
+            [&](Backend& backend, const auto& q, const auto& queries, const KvLayer& cache, const auto& out) {
+              backend.mla_attention(q, {heads, 512, 64}, 0.1f, queries, cache, out);
+            });
+}
+
+void gqa(benchmark::State& state, int heads, int kv_heads, std::int32_t context) {
+  constexpr int kDim = 128;
+  attention(state, heads, kDim, kDim, 2 * kv_heads * kDim, context,
+            [&](Backend& backend, const auto& q, const auto& queries, const KvLayer& cache, const auto& out) {
+              backend.gqa_attention(q, {heads, kv_heads, kDim}, 0.1f, queries, cache, out);
+            });
 }
 
 void register_all() {
@@ -368,6 +387,9 @@ void register_all() {
   add("mla/16_heads/context_256", mla, 16, 256)->ArgsProduct({tokens});
   add("mla/16_heads/context_4096", mla, 16, 4096)->ArgsProduct({tokens});
   add("mla/128_heads/context_4096", mla, 128, 4096)->ArgsProduct({{1, 4, 16}});
+  // The distilled Qwen 1.5B and Llama 8B.
+  add("gqa/12_heads_of_2/context_4096", gqa, 12, 2, 4096)->ArgsProduct({tokens});
+  add("gqa/32_heads_of_8/context_4096", gqa, 32, 8, 4096)->ArgsProduct({tokens});
 }
 
 }  // namespace
