@@ -7,9 +7,8 @@
 namespace shoal::cuda {
 namespace {
 
-// What SlotEntry::place has room for.
-constexpr int kRankShift = 16;
-constexpr std::size_t kMostRanks = 1 << 15, kMostOfRank = 1 << 16;
+// What place_of() has room for.
+constexpr std::size_t kMostRanks = std::size_t{1} << (31 - kIndexBits), kMostOfRank = std::size_t{1} << kIndexBits;
 
 /// So many that few numbers occur, since each is launched in its own way: powers of two, and halfway between.
 std::int64_t slots_for(std::int64_t tokens) {
@@ -91,7 +90,7 @@ void GpuMoe::placed(const ExpertMap& map) {
     for (const ExpertReplica& replica : map.replicas[e]) {
       if (static_cast<std::size_t>(replica.local) >= kMostOfRank) fail("a rank has more experts than its GPU can list");
       below += static_cast<double>(replica.share);
-      place.push_back(replica.rank << kRankShift | replica.local);
+      place.push_back(place_of(replica.rank, replica.local));
       edge.push_back(static_cast<std::uint32_t>(std::min(std::ldexp(below, 32), std::ldexp(1.0, 32) - 1)));
     }
     if (place.size() == static_cast<std::size_t>(first.back())) fail("no rank holds expert {}", e);

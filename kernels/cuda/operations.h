@@ -254,9 +254,15 @@ struct Slots {
   constexpr std::int64_t slot_bytes() const { return entries_at() + (std::int64_t{entries} * 8 + 15) / 16 * 16; }
   constexpr std::int64_t answer_bytes() const { return wire_row_bytes(back, hidden) * (by_expert ? entries : 1); }
 };
+/// Where an expert is, as one number: its rank, and its index there. Ascending by rank; below 0: nowhere.
+constexpr int kIndexBits = 16;
+constexpr std::int32_t place_of(int rank, int index) { return rank << kIndexBits | index; }
+constexpr int rank_of(std::int32_t place) { return place >> kIndexBits; }
+constexpr int index_of(std::int32_t place) { return place & ((1 << kIndexBits) - 1); }
+
 /// An expert that a token goes to, of any rank; those of one rank in ascending order where answers are summed.
 struct SlotEntry {
-  std::int32_t place;  // rank << 16 | the expert's index there; -1: none
+  std::int32_t place;  // place_of(), or -1: none
   float weight;
 };
 /// Where the experts of a layer are: expert e at place[first[e]] .. place[first[e + 1]], each of which takes the tokens

@@ -57,8 +57,7 @@ PackedLayout layout_of(const PackedFormat& f) {
 
 }  // namespace
 
-MatrixPlacer::MatrixPlacer() : stream_(new_stream()), staging_(kStagingBytes) {}
-MatrixPlacer::~MatrixPlacer() { static_cast<void>(cudaStreamDestroy(stream_)); }
+MatrixPlacer::MatrixPlacer() : staging_(kStagingBytes) {}
 
 void MatrixPlacer::copy(const void* from, std::byte* to, std::size_t bytes) {
   for (std::size_t at = 0; at < bytes; at += kStagingBytes) {

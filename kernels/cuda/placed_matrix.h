@@ -1,5 +1,6 @@
 #pragma once
 #include "base/cuda/memory.h"
+#include "base/cuda/stream.h"
 #include "kernels/cuda/weights.h"
 #include "kernels/matrix.h"
 
@@ -16,9 +17,6 @@ struct PlacedMatrix {
 class MatrixPlacer {
  public:
   MatrixPlacer();
-  ~MatrixPlacer();
-  MatrixPlacer(const MatrixPlacer&) = delete;
-  MatrixPlacer& operator=(const MatrixPlacer&) = delete;
   std::shared_ptr<const PlacedMatrix> place(const Matrix& matrix);
   /// A placed matrix in host memory once more.
   Matrix fetch(const Matrix& matrix, const PlacedMatrix& placed);
@@ -28,7 +26,7 @@ class MatrixPlacer {
   void copy_tiles(const Matrix& matrix, const Weights& view, std::byte* to);
   void copy(const void* from, std::byte* to, std::size_t bytes);
   void copy_back(const std::byte* from, std::byte* to, std::size_t bytes);
-  cudaStream_t stream_;
+  Stream stream_;
   PinnedBlock staging_;
 };
 

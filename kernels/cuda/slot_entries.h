@@ -8,7 +8,7 @@ __device__ __forceinline__ const SlotEntry* entries_of(const std::byte* in, cons
   return reinterpret_cast<const SlotEntry*>(in + s.place(slot) * s.slot_bytes() + s.entries_at());
 }
 __device__ __forceinline__ bool is_here(const Slots& s, const SlotEntry& entry) {
-  return entry.place >= 0 && entry.place >> 16 == s.rank;
+  return entry.place >= 0 && rank_of(entry.place) == s.rank;
 }
 
 }  // namespace shoal::cuda

@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kThreads)
   const auto all = static_cast<int>(s.all()) * s.entries;
   const auto here = [&](int i) {
     const SlotEntry entry = entries_of(in, s, i / s.entries)[i % s.entries];
-    return is_here(s, entry) ? entry.place & 0xffff : -1;
+    return is_here(s, entry) ? index_of(entry.place) : -1;
   };
   shared_.next[thread] = 0;
   __syncthreads();

@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kThreads)
     columns.put(held, s.hidden, slot);
     if (to_peers) {
       unsigned asked = 0;
-      for (int j = 0; j < s.entries; ++j) asked |= all.place[j] < 0 ? 0u : 1u << (all.place[j] >> 16);
+      for (int j = 0; j < s.entries; ++j) asked |= all.place[j] < 0 ? 0u : 1u << rank_of(all.place[j]);
       for (int r = 0; r < s.ranks; ++r)
         if (r != s.rank && (asked >> r & 1u) != 0) columns.put(held, s.hidden, peers.window[r] + at_peers);
     }
@@ -143,22 +143,20 @@ template <Wire kWire>
 __global__ void __launch_bounds__(kThreads)
     add_slot_answers_kernel(const std::byte* own_slots, const std::byte* answers, Slots s, Rows<float> out) {
   follow_previous_kernels();
-  const std::int64_t c = WireColumns<kWire>().c, t = blockIdx.x;
+  const WireColumns<kWire> columns;
+  const std::int64_t c = columns.c, t = blockIdx.x;
   if (c >= s.hidden) return;
   const SlotEntry* entry = entries_of(own_slots, s, t);
   float sum = out.data[t * out.stride + c];
   std::int32_t before = -1;
   for (int i = 0; i < s.entries; ++i) {
     if (entry[i].place < 0) continue;
-    const std::int32_t rank = entry[i].place >> 16;
+    const std::int32_t rank = rank_of(entry[i].place);
     if (!s.by_expert && rank == before) continue;
     before = rank;
     const std::byte* answer =
         answers + (s.first(rank) + t) * s.answer_bytes() + (s.by_expert ? i * wire_row_bytes(kWire, s.hidden) : 0);
-    if constexpr (kWire == Wire::bf16)
-      sum += widen_bf16(reinterpret_cast<const std::uint16_t*>(answer)[c]);
-    else
-      sum += reinterpret_cast<const float*>(answer)[c];
+    sum += columns.at(answer);
   }
   out.data[t * out.stride + c] = sum;
 }

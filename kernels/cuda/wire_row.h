@@ -29,16 +29,22 @@ struct WireColumns {
   __device__ __forceinline__ void put(Held held, std::int64_t cols, std::byte* row) const {
     if (c < cols) reinterpret_cast<Held*>(row)[c] = held;
   }
-  __device__ __forceinline__ void load(const std::byte* row, std::int64_t cols, float* to) const {
-    if (c >= cols) return;
+  /// Of a row that has such a column.
+  __device__ __forceinline__ float at(const std::byte* row) const {
     if constexpr (kWire == Wire::bf16)
-      to[c] = widen_bf16(reinterpret_cast<const std::uint16_t*>(row)[c]);
+      return widen_bf16(reinterpret_cast<const std::uint16_t*>(row)[c]);
     else
-      to[c] = reinterpret_cast<const float*>(row)[c];
+      return reinterpret_cast<const float*>(row)[c];
   }
-  /// What load() would give had the row travelled.
+  __device__ __forceinline__ void load(const std::byte* row, std::int64_t cols, float* to) const {
+    if (c < cols) to[c] = at(row);
+  }
+  /// What at() would give had the value travelled.
+  __device__ __forceinline__ static float travelled(float value) {
+    return kWire == Wire::bf16 ? round_bf16(value) : value;
+  }
   __device__ __forceinline__ void keep(const float* from, std::int64_t cols, float* to) const {
-    if (c < cols) to[c] = kWire == Wire::bf16 ? round_bf16(from[c]) : from[c];
+    if (c < cols) to[c] = travelled(from[c]);
   }
   __device__ __forceinline__ void clear(std::int64_t cols, float* to) const {
     if (c < cols) to[c] = 0.0f;

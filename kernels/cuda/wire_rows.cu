@@ -36,24 +36,19 @@ __global__ void __launch_bounds__(kThreads) unpack_rows_kernel(const std::byte* 
 /// out[t] += the answers place[first[t]] .. place[first[t + 1]], in this order: one that came from another rank, as it
 /// travelled, or (~n) row n of this rank's own.
 ///   traffic    each answer once, out twice: of an R1 token with answers of four ranks 172 KB, or 115 in BF16
-template <bool kBf16>
+template <Wire kWire>
 __global__ void __launch_bounds__(kThreads)
     add_answers_kernel(Rows<const float> own, const std::byte* others, const std::int32_t* first,
                        const std::int32_t* place, Rows<float> out) {
   follow_previous_kernels();
-  const std::int64_t c = WireColumns<Wire::f32>().c, t = blockIdx.x;
+  const WireColumns<kWire> columns;
+  const std::int64_t c = columns.c, t = blockIdx.x;
   if (c >= out.cols) return;
   float sum = out.data[t * out.stride + c];
   for (std::int32_t a = first[t]; a < first[t + 1]; ++a) {
     const std::int64_t at = place[a];
-    if (at < 0) {
-      const float answer = own.data[~at * own.stride + c];
-      sum += kBf16 ? round_bf16(answer) : answer;
-    } else if constexpr (kBf16) {
-      sum += widen_bf16(reinterpret_cast<const std::uint16_t*>(others)[at * out.cols + c]);
-    } else {
-      sum += reinterpret_cast<const float*>(others)[at * out.cols + c];
-    }
+    sum += at < 0 ? columns.travelled(own.data[~at * own.stride + c])
+                  : columns.at(others + at * wire_row_bytes(kWire, out.cols));
   }
   out.data[t * out.stride + c] = sum;
 }
@@ -83,8 +78,8 @@ void unpack_rows(const std::byte* in, Wire wire, Rows<float> out, cudaStream_t s
 void add_answers(Rows<const float> own, const std::byte* others, Wire wire, const std::int32_t* first,
                  const std::int32_t* place, Rows<float> out, cudaStream_t stream) {
   const dim3 grid = wire_grid(Wire::f32, out.rows, out.cols);
-  launch("add_answers", wire == Wire::bf16 ? add_answers_kernel<true> : add_answers_kernel<false>, grid, kThreads,
-         stream, own, others, first, place, out);
+  launch("add_answers", wire == Wire::bf16 ? add_answers_kernel<Wire::bf16> : add_answers_kernel<Wire::f32>, grid,
+         kThreads, stream, own, others, first, place, out);
 }
 
 }  // namespace shoal::cuda

@@ -539,7 +539,7 @@ void bench_slots(Bench& b, int ranks, int tokens) {
   std::vector<std::uint32_t> edge(kExperts, 0xffffffffu);
   for (std::int32_t e = 0; e <= kExperts; ++e) {
     first.push_back(e);
-    if (e < kExperts) place.push_back(e / here << 16 | e % here);
+    if (e < kExperts) place.push_back(place_of(e / here, e % here));
   }
   const auto draw = [&] {
     std::set<std::int32_t> of_token;

@@ -44,7 +44,7 @@ TEST_F(SlotPlans, EveryEntryForThisRankHasAPlaceAmongItsExpertsPairs) {
       if (experts > 0 && random() % 4 > 0) {
         const auto rank = static_cast<std::int32_t>(random() % 2),
                    local = static_cast<std::int32_t>(random() % static_cast<unsigned>(experts));
-        entry.place = rank << 16 | local;
+        entry.place = place_of(rank, local);
         if (rank == slots.rank) expert_of[i] = local;
       }
       const auto slot = static_cast<std::int64_t>(i) / slots.entries;
@@ -146,7 +146,7 @@ std::int64_t run_by_slots(Communicator& comm, bool by_windows, const ExchangeCas
     double below = 0;
     for (const ExpertReplica& r : map.replicas[e]) {
       below += static_cast<double>(r.share);
-      place.push_back(r.rank << 16 | r.local);
+      place.push_back(place_of(r.rank, r.local));
       edge.push_back(static_cast<std::uint32_t>(std::min(below * 4294967296.0, 4294967295.0)));
       if (r.rank != comm.rank()) continue;
       global.resize(std::max(global.size(), static_cast<std::size_t>(r.local) + 1));
