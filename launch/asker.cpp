@@ -58,10 +58,8 @@ double seconds(Clock::duration duration) { return std::chrono::duration<double>(
 }  // namespace
 
 Asker::Asker(const Engine& engine, const RunOptions& options, const SamplingDefaults& sampling)
-    : options_(options),
-      sampling_(sampling),
-      model_(served_model(engine)),
-      service_(generator_of(*engine.coordinator), engine.tokenizer) {
+    : options_(options), model_(served_model(engine)), service_(generator_of(*engine.coordinator), engine.tokenizer) {
+  model_.sampling = sampling;
   if (!engine.tokenizer) fail("{} has no tokenizer, so there is no text to ask with", options.job.model.string());
 }
 
@@ -90,11 +88,12 @@ Answer Asker::ask(std::vector<std::int32_t> prompt, AnswerOptions options, bool 
   request.prompt = std::move(prompt);
   request.max_tokens = options_.max_tokens > 0 ? std::min(options_.max_tokens, room) : room;
   request.stop_token_ids = model_.eos_token_ids;
-  request.sampling.temperature = options_.temperature.value_or(sampling_.temperature);
-  request.sampling.top_p = options_.top_p.value_or(sampling_.top_p);
-  request.sampling.top_k = options_.top_k.value_or(sampling_.top_k);
-  request.sampling.min_p = options_.min_p.value_or(sampling_.min_p);
-  request.sampling.rules.repetition_penalty = sampling_.repetition_penalty;
+  const SamplingDefaults& by_default = model_.sampling;
+  request.sampling.temperature = options_.temperature.value_or(by_default.temperature);
+  request.sampling.top_p = options_.top_p.value_or(by_default.top_p);
+  request.sampling.top_k = options_.top_k.value_or(by_default.top_k);
+  request.sampling.min_p = options_.min_p.value_or(by_default.min_p);
+  request.sampling.rules.repetition_penalty = options_.repetition_penalty.value_or(by_default.repetition_penalty);
   std::random_device entropy;
   request.sampling.seed = options_.seed ? *options_.seed : (std::uint64_t{entropy()} << 32) + entropy();
 

@@ -6,7 +6,6 @@
 
 #include "launch/generation.h"
 #include "launch/run.h"
-#include "launch/sampling_defaults.h"
 #include "launch/served_model.h"
 
 namespace shoal {
@@ -40,8 +39,7 @@ class Asker {
   Answer ask(std::vector<std::int32_t> prompt, AnswerOptions options, bool show);
 
   const RunOptions& options_;
-  const SamplingDefaults sampling_;
-  const ServedModel model_;
+  ServedModel model_;
   GenerationService service_;
   std::mutex mutex_;
   std::shared_ptr<Generation> running_;

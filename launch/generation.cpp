@@ -1,5 +1,6 @@
 #include "launch/generation.h"
 
+#include <algorithm>
 #include <condition_variable>
 #include <exception>
 #include <mutex>
@@ -139,6 +140,12 @@ GenerationService::~GenerationService() = default;
 
 std::shared_ptr<Generation> GenerationService::start(GenerationRequest request, AnswerOptions options,
                                                      AnswerSink sink) {
+  if (TokenRules& rules = request.sampling.rules; rules.repetition_penalty != 1) {
+    rules.prompt_tokens = request.prompt;
+    std::sort(rules.prompt_tokens.begin(), rules.prompt_tokens.end());
+    const auto end = std::unique(rules.prompt_tokens.begin(), rules.prompt_tokens.end());
+    rules.prompt_tokens.erase(end, rules.prompt_tokens.end());
+  }
   AnswerStream stream(impl_->tokenizer.get(), std::move(options), request.prompt);
   auto running = std::make_shared<Running>(std::move(stream), std::move(sink), impl_->generator.cancel);
   running->times.prompt_tokens = static_cast<int>(request.prompt.size());

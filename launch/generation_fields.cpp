@@ -180,12 +180,6 @@ GenerationRequest GenerationFields::request(std::vector<std::int32_t> prompt, in
   request.client = client;
   request.cache_salt = cache_salt;
   request.sampling.seed += static_cast<std::uint64_t>(i);  // every answer differs, and each can be had again
-  if (TokenRules& rules = request.sampling.rules; rules.repetition_penalty != 1) {
-    rules.prompt_tokens = request.prompt;
-    std::sort(rules.prompt_tokens.begin(), rules.prompt_tokens.end());
-    const auto end = std::unique(rules.prompt_tokens.begin(), rules.prompt_tokens.end());
-    rules.prompt_tokens.erase(end, rules.prompt_tokens.end());
-  }
   request.stop_token_ids = stop_token_ids;
   return request;
 }

@@ -77,7 +77,7 @@ class GgufPlan {
     describe_model(header_, config, model_name(options.in));
     if (options.size.empty()) header_.add("general.file_type", recipe_.file_type());
     header_.add("general.quantization_version", std::uint32_t{2});
-    SamplingDefaults::of_model(options.in).describe(header_);
+    SamplingDefaults::of_model(options.in, {}).describe(header_);
     if (!options.importance.empty()) importance_ = Importance::read(options.importance);
     describe_tokenizer(header_, config, options.in);
     if (!options.size.empty()) choose(options);

@@ -77,16 +77,20 @@ CLI::App* add_run(CLI::App& root, RunOptions& options) {
   app->add_option("--system", options.system, "System prompt")->type_name("TEXT");
   app->add_option("--max-tokens", options.max_tokens, "Longest answer, in tokens; 0: as long as the context allows")
       ->check(CLI::NonNegativeNumber);
-  const std::string by_default = " [default: what the model's authors recommend]";
-  app->add_option("--temperature", options.temperature, "0: always the most likely token" + by_default)
+  const auto by_default = [](const char* r1) { return fmt::format(" [default: the model's own, else {}]", r1); };
+  app->add_option("--temperature", options.temperature, "0: always the most likely token" + by_default("0.6"))
       ->check(CLI::Range(0.0, 2.0));
   app->add_option("--top-p", options.top_p,
-                  "Sample from the most likely tokens that hold this share of probability" + by_default)
+                  "Sample from the most likely tokens that hold this share of probability" + by_default("0.95"))
       ->check(CLI::Range(0.0, 1.0));
-  app->add_option("--top-k", options.top_k, "Sample from this many most likely tokens; 0: all" + by_default)
+  app->add_option("--top-k", options.top_k, "Sample from this many most likely tokens; 0: all" + by_default("0"))
       ->check(CLI::NonNegativeNumber);
-  app->add_option("--min-p", options.min_p, "Sample from tokens this likely, relative to the likeliest" + by_default)
+  app->add_option("--min-p", options.min_p,
+                  "Sample from tokens this likely, relative to the likeliest" + by_default("0"))
       ->check(CLI::Range(0.0, 1.0));
+  app->add_option("--repetition-penalty", options.repetition_penalty,
+                  "Above 1: tokens that prompt or answer have had are less likely" + by_default("1"))
+      ->check(CLI::Range(0.01, 100.0));
   app->add_option("--seed", options.seed, "Makes the answer repeatable [default: random]")->type_name("UINT");
   app->add_flag("--json", options.json, "Print one JSON object instead of the text")->needs("--prompt");
   app->add_flag("--raw", options.raw, "Continue the prompt as it is, without the chat template")->needs("--prompt");
@@ -103,8 +107,7 @@ int run(const RunOptions& options, int* argc, char*** argv) {
   JobOptions job = options.job;
   job.before_loading = [&] {
     if (options.prompt) prompt = read_prompt(*options.prompt);
-    sampling = SamplingDefaults::of_model(job.model);
-    if (sampling.describe().empty()) sampling.temperature = 0.6f, sampling.top_p = 0.95f;  // as R1's authors recommend
+    sampling = SamplingDefaults::of_model(job.model, {.temperature = 0.6f, .top_p = 0.95f});
   };
   return run_job(argc, argv, job, [&](Engine& engine) {
     if (!options.job.quiet && !options.json) fmt::print(stderr, "{}\n", engine.summary);

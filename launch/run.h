@@ -13,8 +13,9 @@ struct RunOptions {
   JobOptions job;
   std::optional<std::string> prompt;  // a text; "-": from stdin; "@file": from a file; none: chat
   std::string system;
-  int max_tokens = 0;                              // 0: up to the context
-  std::optional<float> temperature, top_p, min_p;  // none: as the model's authors recommend, as top_k
+  int max_tokens = 0;  // 0: up to the context
+  // None: as the model's authors recommend, or R1's.
+  std::optional<float> temperature, top_p, min_p, repetition_penalty;
   std::optional<int> top_k;
   std::optional<std::uint64_t> seed;
   bool json = false;

@@ -24,12 +24,15 @@ constexpr Key kMinP{"min_p", "general.sampling.min_p"};
 constexpr Key kTopK{"top_k", "general.sampling.top_k"};
 constexpr Key kRepetitionPenalty{"repetition_penalty", "general.sampling.penalty_repeat"};
 
-SamplingDefaults read_fields(const nlohmann::json& document, const std::string& place, const char* Key::*spelling) {
+SamplingDefaults read_fields(const nlohmann::json& document, const std::string& place, const char* Key::*spelling,
+                             const SamplingDefaults& otherwise) {
   SamplingDefaults result;
+  bool said = document.contains(kTopK.*spelling);
   const JsonFields fields(document, place);
   const auto read = [&](Key key, float low, float high, float& value) {
     const auto given = fields.number(key.*spelling);
     if (!given) return;
+    said = true;
     if (!(*given >= low && *given <= high))
       fields.reject(key.*spelling, fmt::format("must be from {} to {}", low, high));
     value = *given;
@@ -39,20 +42,20 @@ SamplingDefaults read_fields(const nlohmann::json& document, const std::string& 
   read(kMinP, 0, 1, result.min_p);
   read(kRepetitionPenalty, 0.01f, 100, result.repetition_penalty);
   result.top_k = std::max(0, fields.integer_or(kTopK.*spelling, 0, -1, INT32_MAX));
-  return result;
+  return said ? result : otherwise;
 }
 
 }  // namespace
 
-SamplingDefaults SamplingDefaults::of_model(const std::filesystem::path& model) {
+SamplingDefaults SamplingDefaults::of_model(const std::filesystem::path& model, const SamplingDefaults& otherwise) {
   if (is_gguf(model)) {
     const Gguf gguf = Gguf::open(model);
-    return read_fields(gguf.metadata, gguf.place(), &Key::gguf);
+    return read_fields(gguf.metadata, gguf.place(), &Key::gguf, otherwise);
   }
   std::error_code ignored;
   const auto file = model / "generation_config.json";
-  if (!std::filesystem::exists(file, ignored)) return {};
-  return read_fields(read_json_file(file), file.string(), &Key::folder);
+  if (!std::filesystem::exists(file, ignored)) return otherwise;
+  return read_fields(read_json_file(file), file.string(), &Key::folder, otherwise);
 }
 
 void SamplingDefaults::describe(GgufHeaderWriter& header) const {

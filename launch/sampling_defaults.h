@@ -12,8 +12,9 @@ struct SamplingDefaults {
   int top_k = 0;  // 0: all
 
   /// What the folder's generation_config.json says of these, or a GGUF file's general.sampling keys, which other
-  /// servers heed too (R1's: 0.6 and 0.95). Error for values that no request could have.
-  static SamplingDefaults of_model(const std::filesystem::path& model);
+  /// servers heed too (R1's: 0.6 and 0.95); `otherwise` where they say nothing at all. Error for values that no request
+  /// could have.
+  static SamplingDefaults of_model(const std::filesystem::path& model, const SamplingDefaults& otherwise);
   /// The keys of a GGUF file for what differs from OpenAI's.
   void describe(GgufHeaderWriter& header) const;
   /// "temperature 0.6, top_p 0.95": what differs from OpenAI's; empty where nothing does.

@@ -201,7 +201,7 @@ int serve(const ServeOptions& options, int* argc, char*** argv) {
   }
   SamplingDefaults sampling;
   JobOptions job = options.job;
-  job.before_loading = [&] { sampling = SamplingDefaults::of_model(job.model); };
+  job.before_loading = [&] { sampling = SamplingDefaults::of_model(job.model, {}); };
   return run_job(argc, argv, job,
                  [&](Engine& engine) { return serve_engine(engine, options, sampling, *server, entrance, signals); });
 }

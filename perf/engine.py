@@ -71,6 +71,10 @@ def attention_tensors(m):
     yield "attn_output", (m["hidden"], m["heads"] * m["value"])
 
 
+def has_experts(m, layer):
+    return "experts" in m and layer > 0
+
+
 def tensors(m):
     """(GGUF name, shape) of every matrix."""
     yield "token_embd.weight", (m["vocab"], m["hidden"])
@@ -88,10 +92,6 @@ def tensors(m):
             yield f"{p}ffn_gate{suffix}.weight", (*stack, width, hidden)
             yield f"{p}ffn_up{suffix}.weight", (*stack, width, hidden)
             yield f"{p}ffn_down{suffix}.weight", (*stack, hidden, width)
-
-
-def has_experts(m, layer):
-    return "experts" in m and layer > 0
 
 
 def vectors(m):
@@ -226,7 +226,7 @@ class LlamaCpp:
     def __init__(self, path, threads):
         model = llama_cpp.llama_model_default_params()
         # Its layouts for AMX (and, with them, for other CPUs) have no product for attn_v_b: it would abort.
-        model.use_extra_bufts = not HAS_AMX
+        model.use_extra_bufts = not (HAS_AMX and is_mla(MODEL))
         self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), model)
         self.threads = threads
 
@@ -338,7 +338,7 @@ def main():
     global MODEL, ISA, PROMPT
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True, help="where the models are made and kept (8 GB each)")
-    parser.add_argument("--types", nargs="+", default=["Q8_0", "Q4_K_M", "BF16", "FP8"],
+    parser.add_argument("--types", nargs="+",
                         help="; ".join(f"of {shape}: {', '.join(types)}" for shape, types in TYPES.items()))
     parser.add_argument("--shape", choices=SHAPES, default="moe-1.6b")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 16, 64])
@@ -349,6 +349,8 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only-make", action="store_true", help="make the models and measure nothing")
     options = parser.parse_args()
+    options.types = options.types or [kind for kind in ("Q8_0", "Q4_K_M", "Q4_K", "BF16", "FP8")
+                                      if kind in TYPES[options.shape]]
     if wrong := set(options.types) - set(TYPES[options.shape]):
         parser.error(f"--shape {options.shape} takes {', '.join(TYPES[options.shape])}, not {', '.join(sorted(wrong))}")
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -373,7 +375,7 @@ def main():
     machine = limits(options.threads)
     print(f"{time.strftime('%Y-%m-%d')}, {cpu_name()}, {options.threads} threads; llama-cpp-python "
           f"{llama_cpp.__version__}; tokens/s, best of {options.rounds} rounds")
-    if HAS_AMX:
+    if HAS_AMX and is_mla(MODEL):
         print("llama.cpp without its AMX layout, with which it aborts on this model (0.3.36)")
     print("limits: " + ", ".join(f"{name} {value:.0f}" for name, value in machine.items()))
     for kind in options.types:

@@ -47,8 +47,8 @@ double cpu_activations(const ModelConfig& c, double tokens, int tensor_parallel,
 
 /// What attention over up to `context` tokens takes on a CPU: stretches of a few queries' contexts whose results wait
 /// to be merged (kernels/cpu/attention.cpp); and with `--compute bf16`, for prompts (kernels/cpu/prompt_attention.cpp),
-/// some heads' keys and values, once as made and once in blocks (of floats too where there are no BF16 dot products),
-/// and kv_b_proj's half for keys turned.
+/// some heads' keys and values, once as made and once in blocks (of BF16, or of half as many heads as floats), and
+/// kv_b_proj's half for keys turned.
 double cpu_attention(const ModelConfig& c, double context, bool bf16_rows) {
   constexpr double most_parts = 128 << 20, most_blocks = 64 << 20, stretch = 512, queries = 32;
   constexpr double rows = 8192, fewest = 256, turned = 16;
@@ -56,9 +56,9 @@ double cpu_attention(const ModelConfig& c, double context, bool bf16_rows) {
   const double waiting = std::min(most_parts, 4 * heads * parts * (c.is_mla() ? c.kv_lora_rank : c.head_dim));
   if (!c.is_mla() || !bf16_rows) return waiting;
   const double own = c.qk_nope_head_dim + c.v_head_dim, half = c.qk_nope_head_dim * c.kv_lora_rank;
-  const double of_head = 4 * context * (c.qk_head_dim() + c.v_head_dim);
-  const double together = std::clamp(std::floor(most_blocks / of_head), 1.0, heads);
-  const double blocks = std::min(heads * of_head, std::max(most_blocks, of_head));
+  const double of_head = 2 * context * (c.qk_head_dim() + c.v_head_dim), in_floats = 2 * of_head;
+  const double together = std::clamp(std::floor(most_blocks / in_floats), 1.0, std::ceil(heads / 2));
+  const double blocks = std::min(heads * of_head, std::max(most_blocks, in_floats));
   const double expanded =
       std::max(std::min(heads * context, std::max(rows, fewest * heads)) * own, std::min(turned, heads) * half);
   const double latents = std::min(context, std::max(rows / together, fewest)) * c.kv_width();

@@ -8,8 +8,8 @@ namespace {
 
 /// Latents are expanded so many positions at a time that products are large enough for many threads, and floats few.
 constexpr std::int64_t kExpandedRows = 8192, kFewestPositions = 256;  // positions times heads; planner/memory.cpp knows
-/// Queries of one head pass the blocks together in tiles of so many.
-constexpr std::int64_t kTileRows = 12;
+/// Queries of one head come in parts of a multiple of so many.
+constexpr std::int64_t kTileRows = kPromptTile;
 static_assert(kPromptRows % kTileRows == 0);
 /// Heads whose half of kv_b_proj is turned together.
 constexpr std::int64_t kTurnedAtOnce = 16;
@@ -176,8 +176,10 @@ void PromptAttention::run(Team& team, Linear& linear, Rows<const float> q, const
   const Call call{q, shape, up, scale, queries, cache, out};
   turn_keys(team, linear, call);
   const std::int64_t heads = shape.heads;
-  const std::int64_t head_bytes = call.head_elements() * team.kernels.prompt_element_bytes;
-  const std::int64_t at_once = std::clamp<std::int64_t>(most_block_bytes_ / head_bytes, 1, heads);
+  const std::int64_t element = team.kernels.prompt_element_bytes, head_bytes = call.head_elements() * element;
+  // All heads of BF16, half of them as floats: then blocks take no more memory either way.
+  const std::int64_t most = (heads * 2 + element - 1) / element;
+  const std::int64_t at_once = std::clamp<std::int64_t>(most_block_bytes_ / head_bytes, 1, most);
   for (std::int64_t first = 0; first < heads; first += at_once) {
     const std::int64_t count = std::min(at_once, heads - first);
     expand(team, linear, call, first, count);

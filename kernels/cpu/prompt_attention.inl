@@ -13,6 +13,8 @@
 //   pack_keys, pack_values   of KernelTable
 #include <cstring>
 
+#include "kernels/cpu/tiles.h"
+
 namespace shoal::cpu {
 namespace {
 
@@ -27,9 +29,10 @@ struct PromptRoom {
   std::int64_t floats;
 
   PromptRoom(float* base, std::int64_t key_dim, std::int64_t value_dim) {
-    static_assert(sizeof(typename Form::Element) <= sizeof(float) && sizeof(typename Form::Weight) <= sizeof(float));
+    static_assert(sizeof(typename Form::Weight) == sizeof(float) && kPromptTile % Form::kWide == 0);
     FloatRoom room{base};
-    q = reinterpret_cast<typename Form::Element*>(room.take(kPromptRows * key_dim));
+    constexpr auto element = static_cast<std::int64_t>(sizeof(typename Form::Element));
+    q = reinterpret_cast<typename Form::Element*>(room.take(kPromptRows * key_dim * element / 4));
     values = room.take(kPromptRows * value_dim);
     scores = room.take(Form::kWide * kBlock);
     weights = reinterpret_cast<typename Form::Weight*>(room.take(Form::kWide * Form::kWeights));
@@ -112,7 +115,7 @@ void fill_prompt_attention(KernelTable& table) {
 struct FloatPrompt {
   using Element = float;
   using Weight = float;
-  static constexpr int kWeights = kBlock, kWide = kQueryTile, kNarrow = kQueryTile >= 8 ? 4 : 1;
+  static constexpr int kWeights = kBlock, kWide = kQueryTile, kNarrow = kFewQueries;
   static constexpr int kLanes = 2;  // of 16 positions or columns, for each query of a tile
   static_assert(kPromptColumns == kLanes * 16 && kBlock == kLanes * 16);
 
@@ -122,8 +125,7 @@ struct FloatPrompt {
 
   /// sum[t] += x[t * step] * the kLanes of `from`.
   template <int T>
-  static __attribute__((always_inline)) inline void add(const float* x, std::int64_t step, const float* from,
-                                                        Lanes (&sum)[T][kLanes]) {
+  static SHOAL_INLINE void add(const float* x, std::int64_t step, const float* from, Lanes (&sum)[T][kLanes]) {
 #pragma GCC unroll 2
     for (int i = 0; i < kLanes; ++i) {
       const Lanes lanes = lanes_load(from + i * 16);

@@ -1,6 +1,6 @@
 #include "kernels/cpu/attention_bf16.h"
 #include "kernels/cpu/bf16_dot.h"
-// The form below is for what is there.
+// What follows needs the operations above.
 #include "kernels/cpu/prompt_attention.inl"
 
 namespace shoal::cpu {
@@ -10,7 +10,7 @@ namespace {
 struct Bf16Prompt {
   using Element = std::uint16_t;
   using Weight = std::int32_t;  // of two positions
-  static constexpr int kWeights = kPairs, kWide = 12, kNarrow = 4;
+  static constexpr int kWeights = kPairs, kWide = kQueryTile, kNarrow = kFewQueries;
   static constexpr int kRegisters = 2;
   static_assert(kPromptColumns == kRegisters * 16);
 

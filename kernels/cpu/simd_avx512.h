@@ -104,8 +104,8 @@ inline void vec_sum4(Vec a, Vec b, Vec c, Vec d, float* out) {
 
 /// Heads and positions whose dot products attention computes together, and value vectors it accumulates together.
 constexpr int kHeadTile = 4, kPositionTile = 4, kValueTile = 4;
-/// Queries of a prompt that pass a block of positions together (two Lanes of sums each).
-constexpr int kQueryTile = 12;
+/// Queries of a prompt that pass a block of positions together (two Lanes of sums each), and of those that are left.
+constexpr int kQueryTile = 12, kFewQueries = 4;
 
 }  // namespace
 }  // namespace shoal::cpu

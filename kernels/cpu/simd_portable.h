@@ -147,7 +147,7 @@ inline void vec_sum4(Vec a, Vec b, Vec c, Vec d, float* out) {
 }
 
 constexpr int kHeadTile = 2, kPositionTile = 4, kValueTile = 4;
-constexpr int kQueryTile = 1;
+constexpr int kQueryTile = 1, kFewQueries = 1;
 
 }  // namespace
 }  // namespace shoal::cpu

@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "base/cuda/stream.h"
-
 namespace shoal::cuda {
 namespace {
 

@@ -37,7 +37,7 @@ def demangled(names):
 def short(name):
     """shoal::cuda::(anonymous namespace)::linear_kernel<(shoal::cuda::WeightForm)1, 4>(...) -> linear_kernel<1, 4>"""
     name = re.sub(r"shoal::cuda::|\(anonymous namespace\)::|^void ", "", name)
-    name = re.sub(r"\((WeightForm|int|bool|shoal::Scales|shoal::Coding)\)", "", name)
+    name = re.sub(r"\((WeightForm|Wire|int|bool|shoal::Scales|shoal::Coding)\)", "", name)
     return name[: name.index("(")] if "(" in name else name
 
 

@@ -10,9 +10,9 @@ namespace {
 
 class SamplingDefaultsTest : public testing::Test {
  protected:
-  SamplingDefaults read(const std::string& text) const {
+  SamplingDefaults read(const std::string& text, const SamplingDefaults& otherwise = {}) const {
     folder_.write("generation_config.json", text);
-    return SamplingDefaults::of_model(folder_.path());
+    return SamplingDefaults::of_model(folder_.path(), otherwise);
   }
   const ScratchFolder folder_;
 };
@@ -28,10 +28,18 @@ TEST_F(SamplingDefaultsTest, AreTheModelsWhereItSays) {
 }
 
 TEST_F(SamplingDefaultsTest, AreOpenAIsWhereItSaysNothing) {
-  const SamplingDefaults none = SamplingDefaults::of_model(folder_.path());
+  const SamplingDefaults none = SamplingDefaults::of_model(folder_.path(), {});
   EXPECT_EQ(none.temperature, 1);
   EXPECT_EQ(none.top_p, 1);
   EXPECT_EQ(none.describe(), "");
+}
+
+TEST_F(SamplingDefaultsTest, AreOthersOnlyWhereItSaysNothingAtAll) {
+  const SamplingDefaults others{.temperature = 0.6f, .top_p = 0.95f};
+  EXPECT_EQ(SamplingDefaults::of_model(folder_.path(), others).describe(), "temperature 0.6, top_p 0.95");
+  EXPECT_EQ(read(R"({"eos_token_id": 1, "temperature": null})", others).describe(), "temperature 0.6, top_p 0.95");
+  EXPECT_EQ(read(R"({"temperature": 1.0})", others).describe(), "");
+  EXPECT_EQ(read(R"({"top_k": 20})", others).describe(), "top_k 20");
 }
 
 TEST_F(SamplingDefaultsTest, AreThoseOfAGgufFile) {
@@ -39,7 +47,7 @@ TEST_F(SamplingDefaultsTest, AreThoseOfAGgufFile) {
     GgufHeaderWriter header;
     written.describe(header);
     folder_.write("model.gguf", header.layout().header);
-    return SamplingDefaults::of_model(folder_.path() / "model.gguf");
+    return SamplingDefaults::of_model(folder_.path() / "model.gguf", {});
   };
   const SamplingDefaults all{
       .temperature = 0.7f, .top_p = 0.8f, .min_p = 0.05f, .repetition_penalty = 1.05f, .top_k = 20};
