@@ -69,6 +69,7 @@ Device read_device(const JsonFields& json) {
   d.bf16_flops = above_zero(*tflops, "bf16") * 1e12;
   d.fp8_flops = not_negative(*tflops, "fp8") * 1e12;
   d.int8_flops = not_negative(*tflops, "int8") * 1e12;
+  d.bf16_products = json.boolean_or("bf16_products", true);
   d.measured = json.boolean_or("measured", false);
   d.linear = read_rates(json, "linear");
   d.experts = read_rates(json, "experts");
@@ -106,6 +107,7 @@ nlohmann::ordered_json write_device(const Device& d) {
                                  {"tflops", {{"bf16", d.bf16_flops / 1e12}}}};
   if (d.fp8_flops > 0) json["tflops"]["fp8"] = d.fp8_flops / 1e12;
   if (d.int8_flops > 0) json["tflops"]["int8"] = d.int8_flops / 1e12;
+  if (!d.bf16_products) json["bf16_products"] = false;
   if (d.measured) json["measured"] = true;
   if (!d.linear.empty()) json["linear"] = write_rates(d.linear);
   if (!d.experts.empty()) json["experts"] = write_rates(d.experts);

@@ -40,6 +40,8 @@ struct Device {
   double bf16_flops = 0;
   double fp8_flops = 0;   // 0: computes FP8 weights in BF16
   double int8_flops = 0;  // 0: computes INT8 weights in BF16
+  /// Of a CPU: whether it has products of BF16, or packs activations for those of FP32, which takes more memory.
+  bool bf16_products = true;
   bool measured = false;  // bandwidth and FLOP/s are what programs achieve, not a datasheet's
   // Of a measured one, with all ranks of its node at work:
   ProductRates linear, experts;

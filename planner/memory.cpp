@@ -16,7 +16,7 @@ constexpr double server_reserve = 3e6;  // more on rank 0, which answers clients
 constexpr double token_reserve = 40;    // there for each token in anybody's cache: pages, requests; measured
 constexpr double gpu_reserve = 3e9;     // CUDA context, libraries' workspaces, NCCL, fragmentation, slots (gpu_moe.h)
 constexpr double packed_f32 = 6;        // bytes of an FP32 activation in three BF16 parts on AMX; 4 elsewhere
-constexpr double packed_bf16 = 2;
+constexpr double packed_bf16 = 2, packed_rounded = 4;  // BF16 as FP32
 constexpr double packed_int8 = 1.75;  // for weights of blocks: kernels/cpu/gemm_quantized.inl, block_bytes_of
 
 std::int64_t round_up(std::int64_t n, std::int64_t unit) { return (n + unit - 1) / unit * unit; }
@@ -253,9 +253,10 @@ RankMemory rank_memory(const ModelConfig& config, const HeldWeights& weights, co
   const double expert_width = config.moe_intermediate_size * part;
   m.activations = gpu ? gpu_activations(config, tokens, tp, sliced ? tokens * routed : arriving, expert_width)
                       : cpu_activations(config, tokens, tp,
-                                        weights.quantized() ? packed_int8
-                                        : bf16_rows         ? packed_bf16
-                                                            : packed_f32,
+                                        weights.quantized()    ? packed_int8
+                                        : !bf16_rows           ? packed_f32
+                                        : device.bf16_products ? packed_bf16
+                                                               : packed_rounded,
                                         routed, expert_width, workload.mtp) +
                             cpu_attention(config, workload.context, bf16_rows);
   const double cached = static_cast<double>(workload.concurrency) * workload.context;

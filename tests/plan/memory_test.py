@@ -111,7 +111,8 @@ def write_model(folder, family):
 
 def planned(model, ranks, kv_type, context, concurrency, tmp_path, *options):
     cluster = dict(nodes=1, ranks_per_node=ranks, intra_node=dict(bandwidth_gb_s=10, latency_us=1),
-                   device=dict(kind="cpu", memory_gb=64, memory_bandwidth_gb_s=20, tflops=dict(bf16=0.1)))
+                   device=dict(kind="cpu", memory_gb=64, memory_bandwidth_gb_s=20, tflops=dict(bf16=0.1),
+                               bf16_products="avx512_bf16" in Path("/proc/cpuinfo").read_text()))
     file = tmp_path / "cluster.json"
     file.write_text(json.dumps(cluster))
     run = subprocess.run([BINARY, "plan", "--model", model, "--cluster", file, "--context", str(context), "--concurrency",
