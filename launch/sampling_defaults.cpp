@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <iterator>
 #include <vector>
 
 #include "planner/json_fields.h"
@@ -27,12 +28,10 @@ constexpr Key kRepetitionPenalty{"repetition_penalty", "general.sampling.penalty
 SamplingDefaults read_fields(const nlohmann::json& document, const std::string& place, const char* Key::*spelling,
                              const SamplingDefaults& otherwise) {
   SamplingDefaults result;
-  bool said = document.contains(kTopK.*spelling);
   const JsonFields fields(document, place);
   const auto read = [&](Key key, float low, float high, float& value) {
     const auto given = fields.number(key.*spelling);
     if (!given) return;
-    said = true;
     if (!(*given >= low && *given <= high))
       fields.reject(key.*spelling, fmt::format("must be from {} to {}", low, high));
     value = *given;
@@ -42,6 +41,8 @@ SamplingDefaults read_fields(const nlohmann::json& document, const std::string& 
   read(kMinP, 0, 1, result.min_p);
   read(kRepetitionPenalty, 0.01f, 100, result.repetition_penalty);
   result.top_k = std::max(0, fields.integer_or(kTopK.*spelling, 0, -1, INT32_MAX));
+  const Key keys[] = {kTemperature, kTopP, kMinP, kTopK, kRepetitionPenalty};
+  const bool said = std::any_of(std::begin(keys), std::end(keys), [&](Key key) { return fields.has(key.*spelling); });
   return said ? result : otherwise;
 }
 

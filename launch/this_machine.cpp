@@ -9,6 +9,7 @@
 #include <span>
 
 #include "base/error.h"
+#include "collectives/agreement.h"
 #include "collectives/expert_exchange.h"
 #include "kernels/cpu/isa.h"
 #include "runtime/host.h"
@@ -343,7 +344,7 @@ Cluster measure_cluster(Communicator& comm, const LaunchEnvironment& launch, Com
     if (!device.linear.contains(type)) device.linear[type] = measure_linear(bench, type, kLongLook);
   device.memory_bytes_per_s = device.linear["BF16"].weights_per_s * 2;
   device.bf16_flops = device.linear["BF16"].flops;
-  device.bf16_products = lowest(comm, cpu::has_avx512_bf16() ? 1 : 0) > 0;
+  device.bf16_products = all_agree(comm, cpu::has_avx512_bf16());
   device.fp8_flops = device.linear["FP8"].flops;
   device.int8_flops = device.linear["Q8_0"].flops;
   for (const std::string& type : types_of(config, precision, true))

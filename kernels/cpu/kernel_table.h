@@ -94,7 +94,7 @@ constexpr std::int64_t kStretch = 512;
 
 /// Positions of a block of keys and values, columns its values are a multiple of, and queries at most, of a PromptHead.
 constexpr int kPromptBlock = 32, kPromptColumns = 32, kPromptRows = 96;
-/// Whole tiles of queries, whatever the instruction set takes together.
+/// A PromptHead's queries, but for a head's last, are a multiple of so many: of each instruction set's tiles.
 constexpr int kPromptTile = 12;
 
 /// Attention of some queries of one head, in ascending order, over keys and values of its own. By block of positions:

@@ -8,9 +8,7 @@ namespace {
 
 /// Latents are expanded so many positions at a time that products are large enough for many threads, and floats few.
 constexpr std::int64_t kExpandedRows = 8192, kFewestPositions = 256;  // positions times heads; planner/memory.cpp knows
-/// Queries of one head come in parts of a multiple of so many.
-constexpr std::int64_t kTileRows = kPromptTile;
-static_assert(kPromptRows % kTileRows == 0);
+static_assert(kPromptRows % kPromptTile == 0);
 /// Heads whose half of kv_b_proj is turned together.
 constexpr std::int64_t kTurnedAtOnce = 16;
 
@@ -143,7 +141,7 @@ void PromptAttention::attend(Team& team, const Call& call, std::int64_t first_he
   const std::int64_t n = call.q.rows;
   const std::int64_t wanted = (kPartsOfThread * team.pool.size() + heads - 1) / heads;  // of a head
   const std::int64_t rows =
-      std::clamp<std::int64_t>(up_to((n + wanted - 1) / wanted, kTileRows), kTileRows, kPromptRows);
+      std::clamp<std::int64_t>(up_to((n + wanted - 1) / wanted, kPromptTile), kPromptTile, kPromptRows);
   const std::int64_t parts = (n + rows - 1) / rows;
   const std::byte* const blocks = blocks_.bytes(0);
   const double operations = static_cast<double>(n * call.positions()) * static_cast<double>(heads * call.key()) / 8;

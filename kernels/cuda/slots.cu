@@ -161,13 +161,6 @@ __global__ void __launch_bounds__(kThreads)
   out.data[t * out.stride + c] = sum;
 }
 
-/// Answers travel in FP32 or BF16.
-template <class Run>
-void with_answers(const Slots& s, const Run& run) {
-  if (s.back == Wire::bf16) return run(std::integral_constant<Wire, Wire::bf16>());
-  run(std::integral_constant<Wire, Wire::f32>());
-}
-
 }  // namespace
 
 void pack_slots(Rows<const float> h, const std::int32_t* id, const float* weight, int top_k, int slices,
@@ -188,7 +181,7 @@ void unpack_slots(const std::byte* in, const Slots& slots, float* x, cudaStream_
 
 void combine_slots(Rows<const float> results, const std::byte* in, const std::int32_t* place, const Slots& slots,
                    std::byte* sent, std::byte* own, const Peers& peers, cudaStream_t stream) {
-  with_answers(slots, [&]<Wire kWire>(std::integral_constant<Wire, kWire>) {
+  with_answers(slots.back, [&]<Wire kWire>(std::integral_constant<Wire, kWire>) {
     launch("combine_slots", combine_slots_kernel<kWire>, wire_grid(kWire, slots.all(), slots.hidden), kThreads, stream,
            results, in, place, slots, sent, own, peers);
   });
@@ -196,7 +189,7 @@ void combine_slots(Rows<const float> results, const std::byte* in, const std::in
 
 void add_slot_answers(const std::byte* own_slots, const std::byte* answers, const Slots& slots, Rows<float> out,
                       cudaStream_t stream) {
-  with_answers(slots, [&]<Wire kWire>(std::integral_constant<Wire, kWire>) {
+  with_answers(slots.back, [&]<Wire kWire>(std::integral_constant<Wire, kWire>) {
     launch("add_slot_answers", add_slot_answers_kernel<kWire>, wire_grid(kWire, out.rows, slots.hidden), kThreads,
            stream, own_slots, answers, slots, out);
   });

@@ -108,5 +108,11 @@ void with_wire(Wire wire, const Run& run) {
   if (wire == Wire::bf16) return run(std::integral_constant<Wire, Wire::bf16>());
   run(std::integral_constant<Wire, Wire::f8>());
 }
+/// The same of answers, which travel in FP32 or BF16.
+template <class Run>
+void with_answers(Wire wire, const Run& run) {
+  if (wire == Wire::bf16) return run(std::integral_constant<Wire, Wire::bf16>());
+  run(std::integral_constant<Wire, Wire::f32>());
+}
 
 }  // namespace shoal::cuda

@@ -78,8 +78,9 @@ void unpack_rows(const std::byte* in, Wire wire, Rows<float> out, cudaStream_t s
 void add_answers(Rows<const float> own, const std::byte* others, Wire wire, const std::int32_t* first,
                  const std::int32_t* place, Rows<float> out, cudaStream_t stream) {
   const dim3 grid = wire_grid(Wire::f32, out.rows, out.cols);
-  launch("add_answers", wire == Wire::bf16 ? add_answers_kernel<Wire::bf16> : add_answers_kernel<Wire::f32>, grid,
-         kThreads, stream, own, others, first, place, out);
+  with_answers(wire, [&]<Wire kWire>(std::integral_constant<Wire, kWire>) {
+    launch("add_answers", add_answers_kernel<kWire>, grid, kThreads, stream, own, others, first, place, out);
+  });
 }
 
 }  // namespace shoal::cuda
