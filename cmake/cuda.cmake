@@ -54,6 +54,7 @@ if(SHOAL_NVCC)
   set_target_properties(shoal_cuda PROPERTIES LINKER_LANGUAGE CXX)
   find_library(CUDART cudart_static PATHS ${SHOAL_CUDA_INCLUDE}/../lib ${SHOAL_CUDA_INCLUDE}/../../../lib64 REQUIRED)
   target_link_libraries(shoal_cuda PUBLIC ${CUDART} rt)
+  set_target_properties(shoal_cuda_kernels shoal_cuda_sm90 PROPERTIES UNITY_BUILD OFF)
   list(JOIN SHOAL_CUDA_ARCHITECTURES ", sm_" architectures)
   message(STATUS "CUDA ${CMAKE_CUDA_COMPILER_VERSION}: building the GPU back end for sm_${architectures}")
 elseif(SHOAL_CUDA STREQUAL ON)
@@ -78,6 +79,7 @@ if(SHOAL_TESTS AND BOOST_CONTEXT AND NOT SHOAL_SANITIZE)
     list(APPEND cuda_emulated ${copy})
   endforeach()
   add_library(shoal_cuda_emulated STATIC ${cuda_emulated} ${cuda_host} ${cuda_emulation} collectives/nccl/communicator.cpp)
+  set_property(SOURCE ${cuda_emulated} PROPERTY SKIP_UNITY_BUILD_INCLUSION ON)
   # What is compiled for the emulation has other names than its twin for real GPUs.
   set(SHOAL_EMULATED SHOAL_CUDA_EMULATION cuda=cuda_emulated make_cuda_backend=make_emulated_cuda_backend
     find_cuda_devices=find_emulated_cuda_devices cuda_device_place=emulated_cuda_device_place

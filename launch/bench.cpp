@@ -91,7 +91,7 @@ Json measure(Engine& engine, const BenchOptions& options) {
   return report;
 }
 
-void print_text(const Json& report) {
+void print_measured(const Json& report) {
   fmt::print("{} ({}), {} layers, {} rank{}, {}; prompts of {} tokens, answers of {} and more\n\n",
              report["model"].get<std::string>(), report["weights"].get<std::string>(), report["layers"].get<int>(),
              report["ranks"].get<int>(), report["ranks"] == 1 ? "" : "s", report["device"].get<std::string>(),
@@ -161,7 +161,7 @@ int bench(const BenchOptions& asked, int* argc, char*** argv) {
     if (options.csv)
       print_csv(report);
     else
-      print_report(report, options.json, print_text);
+      print_report(report, options.json, print_measured);
     return 0;
   });
 }

@@ -17,7 +17,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 /// One token of one request, or several where guesses were right.
-struct Arrival {
+struct TokenArrival {
   double at = 0;  // seconds since the round began
   std::uint64_t steps = 0, experts_read = 0;
 };
@@ -39,7 +39,7 @@ class Recorder {
   }
 
   /// [requests][tokens]
-  std::vector<std::vector<Arrival>> wait() {
+  std::vector<std::vector<TokenArrival>> wait() {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [&] { return finished_ == arrivals_.size(); });
     if (!problem_.empty()) throw Error(problem_);
@@ -53,7 +53,7 @@ class Recorder {
   const StepCounters& counters_;
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::vector<std::vector<Arrival>> arrivals_;
+  std::vector<std::vector<TokenArrival>> arrivals_;
   std::size_t finished_ = 0;
   std::string problem_;
 };
@@ -108,7 +108,7 @@ Round run_round(const Engine& engine, const RoundShape& shape, std::uint64_t see
   const auto arrivals = recorder->wait();
 
   Round round;
-  Arrival begin, end;
+  TokenArrival begin, end;
   end.at = 1e300;
   for (const auto& tokens : arrivals) {
     round.ttft_ms += 1e3 * tokens.front().at / shape.requests;
@@ -118,7 +118,7 @@ Round run_round(const Engine& engine, const RoundShape& shape, std::uint64_t see
   round.prefill_tokens_per_s = static_cast<double>(shape.requests) * shape.prompt_tokens / begin.at;
   std::size_t generated = 0;
   for (const auto& tokens : arrivals)
-    generated += static_cast<std::size_t>(std::count_if(tokens.begin(), tokens.end(), [&](const Arrival& token) {
+    generated += static_cast<std::size_t>(std::count_if(tokens.begin(), tokens.end(), [&](const TokenArrival& token) {
       return token.steps > begin.steps && token.steps <= end.steps;
     }));
   const double steps = static_cast<double>(end.steps - begin.steps);

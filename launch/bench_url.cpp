@@ -19,7 +19,7 @@ namespace shoal {
 namespace {
 
 namespace net = boost::asio;
-using Json = nlohmann::json;
+using Json = nlohmann::ordered_json;
 using Clock = std::chrono::steady_clock;
 
 double ms(Clock::duration time) { return std::chrono::duration<double, std::milli>(time).count(); }
@@ -31,7 +31,7 @@ struct Dialect {
 };
 
 /// One streamed answer, as it came.
-struct Answer {
+struct Reply {
   Clock::time_point begin, first, last;
   int pieces = 0;  // of text
   std::int64_t prompt_tokens = 0, output_tokens = 0;
@@ -42,9 +42,9 @@ struct Answer {
 };
 
 /// Reads a stream of server-sent events of /v1/completions.
-class AnswerReader {
+class ReplyReader {
  public:
-  explicit AnswerReader(Answer& answer) : answer_(answer) {}
+  explicit ReplyReader(Reply& answer) : answer_(answer) {}
 
   void push(std::string_view bytes) {
     now_ = Clock::now();
@@ -87,7 +87,7 @@ class AnswerReader {
     answer_.last = now_;
   }
 
-  Answer& answer_;
+  Reply& answer_;
   Clock::time_point now_;
   std::string line_;
   bool done_ = false;
@@ -157,7 +157,7 @@ class LoadRun {
     static constexpr int sample = 64;
     for (const Dialect dialect : {Dialect{true, true}, Dialect{false, true}, Dialect{false, false}}) {
       dialect_ = dialect;
-      Answer answer;
+      Reply answer;
       const int status = co_await ask(client, random_words(sample, random_), answer);
       if (status == 400 || status == 422) {
         if (dialect.stream_options) continue;
@@ -174,7 +174,7 @@ class LoadRun {
   net::awaitable<void> use(net::io_context& io) {
     HttpClient client(io, url_, load_.api_key);
     while (next_ < answers_.size()) {
-      Answer& answer = answers_[next_++];
+      Reply& answer = answers_[next_++];
       try {
         co_await ask(client, random_words(words_, random_), answer);
       } catch (const Error& error) {
@@ -183,7 +183,7 @@ class LoadRun {
     }
   }
 
-  net::awaitable<int> ask(HttpClient& client, std::string prompt, Answer& answer) {
+  net::awaitable<int> ask(HttpClient& client, std::string prompt, Reply& answer) {
     Json body = {{"model", model_},
                  {"prompt", std::move(prompt)},
                  {"max_tokens", load_.output_tokens},
@@ -191,7 +191,7 @@ class LoadRun {
                  {"stream", true}};
     if (dialect_.ignore_eos) body["ignore_eos"] = true;
     if (dialect_.stream_options) body["stream_options"] = {{"include_usage", true}};
-    AnswerReader reader(answer);
+    ReplyReader reader(answer);
     answer.begin = Clock::now();
     const HttpClient::Response response =
         co_await client.ask("/completions", body.dump(), [&](std::string_view bytes) { reader.push(bytes); });
@@ -210,7 +210,7 @@ class LoadRun {
     row.seconds = seconds;
     std::vector<double> ttft, tpot;
     double speed = 0;
-    for (const Answer& answer : answers_) {
+    for (const Reply& answer : answers_) {
       if (!answer.error.empty()) {
         if (row.failed++ == 0) row.first_error = answer.error;
         if (row.failed == row.requests) fail("{}: {}", load_.url, answer.error);
@@ -247,7 +247,7 @@ class LoadRun {
   Dialect dialect_;
   int words_ = 0;
   std::mt19937_64 random_{std::random_device{}()};
-  std::vector<Answer> answers_;  // of the row
+  std::vector<Reply> answers_;  // of the row
   std::size_t next_ = 0;
 };
 
@@ -272,11 +272,11 @@ void add_url_options(CLI::App& app, UrlLoad& load) {
 
 int bench_url(const UrlLoad& load, bool as_json, bool as_csv) {
   const bool table = !as_json && !as_csv;
-  nlohmann::ordered_json report = {{"url", load.url},
-                                   {"model", load.model},
-                                   {"prompt_tokens", load.prompt_tokens},
-                                   {"output_tokens", load.output_tokens},
-                                   {"results", nlohmann::ordered_json::array()}};
+  Json report = {{"url", load.url},
+                 {"model", load.model},
+                 {"prompt_tokens", load.prompt_tokens},
+                 {"output_tokens", load.output_tokens},
+                 {"results", Json::array()}};
   int failed = 0;
   if (table) {
     fmt::print(

@@ -11,7 +11,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 /// Fields that OpenAI documents and this server cannot honour.
-void refuse_what_is_not_there(RequestFields& fields) {
+void refuse_fields_of_chat(RequestFields& fields) {
   fields.only("functions", {Json::array()});
   fields.only("function_call", {"none", "auto"});
   fields.only("modalities", {Json::array({"text"})});
@@ -103,7 +103,7 @@ std::string read_conversation(const ServedModel& model, RequestFields& fields, c
 
 ChatFields read_chat_fields(const ServedModel& model, RequestFields& fields) {
   ChatFields result{read_generation_fields(fields, model), {}};
-  refuse_what_is_not_there(fields);
+  refuse_fields_of_chat(fields);
   result.logprobs = read_logprobs(fields);
   const ToolFields tools = read_tools(fields);
   const std::string prompt = read_conversation(model, fields, tools);

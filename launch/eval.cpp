@@ -312,7 +312,7 @@ class Evaluation {
   const EvalOptions& options_;
 };
 
-void print_text(const Json& report) {
+void print_scores(const Json& report) {
   fmt::print("{}\n", report["model"].get<std::string>());
   if (const auto it = report.find("perplexity"); it != report.end()) {
     fmt::print("\nPerplexity {:.4f} over {} tokens of {}\n", (*it)["perplexity"].get<double>(),
@@ -398,7 +398,7 @@ int eval(const EvalOptions& options, int* argc, char*** argv) {
       const auto tokens = report["perplexity"]["tokens"].get<std::uint64_t>(), window = std::uint64_t(options.window);
       windows = static_cast<std::uint32_t>((tokens + window - 1) / window);
     }
-    print_report(report, options.json, print_text);
+    print_report(report, options.json, print_scores);
     return 0;
   });
 }

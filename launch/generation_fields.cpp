@@ -87,7 +87,7 @@ void read_stream(RequestFields& fields, GenerationFields& result) {
 }
 
 /// What changes answers elsewhere and is not here yet, and what changes none.
-void refuse_what_is_not_there(RequestFields& fields) {
+void refuse_fields_of_all(RequestFields& fields) {
   fields.only("use_beam_search", {false});
   fields.only("length_penalty", {1});
   fields.only("spaces_between_special_tokens", {true});
@@ -168,7 +168,7 @@ GenerationFields read_generation_fields(RequestFields& fields, const ServedModel
   read_stream(fields, result);
   result.skip_special_tokens = fields.boolean("skip_special_tokens").value_or(true);
   result.return_token_ids = fields.boolean("return_token_ids").value_or(false);
-  refuse_what_is_not_there(fields);
+  refuse_fields_of_all(fields);
   return result;
 }
 

@@ -2,9 +2,7 @@
 
 #include <array>
 #include <boost/asio/ip/tcp.hpp>
-#include <boost/asio/redirect_error.hpp>
 #include <boost/asio/ssl/context.hpp>
-#include <boost/asio/use_awaitable.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/core/tcp_stream.hpp>
 #include <boost/beast/http.hpp>
@@ -13,6 +11,7 @@
 #include <optional>
 
 #include "base/error.h"
+#include "launch/with_error.h"
 
 namespace shoal {
 namespace {
@@ -24,8 +23,6 @@ using boost::system::error_code;
 using TlsStream = boost::beast::ssl_stream<tcp_stream>;
 
 constexpr auto longest_silence = std::chrono::minutes(10);
-
-auto with(error_code& ec) { return net::redirect_error(net::use_awaitable, ec); }
 
 }  // namespace
 

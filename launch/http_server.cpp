@@ -12,11 +12,9 @@
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/post.hpp>
-#include <boost/asio/redirect_error.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/strand.hpp>
 #include <boost/asio/thread_pool.hpp>
-#include <boost/asio/use_awaitable.hpp>
 #include <boost/asio/write.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/http.hpp>
@@ -30,6 +28,7 @@
 
 #include "base/error.h"
 #include "launch/client_stream.h"
+#include "launch/with_error.h"
 
 namespace shoal {
 namespace {
@@ -45,8 +44,6 @@ constexpr auto linger_timeout = milliseconds(5000);
 constexpr auto longest_upload = std::chrono::minutes(10);
 constexpr std::size_t slowest_download_bytes_per_s = 64 << 10;
 constexpr std::size_t max_read_ahead_bytes = 64 << 10;  // of pipelined requests
-
-auto with(error_code& ec) { return net::redirect_error(net::use_awaitable, ec); }
 
 bool equal_ignoring_case(std::string_view a, std::string_view b) {
   const auto lower = [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; };

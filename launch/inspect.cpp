@@ -65,7 +65,7 @@ void print_names(const char* what, const Json& names) {
   if (names.size() > shown) fmt::print("  ... and {} more (all with --json)\n", names.size() - shown);
 }
 
-void print_text(const Json& r) {
+void print_inspected(const Json& r) {
   fmt::print("{}: {}{}\n\n", r["model"].get<std::string>(), r["architecture"].get<std::string>(),
              r.contains("quantization") ? ", quantized with " + r["quantization"].get<std::string>() : "");
   for (const auto& [name, value] : r["dimensions"].items()) fmt::print("  {:<24} {:>12}\n", name, value.get<int>());
@@ -170,7 +170,7 @@ nlohmann::ordered_json inspection(const InspectOptions& options) {
 
 int inspect(const InspectOptions& options) {
   const Json report = inspection(options);
-  print_report(report, options.json, print_text);
+  print_report(report, options.json, print_inspected);
   return report["whole"].get<bool>() ? 0 : 1;
 }
 

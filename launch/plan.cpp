@@ -99,7 +99,7 @@ PlanRequest read_request(const PlanOptions& o, int* argc, char*** argv) {
 /// "1 node", "2 nodes".
 std::string counted(std::int64_t n, const char* what) { return fmt::format("{} {}{}", n, what, n == 1 ? "" : "s"); }
 
-void print_text(const Plan& p) {
+void print_plan(const Plan& p) {
   fmt::print("model       {}, {} parameters ({} active), {} with {} of weights\n", p.model, human_count(p.parameters),
              human_count(p.active_parameters), p.precision, human_bytes(p.weights_bytes));
   fmt::print("cluster     {}: {}, {}\n", p.cluster.name, counted(p.cluster.nodes(), "node"),
@@ -261,7 +261,7 @@ int plan(const PlanOptions& options, bool speaks, int* argc, char*** argv) {
   if (speaks && options.json)
     fmt::print("{}\n", result.to_json().dump());
   else if (speaks)
-    print_text(result);
+    print_plan(result);
   return static_cast<int>(result.fits ? ExitCode::ok : ExitCode::does_not_fit);
 }
 

@@ -13,7 +13,7 @@ namespace {
 
 constexpr int contexts[] = {4096, 8192, 32768, 65536, 163840};
 constexpr int concurrencies[] = {1, 4, 16, 64};
-constexpr int most_nodes = 64;
+constexpr int most_nodes_tried = 64;
 
 /// A bundled cluster of some number of nodes.
 struct Size {
@@ -26,7 +26,7 @@ struct Size {
 std::vector<Size> cluster_sizes() {
   std::vector<Size> sizes;
   for (const Card& card : cluster_cards())
-    for (int nodes = 1; nodes <= most_nodes; nodes *= 2) {
+    for (int nodes = 1; nodes <= most_nodes_tried; nodes *= 2) {
       Size size{std::string(card.name), find_cluster(std::string(card.name))};
       size.cluster.groups[0].nodes = nodes;
       size.bytes = size.cluster.groups[0].device.memory_bytes * size.cluster.ranks();

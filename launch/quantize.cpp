@@ -39,7 +39,7 @@ void check_options(const QuantizeOptions& options) {
   }
 }
 
-void print_text(const Json& report) {
+void print_quantized(const Json& report) {
   fmt::print("{}: {}, {} ({} before)\n\n", report["out"].get<std::string>(), report["type"].get<std::string>(),
              human_bytes(report["bytes"].get<std::uint64_t>()),
              human_bytes(report["source_bytes"].get<std::uint64_t>()));
@@ -123,7 +123,7 @@ Json quantize_model(const QuantizeOptions& given) {
 
 int quantize(const QuantizeOptions& options) {
   const Json report = quantize_model(options);
-  print_report(report, options.json, print_text);
+  print_report(report, options.json, print_quantized);
   return 0;
 }
 

@@ -22,7 +22,7 @@ std::vector<double> token_bounds() {
   return {1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000, 200000};
 }
 
-double seconds(RequestMetrics::Clock::duration time) { return std::chrono::duration<double>(time).count(); }
+double in_seconds(RequestMetrics::Clock::duration time) { return std::chrono::duration<double>(time).count(); }
 
 const char* name_of(FinishReason reason) {
   switch (reason) {
@@ -60,11 +60,11 @@ void RequestMetrics::token(Request& request) {
   const std::lock_guard lock(mutex_);
   if (++request.tokens == 1) {
     request.first = now;
-    ttft_.observe(seconds(now - request.begin));
-    blend(totals_.ttft_s, seconds(now - request.begin));
+    ttft_.observe(in_seconds(now - request.begin));
+    blend(totals_.ttft_s, in_seconds(now - request.begin));
   } else {
-    inter_token_.observe(seconds(now - request.last));
-    blend(totals_.inter_token_s, seconds(now - request.last));
+    inter_token_.observe(in_seconds(now - request.last));
+    blend(totals_.inter_token_s, in_seconds(now - request.last));
   }
   request.last = now;
 }
@@ -73,17 +73,17 @@ void RequestMetrics::finished(const Request& request, FinishReason reason) {
   const std::lock_guard lock(mutex_);
   ++finished_[name_of(reason)];
   ++totals_.requests;
-  latency_.observe(seconds(Clock::now() - request.begin));
+  latency_.observe(in_seconds(Clock::now() - request.begin));
   if (request.queue_s >= 0) queue_.observe(request.queue_s);
   if (request.queue_s >= 0 && request.tokens > 0) {
     // What is not waiting is work, so the three parts add up to the time of the last token.
-    prefill_.observe(std::max(0.0, seconds(request.first - request.begin) - request.queue_s));
-    decode_.observe(seconds(request.last - request.first));
-    inference_.observe(std::max(0.0, seconds(request.last - request.begin) - request.queue_s));
+    prefill_.observe(std::max(0.0, in_seconds(request.first - request.begin) - request.queue_s));
+    decode_.observe(in_seconds(request.last - request.first));
+    inference_.observe(std::max(0.0, in_seconds(request.last - request.begin) - request.queue_s));
   }
   prompt_tokens_.observe(request.prompt_tokens);
   generation_tokens_.observe(request.tokens);
-  if (request.tokens > 1) time_per_token_.observe(seconds(request.last - request.first) / (request.tokens - 1));
+  if (request.tokens > 1) time_per_token_.observe(in_seconds(request.last - request.first) / (request.tokens - 1));
 }
 
 void RequestMetrics::write(PrometheusText& text, const std::string& prefix) const {

@@ -37,7 +37,7 @@ struct Axis {
 };
 
 /// 12000 as 12,000; no more digits than it has.
-std::string number(double value) {
+std::string label_of(double value) {
   std::string text = fmt::format("{:.6g}", value);
   const std::size_t digits = std::min(text.size(), text.find('.'));  // before the point
   if (value < 1000 || text.find('e') != std::string::npos || digits <= 3) return text;
@@ -67,18 +67,18 @@ std::string sweep_plot(const std::vector<Operating>& all, const std::vector<Oper
     svg += fmt::format(
         "<path d=\"M{0:.1f} {1}V{2}\" stroke=\"#ddd\"/><text x=\"{0:.1f}\" y=\"{3}\" "
         "text-anchor=\"middle\">{4}</text>\n",
-        x.at(v), top, height - bottom, height - bottom + 18, number(v));
+        x.at(v), top, height - bottom, height - bottom + 18, label_of(v));
   for (const double v : y.ticks())
     svg += fmt::format(
         "<path d=\"M{0} {1:.1f}H{2}\" stroke=\"#ddd\"/><text x=\"{3}\" y=\"{4:.1f}\" "
         "text-anchor=\"end\">{5}</text>\n",
-        left, y.at(v), width - right, left - 6, y.at(v) + 4, number(v));
+        left, y.at(v), width - right, left - 6, y.at(v) + 4, label_of(v));
   if (target_tpot_ms > x.low && target_tpot_ms < x.high)
     svg += fmt::format(
         "<path d=\"M{0:.1f} {1}V{2}\" stroke=\"#888\" stroke-dasharray=\"5 4\"/><text x=\"{3:.1f}\" y=\"{4}\" "
         "fill=\"#666\" text-anchor=\"end\">target: {5} ms</text>\n",
         x.at(target_tpot_ms), top, height - bottom, x.at(target_tpot_ms) - 5, height - bottom - 8,
-        number(target_tpot_ms));
+        label_of(target_tpot_ms));
   svg += fmt::format("<text x=\"{}\" y=\"{}\" text-anchor=\"middle\">milliseconds a token</text>\n",
                      (left + width - right) / 2, height - 16);
   svg += fmt::format(
@@ -105,7 +105,7 @@ std::string sweep_plot(const std::vector<Operating>& all, const std::vector<Oper
         "<circle cx=\"{0:.1f}\" cy=\"{1:.1f}\" r=\"4\" fill=\"none\" stroke=\"black\"/><text x=\"{2:.1f}\" "
         "y=\"{3:.1f}\" font-size=\"11\" text-anchor=\"{4}\">{5} on {6} node{7}{8}</text>\n",
         at_x, at_y, edge ? at_x + 8 : at_x - 8, edge ? at_y - 8 : at_y - 4, edge ? "start" : "end",
-        number(o.concurrency), o.nodes, o.nodes == 1 ? "" : "s",
+        label_of(o.concurrency), o.nodes, o.nodes == 1 ? "" : "s",
         o.tensor_parallel > 1 ? fmt::format(", TP {}", o.tensor_parallel) : "");
   }
   svg += fmt::format(

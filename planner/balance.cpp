@@ -6,17 +6,13 @@
 #include <queue>
 
 #include "base/error.h"
+#include "base/index.h"
 
 namespace shoal {
 namespace {
 
 constexpr int most_exchanges = 2000;  // of one layer; a few hundred are usual
 constexpr int most_gifts = 20;        // tried with copies of everything, so they are dear
-
-template <class T>
-std::size_t at(T i) {
-  return static_cast<std::size_t>(i);
-}
 
 }  // namespace
 

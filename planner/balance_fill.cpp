@@ -4,10 +4,10 @@
 
 #include "planner/balance.h"
 
+#include "base/index.h"
+
 namespace shoal {
 namespace {
-
-std::size_t at(std::integral auto i) { return static_cast<std::size_t>(i); }
 
 /// Experts, largest load first.
 std::vector<std::size_t> descending(std::span<const double> loads) {

@@ -5,14 +5,13 @@
 #include <optional>
 
 #include "base/error.h"
+#include "base/index.h"
 #include "planner/balance.h"
 #include "planner/expert_trees.h"
 #include "planner/flat_bound.h"
 
 namespace shoal {
 namespace {
-
-std::size_t at(std::int64_t i) { return static_cast<std::size_t>(i); }
 
 /// Ranks of a node: first, and how many.
 struct Node {

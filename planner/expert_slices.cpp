@@ -9,8 +9,6 @@
 namespace shoal {
 namespace {
 
-constexpr int panel_rows = 16;  // kernels/matrix.h
-
 /// Types of the experts' down projections, which are cut along their rows.
 void for_each_down_type(const ModelConfig& config, const Precision& precision, const auto& use) {
   for (const ExpectedTensor& t : expected_tensors(config))

@@ -2,18 +2,16 @@
 
 #include <algorithm>
 #include <cmath>
-#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <numeric>
 #include <random>
 
 #include "base/error.h"
+#include "base/index.h"
 
 namespace shoal {
 namespace {
-
-std::size_t at(std::integral auto i) { return static_cast<std::size_t>(i); }
 
 /// Changes for the worse that are accepted, in squares of a part of the level: first, and last.
 constexpr double first_heat = 1e-5, last_heat = 1e-9;

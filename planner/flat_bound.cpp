@@ -7,13 +7,12 @@
 #include <utility>
 #include <vector>
 
+#include "base/index.h"
 #include "planner/balance.h"
 #include "planner/spare_slots.h"
 
 namespace shoal {
 namespace {
-
-std::size_t at(std::int64_t i) { return static_cast<std::size_t>(i); }
 
 double sums_bound(std::span<const double> loads, std::span<const int> slots, std::span<const double> speed) {
   const double fastest = *std::max_element(speed.begin(), speed.end());

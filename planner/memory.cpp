@@ -10,7 +10,6 @@
 namespace shoal {
 namespace {
 
-constexpr int panel_rows = 16;          // kernels/matrix.h
 constexpr double cpu_reserve = 28e6;    // program, MPI and threads of an idle rank, measured
 constexpr double server_reserve = 3e6;  // more on rank 0, which answers clients and batches their requests, measured
 constexpr double token_reserve = 40;    // there for each token in anybody's cache: pages, requests; measured

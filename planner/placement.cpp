@@ -14,8 +14,7 @@ Slice slice_of(std::int64_t total, int parts, int part, std::int64_t unit) {
 }
 
 std::int64_t cut_unit(std::int64_t total, int parts, std::int64_t block) {
-  constexpr std::int64_t panel = 16;
-  return block > panel && total / block >= parts ? block : panel;
+  return block > panel_rows && total / block >= parts ? block : panel_rows;
 }
 
 HeadSlice head_slice(int num_attention_heads, int num_key_value_heads, int ranks, int rank) {

@@ -8,6 +8,9 @@
 
 namespace shoal {
 
+/// Rows of a Matrix that lie together (kernels/matrix.h).
+constexpr int panel_rows = 16;
+
 /// A range of items: rows, heads, experts.
 struct Slice {
   std::int64_t first = 0;

@@ -6,6 +6,8 @@
 #include <utility>
 #include <vector>
 
+#include "base/index.h"
+
 namespace shoal {
 namespace {
 
@@ -17,8 +19,6 @@ struct Option {
   int balance = 0;   // large pieces less small ones, of those that share ranks
   double lacks = 0;  // room
 };
-
-std::size_t at(std::int64_t i) { return static_cast<std::size_t>(i); }
 
 }  // namespace
 

@@ -82,13 +82,13 @@ WeightMap read_index(const fs::path& path) {
 }
 
 /// The weights of a folder: the files, and what the index says of them where there is one.
-struct Layout {
+struct ModelFiles {
   std::vector<fs::path> files;
   std::optional<fs::path> index;
   WeightMap shards;
 };
 
-Layout layout_of(const fs::path& model) {
+ModelFiles layout_of(const fs::path& model) {
   std::error_code ignored;
   if (fs::is_regular_file(model, ignored) && model.extension() == ".safetensors") return {{model}, {}, {}};
   if (!fs::is_directory(model, ignored))
@@ -96,7 +96,7 @@ Layout layout_of(const fs::path& model) {
   if (const auto one = model / "model.safetensors"; fs::exists(one, ignored)) return {{one}, {}, {}};
 
   if (const auto index = model / "model.safetensors.index.json"; fs::exists(index, ignored)) {
-    Layout layout{{}, index, read_index(index)};
+    ModelFiles layout{{}, index, read_index(index)};
     std::set<std::string> names;
     for (const auto& [tensor, shard] : layout.shards) names.insert(shard);
     std::vector<std::string> missing;
@@ -111,7 +111,7 @@ Layout layout_of(const fs::path& model) {
     return layout;
   }
 
-  Layout layout;
+  ModelFiles layout;
   for (fs::directory_iterator it(model, ignored), end; it != end; it.increment(ignored)) {
     if (it->path().extension() == ".safetensors") layout.files.push_back(it->path());
   }
@@ -123,7 +123,7 @@ Layout layout_of(const fs::path& model) {
   return layout;
 }
 
-void check_against_index(const Layout& layout, const std::vector<std::vector<TensorInfo>>& by_file) {
+void check_against_index(const ModelFiles& layout, const std::vector<std::vector<TensorInfo>>& by_file) {
   std::size_t found = 0;
   for (std::size_t i = 0; i < by_file.size(); ++i) {
     const std::string shard = layout.files[i].filename().string();
@@ -164,7 +164,7 @@ void TensorInfo::set_format(const QuantFormat* f) {
 
 Checkpoint Checkpoint::open(const fs::path& model) {
   if (is_gguf(model)) return open_gguf(model);
-  Layout layout = layout_of(model);
+  ModelFiles layout = layout_of(model);
   Checkpoint checkpoint;
   checkpoint.handles_ = std::make_shared<Files>(Files{model, {}, {}});
   checkpoint.handles_->files.resize(layout.files.size());

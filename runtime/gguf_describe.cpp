@@ -17,7 +17,7 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-std::uint32_t u32(int value) { return static_cast<std::uint32_t>(value); }
+std::uint32_t number(int value) { return static_cast<std::uint32_t>(value); }
 
 /// Keys of one architecture.
 class ArchitectureKeys {
@@ -35,27 +35,27 @@ class ArchitectureKeys {
 };
 
 void describe_latent_attention(ArchitectureKeys& keys, const ModelConfig& c) {
-  keys.add("attention.head_count_kv", u32(1));
-  if (c.q_lora_rank > 0) keys.add("attention.q_lora_rank", u32(c.q_lora_rank));
-  keys.add("attention.kv_lora_rank", u32(c.kv_lora_rank));
-  keys.add("attention.key_length", u32(c.kv_width()));
-  keys.add("attention.value_length", u32(c.kv_lora_rank));
-  keys.add("attention.key_length_mla", u32(c.qk_head_dim()));
-  keys.add("attention.value_length_mla", u32(c.v_head_dim));
-  keys.add("rope.dimension_count", u32(c.qk_rope_head_dim));
+  keys.add("attention.head_count_kv", number(1));
+  if (c.q_lora_rank > 0) keys.add("attention.q_lora_rank", number(c.q_lora_rank));
+  keys.add("attention.kv_lora_rank", number(c.kv_lora_rank));
+  keys.add("attention.key_length", number(c.kv_width()));
+  keys.add("attention.value_length", number(c.kv_lora_rank));
+  keys.add("attention.key_length_mla", number(c.qk_head_dim()));
+  keys.add("attention.value_length_mla", number(c.v_head_dim));
+  keys.add("rope.dimension_count", number(c.qk_rope_head_dim));
 }
 
 void describe_experts(ArchitectureKeys& keys, const ModelConfig& c) {
-  keys.add("leading_dense_block_count", u32(c.first_k_dense_replace));
-  keys.add("expert_count", u32(c.n_routed_experts));
-  keys.add("expert_used_count", u32(c.num_experts_per_tok));
-  keys.add("expert_shared_count", u32(c.n_shared_experts));
-  keys.add("expert_feed_forward_length", u32(c.moe_intermediate_size));
+  keys.add("leading_dense_block_count", number(c.first_k_dense_replace));
+  keys.add("expert_count", number(c.n_routed_experts));
+  keys.add("expert_used_count", number(c.num_experts_per_tok));
+  keys.add("expert_shared_count", number(c.n_shared_experts));
+  keys.add("expert_feed_forward_length", number(c.moe_intermediate_size));
   keys.add("expert_weights_scale", c.routed_scaling_factor);
   keys.add("expert_weights_norm", c.norm_topk_prob);
   keys.add("expert_gating_func", std::uint32_t{c.scoring_func == "sigmoid" ? 2u : 1u});
-  keys.add("expert_group_count", u32(c.n_group));
-  keys.add("expert_group_used_count", u32(c.topk_group));
+  keys.add("expert_group_count", number(c.n_group));
+  keys.add("expert_group_used_count", number(c.topk_group));
 }
 
 void describe_rope(ArchitectureKeys& keys, const ModelConfig& c) {
@@ -67,7 +67,7 @@ void describe_rope(ArchitectureKeys& keys, const ModelConfig& c) {
   } else if (rope.type == RopeScaling::Type::yarn) {
     keys.add("rope.scaling.type", "yarn");
     keys.add("rope.scaling.factor", rope.factor);
-    keys.add("rope.scaling.original_context_length", u32(rope.original_max_position_embeddings));
+    keys.add("rope.scaling.original_context_length", number(rope.original_max_position_embeddings));
     keys.add("rope.scaling.yarn_beta_fast", rope.beta_fast);
     keys.add("rope.scaling.yarn_beta_slow", rope.beta_slow);
     if (c.is_mla()) {
@@ -133,21 +133,21 @@ void describe_model(GgufHeaderWriter& header, const ModelConfig& c, const std::s
   header.add("general.architecture", architecture);
   header.add("general.name", name);
   ArchitectureKeys keys(header, architecture);
-  keys.add("block_count", u32(c.num_hidden_layers));
-  keys.add("context_length", u32(c.max_position_embeddings));
-  keys.add("embedding_length", u32(c.hidden_size));
-  keys.add("feed_forward_length", u32(c.intermediate_size));
-  keys.add("vocab_size", u32(c.vocab_size));
-  keys.add("attention.head_count", u32(c.num_attention_heads));
+  keys.add("block_count", number(c.num_hidden_layers));
+  keys.add("context_length", number(c.max_position_embeddings));
+  keys.add("embedding_length", number(c.hidden_size));
+  keys.add("feed_forward_length", number(c.intermediate_size));
+  keys.add("vocab_size", number(c.vocab_size));
+  keys.add("attention.head_count", number(c.num_attention_heads));
   keys.add("attention.layer_norm_rms_epsilon", c.rms_norm_eps);
   if (c.is_mla()) {
     describe_latent_attention(keys, c);
     if (c.n_routed_experts > 0) describe_experts(keys, c);
   } else {
-    keys.add("attention.head_count_kv", u32(c.num_key_value_heads));
-    keys.add("attention.key_length", u32(c.head_dim));
-    keys.add("attention.value_length", u32(c.head_dim));
-    keys.add("rope.dimension_count", u32(c.head_dim));
+    keys.add("attention.head_count_kv", number(c.num_key_value_heads));
+    keys.add("attention.key_length", number(c.head_dim));
+    keys.add("attention.value_length", number(c.head_dim));
+    keys.add("rope.dimension_count", number(c.head_dim));
   }
   describe_rope(keys, c);
 }
@@ -201,7 +201,7 @@ void describe_tokenizer(GgufHeaderWriter& header, const ModelConfig& config, con
   const auto special = [&](const char* key, const char* text_key, std::optional<int> otherwise) -> std::optional<int> {
     const auto named = whole.token_to_id(token_text(settings, text_key));
     const std::optional<int> id = named ? std::optional<int>(*named) : otherwise;
-    if (id) header.add(key, u32(*id));
+    if (id) header.add(key, number(*id));
     return id;
   };
   const auto bos = special("tokenizer.ggml.bos_token_id", "bos_token", config.bos_token_id);

@@ -74,9 +74,9 @@ class Writer {
   std::vector<std::byte> bytes_;
 };
 
-class Reader {
+class StepReader {
  public:
-  Reader(std::span<const std::byte> bytes, Message kind, const char* name) : bytes_(bytes), name_(name) {
+  StepReader(std::span<const std::byte> bytes, Message kind, const char* name) : bytes_(bytes), name_(name) {
     if (byte() != static_cast<std::uint8_t>(kind)) malformed("its first byte is of another kind of message");
   }
 
@@ -162,7 +162,7 @@ void put(Writer& out, const std::vector<std::pair<std::int32_t, float>>& pairs) 
   }
 }
 
-void get(Reader& in, std::vector<std::pair<std::int32_t, float>>& pairs) {
+void get(StepReader& in, std::vector<std::pair<std::int32_t, float>>& pairs) {
   pairs.resize(in.count(top_entry_bytes));
   for (auto& [token, value] : pairs) {
     in.number(token);
@@ -186,7 +186,7 @@ void put(Writer& out, const TokenRules& rules) {
   out.text(rules.grammar);
 }
 
-void get(Reader& in, TokenRules& rules) {
+void get(StepReader& in, TokenRules& rules) {
   in.number(rules.presence_penalty);
   in.number(rules.frequency_penalty);
   in.number(rules.repetition_penalty);
@@ -211,7 +211,7 @@ void put(Writer& out, const std::vector<TokenLogprob>& logprobs) {
   }
 }
 
-void get(Reader& in, std::vector<TokenLogprob>& logprobs) {
+void get(StepReader& in, std::vector<TokenLogprob>& logprobs) {
   logprobs.resize(in.count(min_logprob_bytes));
   for (TokenLogprob& entry : logprobs) {
     in.number(entry.token);
@@ -231,7 +231,7 @@ void put(Writer& out, const LayerPlacement& experts) {
   }
 }
 
-void get(Reader& in, LayerPlacement& experts) {
+void get(StepReader& in, LayerPlacement& experts) {
   experts.resize(in.count(4));
   for (auto& replicas : experts) {
     replicas.resize(in.count(4 + 4));
@@ -281,7 +281,7 @@ std::vector<std::byte> encode(const StepPlan& plan) {
 }
 
 StepPlan decode_step_plan(std::span<const std::byte> bytes) {
-  Reader in(bytes, Message::step, "step plan");
+  StepReader in(bytes, Message::step, "step plan");
   StepPlan plan;
   in.number(plan.step);
   in.number(plan.most_tokens);
@@ -338,7 +338,7 @@ std::vector<std::byte> encode(const StepResult& result) {
 }
 
 StepResult decode_step_result(std::span<const std::byte> bytes) {
-  Reader in(bytes, Message::result, "step result");
+  StepReader in(bytes, Message::result, "step result");
   StepResult result;
   in.number(result.step);
   result.outputs.resize(in.count(min_output_bytes));
@@ -372,7 +372,7 @@ std::vector<std::byte> encode(const WorkerReady& ready) {
 }
 
 WorkerReady decode_worker_ready(std::span<const std::byte> bytes) {
-  Reader in(bytes, Message::ready, "ready message");
+  StepReader in(bytes, Message::ready, "ready message");
   WorkerReady ready;
   in.number(ready.epoch);
   ready.cache_kept = in.flag();
@@ -398,7 +398,7 @@ std::vector<std::byte> encode(const Regroup& regroup) {
 }
 
 Regroup decode_regroup(std::span<const std::byte> bytes) {
-  Reader in(bytes, Message::regroup, "regroup message");
+  StepReader in(bytes, Message::regroup, "regroup message");
   Regroup regroup;
   in.number(regroup.epoch);
   in.numbers(regroup.members);

@@ -11,8 +11,7 @@ namespace {
 
 constexpr Automaton::State unknown = -2;
 constexpr std::uint64_t accepted = ~std::uint64_t{0};  // among a state's places: the text may end
-constexpr std::int32_t end_node = 0;
-constexpr std::size_t bytes_of_entry = 64;  // of a hash table
+constexpr std::size_t bytes_of_entry = 64;             // of a hash table
 /// A choice of as many words as fit into a grammar's text takes two thirds of it. Without a limit each rule that may
 /// match nothing and is called twice by the one before doubles the work.
 constexpr std::uint64_t max_work_per_state = 100000;
@@ -35,7 +34,7 @@ std::size_t Automaton::PlacesHash::operator()(const std::vector<Place>& places) 
 }
 
 Automaton::Automaton(std::shared_ptr<const Network> network) : network_(std::move(network)) {
-  frames_.push_back({end_node, 0});
+  frames_.push_back({Network::end_node, 0});
   start_ = settle({place_of(network_->start, 0)});
   if (work_ > max_work_per_state)
     fail("the grammar is too large: a text could begin at more than {} places of it", max_work_per_state);
@@ -43,7 +42,7 @@ Automaton::Automaton(std::shared_ptr<const Network> network) : network_(std::mov
 
 std::int32_t Automaton::frame(std::int32_t node, std::int32_t outer) {
   // The last thing that a rule does needs no way back to it: lists may be as long as they like.
-  if (node == end_node) return outer;
+  if (node == Network::end_node) return outer;
   const auto [at, is_new] =
       frame_numbers_.try_emplace(place_of(node, outer), static_cast<std::int32_t>(frames_.size()));
   if (is_new) {

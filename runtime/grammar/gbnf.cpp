@@ -11,7 +11,7 @@
 namespace shoal::grammar {
 namespace {
 
-constexpr int max_nesting = 200;
+constexpr int max_parentheses_deep = 200;
 constexpr int max_repetitions = 100000;
 
 bool is_name_character(char c) {
@@ -99,7 +99,7 @@ class Parser {
   }
 
   Expression choice(int depth) {
-    if (depth > max_nesting) wrong("parentheses are nested too deep");
+    if (depth > max_parentheses_deep) wrong("parentheses are nested too deep");
     Expression all;
     all.kind = Expression::Kind::choice;
     all.children.push_back(sequence(depth));

@@ -38,7 +38,8 @@ struct Network {
     std::int32_t next = -1;          // behind `bytes` and `call`; of `split`: its first way in `ways`
     std::int32_t target = -1;        // of `call`: where the rule begins; of `split`: the number of its ways
   };
-  std::vector<Node> nodes;  // nodes[0] is the end of every rule
+  static constexpr std::int32_t end_node = 0;  // which all rules share
+  std::vector<Node> nodes;
   std::vector<std::int32_t> ways;
   std::int32_t start = 0;
 };

@@ -79,7 +79,7 @@ const std::map<std::string, std::set<std::string>> keywords_of = {
 
 constexpr std::size_t max_schema_bytes = 2 << 20, max_copied_bytes = 64 << 20;  // in memory
 constexpr std::size_t max_required = 10000;
-constexpr int max_nesting = 500;
+constexpr int max_schemas_deep = 500;
 
 class SchemaWriter {
  public:
@@ -126,8 +126,8 @@ class SchemaWriter {
 
   /// A schema becomes an expression. Recursive: by nesting, and by references, of which a chain may be long.
   std::string visit(const Json& schema, const std::string& place) {
-    if (depth_ >= max_nesting)
-      refuse(place, fmt::format("schemas are nested or refer to one another more than {} deep", max_nesting));
+    if (depth_ >= max_schemas_deep)
+      refuse(place, fmt::format("schemas are nested or refer to one another more than {} deep", max_schemas_deep));
     ++depth_;
     std::string expression = visit_one(schema, place);
     --depth_;

@@ -10,7 +10,6 @@ namespace {
 
 constexpr std::size_t max_nodes = 400000;
 constexpr std::size_t max_pieces = 4000000;  // of expressions, those that are repeated each time anew
-constexpr std::int32_t end_node = 0;
 
 class Builder {
  public:
@@ -19,7 +18,7 @@ class Builder {
     // Where each rule begins is fixed up front, since rules call one another.
     for (std::size_t i = 0; i < rules.size(); ++i) add({Node::Kind::split, 0, 0, 0, 0});
     for (std::size_t i = 0; i < rules.size(); ++i) {
-      const std::int32_t body = compile(rules[i].body, end_node);
+      const std::int32_t body = compile(rules[i].body, Network::end_node);
       set_ways(start_of(static_cast<int>(i)), {body});
     }
   }
@@ -134,7 +133,7 @@ class Builder {
     while (!open.empty()) {
       const auto [rule, at] = open.back();
       open.pop_back();
-      if (at == end_node) {  // which all rules share
+      if (at == Network::end_node) {  // which all rules share
         empty[rule] = true;
         open.insert(open.end(), waiting[rule].begin(), waiting[rule].end());
         waiting[rule].clear();

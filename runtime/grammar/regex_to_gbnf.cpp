@@ -10,7 +10,7 @@
 namespace shoal::grammar {
 namespace {
 
-constexpr int max_nesting = 100;
+constexpr int max_groups_deep = 100;
 
 std::string written(char32_t code) {
   const bool plain = (code >= 'a' && code <= 'z') || (code >= 'A' && code <= 'Z') || (code >= '0' && code <= '9') ||
@@ -92,7 +92,7 @@ class RegexWriter {
   }
 
   std::string choice(int depth) {
-    if (depth > max_nesting) wrong("it is nested too deep");
+    if (depth > max_groups_deep) wrong("it is nested too deep");
     std::string out = sequence(depth);
     while (take('|')) add(out, " | " + sequence(depth));
     return "(" + out + ")";

@@ -10,6 +10,9 @@
 /// Reading a JSON file whose mistakes must be named: every accessor throws Error with the file and the field.
 namespace shoal::text {
 
+/// Steps of a tokenizer may be lists of steps ("Sequence"); lists within lists deeper than this are refused.
+constexpr int kMostNested = 16;
+
 /// A value inside a JSON file together with the place it was found at ("tokenizer.json: model.merges[3]").
 class JsonField {
  public:

@@ -7,8 +7,6 @@
 namespace shoal::text {
 namespace {
 
-constexpr int kMaxDepth = 16;
-
 std::string strip(std::string_view text, bool left, bool right) {
   size_t begin = 0, end = 0;
   bool seen = false;
@@ -36,7 +34,7 @@ Normalizer Normalizer::from_json(const JsonField& json) {
 }
 
 void Normalizer::add(const JsonField& json, int depth) {
-  if (depth > kMaxDepth) json.reject("nested too deeply");
+  if (depth > kMostNested) json.reject("nested too deeply");
   const std::string& type = json.at("type").as_string();
   const auto unicode = [&](NormalizationForm form) {
     steps_.emplace_back([form](std::string_view text) { return unicode_normalize(text, form); });

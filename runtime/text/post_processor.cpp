@@ -7,8 +7,6 @@
 namespace shoal::text {
 namespace {
 
-constexpr int kMaxDepth = 16;
-
 int32_t read_id(const JsonField& json) { return static_cast<int32_t>(json.as_int(0, kMaxTokenId)); }
 
 void read_template(const JsonField& json, PostProcessor& out) {
@@ -39,7 +37,7 @@ int32_t read_pair(const JsonField& json) {
 }
 
 void add(const JsonField& json, PostProcessor& out, int depth) {
-  if (depth > kMaxDepth) json.reject("nested too deeply");
+  if (depth > kMostNested) json.reject("nested too deeply");
   const std::string& type = json.at("type").as_string();
   if (type == "Sequence") {
     for (const JsonField& step : json.at("processors").elements()) add(step, out, depth + 1);

@@ -10,8 +10,6 @@
 namespace shoal::text {
 namespace {
 
-constexpr int kMaxDepth = 16;
-
 // The pattern GPT-2 introduced, which ByteLevel applies unless use_regex is false.
 constexpr std::string_view kByteLevelPattern =
     R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
@@ -103,7 +101,7 @@ PreTokenizer PreTokenizer::from_json(const JsonField& json) {
 }
 
 void PreTokenizer::add(const JsonField& json, int depth) {
-  if (depth > kMaxDepth) json.reject("nested too deeply");
+  if (depth > kMostNested) json.reject("nested too deeply");
   const std::string& type = json.at("type").as_string();
   const auto split = [&](Regex pattern, SplitBehavior behavior, bool invert = false) {
     steps_.push_back(std::make_shared<SplitStep>(std::move(pattern), behavior, invert));

@@ -10,8 +10,6 @@
 namespace shoal::text {
 namespace {
 
-constexpr int kMaxDepth = 16;
-
 std::string join(const std::vector<std::string>& tokens, std::string_view separator) {
   std::string out;
   for (size_t i = 0; i < tokens.size(); ++i) {
@@ -45,7 +43,7 @@ TokenDecoder TokenDecoder::from_json(const JsonField& json) {
 }
 
 void TokenDecoder::add(const JsonField& json, int depth) {
-  if (depth > kMaxDepth) json.reject("nested too deeply");
+  if (depth > kMostNested) json.reject("nested too deeply");
   const std::string& type = json.at("type").as_string();
   if (type == "Sequence") {
     for (const JsonField& step : json.at("decoders").elements()) add(step, depth + 1);

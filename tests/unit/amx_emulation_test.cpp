@@ -54,12 +54,12 @@ std::vector<float> multiply(Compute compute, const Matrix& w, const std::vector<
   return out;
 }
 
-struct Shape {
+struct TileShape {
   std::int64_t rows, cols;
   int block_rows, block_cols;
 };
-const Shape kShapes[] = {{64, 128, 128, 128}, {16, 1, 128, 128},   {50, 200, 128, 128}, {33, 31, 16, 32},
-                         {40, 129, 32, 64},   {17, 600, 128, 600}, {48, 70, 0, 0},      {20, 40, 8, 8}};
+const TileShape kTileShapes[] = {{64, 128, 128, 128}, {16, 1, 128, 128},   {50, 200, 128, 128}, {33, 31, 16, 32},
+                                 {40, 129, 32, 64},   {17, 600, 128, 600}, {48, 70, 0, 0},      {20, 40, 8, 8}};
 
 TEST(AmxEmulation, TilesMultiplyPairs) {
   const cpu::TileShape a_shape{2, 8}, b_shape{2, 12}, sum_shape{2, 12};
@@ -119,7 +119,7 @@ TEST(AmxEmulation, ProductsMatchReference) {
   Random random(2);
   for (const Compute compute : {Compute::f32, Compute::bf16}) {
     const auto reference = make_reference_backend(compute);
-    for (const Shape& s : kShapes) {
+    for (const TileShape& s : kTileShapes) {
       for (const DType type : {DType::bf16, DType::f8_e4m3, DType::f32}) {
         const Matrix w = random_matrix(random, type, s.rows, s.cols, s.block_rows, s.block_cols);
         for (const std::int64_t tokens : {1, 3, 16, 33}) {
@@ -140,7 +140,7 @@ TEST(WithoutVbmi, F8ProductsMatchReference) {
   cpu::fill_gemm_avx512bf16(kernels);
   Random random(4);
   const auto reference = make_reference_backend(Compute::bf16);
-  for (const Shape& s : kShapes) {
+  for (const TileShape& s : kTileShapes) {
     const Matrix w = random_matrix(random, DType::f8_e4m3, s.rows, s.cols, s.block_rows, s.block_cols);
     for (const std::int64_t tokens : {1, 3, 16, 33}) {
       const auto x = random.floats(tokens * s.cols);

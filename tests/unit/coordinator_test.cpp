@@ -113,7 +113,7 @@ class Job {
   std::optional<Coordinator> coordinator;
 };
 
-CoordinatorOptions options_for(int ranks, bool tensor_parallel = false) {
+CoordinatorOptions coordinator_options(int ranks, bool tensor_parallel = false) {
   CoordinatorOptions options;
   options.ranks = ranks;
   options.tensor_parallel = tensor_parallel;
@@ -125,7 +125,7 @@ CoordinatorOptions options_for(int ranks, bool tensor_parallel = false) {
   return options;
 }
 
-GenerationRequest request_of(int prompt_tokens, int max_tokens, std::uint64_t seed = 1) {
+GenerationRequest coordinator_request(int prompt_tokens, int max_tokens, std::uint64_t seed = 1) {
   GenerationRequest request;
   for (int i = 0; i < prompt_tokens; ++i)
     request.prompt.push_back((i * 3 + static_cast<int>(seed % 10)) % test::fake_vocab);
@@ -144,14 +144,14 @@ Frame compute_tensor_parallel(int rank, FakeWorker& worker, const StepPlan& plan
 TEST(Coordinator, ManyThreadsSubmitAndEachGetsItsOwnAnswer) {
   for (const bool tensor_parallel : {false, true}) {
     for (const int ranks : {1, 3}) {
-      Job job(options_for(ranks, tensor_parallel), tensor_parallel ? compute_tensor_parallel : Job::compute);
+      Job job(coordinator_options(ranks, tensor_parallel), tensor_parallel ? compute_tensor_parallel : Job::compute);
       std::vector<std::thread> users;
       for (unsigned user = 0; user < 4; ++user) {
         users.emplace_back([&job, user] {
           std::mt19937 random(user);
           for (int i = 0; i < 10; ++i) {
             GenerationRequest request =
-                request_of(1 + static_cast<int>(random() % 50), static_cast<int>(random() % 20), random());
+                coordinator_request(1 + static_cast<int>(random() % 50), static_cast<int>(random() % 20), random());
             request.prompt_logprobs = random() % 2;
             Answer answer;
             job.coordinator->submit(request, answer.sink());
@@ -174,31 +174,31 @@ TEST(Coordinator, ManyThreadsSubmitAndEachGetsItsOwnAnswer) {
 }
 
 TEST(Coordinator, CancelEndsARequestAndLeavesOthersAlone) {
-  Job job(options_for(2));
+  Job job(coordinator_options(2));
   Answer endless, other;
-  const auto id = job.coordinator->submit(request_of(5, 190), endless.sink());
-  job.coordinator->submit(request_of(5, 150, 2), other.sink());
+  const auto id = job.coordinator->submit(coordinator_request(5, 190), endless.sink());
+  job.coordinator->submit(coordinator_request(5, 150, 2), other.sink());
   endless.wait_for_tokens(3);
   job.coordinator->cancel(id);
   const FinishReason finish = endless.wait();
   EXPECT_TRUE(finish == FinishReason::cancelled || finish == FinishReason::length);
   EXPECT_EQ(other.wait(), FinishReason::length);
-  EXPECT_EQ(other.tokens(), test::expected_of(request_of(5, 150, 2), 200).tokens);
+  EXPECT_EQ(other.tokens(), test::expected_of(coordinator_request(5, 150, 2), 200).tokens);
   job.coordinator->cancel(id);
   job.coordinator->cancel(999);
 }
 
 TEST(Coordinator, ASinkMayCancelAndSubmit) {
-  Job job(options_for(1));
+  Job job(coordinator_options(1));
   Answer first, second;
   std::atomic<std::uint64_t> id = 0;
   std::atomic<int> tokens = 0;
   EventSink tell_first = first.sink();
-  id = job.coordinator->submit(request_of(5, 190), [&](const GenerationEvent& event) {
+  id = job.coordinator->submit(coordinator_request(5, 190), [&](const GenerationEvent& event) {
     tell_first(event);
     while (id == 0) std::this_thread::yield();  // submit may return after the first token
     if (event.token >= 0 && ++tokens == 5) job.coordinator->cancel(id);
-    if (event.finish != FinishReason::none) job.coordinator->submit(request_of(3, 4), second.sink());
+    if (event.finish != FinishReason::none) job.coordinator->submit(coordinator_request(3, 4), second.sink());
   });
   EXPECT_EQ(first.wait(), FinishReason::cancelled);
   EXPECT_LE(first.tokens().size(), 7u);
@@ -206,19 +206,20 @@ TEST(Coordinator, ASinkMayCancelAndSubmit) {
 }
 
 TEST(Coordinator, ASinkThatThrowsIsDroppedAlone) {
-  Job job(options_for(1));
+  Job job(coordinator_options(1));
   Answer other;
-  job.coordinator->submit(request_of(5, 190), [](const GenerationEvent&) { throw std::runtime_error("gone"); });
-  job.coordinator->submit(request_of(5, 30), other.sink());
+  job.coordinator->submit(coordinator_request(5, 190),
+                          [](const GenerationEvent&) { throw std::runtime_error("gone"); });
+  job.coordinator->submit(coordinator_request(5, 30), other.sink());
   EXPECT_EQ(other.wait(), FinishReason::length);
   Answer later;
-  job.coordinator->submit(request_of(5, 3), later.sink());
+  job.coordinator->submit(coordinator_request(5, 3), later.sink());
   EXPECT_EQ(later.wait(), FinishReason::length);
   EXPECT_EQ(job.coordinator->load().kv_pages_used, 0);
 }
 
 TEST(Coordinator, RefusesImpossibleRequestsAndTooManyOfThem) {
-  CoordinatorOptions options = options_for(1);
+  CoordinatorOptions options = coordinator_options(1);
   options.max_num_seqs = 1;
   options.max_waiting = 3;
   std::atomic<bool> go = false;
@@ -226,33 +227,33 @@ TEST(Coordinator, RefusesImpossibleRequestsAndTooManyOfThem) {
     while (!go) std::this_thread::sleep_for(1ms);
     return Job::compute(rank, worker, plan);
   });
-  EXPECT_THROW(job.coordinator->submit(request_of(0, 5), {}), Error);
-  EXPECT_THROW(job.coordinator->submit(request_of(200, 5), {}), Error);
+  EXPECT_THROW(job.coordinator->submit(coordinator_request(0, 5), {}), Error);
+  EXPECT_THROW(job.coordinator->submit(coordinator_request(200, 5), {}), Error);
   std::vector<Answer> answers(4);
-  job.coordinator->submit(request_of(5, 5), answers[0].sink());
+  job.coordinator->submit(coordinator_request(5, 5), answers[0].sink());
   while (job.coordinator->load().running == 0) std::this_thread::sleep_for(1ms);
-  for (std::size_t i = 1; i < 4; ++i) job.coordinator->submit(request_of(5, 5), answers[i].sink());
+  for (std::size_t i = 1; i < 4; ++i) job.coordinator->submit(coordinator_request(5, 5), answers[i].sink());
   EXPECT_EQ(job.coordinator->load().waiting, 3);
-  EXPECT_THROW(job.coordinator->submit(request_of(5, 5), {}), Overloaded);
+  EXPECT_THROW(job.coordinator->submit(coordinator_request(5, 5), {}), Overloaded);
   go = true;
   for (Answer& answer : answers) EXPECT_EQ(answer.wait(), FinishReason::length);
 }
 
 TEST(Coordinator, AWorkerThatFailsFailsEverythingWithItsReason) {
-  Job job(options_for(2), [](int rank, FakeWorker& worker, const StepPlan& plan) -> Frame {
+  Job job(coordinator_options(2), [](int rank, FakeWorker& worker, const StepPlan& plan) -> Frame {
     if (rank == 1 && plan.step == 4) {
       return {static_cast<std::uint16_t>(Message::failed), encode(Error("rank 1: the model has overflowed"))};
     }
     return Job::compute(rank, worker, plan);
   });
   std::vector<Answer> answers(5);
-  for (Answer& answer : answers) job.coordinator->submit(request_of(5, 100), answer.sink());
+  for (Answer& answer : answers) job.coordinator->submit(coordinator_request(5, 100), answer.sink());
   for (Answer& answer : answers) {
     EXPECT_EQ(answer.wait(), FinishReason::failed);
     EXPECT_EQ(answer.error(), "rank 1: the model has overflowed");
   }
   try {
-    job.coordinator->submit(request_of(5, 5), {});
+    job.coordinator->submit(coordinator_request(5, 5), {});
     ADD_FAILURE() << "a request was taken after the failure";
   } catch (const Error& error) {
     EXPECT_STREQ(error.what(), "rank 1: the model has overflowed");
@@ -263,7 +264,7 @@ TEST(Coordinator, AWorkerThatFailsFailsEverythingWithItsReason) {
 /// Ranks vanish in the middle of a step, two at a time, and while the others take over: answers do not show it.
 TEST(Coordinator, RanksThatVanishCostNoAnswer) {
   for (const bool tensor_parallel : {false, true}) {
-    CoordinatorOptions options = options_for(6, tensor_parallel);
+    CoordinatorOptions options = coordinator_options(6, tensor_parallel);
     ControlServer control(options.ranks, ControlOptions{});
     std::vector<std::thread> ranks;
     for (int rank = 0; rank < options.ranks; ++rank) {
@@ -305,10 +306,11 @@ TEST(Coordinator, RanksThatVanishCostNoAnswer) {
     });
     std::vector<Answer> answers(12);
     for (std::size_t i = 0; i < answers.size(); ++i)
-      coordinator.submit(request_of(5 + static_cast<int>(i), 100, i), answers[i].sink());
+      coordinator.submit(coordinator_request(5 + static_cast<int>(i), 100, i), answers[i].sink());
     for (std::size_t i = 0; i < answers.size(); ++i) {
       EXPECT_EQ(answers[i].wait(), FinishReason::length) << answers[i].error();
-      EXPECT_EQ(answers[i].tokens(), test::expected_of(request_of(5 + static_cast<int>(i), 100, i), 200).tokens);
+      EXPECT_EQ(answers[i].tokens(),
+                test::expected_of(coordinator_request(5 + static_cast<int>(i), 100, i), 200).tokens);
     }
     coordinator.stop();
     control.close();
@@ -322,7 +324,7 @@ TEST(Coordinator, RanksThatVanishCostNoAnswer) {
 
 /// One rank fails by itself and is left out; a second one right behind it is a sign of something else.
 TEST(Coordinator, ARankThatFailsIsLeftOutOnce) {
-  CoordinatorOptions options = options_for(3);
+  CoordinatorOptions options = coordinator_options(3);
   ControlServer control(options.ranks, ControlOptions{});
   std::atomic<int> fails = -1;  // the rank that does
   std::atomic<bool> told = false;
@@ -364,14 +366,14 @@ TEST(Coordinator, ARankThatFailsIsLeftOutOnce) {
   });
   fails = 1;
   Answer first;
-  coordinator.submit(request_of(5, 50), first.sink());
+  coordinator.submit(coordinator_request(5, 50), first.sink());
   EXPECT_EQ(first.wait(), FinishReason::length);
-  EXPECT_EQ(first.tokens(), test::expected_of(request_of(5, 50), 200).tokens);
+  EXPECT_EQ(first.tokens(), test::expected_of(coordinator_request(5, 50), 200).tokens);
   EXPECT_NE(why.find("its GPU is hot"), std::string::npos) << why;
   EXPECT_TRUE(told) << "so that it ends";
   fails = 2;
   Answer second;
-  coordinator.submit(request_of(5, 50), second.sink());
+  coordinator.submit(coordinator_request(5, 50), second.sink());
   EXPECT_EQ(second.wait(), FinishReason::failed);
   EXPECT_EQ(failed.get_future().get(), "its GPU is hot");
   coordinator.stop();
@@ -380,7 +382,7 @@ TEST(Coordinator, ARankThatFailsIsLeftOutOnce) {
 }
 
 TEST(Coordinator, EndsWhileOthersTakeOver) {
-  CoordinatorOptions options = options_for(2);
+  CoordinatorOptions options = coordinator_options(2);
   std::promise<void> begun;
   options.regroup = [&](const std::function<bool()>& give_up) -> std::vector<RankState> {
     begun.set_value();
@@ -390,7 +392,7 @@ TEST(Coordinator, EndsWhileOthersTakeOver) {
   options.on_failed = [](const Error&) { ADD_FAILURE() << "an orderly end"; };
   Job job(options);
   Answer answer;
-  job.coordinator->submit(request_of(5, 190), answer.sink());
+  job.coordinator->submit(coordinator_request(5, 190), answer.sink());
   answer.wait_for_tokens(1);
   job.coordinator->rank_lost();
   begun.get_future().wait();
@@ -399,7 +401,7 @@ TEST(Coordinator, EndsWhileOthersTakeOver) {
 }
 
 TEST(Coordinator, WhereTheOthersCannotTakeOverTheJobEnds) {
-  CoordinatorOptions options = options_for(2);
+  CoordinatorOptions options = coordinator_options(2);
   options.regroup = [&](const auto&) -> std::vector<RankState> {
     throw Error("rank 1 would hold too much", ExitCode::does_not_fit);
   };
@@ -407,7 +409,7 @@ TEST(Coordinator, WhereTheOthersCannotTakeOverTheJobEnds) {
   options.on_failed = [&](const Error& error) { failed.set_value(error.exit_code); };
   Job job(options);
   Answer answer;
-  job.coordinator->submit(request_of(5, 190), answer.sink());
+  job.coordinator->submit(coordinator_request(5, 190), answer.sink());
   job.coordinator->rank_lost();
   EXPECT_EQ(answer.wait(), FinishReason::failed);
   EXPECT_EQ(answer.error(), "rank 1 would hold too much");
@@ -415,23 +417,23 @@ TEST(Coordinator, WhereTheOthersCannotTakeOverTheJobEnds) {
 }
 
 TEST(Coordinator, ARankThatVanishesFailsEverythingAndIsNamed) {
-  Job job(options_for(3), [](int rank, FakeWorker& worker, const StepPlan& plan) -> std::optional<Frame> {
+  Job job(coordinator_options(3), [](int rank, FakeWorker& worker, const StepPlan& plan) -> std::optional<Frame> {
     if (rank == 2 && plan.step == 4) return std::nullopt;
     return Job::compute(rank, worker, plan);
   });
   std::vector<Answer> answers(5);
-  for (Answer& answer : answers) job.coordinator->submit(request_of(5, 100), answer.sink());
+  for (Answer& answer : answers) job.coordinator->submit(coordinator_request(5, 100), answer.sink());
   for (Answer& answer : answers) {
     EXPECT_EQ(answer.wait(), FinishReason::failed);
     EXPECT_EQ(answer.error().substr(0, 6), "rank 2") << answer.error();
   }
-  EXPECT_THROW(job.coordinator->submit(request_of(5, 5), {}), Error);
+  EXPECT_THROW(job.coordinator->submit(coordinator_request(5, 5), {}), Error);
 }
 
 /// A GPU that never answers, say: the rank's connection lives.
 TEST(Coordinator, RanksThatHangFailEverythingAndAreNamed) {
   for (const int every : {2, 1}) {  // every second rank hangs, or all do
-    CoordinatorOptions options = options_for(4);
+    CoordinatorOptions options = coordinator_options(4);
     options.answer_limit = 1s;
     std::vector<Answer> answers(5);
     std::promise<std::string> failure;  // not twice
@@ -445,7 +447,7 @@ TEST(Coordinator, RanksThatHangFailEverythingAndAreNamed) {
       if (rank % every == every - 1 && plan.step == 3) ended.wait();
       return Job::compute(rank, worker, plan);
     });
-    for (Answer& answer : answers) job.coordinator->submit(request_of(5, 100), answer.sink());
+    for (Answer& answer : answers) job.coordinator->submit(coordinator_request(5, 100), answer.sink());
     const std::string why = failure.get_future().get();
     EXPECT_EQ(why,
               every == 2
@@ -461,7 +463,7 @@ TEST(Coordinator, RanksThatHangFailEverythingAndAreNamed) {
 }
 
 TEST(Coordinator, ALongChunkMayTakeItsTime) {
-  CoordinatorOptions options = options_for(1);
+  CoordinatorOptions options = coordinator_options(1);
   options.answer_limit = 500ms;
   options.kv_pages = {300};
   options.max_model_len = options.max_batched_tokens = 1024;
@@ -470,12 +472,12 @@ TEST(Coordinator, ALongChunkMayTakeItsTime) {
     return Job::compute(rank, worker, plan);
   });
   Answer answer;
-  job.coordinator->submit(request_of(768, 2), answer.sink());  // may take 2 s
+  job.coordinator->submit(coordinator_request(768, 2), answer.sink());  // may take 2 s
   EXPECT_EQ(answer.wait(), FinishReason::length);
 }
 
 TEST(Coordinator, AChunkThatAttendsToManyTokensMayTakeItsTime) {
-  CoordinatorOptions options = options_for(1);
+  CoordinatorOptions options = coordinator_options(1);
   options.answer_limit = 500ms;
   options.kv_pages = {2200};
   options.max_model_len = 8500;
@@ -485,7 +487,7 @@ TEST(Coordinator, AChunkThatAttendsToManyTokensMayTakeItsTime) {
     return Job::compute(rank, worker, plan);
   });
   Answer answer;
-  job.coordinator->submit(request_of(33 * 256, 2), answer.sink());
+  job.coordinator->submit(coordinator_request(33 * 256, 2), answer.sink());
   EXPECT_EQ(answer.wait(), FinishReason::length);
 }
 
@@ -499,14 +501,14 @@ TEST(Coordinator, AnswersThatMakeNoSenseFailEverything) {
     return frame;
   };
   for (const int kind : {0, 1, 2, 3}) {
-    CoordinatorOptions options = options_for(2);
+    CoordinatorOptions options = coordinator_options(2);
     std::promise<std::string> failure;
     options.on_failed = [&](const Error& error) { failure.set_value(error.what()); };
     Job job(options, [&](int rank, FakeWorker& worker, const StepPlan& plan) {
       return rank == 0 ? nonsense(plan, kind) : Job::compute(rank, worker, plan);
     });
     Answer answer;
-    job.coordinator->submit(request_of(5, 5), answer.sink());
+    job.coordinator->submit(coordinator_request(5, 5), answer.sink());
     EXPECT_EQ(answer.wait(), FinishReason::failed);
     EXPECT_EQ(answer.error().substr(0, 6), "rank 0") << answer.error();
     EXPECT_EQ(failure.get_future().get(), answer.error()) << "the job ends";
@@ -514,14 +516,14 @@ TEST(Coordinator, AnswersThatMakeNoSenseFailEverything) {
 }
 
 TEST(Coordinator, FailAllWakesAnIdleCoordinator) {
-  Job job(options_for(1));
+  Job job(coordinator_options(1));
   Answer before;
-  job.coordinator->submit(request_of(5, 5), before.sink());
+  job.coordinator->submit(coordinator_request(5, 5), before.sink());
   EXPECT_EQ(before.wait(), FinishReason::length);
   job.coordinator->fail_all("rank 3 (host n7): connection closed");
   job.coordinator->fail_all("a later reason, which is a consequence");
   try {
-    job.coordinator->submit(request_of(5, 5), {});
+    job.coordinator->submit(coordinator_request(5, 5), {});
     ADD_FAILURE() << "a request was taken after the failure";
   } catch (const Error& error) {
     EXPECT_STREQ(error.what(), "rank 3 (host n7): connection closed");
@@ -531,22 +533,22 @@ TEST(Coordinator, FailAllWakesAnIdleCoordinator) {
 TEST(Coordinator, StopCancelsWhatIsOpenAfterTheRunningStep) {
   std::vector<Answer> answers(20);
   {
-    Job job(options_for(2));
-    for (Answer& answer : answers) job.coordinator->submit(request_of(50, 140), answer.sink());
+    Job job(coordinator_options(2));
+    for (Answer& answer : answers) job.coordinator->submit(coordinator_request(50, 140), answer.sink());
     answers[0].wait_for_tokens(1);
     job.coordinator->stop();
     for (Answer& answer : answers) {
       const FinishReason finish = answer.wait();
       EXPECT_TRUE(finish == FinishReason::cancelled || finish == FinishReason::length);
     }
-    EXPECT_THROW(job.coordinator->submit(request_of(5, 5), {}), Error);
+    EXPECT_THROW(job.coordinator->submit(coordinator_request(5, 5), {}), Error);
     job.coordinator->stop();
     EXPECT_GT(job.coordinator->load().prompt_tokens, 0u);
   }
 }
 
 TEST(Coordinator, LooksForExpertsToMoveWhileTheRanksComputeAndMovesThemBeforeTheNextStep) {
-  CoordinatorOptions options = options_for(2);
+  CoordinatorOptions options = coordinator_options(2);
   std::promise<void> sent;
   int looks = 0;
   options.move_experts = [&]() -> std::optional<ExpertLayer> {
@@ -564,14 +566,14 @@ TEST(Coordinator, LooksForExpertsToMoveWhileTheRanksComputeAndMovesThemBeforeThe
     return Job::compute(rank, worker, plan);
   });
   Answer answer;
-  job.coordinator->submit(request_of(5, 6), answer.sink());
+  job.coordinator->submit(coordinator_request(5, 6), answer.sink());
   EXPECT_EQ(answer.wait(), FinishReason::length);
   EXPECT_EQ(steps, 12);
   EXPECT_EQ(wrong, 0);
 }
 
 TEST(Coordinator, CountsWhatTheRanksReport) {
-  CoordinatorOptions options = options_for(2);
+  CoordinatorOptions options = coordinator_options(2);
   StepCounters counters(Placement{.ranks = 2, .experts = {{}, {{{0, 1}}, {{0, 1}}, {{1, 1}}}}});
   options.on_result = [&](const StepResult& result, int rank) { counters.add(result, rank); };
   Job job(options, [](int rank, FakeWorker& worker, const StepPlan& plan) {
@@ -581,7 +583,7 @@ TEST(Coordinator, CountsWhatTheRanksReport) {
     return Job::result_frame(result);
   });
   Answer answer;
-  job.coordinator->submit(request_of(5, 4), answer.sink());
+  job.coordinator->submit(coordinator_request(5, 4), answer.sink());
   answer.wait();
   const Coordinator::Load load = job.coordinator->load();
   EXPECT_EQ(load.steps, 4u);

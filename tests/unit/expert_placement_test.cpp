@@ -81,16 +81,16 @@ TEST(ExpertPlacement, BeatsThePeerOnItsExample) {
     }
 }
 
-struct Shape {
+struct RankCounts {
   int experts, ranks, per_node, redundant;
 };
 
 TEST(ExpertPlacement, NeverWorseThanThePeerAndNearTheBound) {
   std::mt19937 random(7);
-  const Shape shapes[] = {{256, 32, 8, 32}, {256, 144, 8, 32}, {256, 320, 8, 64}, {256, 320, 8, 384},
-                          {256, 32, 8, 0},  {256, 64, 8, 64},  {256, 72, 8, 32},  {160, 16, 8, 0},
-                          {64, 4, 4, 0},    {16, 4, 4, 4},     {64, 8, 4, 16}};
-  for (const Shape& s : shapes)
+  const RankCounts shapes[] = {{256, 32, 8, 32}, {256, 144, 8, 32}, {256, 320, 8, 64}, {256, 320, 8, 384},
+                               {256, 32, 8, 0},  {256, 64, 8, 64},  {256, 72, 8, 32},  {160, 16, 8, 0},
+                               {64, 4, 4, 0},    {16, 4, 4, 4},     {64, 8, 4, 16}};
+  for (const RankCounts& s : shapes)
     for (const double exponent : {0.5, 0.8, 1.0, 1.2, 1.5})
       for (const int groups : {1, 8}) {
         const Loads loads = zipf(random, s.experts, exponent);

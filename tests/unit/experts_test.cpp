@@ -5,7 +5,7 @@
 namespace shoal::kernel_test {
 namespace {
 
-constexpr double kTolerance = 2e-5;
+constexpr double kExpertTolerance = 2e-5;
 
 struct Layer {
   std::vector<FeedForward> experts;
@@ -75,7 +75,7 @@ TEST_P(ExpertsTest, MatchReference) {
         reference->experts(tokens.batch(0, std::size_t(n)), layer.experts);
         // The hidden layer is rounded to BF16 again where activations are: a sum that falls on the other side of a
         // boundary moves by 2^-9 of one of its 72 terms.
-        expect_near(actual, tokens.out, compute == Compute::bf16 ? 2e-3 : kTolerance, std::string(name_of(type)));
+        expect_near(actual, tokens.out, compute == Compute::bf16 ? 2e-3 : kExpertTolerance, std::string(name_of(type)));
       }
     }
   }
@@ -112,7 +112,7 @@ TEST_P(ExpertsTest, FeedForwardMatchesReference) {
       std::vector<float> actual(x.size()), expected(x.size());
       tested->feed_forward({x.data(), n, 100}, layer.experts[0], {actual.data(), n, 100});
       reference->feed_forward({x.data(), n, 100}, layer.experts[0], {expected.data(), n, 100});
-      expect_near(actual, expected, kTolerance, std::string(name_of(type)));
+      expect_near(actual, expected, kExpertTolerance, std::string(name_of(type)));
     }
   }
 }
@@ -130,7 +130,7 @@ TEST_P(ExpertsTest, MatricesOfOneExpertMayDifferInType) {
     tested->experts(tokens.batch(0, 20), layer.experts);
     const std::vector<float> actual = tokens.out;
     reference->experts(tokens.batch(0, 20), layer.experts);
-    expect_near(actual, tokens.out, compute == Compute::bf16 ? 2e-3 : kTolerance, "mixed types");
+    expect_near(actual, tokens.out, compute == Compute::bf16 ? 2e-3 : kExpertTolerance, "mixed types");
   }
 }
 

@@ -11,7 +11,7 @@
 namespace shoal::test {
 
 /// A "model" whose next token is a hash of all tokens so far: any slip in order, position, page or chunk changes it.
-inline std::uint64_t mix(std::uint64_t state, std::uint64_t value) {
+inline std::uint64_t hashed(std::uint64_t state, std::uint64_t value) {
   state = (state ^ value) * 0x9E3779B97F4A7C15u;
   return state ^ state >> 29;
 }
@@ -20,14 +20,14 @@ constexpr int fake_vocab = 50;
 
 inline std::uint64_t fake_state(std::span<const std::int32_t> tokens) {
   std::uint64_t state = 1;
-  for (const std::int32_t token : tokens) state = mix(state, static_cast<std::uint64_t>(token) + 1);
+  for (const std::int32_t token : tokens) state = hashed(state, static_cast<std::uint64_t>(token) + 1);
   return state;
 }
 inline std::int32_t fake_next(std::uint64_t state, std::uint64_t seed) {
-  return static_cast<std::int32_t>(mix(state, seed) % fake_vocab);
+  return static_cast<std::int32_t>(hashed(state, seed) % fake_vocab);
 }
 inline TokenLogprob fake_logprob(std::uint64_t state, std::int32_t token) {
-  return {token, -static_cast<float>(mix(state, static_cast<std::uint64_t>(token)) % 1000) / 100, {}};
+  return {token, -static_cast<float>(hashed(state, static_cast<std::uint64_t>(token)) % 1000) / 100, {}};
 }
 
 /// What a request should get, worked out without any scheduler.
@@ -151,7 +151,7 @@ class FakeWorker {
         output.scored.push_back(fake_logprob(cached_state(sequence, position + 1), next));
     }
     sequence.computed += known;
-    output.later = chunk.sample && late_ > 0 && mix(last_step_, chunk.sequence) % late_ == 0;
+    output.later = chunk.sample && late_ > 0 && hashed(last_step_, chunk.sequence) % late_ == 0;
     if (output.later)
       --sequence.computed;
     else if (chunk.sample)

@@ -23,19 +23,9 @@ GgufHeader parsed(const std::string& bytes) {
                           bytes.size(), "model.gguf");
 }
 
-std::string error_of(const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "no error";
-}
-std::string error_of(const GgufBytes& file) {
+std::string refusal_of(const GgufBytes& file) {
   return error_of([&] { parsed(file.bytes()); });
 }
-
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 TEST(Gguf, ReadsEveryMetadataTypeAndTensors) {
   GgufBytes file(2, 14, 2);
@@ -77,8 +67,8 @@ TEST(Gguf, ReadsEveryMetadataTypeAndTensors) {
 
 TEST(Gguf, NamesWhatIsWrong) {
   const auto rejects = [](const GgufBytes& file, const std::string& why) {
-    EXPECT_PRED2(contains, error_of(file), "model.gguf");
-    EXPECT_PRED2(contains, error_of(file), why);
+    EXPECT_PRED2(contains, refusal_of(file), "model.gguf");
+    EXPECT_PRED2(contains, refusal_of(file), why);
   };
   rejects(GgufBytes(0, 0, 1), "version 1");
   rejects(GgufBytes(0, 0, 4), "version 4");
@@ -120,7 +110,7 @@ TEST(Gguf, EveryTruncationOfAFileIsAnError) {
   file.tensor("t", {256}, kQ4_K, 0).align().zeros(144);
   EXPECT_EQ(parsed(file.bytes()).tensors.size(), 1u);
   for (std::size_t n = 0; n < file.bytes().size(); ++n) {
-    EXPECT_NE(error_of([&] { parsed(file.bytes().substr(0, n)); }), "no error") << n;
+    EXPECT_NE(error_of([&] { parsed(file.bytes().substr(0, n)); }), "") << n;
   }
 }
 

@@ -54,7 +54,7 @@ std::vector<float> bf16_floats(Random& random, std::int64_t n, float deviation =
 }
 
 /// What is rounded to BF16 within: exp(s - m), to 2^-9 of it.
-constexpr double kTolerance = 6e-3;
+constexpr double kGpuTolerance = 6e-3;
 
 class GpuAttention : public EveryIsa {};
 
@@ -82,7 +82,7 @@ TEST_P(GpuAttention, MlaMatchesReference) {
     const float scale = 1.0f / std::sqrt(float(width));
     tested->mla_attention({q.data(), n, q_cols}, shape, scale, queries, s.layer, {actual.data(), n, cols});
     reference->mla_attention({q.data(), n, q_cols}, shape, scale, queries, s.as_bf16, {expected.data(), n, cols});
-    expect_near(actual, expected, kTolerance, "MLA with " + std::to_string(shape.heads) + " heads");
+    expect_near(actual, expected, kGpuTolerance, "MLA with " + std::to_string(shape.heads) + " heads");
   }
 }
 
@@ -108,7 +108,7 @@ TEST_P(GpuAttention, GqaMatchesReference) {
       std::vector<float> actual(q.size(), NAN), expected(q.size());
       tested->gqa_attention({q.data(), n, cols}, shape, 0.2f, queries, s.layer, {actual.data(), n, cols});
       reference->gqa_attention({q.data(), n, cols}, shape, 0.2f, queries, s.as_bf16, {expected.data(), n, cols});
-      expect_near(actual, expected, kTolerance, "GQA with " + std::to_string(shape.heads) + " heads");
+      expect_near(actual, expected, kGpuTolerance, "GQA with " + std::to_string(shape.heads) + " heads");
     }
   }
 }
@@ -162,7 +162,7 @@ TEST_P(GpuAttention, MlaInPartsIsTheSameInAnyTile) {
                        {alone.data() + t * cols, 1, cols});
   EXPECT_TRUE(same_bits(together.data(), alone.data(), n * cols));
   reference->mla_attention({q.data(), n, q_cols}, shape, 0.04f, queries, s.as_bf16, {expected.data(), n, cols});
-  expect_near(together, expected, 2 * kTolerance, "MLA in parts");  // means of a thousand rows are small
+  expect_near(together, expected, 2 * kGpuTolerance, "MLA in parts");  // means of a thousand rows are small
 }
 
 /// Chunks at the end of what is cached; R1's size, which Hopper has a kernel of its own for, and others.
@@ -192,7 +192,7 @@ TEST_P(GpuAttention, PromptsMatchReferenceInTheirOwnForm) {
                                  {actual.data(), c.run, cols});
     reference->mla_prompt_attention({q.data(), c.run, q_cols}, c.shape, up, scale, queries, s.as_bf16,
                                     {expected.data(), c.run, cols});
-    expect_near(actual, expected, 2 * kTolerance, "MLA of prompts, rank " + std::to_string(c.shape.kv_lora_rank));
+    expect_near(actual, expected, 2 * kGpuTolerance, "MLA of prompts, rank " + std::to_string(c.shape.kv_lora_rank));
   }
 }
 

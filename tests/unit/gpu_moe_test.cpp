@@ -286,20 +286,20 @@ struct Case {
   bool moves = false;  // experts, half-way
 };
 
-struct Outcome {
+struct MoeOutcome {
   std::vector<float> hidden;
   std::vector<std::uint32_t> tokens, work;  // of experts
   std::uint64_t waits = 0;                  // in the layers of a step whose like there was before
-  bool operator==(const Outcome& o) const { return hidden == o.hidden && tokens == o.tokens && work == o.work; }
+  bool operator==(const MoeOutcome& o) const { return hidden == o.hidden && tokens == o.tokens && work == o.work; }
 };
 
 /// How layers go: with the host in between; slots by NCCL, or written into other GPUs; the latter without NCCL.
 enum class Way { host, slots, windows, windows_alone };
 
 /// Some steps on each rank.
-std::vector<Outcome> outcomes(const Case& c, Way way) {
+std::vector<MoeOutcome> outcomes(const Case& c, Way way) {
   const auto dir = std::filesystem::path(SHOAL_SOURCE_DIR) / "tests" / "fixtures" / "models" / c.model;
-  std::vector<Outcome> result(static_cast<std::size_t>(c.ranks));
+  std::vector<MoeOutcome> result(static_cast<std::size_t>(c.ranks));
   const auto body = [&](Communicator& comm) {
     StationOptions options{.compute = c.compute, .mtp = c.mtp, .answers = c.answers};
     const ModelConfig config = ModelConfig::from_file(dir);
@@ -311,7 +311,7 @@ std::vector<Outcome> outcomes(const Case& c, Way way) {
            .peer_memory = way == Way::slots ? CudaOptions::PeerMemory::no : CudaOptions::PeerMemory::of_other_gpus});
     };
     Station station(dir, comm, options);
-    Outcome& mine = result[static_cast<std::size_t>(comm.rank())];
+    MoeOutcome& mine = result[static_cast<std::size_t>(comm.rank())];
     // The same shape again and again, another one, no tokens but on one rank, the first again.
     const int most_of[] = {4, 4, 4, 4, 9, 9, 9, 1, 1, 1, 4, 4};
     const std::vector<std::int32_t> pages{0, 1};

@@ -8,7 +8,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-struct Answer {
+struct WorkerAnswer {
   std::vector<std::int32_t> tokens;
   std::vector<float> logprobs;
 };
@@ -56,9 +56,9 @@ class GpuWorker : public EveryIsa {
   }
 
   /// An answer of `steps` tokens to a prompt; with log-probabilities the host sees the logits and draws.
-  Answer answer(const std::string& model, Compute compute, bool on_gpu, bool logprobs, int steps) {
+  WorkerAnswer answer(const std::string& model, Compute compute, bool on_gpu, bool logprobs, int steps) {
     const fs::path dir = fs::path(SHOAL_SOURCE_DIR) / "tests" / "fixtures" / "models" / model;
-    Answer result;
+    WorkerAnswer result;
     run_in_process(1, [&](Communicator& comm) {
       test::StationOptions options{.compute = compute};
       if (on_gpu) options.make_backend = gpu_backend;
@@ -88,8 +88,8 @@ class GpuWorker : public EveryIsa {
 
 TEST_P(GpuWorker, DrawsOnTheDeviceWhatTheHostWouldDraw) {
   for (const char* model : {"deepseek-v2-lite", "qwen2"}) {
-    const Answer drawn = answer(model, Compute::bf16, true, false, 7),
-                 seen = answer(model, Compute::bf16, true, true, 7);
+    const WorkerAnswer drawn = answer(model, Compute::bf16, true, false, 7),
+                       seen = answer(model, Compute::bf16, true, true, 7);
     EXPECT_EQ(drawn.tokens.size(), 7u);
     EXPECT_EQ(drawn.tokens, seen.tokens) << model;
     EXPECT_TRUE(drawn.logprobs.empty());
@@ -99,8 +99,8 @@ TEST_P(GpuWorker, DrawsOnTheDeviceWhatTheHostWouldDraw) {
 
 /// In FP32 the same tokens as on a CPU: steps that are recorded, and then repeated, follow what changes between them.
 TEST_P(GpuWorker, AnswersAsACpuDoes) {
-  const Answer gpu = answer("deepseek-v2-lite", Compute::f32, true, true, 7),
-               cpu = answer("deepseek-v2-lite", Compute::f32, false, true, 7);
+  const WorkerAnswer gpu = answer("deepseek-v2-lite", Compute::f32, true, true, 7),
+                     cpu = answer("deepseek-v2-lite", Compute::f32, false, true, 7);
   EXPECT_EQ(gpu.tokens, cpu.tokens);
   for (std::size_t i = 0; i < cpu.logprobs.size(); ++i) EXPECT_NEAR(gpu.logprobs[i], cpu.logprobs[i], 1e-3);
 }
@@ -121,8 +121,8 @@ TEST_P(GpuWorker, LongChunksAreWorthWhatShortOnesAre) {
 
 TEST_P(GpuWorker, Fp8StaysCloseToACpu) {
   if (!has_fp8()) GTEST_SKIP() << "this GPU has no FP8 kernels";
-  const Answer gpu = answer("deepseek-v3-fp8", Compute::fp8, true, true, 1),
-               cpu = answer("deepseek-v3-fp8", Compute::bf16, false, true, 1);
+  const WorkerAnswer gpu = answer("deepseek-v3-fp8", Compute::fp8, true, true, 1),
+                     cpu = answer("deepseek-v3-fp8", Compute::bf16, false, true, 1);
   ASSERT_EQ(gpu.tokens.size(), 1u);
   if (gpu.tokens == cpu.tokens) {
     EXPECT_NEAR(gpu.logprobs[0], cpu.logprobs[0], 0.5);

@@ -20,7 +20,7 @@
 namespace shoal::grammar {
 namespace {
 
-using Random = std::mt19937;
+using Random = std::mt19937_64;
 
 std::shared_ptr<const Network> network(std::string_view gbnf) {
   return std::make_shared<const Network>(parse_gbnf(gbnf));

@@ -35,7 +35,7 @@ std::string describe(const Matrix& w, std::int64_t tokens) {
 
 /// Sums of a thousand products in FP32 differ from those in double by some 1e-6 of their spread. Rounding activations
 /// to BF16 happens in the reference too; what is left there is the dot product instruction's own rounding.
-constexpr double kTolerance = 4e-6;
+constexpr double kLinearTolerance = 4e-6;
 
 TEST_P(LinearTest, MatchesReference) {
   for (const Compute compute : {Compute::f32, Compute::bf16}) {
@@ -51,7 +51,7 @@ TEST_P(LinearTest, MatchesReference) {
           const std::span<const float> b = with_bias ? std::span<const float>(bias) : std::span<const float>();
           tested->linear({x.data(), tokens, shape.cols}, w, b, {actual.data(), tokens, shape.rows});
           reference->linear({x.data(), tokens, shape.cols}, w, b, {expected.data(), tokens, shape.rows});
-          expect_near(actual, expected, kTolerance, describe(w, tokens));
+          expect_near(actual, expected, kLinearTolerance, describe(w, tokens));
         }
       }
     }
@@ -127,7 +127,7 @@ TEST_P(LinearTest, PerHeadProductsWriteOnlyTheirColumns) {
                               out_step);
       reference->linear_per_head({x.data(), tokens, heads * x_step}, x_step, w,
                                  {expected.data(), tokens, heads * out_step}, out_step);
-      expect_near(actual, expected, kTolerance, "per head");
+      expect_near(actual, expected, kLinearTolerance, "per head");
     }
   }
 }
@@ -140,7 +140,7 @@ TEST_P(LinearTest, StridedRowsAndNoTokens) {
   std::vector<float> actual(9 * 70, 1.0f), expected = actual;
   tested->linear({x.data(), 9, 60, 100}, w, {}, {actual.data(), 9, 50, 70});
   reference->linear({x.data(), 9, 60, 100}, w, {}, {expected.data(), 9, 50, 70});
-  expect_near(actual, expected, kTolerance, "strided");
+  expect_near(actual, expected, kLinearTolerance, "strided");
   tested->linear({x.data(), 0, 60}, w, {}, {actual.data(), 0, 50});
 }
 

@@ -8,7 +8,7 @@
 namespace shoal::kernel_test {
 namespace {
 
-constexpr DType kTypes[] = {DType::f32, DType::f16, DType::bf16, DType::f8_e4m3};
+constexpr DType kStoredTypes[] = {DType::f32, DType::f16, DType::bf16, DType::f8_e4m3};
 
 /// Row-major source elements: element i holds a code made of i, never NaN.
 std::vector<std::byte> source(DType type, std::int64_t n) {
@@ -45,7 +45,7 @@ float value(DType type, const std::byte* p) {
 }
 
 TEST(Matrix, HoldsWhatWasPackedWhateverTheSizes) {
-  for (const DType type : kTypes) {
+  for (const DType type : kStoredTypes) {
     for (const auto& [rows, cols] :
          {std::pair<std::int64_t, std::int64_t>{16, 16}, {1, 1}, {33, 47}, {64, 129}, {100, 18}}) {
       const std::int64_t stride = cols + 3;
@@ -72,7 +72,7 @@ TEST(Matrix, HoldsWhatWasPackedWhateverTheSizes) {
 
 TEST(Matrix, LayoutIsPanelsOfSixteenRows) {
   const std::int64_t rows = 20, cols = 5;
-  for (const DType type : kTypes) {
+  for (const DType type : kStoredTypes) {
     Matrix m(type, rows, cols);
     const auto bytes = source(type, rows * cols);
     const std::size_t size = size_of(type);

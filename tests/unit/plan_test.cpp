@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "planner/cards.h"
+#include "tests/unit/scratch_folder.h"
 
 namespace shoal {
 namespace {
@@ -19,15 +20,6 @@ PlanRequest request(const std::string& model, const std::string& precision, cons
   r.cluster = find_cluster(cluster);
   r.cluster.groups[0].nodes = nodes;
   return r;
-}
-
-std::string error_of(const std::function<void()>& f) {
-  try {
-    f();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
 }
 
 /// What everyone who has tried knows.

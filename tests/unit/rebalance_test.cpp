@@ -36,14 +36,14 @@ Loads zipf(Random& random, int experts, double exponent) {
   return loads;
 }
 
-struct Shape {
+struct SlotCounts {
   int experts, ranks, redundant;
 };
 
 TEST(Rebalance, RestoresBalanceWithFewMoves) {
   Random random(1);
-  for (const Shape& s :
-       {Shape{16, 4, 0}, {8, 2, 2}, {64, 8, 16}, {256, 32, 32}, {256, 64, 64}, {256, 160, 64}, {160, 16, 0}})
+  for (const SlotCounts& s :
+       {SlotCounts{16, 4, 0}, {8, 2, 2}, {64, 8, 16}, {256, 32, 32}, {256, 64, 64}, {256, 160, 64}, {160, 16, 0}})
     for (const double exponent : {0.3, 0.8, 1.2})
       for (int trial = 0; trial < 5; ++trial) {
         SCOPED_TRACE(testing::Message() << s.experts << " experts, " << s.ranks << " ranks, " << s.redundant
@@ -114,7 +114,7 @@ std::vector<int> group_nodes(const LayerPlacement& placement, const ExpertRanks&
 TEST(Rebalance, GroupsStayOnNodes) {
   Random random(3);
   int crossed = 0;
-  for (const Shape& s : {Shape{64, 8, 0}, {64, 8, 16}, {256, 32, 32}, {256, 16, 0}})
+  for (const SlotCounts& s : {SlotCounts{64, 8, 0}, {64, 8, 16}, {256, 32, 32}, {256, 16, 0}})
     for (const double exponent : {0.3, 0.8, 1.2})
       for (int trial = 0; trial < 4; ++trial) {
         SCOPED_TRACE(testing::Message() << s.experts << " experts, " << s.ranks << " ranks, " << s.redundant
@@ -196,7 +196,7 @@ int fewest_moves(const LayerPlacement& now, const Loads& loads, int ranks, doubl
 TEST(Rebalance, MovesAreNearlyTheFewest) {
   Random random(5);
   int surplus = 0, needed = 0, trials = 0;
-  for (const Shape& s : {Shape{8, 2, 0}, {8, 4, 0}, {9, 3, 0}}) {
+  for (const SlotCounts& s : {SlotCounts{8, 2, 0}, {8, 4, 0}, {9, 3, 0}}) {
     const ExpertRanks ranks = ExpertRanks::equal(s.ranks, s.ranks, s.experts, 0);
     for (int trial = 0; trial < 20; ++trial) {
       Loads loads(static_cast<std::size_t>(s.experts));

@@ -15,7 +15,7 @@ namespace shoal {
 namespace {
 
 using test::FakeWorker;
-using Random = std::mt19937;
+using Random = std::mt19937_64;
 
 /// What came of one request.
 struct Outcome {
@@ -28,9 +28,9 @@ struct Outcome {
 };
 
 /// A scheduler and its ranks, stepped by hand.
-class Job {
+class ScheduledJob {
  public:
-  explicit Job(const CoordinatorOptions& options, unsigned seed = 1, int drafts = 0, unsigned late = 0)
+  explicit ScheduledJob(const CoordinatorOptions& options, unsigned seed = 1, int drafts = 0, unsigned late = 0)
       : options_(options), random_(seed), scheduler(options) {
     for (int rank = 0; rank < options.ranks; ++rank) workers.emplace_back(options, rank, drafts, late);
     ranks.resize(workers.size());
@@ -219,11 +219,11 @@ void expect_outcome(const Outcome& outcome, const GenerationRequest& request, in
   EXPECT_EQ(outcome.logprobs.size(), request.logprobs >= 0 ? expected.tokens.size() : 0);
 }
 
-struct Shape {
+struct RankShape {
   int ranks;
   bool tensor_parallel;
 };
-class SchedulerInCompany : public testing::TestWithParam<Shape> {};
+class SchedulerInCompany : public testing::TestWithParam<RankShape> {};
 
 /// Random requests come, go and are cancelled at any moment, with fewer pages than they would like; each gets just what
 /// it would get alone, no page is written to that others read, none is lost, and no budget is exceeded (FakeWorker
@@ -240,7 +240,7 @@ TEST_P(SchedulerInCompany, EveryRequestGetsWhatItWouldGetAlone) {
     options.max_batched_tokens = 1 + static_cast<int>(random() % 30);
     options.max_prefill_tokens = 1 + static_cast<int>(random() % 30);
     for (int& pages : options.kv_pages) pages = 100 / options.page_tokens + static_cast<int>(random() % 60);
-    Job job(options, seed, static_cast<int>(random() % 4), seed % 3 == 0 ? 2 + seed % 4 : 0);
+    ScheduledJob job(options, seed, static_cast<int>(random() % 4), seed % 3 == 0 ? 2 + seed % 4 : 0);
 
     std::map<std::uint64_t, GenerationRequest> requests;
     const auto disturb = [&](unsigned one_in) {
@@ -276,7 +276,7 @@ TEST_P(SchedulerInCompany, EveryRequestGetsWhatItWouldGetAlone) {
 
 /// The same while ranks are lost, one after the other, in the middle of steps and between them.
 TEST_P(SchedulerInCompany, LosesRanksAndNoAnswers) {
-  const Shape shape = GetParam();
+  const RankShape shape = GetParam();
   std::uint64_t losses = 0, failures = 0;
   for (unsigned seed = 0; seed < 40; ++seed) {
     SCOPED_TRACE(seed);
@@ -288,7 +288,7 @@ TEST_P(SchedulerInCompany, LosesRanksAndNoAnswers) {
     options.max_batched_tokens = 1 + static_cast<int>(random() % 30);
     options.max_prefill_tokens = 1 + static_cast<int>(random() % 30);
     for (int& pages : options.kv_pages) pages = 100 / options.page_tokens + static_cast<int>(random() % 60);
-    Job job(options, seed, static_cast<int>(random() % 4), seed % 3 == 0 ? 2 + seed % 4 : 0);
+    ScheduledJob job(options, seed, static_cast<int>(random() % 4), seed % 3 == 0 ? 2 + seed % 4 : 0);
     std::map<std::uint64_t, GenerationRequest> requests;
     for (int i = 0; i < 100; ++i) {
       if (random() % 2 == 0) {
@@ -323,14 +323,14 @@ TEST_P(SchedulerInCompany, LosesRanksAndNoAnswers) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, SchedulerInCompany,
-                         testing::Values(Shape{1, false}, Shape{2, false}, Shape{3, false}, Shape{1, true},
-                                         Shape{2, true}, Shape{3, true}),
+                         testing::Values(RankShape{1, false}, RankShape{2, false}, RankShape{3, false},
+                                         RankShape{1, true}, RankShape{2, true}, RankShape{3, true}),
                          [](const auto& shape) {
                            return (shape.param.tensor_parallel ? "Tensor" : "Data") + std::to_string(shape.param.ranks);
                          });
 
 TEST(Scheduler, DecodesFirstThenPromptsInOrder) {
-  Job job(options_for(1));  // 16 tokens a step
+  ScheduledJob job(options_for(1));  // 16 tokens a step
   job.submit(request_of(3, 9));
   job.step();
   job.submit(request_of(20, 2));
@@ -358,7 +358,7 @@ TEST(Scheduler, DecodesFirstThenPromptsInOrder) {
 TEST(Scheduler, NewSequencesGoToTheRankWithMostFreePages) {
   CoordinatorOptions options = options_for(3);
   options.kv_pages = {20, 30, 20};
-  Job job(options);
+  ScheduledJob job(options);
   const auto ranks_of_starts = [&] {
     std::vector<std::size_t> counts;
     for (const StepPlan& plan : job.plans) counts.push_back(plan.start.size());
@@ -382,7 +382,7 @@ TEST(Scheduler, NewSequencesGoToTheRankWithMostFreePages) {
 TEST(Scheduler, TheLastTokenNeedsNoSlot) {
   CoordinatorOptions options = options_for(1);
   options.kv_pages = {2};  // 8 slots
-  Job job(options);
+  ScheduledJob job(options);
   EXPECT_THROW(job.submit(request_of(5, 5)), Error);
   EXPECT_THROW(job.submit(request_of(9, 0)), Error);
   job.submit(request_of(5, 4));
@@ -420,7 +420,7 @@ TEST(Scheduler, RefusesOptionsThatMakeNoSense) {
 }
 
 TEST(Scheduler, EndsAtTheModelsLength) {
-  Job job(options_for(1));
+  ScheduledJob job(options_for(1));
   GenerationRequest request = request_of(90, 1000);
   job.submit(request);
   job.finish();
@@ -433,7 +433,7 @@ TEST(Scheduler, AStopTokenIsReportedAndWinsOverLength) {
   const auto answer = test::expected_of(request, 100).tokens;
   request.stop_token_ids = {answer[7]};
   request.max_tokens = static_cast<int>(std::find(answer.begin(), answer.end(), answer[7]) - answer.begin()) + 1;
-  Job job(options_for(1));
+  ScheduledJob job(options_for(1));
   job.submit(request);
   job.finish();
   EXPECT_EQ(job.outcomes.at(1).tokens.back(), answer[7]);
@@ -444,7 +444,7 @@ TEST(Scheduler, ScoresAPromptAcrossChunks) {
   CoordinatorOptions options = options_for(1);
   for (const int tokens : {1, 2, 15, 16, 17, 33}) {
     for (const int answer : {0, 3}) {
-      Job job(options);
+      ScheduledJob job(options);
       GenerationRequest request = request_of(tokens, answer);
       request.prompt_logprobs = true;
       job.submit(request);
@@ -458,7 +458,7 @@ TEST(Scheduler, ALargeRequestIsNotOvertakenForEver) {
   CoordinatorOptions options = options_for(1);
   options.max_num_seqs = 100;
   options.max_batched_tokens = 100;
-  Job job(options);
+  ScheduledJob job(options);
   for (int i = 0; i < 10; ++i) job.submit(request_of(8, 9 + i));  // four pages or more each: the cache is full
   job.step();
   const auto large = job.submit(request_of(90, 10));
@@ -471,7 +471,7 @@ TEST(Scheduler, ALargeRequestIsNotOvertakenForEver) {
 }
 
 TEST(Scheduler, CancelFreesPagesOnlyWhenTheStepIsOver) {
-  Job job(options_for(2));
+  ScheduledJob job(options_for(2));
   const auto one = job.submit(request_of(8, 20));
   job.step();
   std::int64_t used = 0;
@@ -543,7 +543,7 @@ TEST(Scheduler, ClearForgetsEverythingAndStartsAfresh) {
 }
 
 TEST(Scheduler, CountsTokens) {
-  Job job(options_for(2));
+  ScheduledJob job(options_for(2));
   job.submit(request_of(20, 3));
   job.submit(request_of(5, 0));
   job.finish();
@@ -553,7 +553,7 @@ TEST(Scheduler, CountsTokens) {
 }
 
 TEST(Scheduler, ASharedBeginningIsComputedOnce) {
-  Job job(options_for(1));  // pages of 4 tokens
+  ScheduledJob job(options_for(1));  // pages of 4 tokens
   GenerationRequest first = request_of(21, 6), second = first;
   job.submit(first);
   job.finish();
@@ -595,7 +595,7 @@ TEST(Scheduler, RunningSequencesShareAndCatchUp) {
   CoordinatorOptions options = options_for(1);
   options.kv_pages = {200};
   options.max_prefill_tokens = 16;
-  Job job(options);
+  ScheduledJob job(options);
   // Eight users with one system prompt of 64 tokens come at once: only the first computes it.
   for (int user = 0; user < 8; ++user) {
     GenerationRequest request;
@@ -613,7 +613,7 @@ TEST(Scheduler, SequencesGoWhereTheirBeginningIsUntilThatRankIsCrowded) {
   CoordinatorOptions options = options_for(2);
   options.kv_pages = {200, 200};
   options.max_batched_tokens = 128;
-  Job job(options);
+  ScheduledJob job(options);
   GenerationRequest request;
   request.prompt = shared_prompt(0, 90);
   request.max_tokens = 1;
@@ -634,7 +634,7 @@ TEST(Scheduler, SequencesGoWhereTheirBeginningIsUntilThatRankIsCrowded) {
 TEST(Scheduler, TheYoungestLeavesForWantOfPagesAndComesBackFirst) {
   CoordinatorOptions options = options_for(1);
   options.kv_pages = {12};  // 48 tokens
-  Job job(options);
+  ScheduledJob job(options);
   for (int i = 0; i < 3; ++i) job.submit(request_of(8, 30));  // 10 pages each in the end
   std::vector<std::uint64_t> ends;
   std::map<std::uint64_t, int> starts;
@@ -658,7 +658,7 @@ TEST(Scheduler, ALongPromptDoesNotHoldUpAnswers) {
   options.max_model_len = 1000;
   options.max_batched_tokens = 64;
   options.max_prefill_tokens = 8;
-  Job job(options);
+  ScheduledJob job(options);
   job.submit(request_of(4, 60));
   job.step();
   EXPECT_EQ(job.plans[0].chunks.at(0).tokens.size(), 4u);
@@ -684,7 +684,7 @@ TEST(Scheduler, ALongPromptDoesNotHoldUpAnswers) {
 TEST(Scheduler, AFloodOfOneClientDoesNotDelayAnother) {
   CoordinatorOptions options = options_for(1);
   options.max_num_seqs = 2;
-  Job job(options);
+  ScheduledJob job(options);
   const auto from = [](const char* client, int prompt, int answer) {
     GenerationRequest request = request_of(prompt, answer);
     request.client = client;
@@ -704,7 +704,7 @@ TEST(Scheduler, AFloodOfOneClientDoesNotDelayAnother) {
 TEST(Scheduler, BusyClientsGetEqualShares) {
   CoordinatorOptions options = options_for(1);
   options.max_num_seqs = 2;
-  Job job(options);
+  ScheduledJob job(options);
   std::map<std::string, std::int64_t> work;
   std::map<std::uint64_t, std::string> client_of;
   Random random(4);
@@ -732,7 +732,7 @@ TEST(Scheduler, BusyClientsGetEqualShares) {
 TEST(Scheduler, NewcomersWithoutEndStarveNobody) {
   CoordinatorOptions options = options_for(1);
   options.max_num_seqs = 1;
-  Job job(options);
+  ScheduledJob job(options);
   GenerationRequest request = request_of(60, 5);
   request.client = "old";
   job.submit(request);
@@ -768,7 +768,7 @@ TEST(Scheduler, GuessesTakeNobodysPage) {
 /// A token that takes a rank longer comes later and is the same; meanwhile others get theirs.
 TEST(Scheduler, LateTokensHoldUpNobodyElse) {
   for (const int drafts : {0, 2}) {
-    Job job(options_for(2), 1, drafts, 2);
+    ScheduledJob job(options_for(2), 1, drafts, 2);
     for (int i = 0; i < 4; ++i) job.submit(request_of(5 + i, 20));
     job.finish();
     for (int i = 0; i < 4; ++i)
@@ -783,7 +783,7 @@ TEST(Scheduler, GuessesSaveSteps) {
   CoordinatorOptions options = options_for(1);
   std::map<int, std::uint64_t> steps;
   for (const int drafts : {0, 1, 3}) {
-    Job job(options, 1, drafts);
+    ScheduledJob job(options, 1, drafts);
     job.submit(request_of(10, 60));
     job.finish();
     expect_outcome(job.outcomes.at(1), request_of(10, 60), 100);

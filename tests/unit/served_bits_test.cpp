@@ -19,7 +19,7 @@ struct Served {
   std::vector<float> prompt;
   bool operator==(const Served&) const = default;
 };
-struct Outcome {
+struct ServedOutcome {
   std::map<std::uint64_t, Served> served;
   Scheduler::Totals totals;
 };
@@ -32,7 +32,7 @@ struct Serving {
 };
 
 /// Submits a request every `every` steps and serves them all.
-Outcome serve(const Serving& serving, const std::vector<GenerationRequest>& requests, int every) {
+ServedOutcome serve(const Serving& serving, const std::vector<GenerationRequest>& requests, int every) {
   const fs::path dir = fs::path(SHOAL_SOURCE_DIR) / "tests" / "fixtures" / "models" / serving.model;
   const bool tp = place_evenly(ModelConfig::from_file(dir), serving.ranks).tensor_parallel;
   CoordinatorOptions options;
@@ -43,7 +43,7 @@ Outcome serve(const Serving& serving, const std::vector<GenerationRequest>& requ
   options.max_batched_tokens = 64;
   options.max_prefill_tokens = 48;
   Scheduler scheduler(options);
-  Outcome outcome;
+  ServedOutcome outcome;
   std::vector<StepPlan> plans;
   std::vector<StepResult> results(static_cast<std::size_t>(serving.ranks));
   run_in_process(serving.ranks, [&](Communicator& comm) {
@@ -107,10 +107,10 @@ TEST_P(ServedBits, SharedPagesPreemptionAndCompanyChangeNone) {
   const auto requests = conversations(true);
   for (const int ranks : {1, 2}) {
     const auto expected = alone({GetParam(), ranks}, requests);
-    const Outcome roomy = serve({GetParam(), ranks}, requests, 4);
+    const ServedOutcome roomy = serve({GetParam(), ranks}, requests, 4);
     EXPECT_EQ(roomy.served, expected);
     EXPECT_GT(roomy.totals.prefix_hits, 100u);
-    const Outcome cramped = serve({GetParam(), ranks, 16}, requests, 1);
+    const ServedOutcome cramped = serve({GetParam(), ranks, 16}, requests, 1);
     EXPECT_EQ(cramped.served, expected);
     EXPECT_GT(cramped.totals.preemptions, 0u);
   }
@@ -128,7 +128,7 @@ TEST(ServedBits, GuessesChangeNone) {
   for (const int ranks : {1, 2}) {
     const auto expected = alone({"deepseek-v3-mtp", ranks}, requests);
     for (const int pages : {256, 16}) {
-      const Outcome guessing = serve({"deepseek-v3-mtp", ranks, pages, true}, requests, 2);
+      const ServedOutcome guessing = serve({"deepseek-v3-mtp", ranks, pages, true}, requests, 2);
       EXPECT_EQ(guessing.served, expected) << ranks << " ranks, " << pages << " pages";
       EXPECT_GT(guessing.totals.drafted, 100u);
       RecordProperty("accepted", static_cast<int>(guessing.totals.accepted));

@@ -9,7 +9,7 @@
 namespace shoal::jinja {
 namespace {
 
-Value count(Context& context, const Value& self, const Args& args) {
+Value equal_items(Context& context, const Value& self, const Args& args) {
   args.allow({"value"});
   const Value& wanted = args.need(0, "value");
   int64_t n = 0;
@@ -84,7 +84,7 @@ Value is_integer(Context&, const Value& self, const Args& args) {
 Method find_container_method(const Value& self, std::string_view name) {
   static const Table<Method> kOfDicts = {
       {"get", get}, {"keys", keys}, {"values", values}, {"items", items}, {"copy", copy_dict}};
-  static const Table<Method> kOfSequences = {{"count", count}, {"index", index}};
+  static const Table<Method> kOfSequences = {{"count", equal_items}, {"index", index}};
   if (self.is_dict()) return find_in(kOfDicts, name);
   if (self.is_float() && name == "is_integer") return is_integer;
   if (!self.is_sequence() || self.is_sequence(SequenceKind::view)) return nullptr;

@@ -8,14 +8,14 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr int kMaxNesting = 200;
+constexpr int kMaxJsonDepth = 200;
 
 std::string valid_text(const std::string& text) {
   return text::is_valid_utf8(text) ? text : text::replace_invalid_utf8(text);
 }
 
 Value converted(const Json& json, size_t& bytes, int depth) {
-  if (depth > kMaxNesting) fault("the messages or tools are nested more than {} deep", kMaxNesting);
+  if (depth > kMaxJsonDepth) fault("the messages or tools are nested more than {} deep", kMaxJsonDepth);
   bytes += sizeof(Value);
   switch (json.type()) {
     case Json::value_t::null:

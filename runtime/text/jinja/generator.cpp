@@ -7,7 +7,7 @@ namespace shoal::jinja {
 namespace {
 
 /// What a chain of generators may be long: each asks the one before it, and is freed inside of it.
-constexpr int kMaxNesting = 300;
+constexpr int kMaxOperandDepth = 300;
 
 class SequenceItems : public Generator {
  public:
@@ -87,7 +87,7 @@ class Nothing : public Generator {
 }  // namespace
 
 Generator::Generator(int nested) : depth_(nested + 1) {
-  if (depth_ > kMaxNesting) fault("more than {} filters or values in one another", kMaxNesting);
+  if (depth_ > kMaxOperandDepth) fault("more than {} filters or values in one another", kMaxOperandDepth);
 }
 
 std::optional<Value> Generator::next(Context& context) {

@@ -14,7 +14,7 @@ namespace {
 bool is_alphanumeric(char c) { return (c >= '0' && c <= '9') || ((c | 32) >= 'a' && (c | 32) <= 'z'); }
 
 /// Without underscores; none where one is not between digits.
-std::optional<std::string> without_underscores(std::string_view text) {
+std::optional<std::string> without_separators(std::string_view text) {
   std::string out;
   for (size_t i = 0; i < text.size(); ++i) {
     if (text[i] != '_') {
@@ -70,7 +70,7 @@ std::optional<int64_t> parse_integer(std::string_view text, int64_t base) {
     base = 10;
     if (text.starts_with('0') && text.find_first_not_of("0_") != text.npos) return std::nullopt;
   }
-  const auto digits = without_underscores(text);
+  const auto digits = without_separators(text);
   if (!digits || digits->empty() || !is_alphanumeric(digits->front())) return std::nullopt;
   const std::string signed_digits = (negative ? "-" : "") + *digits;
   int64_t value = 0;
@@ -83,7 +83,7 @@ std::optional<int64_t> parse_integer(std::string_view text, int64_t base) {
 
 std::optional<double> parse_float(std::string_view text) {
   bool negative = false;
-  const auto plain = without_underscores(without_sign(strip_right(strip_left(text)), negative));
+  const auto plain = without_separators(without_sign(strip_right(strip_left(text)), negative));
   if (!plain) return std::nullopt;
   const std::string lower = to_lower(*plain);
   double value = 0;

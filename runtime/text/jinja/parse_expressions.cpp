@@ -7,7 +7,7 @@ namespace shoal::jinja {
 namespace {
 
 /// More than Jinja itself gets through within Python's limit on recursion.
-constexpr int kMaxNesting = 200;
+constexpr int kMaxExpressionDepth = 200;
 
 std::string described(const Token& token) {
   switch (token.kind) {
@@ -46,7 +46,8 @@ ExpressionPtr arithmetic_chain(int line, ExpressionPtr first, Arithmetic::Rest r
 }  // namespace
 
 Nesting::Nesting(Parser& parser) : parser_(parser) {
-  if (parser.depth_ >= kMaxNesting) syntax_fault(parser.current().line, "nested more than {} deep", kMaxNesting);
+  if (parser.depth_ >= kMaxExpressionDepth)
+    syntax_fault(parser.current().line, "nested more than {} deep", kMaxExpressionDepth);
   ++parser.depth_;
 }
 

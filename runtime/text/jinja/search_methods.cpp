@@ -58,7 +58,7 @@ Value rindex(Context& context, const Value& self, const Args& args) {
   return found;
 }
 
-Value count(Context&, const Value& self, const Args& args) {
+Value occurrences(Context&, const Value& self, const Args& args) {
   args.allow({"sub", "start", "end"});
   const std::string_view wanted = text_argument(args, 0, "sub");
   const Part part = part_of(self, args);
@@ -96,8 +96,8 @@ Value endswith(Context& context, const Value& self, const Args& args) {
 
 Method find_search_method(std::string_view name) {
   static const Table<Method> kMethods = {
-      {"find", find},   {"rfind", rfind},           {"index", index},       {"rindex", rindex},
-      {"count", count}, {"startswith", startswith}, {"endswith", endswith},
+      {"find", find},         {"rfind", rfind},           {"index", index},       {"rindex", rindex},
+      {"count", occurrences}, {"startswith", startswith}, {"endswith", endswith},
   };
   return find_in(kMethods, name);
 }

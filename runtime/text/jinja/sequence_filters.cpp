@@ -12,7 +12,7 @@
 namespace shoal::jinja {
 namespace {
 
-Value count(Context&, const Value& value, const Args& args) {
+Value length_of(Context&, const Value& value, const Args& args) {
   args.allow({});
   if (value.is_string()) return static_cast<int64_t>(length(value.as_string()));
   if (value.is_sequence()) return static_cast<int64_t>(value.items().size());
@@ -160,9 +160,9 @@ Value attr(Context& context, const Value& value, const Args& args) {
 
 Filter find_sequence_filter(std::string_view name) {
   static const Table<Filter> kFilters = {
-      {"length", count}, {"count", count}, {"first", first}, {"last", last},        {"list", list},
-      {"join", join},    {"sum", sum},     {"batch", batch}, {"slice", slice},      {"reverse", reverse},
-      {"items", items},  {"attr", attr},   {"d", fallback},  {"default", fallback},
+      {"length", length_of}, {"count", length_of}, {"first", first}, {"last", last},        {"list", list},
+      {"join", join},        {"sum", sum},         {"batch", batch}, {"slice", slice},      {"reverse", reverse},
+      {"items", items},      {"attr", attr},       {"d", fallback},  {"default", fallback},
   };
   return find_in(kFilters, name);
 }

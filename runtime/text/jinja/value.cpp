@@ -9,12 +9,12 @@
 namespace shoal::jinja {
 namespace {
 
-constexpr int kMaxNesting = 300;
+constexpr int kMaxValueDepth = 300;
 /// Up to this many entries, looking through all of them beats an index.
 constexpr size_t kSmallDict = 8;
 
 int deeper(int depth) {
-  if (depth >= kMaxNesting) fault("values are nested more than {} deep", kMaxNesting);
+  if (depth >= kMaxValueDepth) fault("values are nested more than {} deep", kMaxValueDepth);
   return depth + 1;
 }
 
