@@ -2,9 +2,8 @@
 #include <algorithm>
 #include <numeric>
 
-#include "planner/balance.h"
-
 #include "base/index.h"
+#include "planner/balance.h"
 
 namespace shoal {
 namespace {

@@ -38,7 +38,7 @@ struct Network {
     std::int32_t next = -1;          // behind `bytes` and `call`; of `split`: its first way in `ways`
     std::int32_t target = -1;        // of `call`: where the rule begins; of `split`: the number of its ways
   };
-  static constexpr std::int32_t end_node = 0;  // which all rules share
+  static constexpr std::int32_t end_node = 0;  // the end of every rule
   std::vector<Node> nodes;
   std::vector<std::int32_t> ways;
   std::int32_t start = 0;

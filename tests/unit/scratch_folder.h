@@ -8,6 +8,8 @@
 #include <string>
 #include <string_view>
 
+#include "base/error.h"
+
 namespace shoal {
 
 /// A folder of a test's own, gone when the test is over.
@@ -42,7 +44,7 @@ template <class Call>
 std::string error_of(Call call) {
   try {
     call();
-  } catch (const std::exception& e) {
+  } catch (const Error& e) {
     return e.what();
   }
   return "";
