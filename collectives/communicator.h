@@ -51,8 +51,12 @@ class Communicator {
   /// "in-process", "mpi (Open MPI 4.1.4)": for the start-up summary.
   virtual std::string description() const = 0;
 
-  /// `usual`: bytes that a record seldom has more of (0: unknown), for back ends that send so many at once.
-  virtual std::unique_ptr<AllToAll> make_all_to_all(std::size_t usual = 0) = 0;
+  /// `usual`: bytes that a record seldom has more of (0: unknown), for back ends that send so many at once. `among`:
+  /// not all ranks (empty) but some, ascending, numbered anew from 0; every rank then makes one, with those that it is
+  /// among.
+  virtual std::unique_ptr<AllToAll> make_all_to_all(std::size_t usual = 0, std::span<const int> among = {}) = 0;
+  /// How many ranks share a host, where each host has as many, numbered in a row; else 1.
+  virtual int ranks_per_host() const { return 1; }
   /// Where data can go from GPU to GPU; null: not here. Lives as long as the communicator.
   virtual DeviceTransport* device_transport() { return nullptr; }
   /// data += every other rank's data, added in ascending rank order on every rank: the same bits everywhere.
@@ -70,7 +74,9 @@ class Communicator {
 std::unique_ptr<Communicator> make_self_communicator();
 
 /// Runs `body(communicator)` as `ranks` threads of this process, for tests. Rethrows the first rank's exception after
-/// all have ended; a rank that throws wakes the ones that wait for it, and they throw too.
-void run_in_process(int ranks, const std::function<void(Communicator&)>& body);
+/// all have ended; a rank that throws wakes the ones that wait for it, and they throw too. `meanwhile`: what a rank
+/// does over and over while it waits.
+void run_in_process(int ranks, const std::function<void(Communicator&)>& body, int ranks_per_host = 1,
+                    std::function<void()> meanwhile = {});
 
 }  // namespace shoal

@@ -37,48 +37,52 @@ void RankSlot::clear() {
   weight.clear();
 }
 
-DispatchPlan::DispatchPlan(int ranks, int rank, Answers kind)
-    : rank_(rank), kind_(kind), to_(static_cast<std::size_t>(ranks)) {}
-
-void DispatchPlan::make(std::span<const std::int32_t> expert, std::span<const float> weight, int top_k,
-                        ExpertMap& map) {
+void DispatchPlan::clear() {
   for (RankSlot& slot : to_) slot.clear();
   answers_.clear();
   first_answer_.assign(1, 0);
-  std::int32_t token = 0;
-  for (std::size_t begin = 0; begin < expert.size(); begin += static_cast<std::size_t>(top_k), ++token) {
-    token_ranks_.clear();
-    for (std::size_t i = begin; i < begin + static_cast<std::size_t>(top_k); ++i) {
-      if (expert[i] < 0) continue;
-      const ExpertReplica* there = map.next(expert[i], rank_);
-      if (!there || static_cast<std::size_t>(there->rank) >= to_.size())
-        fail("expert exchange: rank {} routed a token to expert {}, which no rank holds", rank_, expert[i]);
-      const auto rank = static_cast<std::uint32_t>(there->rank);
-      RankSlot& slot = to_[rank];
-      if (slot.token.empty() || slot.token.back() != token) {
-        slot.token.push_back(token);
-        slot.n_experts.push_back(0);
-        token_ranks_.push_back(rank);
+}
+
+void DispatchPlan::add(std::span<const Destination> to, std::span<const float> weight) {
+  const auto token = static_cast<std::int32_t>(first_answer_.size() - 1);
+  token_ranks_.clear();
+  for (std::size_t i = 0; i < to.size(); ++i) {
+    if (to[i].rank < 0) continue;
+    const auto rank = static_cast<std::uint32_t>(to[i].rank);
+    RankSlot& slot = to_[rank];
+    if (slot.token.empty() || slot.token.back() != token) {
+      slot.token.push_back(token);
+      slot.n_experts.push_back(0);
+      token_ranks_.push_back(rank);
+    }
+    std::size_t at = slot.expert.size();
+    if (kind_ == Answers::by_expert) answers_.push_back({rank, static_cast<std::uint32_t>(at)});
+    slot.expert.push_back(to[i].id);
+    slot.weight.push_back(weight[i]);
+    // Insertion keeps ids ascending, since a plan may number a rank's experts in any order.
+    if (kind_ == Answers::summed)
+      for (const std::size_t first = at - slot.n_experts.back(); at > first && slot.expert[at - 1] > to[i].id; --at) {
+        std::swap(slot.expert[at], slot.expert[at - 1]);
+        std::swap(slot.weight[at], slot.weight[at - 1]);
       }
-      std::size_t at = slot.expert.size();
-      if (kind_ == Answers::by_expert) answers_.push_back({rank, static_cast<std::uint32_t>(at)});
-      slot.expert.push_back(there->local);
-      slot.weight.push_back(weight[i]);
-      // Insertion keeps local ids ascending, since a plan may number a rank's experts in any order.
-      if (kind_ == Answers::summed)
-        for (const std::size_t first = at - slot.n_experts.back(); at > first && slot.expert[at - 1] > there->local;
-             --at) {
-          std::swap(slot.expert[at], slot.expert[at - 1]);
-          std::swap(slot.weight[at], slot.weight[at - 1]);
-        }
-      ++slot.n_experts.back();
-    }
-    if (kind_ == Answers::summed) {
-      std::sort(token_ranks_.begin(), token_ranks_.end());
-      for (const std::uint32_t rank : token_ranks_)
-        answers_.push_back({rank, static_cast<std::uint32_t>(to_[rank].rows() - 1)});
-    }
-    first_answer_.push_back(static_cast<std::uint32_t>(answers_.size()));
+    ++slot.n_experts.back();
+  }
+  if (kind_ == Answers::summed) {
+    std::sort(token_ranks_.begin(), token_ranks_.end());
+    for (const std::uint32_t rank : token_ranks_)
+      answers_.push_back({rank, static_cast<std::uint32_t>(to_[rank].rows() - 1)});
+  }
+  first_answer_.push_back(static_cast<std::uint32_t>(answers_.size()));
+}
+
+void DispatchPlan::make(std::span<const std::int32_t> expert, std::span<const float> weight, int top_k, ExpertMap& map,
+                        const Hops& hops) {
+  clear();
+  const auto k = static_cast<std::size_t>(top_k);
+  for (std::size_t begin = 0; begin < expert.size(); begin += k) {
+    token_to_.clear();
+    for (const std::int32_t e : expert.subspan(begin, k)) token_to_.push_back(hops.destination(e, map));
+    add(token_to_, weight.subspan(begin, k));
   }
 }
 

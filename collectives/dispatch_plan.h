@@ -4,23 +4,23 @@
 #include <span>
 #include <vector>
 
-#include "collectives/expert_map.h"
+#include "collectives/hops.h"
 
 namespace shoal {
 
-/// What a rank answers to a token whose experts it holds.
+/// What a rank answers to a token whose experts it holds; what a host does, with two hops.
 enum class Answers {
   summed,  // one row, the weighted sum of its experts there: the least traffic. The bits of the answer depend on which
-           // experts share a rank.
+           // experts share a rank and, with two hops (hops.h), a host.
   by_expert  // a row for each of its experts, added by the token's rank in the order of the experts' ids: the answer is
              // the same, bit for bit, wherever the experts are, and on however many ranks
 };
 
-/// Which rows go from one rank to another in a layer, and for which experts there.
+/// Which rows go from one rank to another in a hop of a layer, and for which experts there.
 struct RankSlot {
   std::vector<std::int32_t> token;       // [rows] of the sender, ascending
   std::vector<std::uint32_t> n_experts;  // [rows], at least one
-  std::vector<std::int32_t> expert;      // local ids; ascending within a row, or in the order of the token's own list
+  std::vector<std::int32_t> expert;      // ids of Destinations; ascending within a row, or in the token's own order
   std::vector<float> weight;             // of each
 
   void clear();
@@ -29,8 +29,8 @@ struct RankSlot {
   std::size_t answers(Answers kind) const { return kind == Answers::summed ? token.size() : expert.size(); }
 };
 
-/// What one rank does with the tokens of a layer: a token travels once to each rank that it needs an expert of. Pure
-/// arithmetic.
+/// What one rank does with the tokens that it has before a hop: a token travels once to each rank that it needs an
+/// expert of, by that hop. Pure arithmetic.
 class DispatchPlan {
  public:
   /// An answer that a token gets: from which rank, and the how manyth of those that come from there.
@@ -38,10 +38,15 @@ class DispatchPlan {
     std::uint32_t rank, row;
   };
 
-  DispatchPlan(int ranks, int rank, Answers kind);
+  DispatchPlan(std::size_t ranks, Answers kind) : kind_(kind), to_(ranks) {}
 
-  /// expert, weight [tokens, top_k]: global ids, ascending within a token; -1: none. Error where nobody holds one.
-  void make(std::span<const std::int32_t> expert, std::span<const float> weight, int top_k, ExpertMap& map);
+  void clear();
+  /// One more token, which has an expert at each of `to` that is somewhere.
+  void add(std::span<const Destination> to, std::span<const float> weight);
+  /// Those of a layer, by the first hop. expert, weight [tokens, top_k]: global ids, ascending within a token; -1:
+  /// none.
+  void make(std::span<const std::int32_t> expert, std::span<const float> weight, int top_k, ExpertMap& map,
+            const Hops& hops);
 
   Answers kind() const { return kind_; }
   const std::vector<RankSlot>& to() const { return to_; }
@@ -50,12 +55,12 @@ class DispatchPlan {
   const std::vector<std::uint32_t>& first_answer() const { return first_answer_; }
 
  private:
-  const int rank_;
   const Answers kind_;
   std::vector<RankSlot> to_;                 // [ranks]
   std::vector<Answer> answers_;              // tokens in order
   std::vector<std::uint32_t> first_answer_;  // [tokens + 1]
   std::vector<std::uint32_t> token_ranks_;   // of one token
+  std::vector<Destination> token_to_;        // of one token
 };
 
 /// A slot as it travels; empty when no token goes there:
@@ -82,7 +87,7 @@ class SlotRecord {
     const std::byte* rows = nullptr;
     std::size_t answers(Answers kind) const { return kind == Answers::summed ? n_experts.size() : expert.size(); }
   };
-  /// What came from rank `src` to `rank`; Error where it is no such record.
+  /// What came from rank `src` of the job to `rank`; Error where it is no such record.
   View read(std::span<const std::byte> record, int src, int rank) const;
 
  private:

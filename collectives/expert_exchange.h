@@ -8,13 +8,16 @@
 
 namespace shoal {
 
-/// The expert-parallel exchange of one MoE layer: a token travels once to each rank that it needs an expert of, with
-/// the ids and weights of all its experts there; the rank answers as `Answers` says. Every rank takes part in every
-/// exchange, with no tokens too. Summed answers are added in ascending order of ranks.
+/// The expert-parallel exchange of one MoE layer: a token travels once to each rank that it needs an expert of, by one
+/// hop or two (hops.h), with the ids and weights of all its experts there; the rank answers as `Answers` says. Every
+/// rank takes part in every exchange, with no tokens too. Summed answers are added in ascending order of ranks: those
+/// of a host first where there are two hops, which rounds their sum to how rows travel.
 class ExpertExchange {
  public:
-  /// hidden: floats in a row; rows travel as FP32 (`bf16_wire` false) or as BF16.
-  ExpertExchange(Communicator& comm, int hidden, bool bf16_wire, Answers answers = Answers::summed);
+  /// hidden: floats in a row; rows travel as FP32 (`bf16_wire` false) or as BF16. ranks_per_host: 0: as the
+  /// communicator says; 1: by one hop.
+  ExpertExchange(Communicator& comm, int hidden, bool bf16_wire, Answers answers = Answers::summed,
+                 int ranks_per_host = 0);
   ~ExpertExchange();
 
   /// Sends x [tokens, hidden] (rows `x_stride` floats apart) where expert [tokens, top_k] (global ids, ascending; a row

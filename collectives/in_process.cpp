@@ -3,8 +3,10 @@
 #include <condition_variable>
 #include <cstddef>
 #include <exception>
+#include <map>
 #include <mutex>
 #include <thread>
+#include <utility>
 
 #include "base/error.h"
 #include "collectives/aligned_buffer.h"
@@ -38,17 +40,21 @@ struct SharedExchange {
 };
 
 struct World {
-  explicit World(int n) : ranks(n) {}
-  const int ranks;
+  World(int n, int of_host, std::function<void()> doing)
+      : ranks(n), ranks_per_host(of_host), meanwhile(std::move(doing)) {}
+  const int ranks, ranks_per_host;
+  const std::function<void()> meanwhile;
   std::mutex mutex;
   std::condition_variable changed;
   int failed_rank = -1;
-  std::vector<std::shared_ptr<SharedExchange>> exchanges;  // in the order in which every rank makes them
+  /// By the how manyth that every rank makes, and the first of the ranks that share it.
+  std::map<std::pair<std::size_t, int>, std::shared_ptr<SharedExchange>> exchanges;
 
-  std::shared_ptr<SharedExchange> exchange(std::size_t index) {
+  std::shared_ptr<SharedExchange> exchange(std::size_t index, int first, int among) {
     const std::lock_guard lock(mutex);
-    while (exchanges.size() <= index) exchanges.push_back(std::make_shared<SharedExchange>(ranks));
-    return exchanges[index];
+    auto& shared = exchanges[{index, first}];
+    if (!shared) shared = std::make_shared<SharedExchange>(among);
+    return shared;
   }
   void set_failed(int rank) {
     const std::lock_guard lock(mutex);
@@ -71,7 +77,7 @@ class InProcessAllToAll : public AllToAll {
 
   void post(std::span<const std::size_t> bytes) override {
     check_room();
-    for (int d = 0; d < world_->ranks; ++d) {
+    for (int d = 0; d < std::ssize(shared_->posted); ++d) {
       Slot& slot = shared_->slot(posts_, rank_, d);
       slot.bytes = bytes[static_cast<std::size_t>(d)];
       if (slot.bytes > slot.buffer.capacity())
@@ -88,7 +94,13 @@ class InProcessAllToAll : public AllToAll {
     const auto all_posted = [&] {
       return std::all_of(shared_->posted.begin(), shared_->posted.end(), [&](auto posts) { return posts > waits_; });
     };
-    world_->changed.wait(lock, [&] { return world_->failed_rank >= 0 || all_posted(); });
+    const auto over = [&] { return world_->failed_rank >= 0 || all_posted(); };
+    while (world_->meanwhile && !over()) {
+      lock.unlock();
+      world_->meanwhile();
+      lock.lock();
+    }
+    world_->changed.wait(lock, over);
     if (!all_posted()) fail("rank {} waited for rank {}, which failed", rank_, world_->failed_rank);
     ++waits_;
   }
@@ -115,8 +127,11 @@ class InProcessCommunicator : public CollectivesOverAllToAll {
   int rank() const override { return rank_; }
   int size() const override { return world_->ranks; }
   std::string description() const override { return "in-process"; }
-  std::unique_ptr<AllToAll> make_all_to_all(std::size_t) override {
-    return std::make_unique<InProcessAllToAll>(world_, world_->exchange(made_++), rank_);
+  int ranks_per_host() const override { return world_->ranks_per_host; }
+  std::unique_ptr<AllToAll> make_all_to_all(std::size_t, std::span<const int> among) override {
+    const int first = among.empty() ? 0 : among.front(), n = among.empty() ? size() : static_cast<int>(among.size());
+    const auto me = among.empty() ? rank_ : std::ranges::find(among, rank_) - among.begin();
+    return std::make_unique<InProcessAllToAll>(world_, world_->exchange(made_++, first, n), static_cast<int>(me));
   }
 
  private:
@@ -128,11 +143,12 @@ class InProcessCommunicator : public CollectivesOverAllToAll {
 }  // namespace
 
 std::unique_ptr<Communicator> make_self_communicator() {
-  return std::make_unique<InProcessCommunicator>(std::make_shared<World>(1), 0);
+  return std::make_unique<InProcessCommunicator>(std::make_shared<World>(1, 1, nullptr), 0);
 }
 
-void run_in_process(int ranks, const std::function<void(Communicator&)>& body) {
-  const auto world = std::make_shared<World>(ranks);
+void run_in_process(int ranks, const std::function<void(Communicator&)>& body, int ranks_per_host,
+                    std::function<void()> meanwhile) {
+  const auto world = std::make_shared<World>(ranks, ranks_per_host, std::move(meanwhile));
   std::vector<std::exception_ptr> thrown(static_cast<std::size_t>(ranks));
   std::vector<std::thread> threads;
   for (int rank = 0; rank < ranks; ++rank)

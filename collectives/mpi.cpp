@@ -24,7 +24,10 @@ class MpiCommunicator : public CollectivesOverAllToAll {
   int rank() const override { return group_->rank(); }
   int size() const override { return group_->size(); }
   std::string description() const override { return group_->wire().description(); }
-  std::unique_ptr<AllToAll> make_all_to_all(std::size_t) override { return std::make_unique<MessageAllToAll>(group_); }
+  std::unique_ptr<AllToAll> make_all_to_all(std::size_t, std::span<const int> among) override {
+    return std::make_unique<MessageAllToAll>(among.empty() ? group_ : group_->part(among));
+  }
+  int ranks_per_host() const override { return group_->ranks_per_host(); }
   void check_current() const override { group_->check_current(); }
 
  private:

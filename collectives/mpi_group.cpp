@@ -63,23 +63,49 @@ std::shared_ptr<MpiWorld> make_mpi_world() {
 }
 
 MpiGroup::MpiGroup(std::shared_ptr<MpiWorld> world, std::vector<int> members, std::uint32_t epoch)
-    : world_(std::move(world)), members_(std::move(members)), epoch_(epoch), taken_{true} {
+    : world_(std::move(world)),
+      members_(std::move(members)),
+      epoch_(epoch),
+      taken_(std::make_shared<std::vector<bool>>(1, true)) {
+  find_own_place();
+  cpu_set_t cores;
+  CPU_ZERO(&cores);
+  for (const int rank : on_host_) CPU_OR(&cores, &cores, &world_->places[static_cast<std::size_t>(in_job(rank))].cores);
+  crowded_ = std::ssize(on_host_) > CPU_COUNT(&cores);
+}
+
+void MpiGroup::find_own_place() {
   int me = 0;
   MPI_Comm_rank(world_->comm, &me);
   const auto place = std::ranges::find(members_, me);
   if (place == members_.end()) fail("rank {} is not in the group that it makes", me);
   rank_ = static_cast<int>(place - members_.begin());
-  const auto place_of = [this](int rank) -> const MpiPlace& {
-    return world_->places[static_cast<std::size_t>(in_job(rank))];
-  };
-  cpu_set_t cores;
-  CPU_ZERO(&cores);
+  on_host_.clear();
+  for (int rank = 0; rank < size(); ++rank)
+    if (host_of(rank) == host_of(rank_)) on_host_.push_back(rank);
+}
+
+std::shared_ptr<MpiGroup> MpiGroup::part(std::span<const int> ranks) const {
+  const auto part = std::make_shared<MpiGroup>(*this);  // as crowded, since all its ranks work at the same time
+  part->members_.clear();
+  for (const int rank : ranks) part->members_.push_back(in_job(rank));
+  part->find_own_place();
+  return part;
+}
+
+int MpiGroup::ranks_per_host() const {
+  int n = 1;
+  while (n < size() && host_of(n) == host_of(0)) ++n;
+  std::vector<int> hosts;
   for (int rank = 0; rank < size(); ++rank) {
-    if (place_of(rank).host != place_of(rank_).host) continue;
-    on_host_.push_back(rank);
-    CPU_OR(&cores, &cores, &place_of(rank).cores);
+    if (rank % n == 0) {
+      if (std::ranges::find(hosts, host_of(rank)) != hosts.end()) return 1;
+      hosts.push_back(host_of(rank));
+    } else if (host_of(rank) != hosts.back()) {
+      return 1;
+    }
   }
-  crowded_ = std::ssize(on_host_) > CPU_COUNT(&cores);
+  return size() % n == 0 ? n : 1;
 }
 
 MpiGroup::MpiGroup(std::shared_ptr<MpiWorld> world, std::uint32_t epoch) : MpiGroup(world, all_of(*world), epoch) {}
@@ -89,15 +115,15 @@ void MpiGroup::check_current() const {
 }
 
 int MpiGroup::take_tags() {
-  const auto free = std::ranges::find(taken_, false);
-  const auto set = free - taken_.begin();
+  const auto free = std::ranges::find(*taken_, false);
+  const auto set = free - taken_->begin();
   if (set == kSets) fail("more than {} exchanges at a time", kSets);
-  if (free == taken_.end()) taken_.push_back(false);
-  taken_[static_cast<std::size_t>(set)] = true;
+  if (free == taken_->end()) taken_->push_back(false);
+  (*taken_)[static_cast<std::size_t>(set)] = true;
   return (static_cast<int>(epoch_ % kEpochs) * kSets + static_cast<int>(set)) * kTags;
 }
 
-void MpiGroup::give_back(int first_tag) { taken_[static_cast<std::size_t>(first_tag / kTags % kSets)] = false; }
+void MpiGroup::give_back(int first_tag) { (*taken_)[static_cast<std::size_t>(first_tag / kTags % kSets)] = false; }
 
 void MpiGroup::gather_bytes(std::span<const int> ranks, std::span<const std::byte> mine, std::span<std::byte> all) {
   // Messages that are left behind may still be written to and read from: their memory is freed when all have completed,

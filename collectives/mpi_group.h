@@ -48,6 +48,12 @@ class MpiGroup {
   /// Whether these are more than the cores that they have together: each may be bound to some of its own.
   bool crowded() const { return crowded_; }
 
+  /// Some of the group's ranks, ascending, this one among them: they exchange messages with tags of the group's. Every
+  /// rank of the group makes a part, of those that it is among.
+  std::shared_ptr<MpiGroup> part(std::span<const int> ranks) const;
+  /// How many ranks share a host, where each host has as many, numbered in a row; else 1.
+  int ranks_per_host() const;
+
   /// Throws LeftBehind where another group counts by now.
   void check_current() const;
 
@@ -68,13 +74,17 @@ class MpiGroup {
   void gather_bytes(std::span<const int> ranks, std::span<const std::byte> mine, std::span<std::byte> all);
 
  private:
+  int host_of(int rank) const { return world_->places[static_cast<std::size_t>(in_job(rank))].host; }
+  /// rank_ and on_host_, of members_.
+  void find_own_place();
+
   std::shared_ptr<MpiWorld> world_;
   std::vector<int> members_;
   std::uint32_t epoch_;
   int rank_ = 0;
   std::vector<int> on_host_;
   bool crowded_ = false;
-  std::vector<bool> taken_;  // sets of tags
+  std::shared_ptr<std::vector<bool>> taken_;  // sets of tags, of a group and its parts
 };
 
 /// Throws Error with MPI's own words if `code` is not MPI_SUCCESS.

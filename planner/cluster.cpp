@@ -156,6 +156,11 @@ int Cluster::largest_node() const {
   return n;
 }
 
+bool Cluster::two_hops() const {
+  const int n = groups[0].ranks_per_node;
+  return nodes() > 1 && n > 1 && std::ranges::all_of(groups, [n](const NodeGroup& g) { return g.ranks_per_node == n; });
+}
+
 const NodeGroup& Cluster::group_of(int rank) const {
   for (const NodeGroup& g : groups) {
     if (rank < g.nodes * g.ranks_per_node) return g;

@@ -77,6 +77,8 @@ struct Cluster {
   int ranks() const;
   int nodes() const;
   int largest_node() const;  // ranks of it
+  /// Whether tokens take two hops to their experts (collectives/hops.h): nodes have several ranks, and as many each.
+  bool two_hops() const;
   const NodeGroup& group_of(int rank) const;
   const Device& device_of(int rank) const { return group_of(rank).device; }
   int node_of(int rank) const;

@@ -238,8 +238,12 @@ RankMemory rank_memory(const ModelConfig& config, const HeldWeights& weights, co
     arriving = tokens * (layout.sliced_experts ? layout.ranks : std::min(config.num_experts_per_tok, layout.ranks));
     // Dispatch and combine, out and in, as FP32; or as BF16, and their FP32 forms too.
     const double row = config.hidden_size * 8.0;
-    const double answers = layout.replicas ? tokens * config.num_experts_per_tok : arriving;
-    m.exchange = (arriving + answers) * row * peak;
+    // What a rank passes on for its host.
+    const bool two_hops = cluster.two_hops();
+    const double passing = two_hops ? tokens * std::min(config.num_experts_per_tok, cluster.nodes()) : 0;
+    const double answers =
+        layout.replicas ? (two_hops ? 2 : 1) * tokens * config.num_experts_per_tok : arriving + passing;
+    m.exchange = (arriving + passing + answers) * row * peak;
   } else if (tp > 1) {
     // Sums go out and come in by slices of a piece, each through four slots that both of its ranks have in their
     // memory.

@@ -195,13 +195,15 @@ double SpeedModel::exchange_us(const Step& step) const {
   const double sent = cpu ? (workload_.bf16_rows ? 2 : 4) : precision_.arithmetic() != Arithmetic::bf16 ? 1 : 2;
   const double row = c.hidden_size * (sent + (cpu ? sent : 2.0));  // dispatch and combine
   const double rank_count = layout_.sliced_experts ? ranks - 1 : distinct(ranks, k) * (ranks - 1) / ranks;
-  // Prompts send a token once to a node, where it is passed on; decoding sends it to each rank, at the least latency.
+  // A token goes once to a node, where it is passed on (collectives/hops.h); from a GPU that decodes to each rank, by
+  // slots of its own.
+  const bool by_node = cluster_.two_hops() && (cpu || step.prefill);
   const double node_limit = c.n_group > 1 ? std::min<double>(c.topk_group, nodes) : nodes;
   const double node_count =
       layout_.sliced_experts ? nodes - 1 : std::min(distinct(nodes, k), node_limit) * (nodes - 1) / nodes;
-  const double far_count = nodes == 1 ? 0 : step.prefill ? node_count : rank_count * (nodes - 1) / nodes;
-  const double near_count = step.prefill ? rank_count : rank_count / nodes;
-  const double latency = 2 * (nodes > 1 ? far.latency_us : near.latency_us);
+  const double far_count = nodes == 1 ? 0 : by_node ? node_count : rank_count * (nodes - 1) / nodes;
+  const double near_count = by_node ? rank_count : rank_count / nodes;
+  const double latency = 2 * ((nodes > 1 ? far.latency_us : 0) + (nodes == 1 || by_node ? near.latency_us : 0));
   us += moe_layers_ * (std::max(time(far, tokens * far_count * row), time(near, tokens * near_count * row)) + latency);
   return us;
 }

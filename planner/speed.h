@@ -30,7 +30,7 @@ struct SpeedConstants {
   OfDevice measured{.memory = 1, .products = 0.93, .attention = 0.5, .passes = 4, .layer_us = 60, .step_us = 200};
   double link = 0.80;        // fraction of a link's bandwidth in an exchange
   double imbalance = 1.2;    // most loaded rank over the mean, where no loads are known; or what chance alone makes
-  double overlap = 0.2;      // of the shorter of computation and exchange that two micro-batches hide
+  double overlap = 0.2;      // of the shorter of computation and exchange: what travels while others' experts compute
   double companion_us = 60;  // there and back between a CPU and its GPU, a layer
 };
 

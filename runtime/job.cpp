@@ -35,6 +35,9 @@ std::string summarize(const ModelConfig& config, const JobOptions& options, cons
   if (config.n_routed_experts > 0)
     text += fmt::format(", {} experts, {} per token", config.n_routed_experts, config.num_experts_per_tok);
   text += fmt::format(")\nranks     {} over {}\n", ranks.size(), comm.description());
+  if (config.n_routed_experts > 0 && Hops(comm.size(), comm.rank(), comm.ranks_per_host()).two())
+    text += fmt::format("tokens    go once to each of {} hosts, and on to its {} ranks\n",
+                        comm.size() / comm.ranks_per_host(), comm.ranks_per_host());
   text += fmt::format("device    {}\n", ranks.front().backend);
   text += fmt::format("memory    weights {:.3f} GB, KV cache {:.3f} GB on the largest rank\n",
                       static_cast<double>(weights) / 1e9, static_cast<double>(kv) / 1e9);

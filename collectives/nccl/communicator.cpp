@@ -4,6 +4,7 @@
 #include <array>
 #include <chrono>
 #include <cstring>
+#include <numeric>
 
 #include "base/cuda/memory.h"
 #include "base/cuda/stream.h"
@@ -40,6 +41,7 @@ class Member {
     others.broadcast(std::as_writable_bytes(std::span(id)), 0);
     group_ = library_->join(size_, id, rank_);
     stream_ = cuda::new_stream(true);
+    last_ = cuda::new_event();
   }
   ~Member() {
     try {
@@ -48,6 +50,7 @@ class Member {
       abort();  // an orderly end would wait for all ranks
     }
     group_.reset();
+    static_cast<void>(cudaEventDestroy(last_));
     static_cast<void>(cudaStreamDestroy(stream_));
   }
   Member(const Member&) = delete;
@@ -66,6 +69,8 @@ class Member {
   int size() const { return size_; }
 
   /// What has bytes goes and comes. Each rank starts with its successor, so that not all talk to rank 0 first.
+  /// Exchanges follow each other in the order in which they are asked for, on whichever streams: as all ranks ask for
+  /// them.
   void exchange(std::span<const Piece> to, std::span<const Piece> from, cudaStream_t on) {
     NcclGroup& all = group();
     try {
@@ -80,6 +85,7 @@ class Member {
     }
   }
   void begin_exchange(NcclGroup& all, std::span<const Piece> to, std::span<const Piece> from, cudaStream_t on) {
+    check(cudaStreamWaitEvent(on, last_), "cudaStreamWaitEvent");
     all.start();
     for (int i = 1; i < size_; ++i) {
       const int dest = (rank_ + i) % size_, src = (rank_ + size_ - i) % size_;
@@ -88,6 +94,7 @@ class Member {
       if (received.bytes > 0) all.receive(received.memory, received.bytes, src, on);
     }
     all.end();
+    check(cudaEventRecord(last_, on), "cudaEventRecord");
   }
 
   void on_abort(std::function<void()> stop) { on_abort_ = std::move(stop); }
@@ -130,6 +137,7 @@ class Member {
   const int rank_, size_;
   const cuda::Watch watch_;
   cudaStream_t stream_ = nullptr;
+  cudaEvent_t last_ = nullptr;  // exchange
   std::unique_ptr<NcclGroup> group_;
   std::function<void()> on_abort_;
   bool lost_ = false;
@@ -178,12 +186,15 @@ class DeviceBuffer {
 
 class NcclAllToAll final : public AllToAll {
  public:
-  NcclAllToAll(std::shared_ptr<Member> member, std::size_t eager)
+  /// ranks: that it is among, of the group.
+  NcclAllToAll(std::shared_ptr<Member> member, std::size_t eager, std::vector<int> ranks)
       : member_(std::move(member)),
         layout_{eager},
-        n_(static_cast<std::size_t>(member_->size())),
-        pieces_to_(n_),
-        pieces_from_(n_) {
+        ranks_(std::move(ranks)),
+        n_(ranks_.size()),
+        me_(static_cast<int>(std::ranges::find(ranks_, member_->rank()) - ranks_.begin())),
+        pieces_to_(static_cast<std::size_t>(member_->size())),
+        pieces_from_(pieces_to_.size()) {
     member_->use_device();
     for (Round& r : rounds_) {
       r.to.resize(n_);
@@ -204,7 +215,7 @@ class NcclAllToAll final : public AllToAll {
 
   std::span<std::byte> outgoing(int dest, std::size_t bytes) override {
     check_room();
-    if (dest == member_->rank()) {
+    if (dest == me_) {
       AlignedBuffer& own = own_[posts_ % 3];
       own.reserve(bytes);
       return {own.data(), bytes};
@@ -226,9 +237,9 @@ class NcclAllToAll final : public AllToAll {
     std::size_t longest = 0;
     for (std::size_t d = 0; d < n_; ++d) {
       r.sent[d] = bytes[d];
-      const bool own = static_cast<int>(d) == member_->rank();
+      const bool own = static_cast<int>(d) == me_;
       if (bytes[d] > (own ? own_[posts_ % 3].capacity() : r.asked[d]))
-        fail("all-to-all: rank {} sends {} bytes to rank {} and asked for less", member_->rank(), bytes[d], d);
+        fail("all-to-all: rank {} sends {} bytes to rank {} and asked for less", member_->rank(), bytes[d], ranks_[d]);
       if (own) continue;
       std::byte* slot = r.outgoing.data() + layout_.slot(static_cast<int>(d));
       std::memcpy(slot, &r.sent[d], sizeof r.sent[d]);
@@ -242,8 +253,8 @@ class NcclAllToAll final : public AllToAll {
                               RecordLayout::kHeader + longest, n_, cudaMemcpyHostToDevice, stream),
             "copying records to the GPU");
       for (std::size_t p = 0; p < n_; ++p) {
-        pieces_to_[p] = {sends + layout_.slot(static_cast<int>(p)), layout_.slot_bytes()};
-        pieces_from_[p] = {receives + layout_.slot(static_cast<int>(p)), layout_.slot_bytes()};
+        piece(pieces_to_, p) = {sends + layout_.slot(static_cast<int>(p)), layout_.slot_bytes()};
+        piece(pieces_from_, p) = {receives + layout_.slot(static_cast<int>(p)), layout_.slot_bytes()};
       }
       member_->exchange(pieces_to_, pieces_from_, stream);
       check(cudaMemcpyAsync(r.slots.data(), receives, n_ * layout_.slot_bytes(), cudaMemcpyDeviceToHost, stream),
@@ -260,7 +271,7 @@ class NcclAllToAll final : public AllToAll {
     member_->wait_for(r.arrived);
     for (std::size_t s = 0; s < n_; ++s) {
       r.received[s] = r.sent[s];
-      if (static_cast<int>(s) != member_->rank())
+      if (static_cast<int>(s) != me_)
         std::memcpy(&r.received[s], r.slots.data() + layout_.slot(static_cast<int>(s)), sizeof r.received[s]);
     }
     exchange_rests(r);
@@ -271,7 +282,7 @@ class NcclAllToAll final : public AllToAll {
   std::span<const std::byte> incoming(int src) const override {
     const Round& r = rounds_[(waits_ - 1) % 2];
     const auto s = static_cast<std::size_t>(src);
-    if (src == member_->rank()) return {own_[(waits_ - 1) % 3].data(), r.received[s]};
+    if (src == me_) return {own_[(waits_ - 1) % 3].data(), r.received[s]};
     const std::byte* from =
         layout_.rest(r.received[s]) > 0 ? r.from[s] : r.slots.data() + layout_.slot(src) + RecordLayout::kHeader;
     return {from, r.received[s]};
@@ -290,12 +301,15 @@ class NcclAllToAll final : public AllToAll {
   };
 
   Round& round(std::uint64_t exchange) { return rounds_[exchange % 2]; }
+  Piece& piece(std::vector<Piece>& of_group, std::size_t p) const {
+    return of_group[static_cast<std::size_t>(ranks_[p])];
+  }
   void check_room() const {
     if (posts_ - waits_ >= 2)
       fail("all-to-all: rank {} starts a third exchange before it waited for the first", member_->rank());
   }
   void exchange_rests(Round& r) {
-    const auto mine = static_cast<std::size_t>(member_->rank());
+    const auto mine = static_cast<std::size_t>(me_);
     std::vector<std::uint64_t> sent = r.sent, received = r.received;
     sent[mine] = received[mine] = 0;
     const auto to = layout_.rest_places(sent), from = layout_.rest_places(received);
@@ -312,8 +326,8 @@ class NcclAllToAll final : public AllToAll {
       std::memcpy(r.from[p], r.slots.data() + layout_.slot(static_cast<int>(p)) + RecordLayout::kHeader, layout_.eager);
     }
     for (std::size_t p = 0; p < n_; ++p) {
-      pieces_to_[p] = {sends + to[p], layout_.rest(sent[p])};
-      pieces_from_[p] = {receives + from[p], layout_.rest(received[p])};
+      piece(pieces_to_, p) = {sends + to[p], layout_.rest(sent[p])};
+      piece(pieces_from_, p) = {receives + from[p], layout_.rest(received[p])};
     }
     member_->exchange(pieces_to_, pieces_from_, stream);
     for (std::size_t s = 0; s < n_; ++s)
@@ -327,8 +341,10 @@ class NcclAllToAll final : public AllToAll {
 
   std::shared_ptr<Member> member_;
   const RecordLayout layout_;
+  const std::vector<int> ranks_;
   const std::size_t n_;
-  std::vector<Piece> pieces_to_, pieces_from_;  // [ranks]
+  const int me_;                                // among them
+  std::vector<Piece> pieces_to_, pieces_from_;  // of all ranks of the group
   std::array<Round, 2> rounds_;
   /// What a rank sends to itself stays where it was written: it may be read until the second post() after the exchange,
   /// and the next record is written before that post.
@@ -343,14 +359,27 @@ class NcclCommunicator final : public CollectivesOverAllToAll {
   int rank() const override { return member_->rank(); }
   int size() const override { return member_->size(); }
   std::string description() const override { return "nccl (" + member_->library().version() + ")"; }
-  std::unique_ptr<AllToAll> make_all_to_all(std::size_t usual) override {
+  std::unique_ptr<AllToAll> make_all_to_all(std::size_t usual, std::span<const int> among) override {
+    if (on_one_host(among)) return member_->others().make_all_to_all(usual, among);  // they share memory
     const std::size_t eager = member_->options().eager;
-    return std::make_unique<NcclAllToAll>(member_, usual > 0 ? std::min(align_up(usual), eager) : eager);
+    std::vector<int> ranks(among.begin(), among.end());
+    if (among.empty()) {
+      ranks.resize(static_cast<std::size_t>(size()));
+      std::iota(ranks.begin(), ranks.end(), 0);
+    }
+    return std::make_unique<NcclAllToAll>(member_, usual > 0 ? std::min(align_up(usual), eager) : eager,
+                                          std::move(ranks));
   }
+  int ranks_per_host() const override { return member_->others().ranks_per_host(); }
   DeviceTransport* device_transport() override { return &transport_; }
   void check_current() const override { member_->others().check_current(); }
 
  private:
+  bool on_one_host(std::span<const int> among) const {
+    const int of_host = ranks_per_host();
+    return of_host > 1 && !among.empty() && among.front() / of_host == among.back() / of_host;
+  }
+
   std::shared_ptr<Member> member_;
   NcclTransport transport_;
 };

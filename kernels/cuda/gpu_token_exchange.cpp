@@ -1,156 +1,185 @@
 #include "kernels/cuda/gpu_token_exchange.h"
 
+#include <algorithm>
+#include <numeric>
+
 #include "kernels/cuda/exchange_wire.h"
 
 namespace shoal::cuda {
-namespace {
-
-constexpr std::size_t kUsualRecord = 4 << 10;  // bytes: of some 200 rows with two experts each
-
-}  // namespace
 
 GpuTokenExchange::GpuTokenExchange(cudaStream_t stream, Uploads& uploads, Communicator& comm,
                                    const ExchangeShape& shape, bool f8_rows)
     : stream_(stream),
       uploads_(uploads),
-      ranks_(static_cast<std::size_t>(comm.size())),
-      rank_(static_cast<std::size_t>(comm.rank())),
       hidden_(shape.hidden),
+      hops_(comm.size(), comm.rank(), comm.ranks_per_host()),
       there_(wire_there(shape, f8_rows)),
       back_(wire_back(shape)),
       traffic_(comm.device_transport()),
-      records_(ranks_ > 1 ? comm.make_all_to_all(kUsualRecord) : nullptr),
-      record_(static_cast<std::size_t>(wire_row_bytes(there_, hidden_)), 0),
-      plan_(comm.size(), comm.rank(), shape.answers),
-      rows_from_(ranks_),
-      answers_to_(ranks_),
-      to_(ranks_),
-      from_(ranks_),
+      to_ranks_(comm, hops_.two() ? hops_.second() : hops_.first(), hidden_, there_, back_, shape.answers),
       x_(stream),
       results_(stream),
       sent_(stream),
       received_(stream),
       answers_sent_(stream),
-      answers_(stream) {}
-
-template <class RowsOf>
-void GpuTokenExchange::divide(std::byte* memory, Wire wire, const RowsOf& rows_of, std::vector<Piece>& pieces) const {
-  for (std::size_t r = 0; r < ranks_; ++r) {
-    pieces[r] = {memory, r == rank_ ? 0 : rows_of(r) * static_cast<std::size_t>(wire_row_bytes(wire, hidden_))};
-    memory += pieces[r].bytes;
-  }
+      answers_(stream),
+      passing_(stream),
+      forwarded_(stream),
+      summing_(stream),
+      host_answers_sent_(stream),
+      host_answers_(stream) {
+  if (!hops_.two()) return;
+  to_hosts_.emplace(comm, hops_.first(), hidden_, there_, back_, shape.answers);
+  lists_.emplace(traffic_.stream());
 }
 
 void GpuTokenExchange::dispatch(Rows<float> h, const std::int32_t* expert, const float* weight, int top_k,
                                 ExpertMap& map) {
   const auto entries = static_cast<std::size_t>(h.rows * top_k);
-  plan_.make({expert, entries}, {weight, entries}, top_k, map);
+  GpuHop& hop = first_hop();
+  hop.plan().make({expert, entries}, {weight, entries}, top_k, map, hops_);
   h_ = h;
-  if (ranks_ == 1) return;
-  std::vector<std::size_t> bytes(ranks_);
-  list_.clear();
-  for (std::size_t d = 0; d < ranks_; ++d) {
-    const RankSlot& slot = plan_.to()[d];
-    if (d == rank_ || slot.rows() == 0) continue;
-    bytes[d] = record_.bytes(slot);
-    record_.write(slot, records_->outgoing(static_cast<int>(d), bytes[d]));
-    list_.insert(list_.end(), slot.token.begin(), slot.token.end());
-  }
-  records_->post(bytes);
-  std::byte* sent = room(sent_, there_, list_.size());
-  if (!list_.empty()) pack_rows(h, uploads_.put(list_), std::ssize(list_), there_, sent, stream_);
+  if (hop.alone()) return;
+  list_ = hop.announce();
+  if (to_hosts_) list_.insert(list_.end(), hop.own().token.begin(), hop.own().token.end());
+  leaving_ = room(sent_, there_, list_.size());
+  if (!list_.empty()) pack_rows(h, uploads_.put(list_), std::ssize(list_), there_, leaving_, stream_);
   // Now, so that they need not wait for what is asked for before dispatched(). All that used their buffers is done
   // then.
   traffic_.follow(stream_);
-  divide(
-      sent, there_, [&](std::size_t r) { return plan_.to()[r].rows(); }, to_);
 }
 
-void GpuTokenExchange::append(const SlotRecord::View& slot, std::int32_t row) {
-  const bool summed = plan_.kind() == Answers::summed;
-  for (const std::uint32_t n : slot.n_experts) {
+/// What comes for this host, and what stays there, goes on to its ranks.
+void GpuTokenExchange::pass_on() {
+  GpuHop& hop = *to_hosts_;
+  hop.hear();
+  const cudaStream_t between = traffic_.stream();
+  const auto row_bytes = static_cast<std::size_t>(wire_row_bytes(there_, hidden_));
+  const std::size_t own = hop.own().rows() * row_bytes;
+  std::byte* passing = room(passing_, there_, hop.rows());
+  hop.exchange_rows(traffic_, leaving_, passing + own);
+  if (own > 0)  // behind those that leave
+    check(cudaMemcpyAsync(passing, leaving_ + list_.size() * row_bytes - own, own, cudaMemcpyDeviceToDevice, between),
+          "copying on the GPU");
+  passed_ = passing;
+
+  DispatchPlan& plan = to_ranks_.plan();
+  plan.clear();
+  std::size_t at = 0;
+  for (const std::uint32_t n : hop.n_experts()) {
+    forward_.clear();
+    for (std::size_t i = at; i < at + n; ++i) forward_.push_back(Hops::forward(hop.expert()[i]));
+    plan.add(forward_, std::span(hop.weight()).subspan(at, n));
+    at += n;
+  }
+  const std::vector<std::int32_t>& leaving = to_ranks_.announce();
+  leaving_ = room(forwarded_, there_, leaving.size());
+  if (!leaving.empty())
+    forward_rows(passing, lists_->put(leaving), std::ssize(leaving), there_, hidden_, leaving_, between);
+}
+
+/// Rows as the experts take them: each once, or once for each of its experts.
+void GpuTokenExchange::list_rows() {
+  batch_.first.assign(1, 0);
+  batch_.row.clear();
+  batch_.expert = to_ranks_.expert();
+  batch_.weight = to_ranks_.weight();
+  const bool summed = to_ranks_.plan().kind() == Answers::summed;
+  std::int32_t row = 0;
+  for (const std::uint32_t n : to_ranks_.n_experts()) {
     for (std::uint32_t i = 0; i < (summed ? 1 : n); ++i) {
       batch_.row.push_back(row);
       batch_.first.push_back(batch_.first.back() + static_cast<std::int32_t>(summed ? n : 1));
     }
     ++row;
   }
-  batch_.expert.insert(batch_.expert.end(), slot.expert.begin(), slot.expert.end());
-  batch_.weight.insert(batch_.weight.end(), slot.weight.begin(), slot.weight.end());
 }
 
 const ExpertBatch& GpuTokenExchange::dispatched() {
-  batch_.first.assign(1, 0);
-  batch_.row.clear();
-  batch_.expert.clear();
-  batch_.weight.clear();
-  std::size_t rows = 0;
-  const auto take = [&](std::size_t r, const SlotRecord::View& slot) {
-    append(slot, static_cast<std::int32_t>(rows));
-    answers_to_[r] = slot.answers(plan_.kind());
-    rows_from_[r] = slot.n_experts.size();
-    rows += rows_from_[r];
-  };
-  const RankSlot& own = plan_.to()[rank_];
-  take(rank_, {own.n_experts, own.expert, own.weight});
-  if (records_) records_->wait();
-  for (std::size_t r = 0; r < ranks_; ++r)
-    if (r != rank_)
-      take(r, record_.read(records_->incoming(static_cast<int>(r)), static_cast<int>(r), static_cast<int>(rank_)));
-
-  const auto all = static_cast<std::int64_t>(rows), mine = static_cast<std::int64_t>(own.rows());
-  const Rows<float> x(x_.room<float>(all * hidden_), all, hidden_), of_others = x.slice(mine, all - mine);
-  std::byte* arriving = reinterpret_cast<std::byte*>(of_others.data);
-  if (records_) {
-    if (there_ != Wire::f32) arriving = room(received_, there_, rows - own.rows());
-    divide(
-        arriving, there_, [&](std::size_t r) { return rows_from_[r]; }, from_);
-    traffic_.exchange(to_, from_);
-  }
-  if (mine > 0) keep_rows(h_, uploads_.put(own.token), there_, x.slice(0, mine), stream_);
-  if (records_) {
-    traffic_.precede(stream_);
-    unpack_rows(arriving, there_, of_others, stream_);
-  }
+  if (to_hosts_) pass_on();
+  to_ranks_.hear();
+  list_rows();
+  const auto all = static_cast<std::int64_t>(to_ranks_.rows()), mine = std::ssize(to_ranks_.own().token);
+  const Rows<float> x(x_.room<float>(all * hidden_), all, hidden_);
+  arriving_ = reinterpret_cast<std::byte*>(x.slice(mine, all - mine).data);
+  if (there_ != Wire::f32 && !to_ranks_.alone())
+    arriving_ = room(received_, there_, static_cast<std::size_t>(all - mine));
+  if (mine > 0 && to_hosts_)
+    unpack_rows(passed_, lists_->put(to_ranks_.own().token), there_, x.slice(0, mine), traffic_.stream());
+  else if (mine > 0)
+    keep_rows(h_, uploads_.put(to_ranks_.own().token), there_, x.slice(0, mine), stream_);
+  if (!to_ranks_.alone()) to_ranks_.exchange_rows(traffic_, leaving_, arriving_);
   batch_.x = x;
   const std::int64_t n = std::ssize(batch_.row);
   batch_.results = {results_.room<float>(n * hidden_), n, hidden_};
   return batch_;
 }
 
+void GpuTokenExchange::arrived() {
+  if (to_ranks_.alone()) return;
+  traffic_.precede(stream_);
+  if (there_ == Wire::f32) return;
+  const Rows<const float> x = batch_.x;
+  const std::int64_t mine = std::ssize(to_ranks_.own().token);
+  unpack_rows(arriving_, nullptr, there_, {x_.room<float>(0) + mine * hidden_, x.rows - mine, hidden_}, stream_);
+}
+
+std::byte* GpuTokenExchange::pack_answers(const GpuHop& hop, Rows<const float> answers, Scratch& memory,
+                                          cudaStream_t stream) {
+  const auto own = static_cast<std::int64_t>(hop.own_answers());
+  const Rows<const float> to_others = answers.slice(own, answers.rows - own);
+  if (back_ == Wire::f32) return reinterpret_cast<std::byte*>(const_cast<float*>(to_others.data));
+  std::byte* packed = room(memory, back_, static_cast<std::size_t>(to_others.rows));
+  pack_rows(to_others, nullptr, to_others.rows, back_, packed, stream);
+  return packed;
+}
+
 void GpuTokenExchange::combine(Rows<float>) {
-  if (!records_) return;
-  const auto own = static_cast<std::int64_t>(answers_to_[rank_]);
-  const Rows<float> to_others = batch_.results.slice(own, batch_.results.rows - own);
-  std::byte* sent = reinterpret_cast<std::byte*>(to_others.data);
-  if (back_ != Wire::f32) {
-    sent = room(answers_sent_, back_, static_cast<std::size_t>(to_others.rows));
-    pack_rows(to_others, nullptr, to_others.rows, back_, sent, stream_);
-  }
-  divide(
-      sent, back_, [&](std::size_t r) { return answers_to_[r]; }, to_);
-  const auto awaited = [&](std::size_t r) { return plan_.to()[r].answers(plan_.kind()); };
-  std::size_t all = 0;
-  for (std::size_t r = 0; r < ranks_; ++r) all += awaited(r);
-  divide(room(answers_, back_, all), back_, awaited, from_);
+  if (to_ranks_.alone()) return;
+  std::byte* leaving = pack_answers(to_ranks_, batch_.results, answers_sent_, stream_);
+  std::byte* of_ranks = room(answers_, back_, to_ranks_.awaited());
+  of_ranks_ = of_ranks;
   traffic_.follow(stream_);
-  traffic_.exchange(to_, from_);
+  to_ranks_.exchange_answers(traffic_, leaving, of_ranks);
+  if (to_hosts_) pass_back();
+}
+
+/// The answers of this host's ranks to what was passed on to them: summed for each row, or (already in the order of its
+/// experts) each by itself.
+void GpuTokenExchange::pass_back() {
+  GpuHop& hop = *to_hosts_;
+  const cudaStream_t between = traffic_.stream();
+  const auto n = static_cast<std::int64_t>(hop.answers());
+  sums_ = {summing_.room<float>(n * hidden_), n, hidden_};
+  if (n > 0)
+    check(cudaMemsetAsync(sums_.data, 0, static_cast<std::size_t>(n * hidden_) * sizeof(float), between),
+          "clearing GPU memory");
+  const DispatchPlan& plan = to_ranks_.plan();
+  if (plan.kind() == Answers::summed) {
+    first_.assign(plan.first_answer().begin(), plan.first_answer().end());
+  } else {
+    first_.resize(static_cast<std::size_t>(n) + 1);
+    std::iota(first_.begin(), first_.end(), 0);
+  }
+  add_up(first_, to_ranks_, batch_.results, of_ranks_, sums_, *lists_, between);
+  std::byte* leaving = pack_answers(hop, sums_, host_answers_sent_, between);
+  std::byte* of_hosts = room(host_answers_, back_, hop.awaited());
+  of_hosts_ = of_hosts;
+  hop.exchange_answers(traffic_, leaving, of_hosts);
+}
+
+void GpuTokenExchange::add_up(std::span<const std::int32_t> first, GpuHop& hop, Rows<const float> own,
+                              const std::byte* others, Rows<float> out, Uploads& lists, cudaStream_t stream) {
+  if (out.rows == 0) return;
+  const auto [begin, place] = lists.put_all(first, std::span<const std::int32_t>(hop.places()));
+  add_answers(own, others, back_, begin, place, out, stream);
 }
 
 void GpuTokenExchange::combined(Rows<float> out) {
-  if (records_) traffic_.precede(stream_);
-  if (out.rows == 0) return;
-  const std::byte* answers = answers_.room<std::byte>(0);
-  list_.clear();
-  for (const auto& [rank, row] : plan_.answers()) {
-    const auto n = static_cast<std::int32_t>(row);
-    const std::ptrdiff_t before = from_[rank].memory - answers;
-    list_.push_back(rank == rank_ ? ~n : static_cast<std::int32_t>(before / wire_row_bytes(back_, hidden_)) + n);
-  }
-  first_.assign(plan_.first_answer().begin(), plan_.first_answer().end());
-  const auto [first, place] =
-      uploads_.put_all(std::span<const std::int32_t>(first_), std::span<const std::int32_t>(list_));
-  add_answers(batch_.results, answers, back_, first, place, out, stream_);
+  GpuHop& hop = first_hop();
+  if (!hop.alone()) traffic_.precede(stream_);
+  first_.assign(hop.plan().first_answer().begin(), hop.plan().first_answer().end());
+  add_up(first_, hop, to_hosts_ ? sums_ : batch_.results, to_hosts_ ? of_hosts_ : of_ranks_, out, uploads_, stream_);
 }
 
 }  // namespace shoal::cuda

@@ -227,8 +227,11 @@ void pack_rows(Rows<const float> x, const std::int32_t* row, std::int64_t n, Wir
                cudaStream_t stream);
 /// out[i] = x[row[i]] as it would arrive, had it travelled.
 void keep_rows(Rows<const float> x, const std::int32_t* row, Wire wire, Rows<float> out, cudaStream_t stream);
-/// Nothing where rows arrive as they are (FP32).
-void unpack_rows(const std::byte* in, Wire wire, Rows<float> out, cudaStream_t stream);
+/// out[i] = the row that arrived as number row[i] or (null) i.
+void unpack_rows(const std::byte* in, const std::int32_t* row, Wire wire, Rows<float> out, cudaStream_t stream);
+/// Rows that travel on as they came: row row[i] of `in` becomes row i of `out`.
+void forward_rows(const std::byte* in, const std::int32_t* row, std::int64_t n, Wire wire, std::int64_t cols,
+                  std::byte* out, cudaStream_t stream);
 /// out[t] += its answers, place[first[t]] .. place[first[t + 1]]: rows of `others`, which travelled in FP32 or BF16, or
 /// (~n) of `own`.
 void add_answers(Rows<const float> own, const std::byte* others, Wire wire, const std::int32_t* first,
@@ -244,6 +247,7 @@ struct Slots {
   std::int64_t hidden;
   Wire there, back;  // how rows travel, and answers
   bool by_expert;    // answers: one for each entry, in the order of the router's, and not one for each token
+  int added_up = 1;  // ranks of a host whose answers have a sum of their own, rounded as they travel (Hops)
 
   constexpr std::int64_t all() const { return std::int64_t{ranks} * of_rank; }
   /// Where the i-th of all slots lies, and its answer, counted in slots. In windows that does not depend on of_rank:

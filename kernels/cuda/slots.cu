@@ -134,7 +134,7 @@ __global__ void __launch_bounds__(kThreads)
   if (peers.window != nullptr) tell_when_written(peers, s.ranks, s.rank, Written::answers);
 }
 
-/// Of each token the answers of the ranks that it went to.
+/// Of each token the answers of the ranks that it went to; those of ranks that are added up, as a sum that travelled.
 ///   shape      answers [ranks, of_rank] as they travelled -> out [tokens, hidden] FP32 +=
 ///   grid       (tokens, 256 columns)
 ///   traffic    as add_answers: of an R1 token with answers of four ranks 115 KB in BF16
@@ -147,8 +147,8 @@ __global__ void __launch_bounds__(kThreads)
   const std::int64_t c = columns.c, t = blockIdx.x;
   if (c >= s.hidden) return;
   const SlotEntry* entry = entries_of(own_slots, s, t);
-  float sum = out.data[t * out.stride + c];
-  std::int32_t before = -1;
+  float sum = out.data[t * out.stride + c], of_host = 0;
+  std::int32_t before = -1, last = -1;  // rank, and the last one of its host
   for (int i = 0; i < s.entries; ++i) {
     if (entry[i].place < 0) continue;
     const std::int32_t rank = rank_of(entry[i].place);
@@ -156,9 +156,14 @@ __global__ void __launch_bounds__(kThreads)
     before = rank;
     const std::byte* answer =
         answers + (s.first(rank) + t) * s.answer_bytes() + (s.by_expert ? i * wire_row_bytes(kWire, s.hidden) : 0);
-    sum += columns.at(answer);
+    if (s.by_expert || rank > last) {
+      sum += columns.travelled(of_host);
+      of_host = 0;
+      last = (rank / s.added_up + 1) * s.added_up - 1;
+    }
+    of_host += columns.at(answer);
   }
-  out.data[t * out.stride + c] = sum;
+  out.data[t * out.stride + c] = sum + columns.travelled(of_host);
 }
 
 }  // namespace

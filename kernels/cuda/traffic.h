@@ -11,6 +11,8 @@ class Traffic {
  public:
   explicit Traffic(DeviceTransport* transport) : transport_(transport) {}
 
+  /// Where exchanges go, for what is done with rows between two of them.
+  cudaStream_t stream() const { return stream_; }
   /// The next exchange follows what was put on `stream` so far.
   void follow(cudaStream_t stream) { check(cudaEventRecord(ready_, stream), "cudaEventRecord"); }
   void exchange(std::span<const DeviceTransport::Piece> to, std::span<const DeviceTransport::Piece> from) {

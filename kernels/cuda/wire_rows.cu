@@ -25,12 +25,25 @@ __global__ void __launch_bounds__(kThreads)
   WireColumns<kWire>().keep(x.data + row[blockIdx.x] * x.stride, x.cols, out.data + blockIdx.x * out.stride);
 }
 
-/// out = what arrived, of BF16 or E4M3.
+/// out[i] = row row[i], or i, of what arrived.
 template <Wire kWire>
-__global__ void __launch_bounds__(kThreads) unpack_rows_kernel(const std::byte* in, Rows<float> out) {
+__global__ void __launch_bounds__(kThreads)
+    unpack_rows_kernel(const std::byte* in, const std::int32_t* row, Rows<float> out) {
   follow_previous_kernels();
-  WireColumns<kWire>().load(in + blockIdx.x * wire_row_bytes(kWire, out.cols), out.cols,
-                            out.data + blockIdx.x * out.stride);
+  const std::int64_t i = blockIdx.x;
+  WireColumns<kWire>().load(in + (row == nullptr ? i : row[i]) * wire_row_bytes(kWire, out.cols), out.cols,
+                            out.data + i * out.stride);
+}
+
+/// Row i of `out` is row row[i] of `in`, both as they travel, in words of 4 bytes or (rows of an odd number of BF16) 2.
+///   grid       (rows, 256 words)
+///   traffic    each row once in and out: of an R1 token in E4M3 15 KB
+template <class Word>
+__global__ void __launch_bounds__(kThreads)
+    forward_rows_kernel(const std::byte* in, const std::int32_t* row, std::int64_t words, std::byte* out) {
+  follow_previous_kernels();
+  const std::int64_t i = blockIdx.x, w = std::int64_t{blockIdx.y} * kThreads + threadIdx.x;
+  if (w < words) reinterpret_cast<Word*>(out)[i * words + w] = reinterpret_cast<const Word*>(in)[row[i] * words + w];
 }
 
 /// out[t] += the answers place[first[t]] .. place[first[t + 1]], in this order: one that came from another rank, as it
@@ -68,11 +81,23 @@ void keep_rows(Rows<const float> x, const std::int32_t* row, Wire wire, Rows<flo
   });
 }
 
-void unpack_rows(const std::byte* in, Wire wire, Rows<float> out, cudaStream_t stream) {
+void unpack_rows(const std::byte* in, const std::int32_t* row, Wire wire, Rows<float> out, cudaStream_t stream) {
   with_wire(wire, [&]<Wire kWire>(std::integral_constant<Wire, kWire>) {
-    if constexpr (kWire != Wire::f32)
-      launch("unpack_rows", unpack_rows_kernel<kWire>, wire_grid(wire, out.rows, out.cols), kThreads, stream, in, out);
+    launch("unpack_rows", unpack_rows_kernel<kWire>, wire_grid(wire, out.rows, out.cols), kThreads, stream, in, row,
+           out);
   });
+}
+
+void forward_rows(const std::byte* in, const std::int32_t* row, std::int64_t n, Wire wire, std::int64_t cols,
+                  std::byte* out, cudaStream_t stream) {
+  const std::int64_t bytes = wire_row_bytes(wire, cols);
+  const auto in_words = [&]<class Word>(Word) {
+    const std::int64_t words = bytes / std::int64_t{sizeof(Word)};
+    const dim3 grid(static_cast<unsigned>(n), static_cast<unsigned>(ceil_div<std::int64_t>(words, kThreads)));
+    launch("forward_rows", forward_rows_kernel<Word>, grid, kThreads, stream, in, row, words, out);
+  };
+  if (bytes % 4 == 0) return in_words(std::uint32_t{});
+  in_words(std::uint16_t{});
 }
 
 void add_answers(Rows<const float> own, const std::byte* others, Wire wire, const std::int32_t* first,

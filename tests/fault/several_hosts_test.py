@@ -55,16 +55,17 @@ def text_of(log):
     return log.read()
 
 
+@pytest.mark.parametrize("slots", [[2, 2, 1], [2, 2]], ids=str)  # tokens take one hop, and two
 @pytest.mark.parametrize("option", [(), ("--ucx",)], ids=["mpi", "ucx"])
-def test_communicator(running, option):
-    process, log = running([2, 2, 1], BINARY.parent / "tests" / "mpi_communicator_test", *option)
+def test_communicator(running, option, slots):
+    process, log = running(slots, BINARY.parent / "tests" / "mpi_communicator_test", *option)
     status = process.wait(120)
     if status == 77:
         pytest.skip("built without UCX")
     assert status == 0, text_of(log)
 
 
-@pytest.mark.parametrize("slots", [[1, 1, 1], [2, 2, 1]], ids=str)
+@pytest.mark.parametrize("slots", [[1, 1, 1], [2, 2, 1], [2, 2]], ids=str)
 def test_same_answers_as_on_one_host(running, tmp_path, slots):
     options = ["eval", "--model", DEMO, "--json"]
     for name, option in (("puzzles", "--puzzles"), ("solutions", "--text")):

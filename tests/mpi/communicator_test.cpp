@@ -1,6 +1,7 @@
 #include <malloc.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <cstring>
@@ -35,6 +36,27 @@ std::shared_ptr<MpiWorld> new_world() {
 
 TEST(Mpi, DoesWhatEveryCommunicatorDoes) { test::check_communicator(*world); }
 TEST(Mpi, CarriesLongData) { test::check_long_data(*world); }
+/// As their names say.
+TEST(Mpi, KnowsHowManyRanksShareAHost) {
+  std::array<char, 64> mine{};
+  ASSERT_EQ(gethostname(mine.data(), mine.size() - 1), 0);
+  std::vector<std::array<char, 64>> names(static_cast<std::size_t>(world->size()));
+  for (int r = 0; r < world->size(); ++r) {
+    auto& name = names[static_cast<std::size_t>(r)];
+    if (r == world->rank()) name = mine;
+    world->broadcast(std::as_writable_bytes(std::span(name)), r);
+  }
+  std::vector<int> in_a_row{1};
+  for (std::size_t r = 1; r < names.size(); ++r) {
+    if (names[r] == names[r - 1])
+      ++in_a_row.back();
+    else
+      in_a_row.push_back(1);
+  }
+  const bool even = std::ranges::count(in_a_row, in_a_row[0]) == std::ssize(in_a_row);
+  EXPECT_EQ(world->ranks_per_host(), even ? in_a_row[0] : 1);
+}
+
 TEST(Mpi, CarriesExpertExchanges) { test::check_expert_exchanges(*world); }
 
 /// Records of many messages, as those beyond 1 GiB are; between ranks of a host with shared memory, and without.

@@ -162,11 +162,13 @@ inline void reference_by_expert(const ExchangeCase& c, const Tokens& t, std::vec
 }
 
 /// The same by plain loops, without replicas: for each rank its experts in the order of its own ids, ranks in ascending
-/// order.
-inline void reference(const ExchangeCase& c, const ExpertMap& map, int ranks, const Tokens& t, std::vector<float>& out,
-                      std::int64_t out_stride) {
+/// order; `together` of them, where rows go by hosts, have a sum of their own that travels.
+inline void reference(const ExchangeCase& c, const ExpertMap& map, int ranks, int together, const Tokens& t,
+                      std::vector<float>& out, std::int64_t out_stride) {
+  std::vector<float> of_host(static_cast<std::size_t>(c.hidden));
   for (std::int64_t token = 0; token < t.count; ++token)
     for (int rank = 0; rank < ranks; ++rank) {
+      if (rank % together == 0) std::fill(of_host.begin(), of_host.end(), 0.0f);
       std::vector<std::pair<std::int32_t, std::size_t>> there;  // local id, entry
       for (int k = 0; k < c.top_k; ++k) {
         const auto entry = static_cast<std::size_t>(token * c.top_k + k);
@@ -175,12 +177,14 @@ inline void reference(const ExchangeCase& c, const ExpertMap& map, int ranks, co
         if (place.rank == rank) there.emplace_back(place.local, entry);
       }
       std::sort(there.begin(), there.end());
-      if (there.empty()) continue;
       for (int i = 0; i < c.hidden; ++i) {
         float sum = 0;
         const float x = arriving(c, t, token * t.stride + i);
         for (const auto& [local, entry] : there) sum += t.weight[entry] * expert_of_test(t.expert[entry], x);
-        out[static_cast<std::size_t>(token * out_stride + i)] += travelled(c, sum);
+        float& so_far = of_host[static_cast<std::size_t>(i)];
+        so_far += travelled(c, sum);
+        if (rank % together == together - 1)
+          out[static_cast<std::size_t>(token * out_stride + i)] += travelled(c, so_far);
       }
     }
 }
@@ -210,6 +214,7 @@ inline void check_expert_exchange(Communicator& comm, const MakeExchange& make, 
                                   int layers = 12) {
   const RunLayer run = make(c);
   ExpertMap map = make_map(c, comm.size());
+  const int together = comm.ranks_per_host() < comm.size() ? comm.ranks_per_host() : 1;
   for (int layer = 0; layer < layers; ++layer) {
     const Tokens t = make_tokens(c, comm.rank(), static_cast<std::uint64_t>(layer));
     const std::int64_t out_stride = c.hidden + 5;
@@ -217,7 +222,7 @@ inline void check_expert_exchange(Communicator& comm, const MakeExchange& make, 
     const float pairs = run(c, map, t, out, out_stride);
 
     if (c.answers == Answers::summed)
-      reference(c, map, comm.size(), t, expected, out_stride);
+      reference(c, map, comm.size(), together, t, expected, out_stride);
     else
       reference_by_expert(c, t, expected, out_stride);
     for (std::size_t i = 0; i < out.size(); ++i) {

@@ -9,6 +9,43 @@ class ExpertExchangeTest : public testing::TestWithParam<int> {};
 
 TEST_P(ExpertExchangeTest, EveryContributionArrivesOnce) { run_in_process(GetParam(), test::check_expert_exchanges); }
 
+/// {ranks of a host, hosts}.
+class ByHosts : public testing::TestWithParam<std::pair<int, int>> {};
+
+TEST_P(ByHosts, EveryContributionArrivesOnce) {
+  const auto [of_host, hosts] = GetParam();
+  run_in_process(of_host * hosts, test::check_expert_exchanges, of_host);
+}
+
+/// Where answers go by expert, they are the same to the bit as by one hop.
+TEST_P(ByHosts, AnswersByExpertAreThoseOfOneHop) {
+  const auto [of_host, hosts] = GetParam();
+  const test::ExchangeCase c{.bf16_wire = true, .rank_of = {0, 5, 1, 3, 2, 4, 7, 6, 3, 0, 2, 1, 5, 6, 4, 7}};
+  run_in_process(
+      of_host * hosts,
+      [&](Communicator& comm) {
+        const test::Tokens t = test::make_tokens(c, comm.rank(), 7);
+        std::vector<float> by_hops[2];
+        for (const int per_host : {1, 0}) {
+          ExpertMap map = test::make_map(c, comm.size());
+          ExpertExchange exchange(comm, c.hidden, true, Answers::by_expert, per_host);
+          exchange.dispatch(t.x.data(), t.stride, t.count, t.expert.data(), t.weight.data(), c.top_k, map);
+          test::work(c, map, comm.rank(), exchange.dispatched());
+          exchange.combine();
+          by_hops[per_host].resize(static_cast<std::size_t>(t.count * c.hidden));
+          exchange.combined(by_hops[per_host].data(), c.hidden);
+        }
+        EXPECT_EQ(by_hops[0], by_hops[1]);
+      },
+      of_host);
+}
+
+INSTANTIATE_TEST_SUITE_P(Hosts, ByHosts,
+                         testing::Values(std::pair(2, 2), std::pair(3, 2), std::pair(2, 4), std::pair(4, 2)),
+                         [](const auto& of) {
+                           return std::to_string(of.param.second) + "x" + std::to_string(of.param.first);
+                         });
+
 INSTANTIATE_TEST_SUITE_P(Ranks, ExpertExchangeTest, testing::Values(1, 2, 3, 5, 8), testing::PrintToStringParamName());
 
 /// The answer does not depend on which rank a token lives on: what stays on its rank is rounded as what travels.

@@ -34,6 +34,7 @@ MakeExchange by_gpu(Communicator& comm, Backend& backend) {
           sums(backend, {out.data(), t.count, c.hidden, out_stride});
       exchange->dispatch(h.rows(), t.expert.data(), t.weight.data(), c.top_k, map);
       const ExpertBatch& batch = exchange->dispatched();
+      exchange->arrived();
 
       // The experts' work is the host's here.
       HostRoom room;
@@ -56,30 +57,47 @@ MakeExchange by_gpu(Communicator& comm, Backend& backend) {
   };
 }
 
+void do_what_plain_loops_do(int ranks, int ranks_per_host) {
+  over_gpus(
+      ranks,
+      [](Communicator& comm) {
+        const auto backend = make_cuda_backend({.self_check = false});
+        check_expert_exchanges_by(by_gpu(comm, *backend), comm);
+      },
+      ranks_per_host);
+}
+
+void send_rows_in_f8(int ranks, int ranks_per_host) {
+  over_gpus(
+      ranks,
+      [](Communicator& comm) {
+        const auto backend = make_cuda_backend({.compute = Compute::fp8, .self_check = false});
+        for (const Answers answers : {Answers::summed, Answers::by_expert}) {
+          ExchangeCase c{.hidden = 300, .bf16_wire = true, .answers = answers, .f8_rows = true};
+          for (int e = 0; e < c.n_experts; ++e) c.rank_of.push_back(e * comm.size() / c.n_experts);
+          check_expert_exchange(comm, by_gpu(comm, *backend), c, 3);
+        }
+      },
+      ranks_per_host);
+}
+
 class GpuExchange : public testing::TestWithParam<int> {};
 
-TEST_P(GpuExchange, DoesWhatPlainLoopsDo) {
-  over_gpus(GetParam(), [](Communicator& comm) {
-    const auto backend = make_cuda_backend({.self_check = false});
-    check_expert_exchanges_by(by_gpu(comm, *backend), comm);
-  });
-}
+TEST_P(GpuExchange, DoesWhatPlainLoopsDo) { do_what_plain_loops_do(GetParam(), 1); }
 
 /// Tokens of experts of E4M3 travel as such, answers as BF16.
-TEST_P(GpuExchange, SendsRowsInFp8) {
-  over_gpus(GetParam(), [](Communicator& comm) {
-    const auto backend = make_cuda_backend({.compute = Compute::fp8, .self_check = false});
-    for (const Answers answers : {Answers::summed, Answers::by_expert}) {
-      ExchangeCase c{.hidden = 300, .bf16_wire = true, .answers = answers, .f8_rows = true};
-      for (int e = 0; e < c.n_experts; ++e) c.rank_of.push_back(e * comm.size() / c.n_experts);
-      check_expert_exchange(comm, by_gpu(comm, *backend), c, 3);
-    }
-  });
+TEST_P(GpuExchange, SendsRowsInFp8) { send_rows_in_f8(GetParam(), 1); }
+
+/// By two hops.
+TEST(GpuExchanges, OfSeveralHostsDoWhatPlainLoopsDo) {
+  do_what_plain_loops_do(4, 2);
+  do_what_plain_loops_do(6, 3);
+  send_rows_in_f8(4, 2);
 }
 
-/// What a model makes of some tokens on each rank, its layers with experts among it.
+/// What a model makes of some tokens on each rank, its layers with experts among it. `most_tokens`: as TokenBatch's.
 std::vector<std::vector<float>> hidden_states(const std::string& model, Compute of, int ranks, bool on_gpus,
-                                              Answers answers) {
+                                              Answers answers, std::int64_t most_tokens = 0, int ranks_per_host = 1) {
   const auto dir = std::filesystem::path(SHOAL_SOURCE_DIR) / "tests" / "fixtures" / "models" / model;
   std::vector<std::vector<float>> result(static_cast<std::size_t>(ranks));
   const auto body = [&](Communicator& comm) {
@@ -92,7 +110,8 @@ std::vector<std::vector<float>> hidden_states(const std::string& model, Compute 
     for (int step = 0; step < 3; ++step) {
       const int tokens = comm.rank() == 1 ? 0 : 3 + step + comm.rank();  // rank 1 only has experts
       const std::vector<std::int32_t> pages{0, 1};
-      const TokenBatch batch = tokens_of(tokens, comm.rank(), step, pages);
+      TokenBatch batch = tokens_of(tokens, comm.rank(), step, pages);
+      batch.most_tokens = most_tokens;
       const Rows<const float> x = station.model->forward(batch);
       HostRoom room;
       const Rows<float> host = station.backend->to_host({const_cast<float*>(x.data), x.rows, x.cols}, room);
@@ -101,9 +120,9 @@ std::vector<std::vector<float>> hidden_states(const std::string& model, Compute 
     }
   };
   if (on_gpus)
-    over_gpus(ranks, body);
+    over_gpus(ranks, body, ranks_per_host);
   else
-    run_in_process(ranks, body);
+    run_in_process(ranks, body, ranks_per_host);
   return result;
 }
 
@@ -131,6 +150,18 @@ TEST(GpuExchanges, AnswersDoNotDependOnTheNumberOfGpus) {
     ASSERT_FALSE(one[0].empty());
     EXPECT_EQ(one[0], three[0]) << model;
   }
+}
+
+/// Of many tokens half are exchanged while the experts of the others are computed: to the bit the same.
+TEST(GpuExchanges, HalvesOfALayerComputeWhatTheWholeDoes) {
+  constexpr std::int64_t many = 1 << 20;
+  for (const Answers answers : {Answers::summed, Answers::by_expert})
+    for (const int ranks : {2, 4}) {
+      const auto whole = hidden_states("deepseek-v3", Compute::bf16, ranks, true, answers, 0, 2),
+                 halves = hidden_states("deepseek-v3", Compute::bf16, ranks, true, answers, many, 2);
+      ASSERT_FALSE(whole[0].empty());
+      EXPECT_EQ(whole, halves) << ranks;
+    }
 }
 
 /// Over a communicator without GPUs rows go by the host's memory.

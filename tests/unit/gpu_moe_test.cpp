@@ -284,6 +284,7 @@ struct Case {
   bool mtp = false;
   bool sliced = false;
   bool moves = false;  // experts, half-way
+  int ranks_per_host = 1;
 };
 
 struct MoeOutcome {
@@ -351,7 +352,7 @@ std::vector<MoeOutcome> outcomes(const Case& c, Way way) {
   if (way == Way::windows_alone)
     run_in_process(c.ranks, body);
   else
-    over_gpus(c.ranks, body);
+    over_gpus(c.ranks, body, c.ranks_per_host);
   return result;
 }
 
@@ -360,7 +361,7 @@ void expect_same(const Case& c) {
   SCOPED_TRACE(testing::Message() << c.model << " on " << c.ranks
                                   << (c.answers == Answers::summed ? " ranks, summed" : " ranks, by expert")
                                   << (c.mtp ? ", guessing" : "") << (c.sliced ? ", sliced" : "")
-                                  << (c.moves ? ", moving" : ""));
+                                  << (c.moves ? ", moving" : "") << ", " << c.ranks_per_host << " a host");
   const auto with_host = outcomes(c, Way::host);
   EXPECT_FALSE(with_host[0].hidden.empty());
   for (const Way way : {Way::slots, Way::windows, Way::windows_alone}) {
@@ -387,6 +388,13 @@ TEST(GpuMoe, ModelsComputeWhatTheyDoWithTheHostInBetween) {
   expect_same({.model = "deepseek-v3-mtp", .compute = Compute::bf16, .ranks = 1, .mtp = true});
   expect_same({.model = "deepseek-v3-mtp", .ranks = 2, .mtp = true});
   expect_same({.model = "deepseek-v3", .ranks = 2, .sliced = true});
+}
+
+/// Where many tokens take two hops, few are added up as those.
+TEST(GpuMoe, AddsUpTheAnswersOfAHost) {
+  expect_same({.model = "deepseek-v3", .compute = Compute::bf16, .ranks = 4, .ranks_per_host = 2});
+  expect_same({.model = "deepseek-v3", .ranks = 4, .answers = Answers::by_expert, .ranks_per_host = 2});
+  expect_same({.model = "deepseek-v3-fp8", .compute = Compute::fp8, .ranks = 4, .ranks_per_host = 2});
 }
 
 TEST(GpuMoe, FollowsExpertsThatMove) {

@@ -6,11 +6,12 @@
 namespace shoal::test {
 
 /// `body` on every rank.
-inline void over_gpus(int ranks, const std::function<void(Communicator&)>& body) {
+inline void over_gpus(int ranks, const std::function<void(Communicator&)>& body, int ranks_per_host = 1) {
   const auto library = std::make_shared<NcclStandIn>(ranks);
-  run_in_process(ranks, [&](Communicator& others) {
-    body(*make_nccl_communicator(library, others, {.eager = 256, .patience_s = 60}));
-  });
+  run_in_process(
+      ranks,
+      [&](Communicator& others) { body(*make_nccl_communicator(library, others, {.eager = 256, .patience_s = 60})); },
+      ranks_per_host, emulation::go_on);
 }
 
 }  // namespace shoal::test

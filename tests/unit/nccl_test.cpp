@@ -116,7 +116,9 @@ class Outlived final : public Communicator {
   int rank() const override { return inner_.rank(); }
   int size() const override { return inner_.size(); }
   std::string description() const override { return inner_.description(); }
-  std::unique_ptr<AllToAll> make_all_to_all(std::size_t usual) override { return inner_.make_all_to_all(usual); }
+  std::unique_ptr<AllToAll> make_all_to_all(std::size_t usual, std::span<const int> among) override {
+    return inner_.make_all_to_all(usual, among);
+  }
   void all_reduce_sum(std::span<float> data) override { inner_.all_reduce_sum(data); }
   void all_gather_v(std::span<const float> mine, std::span<const std::size_t> counts, std::span<float> all) override {
     inner_.all_gather_v(mine, counts, all);

@@ -93,6 +93,8 @@ std::uint64_t graph_launches();
 /// How often this OS thread had to wait for a stream or an event.
 std::uint64_t waits();
 bool is_captured(cudaStream_t stream);
+/// What this thread has put on streams goes on, as a GPU would by itself while its host waits for something else.
+void go_on();
 void enqueue(cudaStream_t stream, std::function<void()> work);
 /// Work that others have a part in: called again and again until it returns true.
 void enqueue_until(cudaStream_t stream, std::function<bool()> work);
