@@ -523,6 +523,23 @@ struct NibbleLayout {
   }
 };
 
+/// Codes of eight bits, an FP16 scale for every 32: Q8_0.
+struct ByteLayout {
+  static bool is(const QuantizedLayout& f) {
+    return !f.super && !f.nibbles && !f.bfloat && !f.single && f.bits == 8 && f.record == kStepColumns && !f.minima &&
+           !f.table && !f.zeros && f.offset == 128 && f.unit == 1 && f.codes.coding == Coding::planes;
+  }
+  static SHOAL_INLINE void assume(QuantizedLayout& f) {
+    assume_planes(f, 8, 32, 0);
+    f.super = f.minima = false;
+    f.groups = 1;
+    f.offset = 128;
+    f.unit = 1;
+    f.record = kStepColumns;
+    f.record_bytes = 32 + f.step_bytes;
+  }
+};
+
 template <class Isa, class Layout>
 void run_layout(const Weights& w, std::int64_t first, std::int64_t panels, const PackedTile* tiles, int n_tiles,
                 std::byte* scratch) {
@@ -578,6 +595,9 @@ void run_quantized(const Weights& w, std::int64_t first, std::int64_t panels, co
     if (run_as(KLayout<4, 1, true>()) || run_as(KLayout<5, 1, true>()) || run_as(KLayout<6, 2, false>()) ||
         run_as(KLayout<3, 2, false>()) || run_as(NibbleLayout()))
       return;
+  }
+  if constexpr (Isa::kBytesInPlace) {
+    if (run_as(ByteLayout())) return;
   }
   run_as(AnyLayout());
 }
