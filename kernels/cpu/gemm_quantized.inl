@@ -321,21 +321,24 @@ template <class Isa>
 SHOAL_INLINE void expand(const QuantizedLayout& f, const std::byte* record, int of_record, int steps, bool in_place,
                          Expanded& out) {
   const int steps_of_record = f.record / kStepColumns;
-  const bool whole = takes_whole<Isa>(f), centred = is_centred(f);
   if constexpr (Isa::kWholeFactors) {
-    if (whole) Isa::take_pairs(f, record, of_record, out);
+    if (takes_whole<Isa>(f)) {  // records of 256 columns, in each of which a block lies
+      Isa::take_pairs(f, record, of_record, out);
+      for (int s = 0; s < steps; ++s) expand_codes<Isa>(f, record, of_record + s, out.code + s * kStepCodes);
+      return;
+    }
   }
+  const bool centred = is_centred(f);
   RecordScales head{};
   for (int s = 0; s < steps; ++s, ++of_record) {
     if (of_record == steps_of_record) of_record = 0, record += f.record_bytes;
-    if (!whole && (s == 0 || of_record == 0)) {
+    if (s == 0 || of_record == 0) {
       read_head<Isa>(f, record, head);
       if (Isa::kWideCodesAreSigned && is_wide(f))
         for (float& zero : head.zero) zero -= 128.0f;
     }
     const std::byte* step = record + f.head_bytes + of_record * f.step_bytes;
     if (!in_place) expand_codes<Isa>(f, record, of_record, out.code + s * kStepCodes);
-    if (whole) continue;
     for (int g = 0; g < f.groups; ++g) {
       float* scale = out.scale[s * f.groups + g];
       float* minimum = out.minimum[s * f.groups + g];
@@ -369,7 +372,6 @@ SHOAL_INLINE void expand(const QuantizedLayout& f, const std::byte* record, int 
       for (int r = 0; r < 16; ++r) out.pairs[s / 2][r][s % 2] = m[r];
     }
   }
-  if (whole) return;
 #pragma GCC ivdep
   for (int r = 0; r < 16; ++r) out.pair_unit[r] = -head.dmin[r];
 }
@@ -523,6 +525,30 @@ struct NibbleLayout {
   }
 };
 
+/// Formats whose scales (and minima, of their own or of the scales) are nibbles: Q2_K, IQ1 and those of points.
+template <Coding kCoding, int kGroups, bool kMinima, bool kMinimaOfScales = false>
+struct NibbleScaleLayout {
+  static bool is(const QuantizedLayout& f) {
+    return f.nibbles && f.codes.coding == kCoding && f.groups == kGroups && f.minima == kMinima &&
+           (f.minimum_of != nullptr) == kMinimaOfScales;
+  }
+  static SHOAL_INLINE void assume(QuantizedLayout& f) {
+    f.nibbles = true;
+    f.super = f.bfloat = f.single = f.zeros = false;
+    f.groups = kGroups;
+    f.minima = kMinima;
+    if (!kMinimaOfScales) f.minimum_of = nullptr;
+    if (kMinimaOfScales && !f.minimum_of) __builtin_unreachable();
+    f.codes.coding = kCoding;
+    f.record = 256;
+    f.factor_at = kMinima && !kMinimaOfScales ? 64 : 32;
+    if (kCoding == Coding::planes) {
+      f.bits = 2;
+      f.table = nullptr;
+    }
+  }
+};
+
 /// Codes of eight bits, an FP16 scale for every 32: Q8_0.
 struct ByteLayout {
   static bool is(const QuantizedLayout& f) {
@@ -593,7 +619,10 @@ void run_quantized(const Weights& w, std::int64_t first, std::int64_t panels, co
   };
   if constexpr (Isa::kKnowsLayouts) {
     if (run_as(KLayout<4, 1, true>()) || run_as(KLayout<5, 1, true>()) || run_as(KLayout<6, 2, false>()) ||
-        run_as(KLayout<3, 2, false>()) || run_as(NibbleLayout()))
+        run_as(KLayout<3, 2, false>()) || run_as(NibbleLayout()) ||
+        run_as(NibbleScaleLayout<Coding::planes, 2, true>()) || run_as(NibbleScaleLayout<Coding::points, 1, false>()) ||
+        run_as(NibbleScaleLayout<Coding::points, 2, false>()) ||
+        run_as(NibbleScaleLayout<Coding::trits, 1, true, true>()))
       return;
   }
   if constexpr (Isa::kBytesInPlace) {
