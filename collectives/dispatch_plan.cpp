@@ -86,6 +86,22 @@ void DispatchPlan::make(std::span<const std::int32_t> expert, std::span<const fl
   }
 }
 
+void DispatchPlan::forward(std::span<const std::uint32_t> n_experts, std::span<const std::int32_t> id,
+                           std::span<const float> weight) {
+  clear();
+  std::size_t at = 0;
+  for (const std::uint32_t n : n_experts) {
+    token_to_.clear();
+    for (const std::int32_t i : id.subspan(at, n)) {
+      token_to_.push_back(Hops::forward(i));
+      if (i < 0 || static_cast<std::size_t>(token_to_.back().rank) >= to_.size())
+        fail("expert exchange: a row came for rank {} of {} of this host", i >> Hops::kLocalBits, to_.size());
+    }
+    add(token_to_, weight.subspan(at, n));
+    at += n;
+  }
+}
+
 std::size_t SlotRecord::rows_at(std::size_t rows, std::size_t experts) {
   return align_up(sizeof(SlotHeader) + rows * 4 + experts * 8);
 }

@@ -49,6 +49,9 @@ class DispatchPlan {
             const Hops& hops);
 
   Answers kind() const { return kind_; }
+  /// Those that came by the first of two hops, by the second: n_experts of each, with ids and weights.
+  void forward(std::span<const std::uint32_t> n_experts, std::span<const std::int32_t> id,
+               std::span<const float> weight);
   const std::vector<RankSlot>& to() const { return to_; }
   /// Of token t those from first_answer()[t] to [t + 1]: in ascending order of ranks, or of experts.
   const std::vector<Answer>& answers() const { return answers_; }

@@ -19,8 +19,7 @@ struct ExpertExchange::State {
   std::optional<RowHop> to_hosts;  // the first of two hops
   RowHop to_ranks;                 // the last
 
-  std::vector<Destination> forward;  // of one row
-  std::vector<float> sum;            // [hidden]
+  std::vector<float> sum;  // [hidden]
   ExpertBatch arrived;
   AlignedBuffer arrived_rows, result_rows;  // FP32 forms of what travels as BF16
 
@@ -61,15 +60,7 @@ struct ExpertExchange::State {
 /// What came for this host goes to its ranks, as it came.
 void ExpertExchange::State::pass_on() {
   to_hosts->receive();
-  DispatchPlan& plan = to_ranks.plan();
-  plan.clear();
-  std::size_t at = 0;
-  for (const std::uint32_t n : to_hosts->n_experts()) {
-    forward.clear();
-    for (std::size_t i = at; i < at + n; ++i) forward.push_back(Hops::forward(to_hosts->expert()[i]));
-    plan.add(forward, std::span(to_hosts->weight()).subspan(at, n));
-    at += n;
-  }
+  to_ranks.plan().forward(to_hosts->n_experts(), to_hosts->expert(), to_hosts->weight());
   to_ranks.send([&](std::int32_t row, std::byte* to) {
     std::memcpy(to, to_hosts->rows()[static_cast<std::size_t>(row)], row_bytes);
   });

@@ -20,7 +20,7 @@ std::vector<int> Hops::second() const {
 Destination Hops::destination(std::int32_t expert, ExpertMap& map) const {
   if (expert < 0) return {};
   const ExpertReplica* there = map.next(expert, rank_);
-  if (!there || there->rank >= ranks_)
+  if (!there || there->rank < 0 || there->rank >= ranks_)
     fail("expert exchange: rank {} routed a token to expert {}, which no rank holds", rank_, expert);
   if (!two()) return {there->rank, there->local};
   return {there->rank / per_host_, there->rank % per_host_ << kLocalBits | there->local};

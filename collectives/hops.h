@@ -19,6 +19,8 @@ class Hops {
   /// ranks_per_host: as Communicator's, or 1 for straight ways.
   Hops(int ranks, int rank, int ranks_per_host) : ranks_(ranks), rank_(rank), per_host_(ranks_per_host) {}
 
+  static constexpr int kLocalBits = 20;  // of an id of two hops: the expert's on its rank; above, the rank on its host
+
   bool two() const { return per_host_ > 1 && per_host_ < ranks_; }
   /// Ranks of a host whose answers to a token are added up on the way.
   int added_up() const { return two() ? per_host_ : 1; }
@@ -33,8 +35,6 @@ class Hops {
   static Destination forward(std::int32_t id) { return {id >> kLocalBits, id & ((1 << kLocalBits) - 1)}; }
 
  private:
-  static constexpr int kLocalBits = 20;  // of an id of two hops: the expert's on its rank; above, the rank on its host
-
   int ranks_, rank_, per_host_;
 };
 

@@ -282,7 +282,7 @@ std::vector<std::string> types_of(const ModelConfig& config, const Precision& pr
 Link measure_link(const Bench& b, const LaunchEnvironment& launch, bool bf16_rows, bool within) {
   Communicator& comm = b.comm;
   const std::int64_t hidden = b.config.hidden_size;
-  ExpertExchange exchange(comm, static_cast<int>(hidden), bf16_rows);
+  ExpertExchange exchange(comm, static_cast<int>(hidden), bf16_rows, Answers::summed, 1);  // straight to each
   const auto host = [&](int rank) { return rank / launch.local_size; };
   std::vector<std::vector<ExpertReplica>> one_each;  // an expert on every rank
   std::vector<std::int32_t> peers;

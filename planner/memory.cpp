@@ -240,7 +240,9 @@ RankMemory rank_memory(const ModelConfig& config, const HeldWeights& weights, co
     const double row = config.hidden_size * 8.0;
     // What a rank passes on for its host.
     const bool two_hops = cluster.two_hops();
-    const double passing = two_hops ? tokens * std::min(config.num_experts_per_tok, cluster.nodes()) : 0;
+    const int to_nodes =
+        layout.sliced_experts ? cluster.nodes() : std::min(config.num_experts_per_tok, cluster.nodes());
+    const double passing = two_hops ? tokens * to_nodes : 0;
     const double answers =
         layout.replicas ? (two_hops ? 2 : 1) * tokens * config.num_experts_per_tok : arriving + passing;
     m.exchange = (arriving + passing + answers) * row * peak;

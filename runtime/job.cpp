@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <thread>
 
+#include "collectives/hops.h"
 #include "planner/memory.h"
 #include "planner/placement.h"
 #include "planner/plan.h"

@@ -89,11 +89,12 @@ namespace {
 class StartCheck {
  public:
   StartCheck(const ModelConfig& config, const JobOptions& options, const Placement& placement, int rank,
-             Device::Kind device)
+             int ranks_per_host, Device::Kind device)
       : config_(config),
         options_(options),
         placement_(placement),
         rank_(rank),
+        ranks_per_host_(ranks_per_host),
         device_(device),
         precision_(precision_of(options, config)),
         weights_(config, precision_, device, options.mtp) {
@@ -184,8 +185,11 @@ class StartCheck {
   RankMemory memory(const HeldWeights& weights, const Workload& workload, const Placement& placement, int rank) const {
     const Layout layout{placement.ranks, placement.tensor_parallel ? placement.ranks : 1,
                         placement.has_replicas() || options_.rebalance_steps > 0, placement.sliced_experts};
+    const bool even = placement.ranks % ranks_per_host_ == 0;
     Cluster cluster;
-    cluster.groups.push_back({.nodes = 1, .ranks_per_node = placement.ranks, .device = {.kind = device_}});
+    cluster.groups.push_back({.nodes = even ? placement.ranks / ranks_per_host_ : 1,
+                              .ranks_per_node = even ? ranks_per_host_ : placement.ranks,
+                              .device = {.kind = device_}});
     std::vector<int> held;
     for (int layer = 0; layer < weights.layers(); ++layer)
       held.push_back(static_cast<int>(placement.experts_on(layer, rank).size()));
@@ -202,7 +206,7 @@ class StartCheck {
   const ModelConfig& config_;
   const JobOptions& options_;
   const Placement& placement_;
-  const int rank_;
+  const int rank_, ranks_per_host_;
   const Device::Kind device_;
   const Precision precision_;
   const HeldWeights weights_;
@@ -212,8 +216,8 @@ class StartCheck {
 }  // namespace
 
 RankMemory start_memory(const ModelConfig& config, const JobOptions& options, const Placement& placement, int rank,
-                        Device::Kind device, std::uint64_t share_bytes) {
-  const StartCheck check(config, options, placement, rank, device);
+                        int ranks_per_host, Device::Kind device, std::uint64_t share_bytes) {
+  const StartCheck check(config, options, placement, rank, ranks_per_host, device);
   const RankMemory m = check.memory();
   const auto share = static_cast<double>(share_bytes);
   if (m.total() <= share) return m;

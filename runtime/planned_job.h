@@ -26,6 +26,6 @@ Answers answers_of(const JobOptions& options, const Placement& placement);
 /// sequence of `max_model_len` tokens (0: a page). Throws Error (does not fit) with the sum written out, and changes
 /// that would make it fit, where that is more than `share_bytes`, its part of the free memory there.
 RankMemory start_memory(const ModelConfig& config, const JobOptions& options, const Placement& placement, int rank,
-                        Device::Kind device, std::uint64_t share_bytes);
+                        int ranks_per_host, Device::Kind device, std::uint64_t share_bytes);
 
 }  // namespace shoal

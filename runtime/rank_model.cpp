@@ -96,7 +96,7 @@ struct CacheShape {
 
 /// What fits beside the weights of `rank` in its share of memory. Error (does not fit) where nothing does.
 CacheShape cache_shape(const ModelConfig& config, const JobOptions& options, const Placement& placement, int rank,
-                       std::uint64_t share_bytes) {
+                       int ranks_per_host, std::uint64_t share_bytes) {
   CacheShape cache;
   cache.layers = config.num_hidden_layers + (options.mtp ? 1 : 0);
   cache.type = options.kv_type();
@@ -106,7 +106,7 @@ CacheShape cache_shape(const ModelConfig& config, const JobOptions& options, con
     cache.width = static_cast<int>(2 * heads.kv_heads.count * config.head_dim);
   }
   const Device::Kind device = computes_on_gpu(options) ? Device::Kind::gpu : Device::Kind::cpu;
-  const RankMemory planned = start_memory(config, options, placement, rank, device, share_bytes);
+  const RankMemory planned = start_memory(config, options, placement, rank, ranks_per_host, device, share_bytes);
   // Reckoned, not looked up when the weights are there: what is free then depends on how far the host's other ranks
   // are, and the cache, which is only mapped, takes its memory as sequences come, hours later.
   const auto taken =
@@ -117,15 +117,15 @@ CacheShape cache_shape(const ModelConfig& config, const JobOptions& options, con
 
 /// The same where ranks were lost: a KV cache of a size that was asked for becomes smaller where that does not fit.
 CacheShape cache_left(const ModelConfig& config, const JobOptions& options, const Placement& placement, int rank,
-                      std::uint64_t share_bytes) {
+                      int ranks_per_host, std::uint64_t share_bytes) {
   try {
-    return cache_shape(config, options, placement, rank, share_bytes);
+    return cache_shape(config, options, placement, rank, ranks_per_host, share_bytes);
   } catch (const Error& error) {
     if (error.exit_code != ExitCode::does_not_fit || options.kv_cache_gb <= 0) throw;
   }
   JobOptions any_size = options;
   any_size.kv_cache_gb = 0;
-  return cache_shape(config, any_size, placement, rank, share_bytes);
+  return cache_shape(config, any_size, placement, rank, ranks_per_host, share_bytes);
 }
 
 LoadOptions load_options(const JobOptions& options, const LaunchEnvironment& launch, int rank, Backend& backend) {
@@ -154,7 +154,7 @@ RankModel load_rank_model(const ModelConfig& config, const Checkpoint& checkpoin
     throw Error(fmt::format("--kv-cache-dtype {} needs heads of a multiple of {} elements; this model's have {}",
                             name_of(options.kv_type()), kKvGroup, config.head_dim),
                 ExitCode::usage);
-  const CacheShape cache = cache_shape(config, options, placement, rank, device.share_bytes);
+  const CacheShape cache = cache_shape(config, options, placement, rank, launch.local_size, device.share_bytes);
   loaded.weights =
       load_weights(config, checkpoint, placement, rank, load_options(options, launch, rank, *loaded.backend));
   loaded.cache = cache.make(*loaded.backend);
@@ -171,7 +171,7 @@ bool outlives_one(const ModelConfig& config, const JobOptions& options, const Pl
     if (r != lost) left.push_back(r);
   const auto number = static_cast<int>(std::ranges::find(left, rank) - left.begin());
   try {
-    static_cast<void>(cache_left(config, options, place_among(config, placement, left), number, share_bytes));
+    static_cast<void>(cache_left(config, options, place_among(config, placement, left), number, 1, share_bytes));
   } catch (const Error&) {
     return false;
   }
@@ -179,9 +179,9 @@ bool outlives_one(const ModelConfig& config, const JobOptions& options, const Pl
 }
 
 bool regroup_rank_model(RankModel& loaded, const ModelConfig& config, const Checkpoint& checkpoint,
-                        const JobOptions& options, const LaunchEnvironment& launch, int rank,
+                        const JobOptions& options, const LaunchEnvironment& launch, int rank, int ranks_per_host,
                         const Placement& placement, std::uint64_t share_bytes) {
-  const CacheShape cache = cache_left(config, options, placement, rank, share_bytes);
+  const CacheShape cache = cache_left(config, options, placement, rank, ranks_per_host, share_bytes);
   const Placement& before = loaded.placement;  // one rank alone slices nothing
   const bool sliced = before.tensor_parallel || before.sliced_experts;
   const bool keeps_cache = !before.tensor_parallel && cache.pages >= loaded.cache->pages();

@@ -56,7 +56,7 @@ bool outlives_one(const ModelConfig& config, const JobOptions& options, const Pl
 /// memory is needed for weights. `share_bytes`: of its device's memory, from now on. Makes no collective call. Errors
 /// as load_rank_model's; `loaded` is then of no use.
 bool regroup_rank_model(RankModel& loaded, const ModelConfig& config, const Checkpoint& checkpoint,
-                        const JobOptions& options, const LaunchEnvironment& launch, int rank,
+                        const JobOptions& options, const LaunchEnvironment& launch, int rank, int ranks_per_host,
                         const Placement& placement, std::uint64_t share_bytes);
 
 }  // namespace shoal

@@ -119,8 +119,9 @@ void RankWork::regroup(const Regroup& to) {
   rank_.start_up_comm.reset();
   const std::vector<int> members(to.members.begin(), to.members.end());
   rank_.comm = rank_.mpi->group(members, to.epoch);
-  const bool kept = regroup_rank_model(loaded_, config_, job_checkpoint(options_), options_, rank_.launch,
-                                       rank_.comm->rank(), to.placement, share_among(rank_.mpi->on_host(members)));
+  const bool kept =
+      regroup_rank_model(loaded_, config_, job_checkpoint(options_), options_, rank_.launch, rank_.comm->rank(),
+                         rank_.comm->ranks_per_host(), to.placement, share_among(rank_.mpi->on_host(members)));
   cache_kept_ = cache_kept_ && kept;
   WorkerReady ready{.epoch = to.epoch, .cache_kept = cache_kept_};
   tell_ready(loaded_, ready);

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <span>
 #include <tuple>
 #include <utility>
@@ -52,14 +53,17 @@ inline cudaError_t allocate_pinned(void** p, std::size_t bytes) { return cudaMal
 using DeviceBlock = Block<allocate_device, cudaFree>;
 using PinnedBlock = Block<allocate_pinned, cudaFreeHost>;
 
-/// Device memory that work on one stream shares: it only ever grows, and what it held is lost then.
+/// Device memory that work on one stream shares: it only ever grows, and what it held is lost then. To free the old one
+/// waits for all that the GPU has to do; what of that may have to be given up, `settle` waits for before.
 class Scratch {
  public:
-  explicit Scratch(cudaStream_t stream) : stream_(stream) {}
+  explicit Scratch(cudaStream_t stream, std::function<void()> settle = {})
+      : stream_(stream), settle_(std::move(settle)) {}
   template <class T>
   T* room(std::int64_t count) {
     const auto bytes = static_cast<std::size_t>(count) * sizeof(T);
     if (block_.bytes() < bytes) {
+      if (settle_) settle_();
       wait_for(stream_, "waiting for the GPU");  // work under way may use the old one
       block_ = DeviceBlock();
       block_ = DeviceBlock(bytes + bytes / 4);
@@ -69,6 +73,7 @@ class Scratch {
 
  private:
   cudaStream_t stream_;
+  std::function<void()> settle_;
   DeviceBlock block_;
 };
 

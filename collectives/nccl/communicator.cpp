@@ -101,6 +101,14 @@ class Member {
 
   /// Until the event has happened.
   void wait_for(cudaEvent_t event) { cuda::wait_for(event, "the GPU's exchange"); }
+  /// Until all exchanges are over.
+  void settle() { wait_for(last_); }
+  void abort() {
+    if (lost_) return;
+    lost_ = true;
+    if (on_abort_) std::exchange(on_abort_, nullptr)();
+    if (group_) group_->abort();
+  }
 
  private:
   /// While this thread waits for its GPU, or for NCCL.
@@ -120,11 +128,6 @@ class Member {
       give_up(error_);
     if (waited.count() > options_.patience_s)
       give_up(fmt::format("nothing came for {:.1f} s; another rank has ended or hangs", options_.patience_s));
-  }
-  void abort() {
-    lost_ = true;
-    if (on_abort_) std::exchange(on_abort_, nullptr)();
-    if (group_) group_->abort();
   }
   [[noreturn]] void give_up(const std::string& why) {
     abort();
@@ -153,10 +156,33 @@ class NcclTransport final : public DeviceTransport {
     member_->use_device();
     member_->exchange(to, from, static_cast<cudaStream_t>(stream));
   }
+  void settle() override { member_->settle(); }
   void on_abort(std::function<void()> stop) override { member_->on_abort(std::move(stop)); }
 
  private:
   std::shared_ptr<Member> member_;
+};
+
+/// Records of ranks that share memory: what ends their waits ends those of the GPU as well.
+class HostAllToAll final : public AllToAll {
+ public:
+  HostAllToAll(std::shared_ptr<Member> member, std::unique_ptr<AllToAll> records)
+      : member_(std::move(member)), records_(std::move(records)) {}
+  std::span<std::byte> outgoing(int dest, std::size_t bytes) override { return records_->outgoing(dest, bytes); }
+  void post(std::span<const std::size_t> bytes) override { records_->post(bytes); }
+  void wait() override {
+    try {
+      records_->wait();
+    } catch (const LeftBehind&) {
+      member_->abort();
+      throw;
+    }
+  }
+  std::span<const std::byte> incoming(int src) const override { return records_->incoming(src); }
+
+ private:
+  std::shared_ptr<Member> member_;
+  std::unique_ptr<AllToAll> records_;
 };
 
 /// Pinned memory that grows, in which records are written and read.
@@ -175,6 +201,7 @@ class PinnedBuffer {
 };
 class DeviceBuffer {
  public:
+  std::size_t capacity() const { return block_.bytes(); }
   std::byte* reserve(std::size_t bytes) {
     if (bytes > block_.bytes()) block_ = cuda::DeviceBlock(bytes + bytes / 2);
     return block_.data();
@@ -315,6 +342,8 @@ class NcclAllToAll final : public AllToAll {
     const auto to = layout_.rest_places(sent), from = layout_.rest_places(received);
     if (to.back() == 0 && from.back() == 0) return;
     const cudaStream_t stream = member_->stream();
+    if (to.back() > r.device_send_rests.capacity() || from.back() > r.device_receive_rests.capacity())
+      member_->settle();
     std::byte *sends = r.device_send_rests.reserve(to.back()), *receives = r.device_receive_rests.reserve(from.back());
     for (std::size_t p = 0; p < n_; ++p) {
       if (layout_.rest(sent[p]) > 0)
@@ -360,7 +389,8 @@ class NcclCommunicator final : public CollectivesOverAllToAll {
   int size() const override { return member_->size(); }
   std::string description() const override { return "nccl (" + member_->library().version() + ")"; }
   std::unique_ptr<AllToAll> make_all_to_all(std::size_t usual, std::span<const int> among) override {
-    if (on_one_host(among)) return member_->others().make_all_to_all(usual, among);  // they share memory
+    if (on_one_host(among))
+      return std::make_unique<HostAllToAll>(member_, member_->others().make_all_to_all(usual, among));
     const std::size_t eager = member_->options().eager;
     std::vector<int> ranks(among.begin(), among.end());
     if (among.empty()) {

@@ -15,12 +15,12 @@ struct NcclOptions {
   double news_s = 0;             // after an error of NCCL, how long `others` may take to say that ranks were lost
 };
 
-/// Ranks whose data travels between their GPUs. Made by all ranks of `others`, which carries NCCL's id and nothing
-/// after, and outlives it: where its waits are to end (LeftBehind), so do those for GPUs. Records lie in pinned host
-/// memory and are copied to and from the GPU; what device_transport() moves stays on GPUs. wait() must be called in the
-/// same order on all ranks, as post() and exchange() are. A rank that is gone ends with an Error what waits for it on
-/// the thread that made this (any wait for a GPU: cuda::Watch), by NCCL's own report or when patience ends; the
-/// communicator is of no use then.
+/// Ranks whose data travels between their GPUs. Made by all ranks of `others`, which carries NCCL's id and records
+/// among ranks of one host, and outlives it: where its waits are to end (LeftBehind), so do those for GPUs. Other
+/// records lie in pinned host memory and are copied to and from the GPU; what device_transport() moves stays on GPUs.
+/// wait() must be called in the same order on all ranks, as post() and exchange() are. A rank that is gone ends with an
+/// Error what waits for it on the thread that made this (any wait for a GPU: cuda::Watch), by NCCL's own report or when
+/// patience ends; the communicator is of no use then.
 std::unique_ptr<Communicator> make_nccl_communicator(std::shared_ptr<NcclLibrary> library, Communicator& others,
                                                      const NcclOptions& options);
 

@@ -6,7 +6,11 @@
 namespace shoal::cuda {
 namespace {
 
-constexpr std::size_t kUsualRecord = 4 << 10;  // bytes: of some 200 rows with two experts each
+/// Bytes of a record that go with its length: of a thousand rows with two experts each where ranks are few, and 256 KB
+/// to all.
+std::size_t usual_record(std::size_t ranks) {
+  return std::clamp<std::size_t>((256 << 10) / ranks, 4 << 10, 32 << 10) / 64 * 64;
+}
 
 }  // namespace
 
@@ -17,7 +21,7 @@ GpuHop::GpuHop(Communicator& comm, std::vector<int> among, std::int64_t hidden, 
       hidden_(hidden),
       there_(there),
       back_(back),
-      records_(ranks_.size() > 1 ? comm.make_all_to_all(kUsualRecord, ranks_) : nullptr),
+      records_(ranks_.size() > 1 ? comm.make_all_to_all(usual_record(ranks_.size()), ranks_) : nullptr),
       record_(static_cast<std::size_t>(wire_row_bytes(there, hidden)), 0),
       plan_(ranks_.size(), kind),
       bytes_(ranks_.size()),

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "collectives/hops.h"
 #include "kernels/cuda/exchange_wire.h"
 
 namespace shoal::cuda {

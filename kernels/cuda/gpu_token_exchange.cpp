@@ -1,6 +1,5 @@
 #include "kernels/cuda/gpu_token_exchange.h"
 
-#include <algorithm>
 #include <numeric>
 
 #include "kernels/cuda/exchange_wire.h"
@@ -17,17 +16,17 @@ GpuTokenExchange::GpuTokenExchange(cudaStream_t stream, Uploads& uploads, Commun
       back_(wire_back(shape)),
       traffic_(comm.device_transport()),
       to_ranks_(comm, hops_.two() ? hops_.second() : hops_.first(), hidden_, there_, back_, shape.answers),
-      x_(stream),
-      results_(stream),
-      sent_(stream),
-      received_(stream),
-      answers_sent_(stream),
-      answers_(stream),
-      passing_(stream),
-      forwarded_(stream),
-      summing_(stream),
-      host_answers_sent_(stream),
-      host_answers_(stream) {
+      x_(stream, settle()),
+      results_(stream, settle()),
+      sent_(stream, settle()),
+      received_(stream, settle()),
+      answers_sent_(stream, settle()),
+      answers_(stream, settle()),
+      passing_(stream, settle()),
+      forwarded_(stream, settle()),
+      summing_(stream, settle()),
+      host_answers_sent_(stream, settle()),
+      host_answers_(stream, settle()) {
   if (!hops_.two()) return;
   to_hosts_.emplace(comm, hops_.first(), hidden_, there_, back_, shape.answers);
   lists_.emplace(traffic_.stream());
@@ -63,15 +62,7 @@ void GpuTokenExchange::pass_on() {
           "copying on the GPU");
   passed_ = passing;
 
-  DispatchPlan& plan = to_ranks_.plan();
-  plan.clear();
-  std::size_t at = 0;
-  for (const std::uint32_t n : hop.n_experts()) {
-    forward_.clear();
-    for (std::size_t i = at; i < at + n; ++i) forward_.push_back(Hops::forward(hop.expert()[i]));
-    plan.add(forward_, std::span(hop.weight()).subspan(at, n));
-    at += n;
-  }
+  to_ranks_.plan().forward(hop.n_experts(), hop.expert(), hop.weight());
   const std::vector<std::int32_t>& leaving = to_ranks_.announce();
   leaving_ = room(forwarded_, there_, leaving.size());
   if (!leaving.empty())

@@ -1,4 +1,5 @@
 #pragma once
+#include <functional>
 #include <optional>
 #include <span>
 #include <vector>
@@ -33,6 +34,10 @@ class GpuTokenExchange final : public TokenExchange {
   void pass_on();
   void pass_back();
   void list_rows();
+  /// For memory that grows while exchanges are under way: of the other half of a layer's tokens, too.
+  std::function<void()> settle() {
+    return [this] { traffic_.settle(); };
+  }
   GpuHop& first_hop() { return to_hosts_ ? *to_hosts_ : to_ranks_; }
   const GpuHop& first_hop() const { return to_hosts_ ? *to_hosts_ : to_ranks_; }
   std::byte* room(Scratch& memory, Wire wire, std::size_t rows) const {
@@ -61,10 +66,10 @@ class GpuTokenExchange final : public TokenExchange {
   Rows<float> sums_;                     // of the answers to those
   const std::byte* of_ranks_ = nullptr;  // answers that came: of ranks
   const std::byte* of_hosts_ = nullptr;  // and of hosts
-  std::vector<Destination> forward_;
   std::vector<std::int32_t> list_, first_;
   Scratch x_, results_, sent_, received_, answers_sent_, answers_;
-  Scratch passing_, forwarded_, summing_, host_answers_sent_, host_answers_;  // of two hops
+  /// Of two hops; used on the traffic's stream, which combined() puts ahead of what grows them in the next layer.
+  Scratch passing_, forwarded_, summing_, host_answers_sent_, host_answers_;
 };
 
 }  // namespace shoal::cuda

@@ -20,6 +20,10 @@ class Traffic {
     transport_->exchange(to, from, stream_);
     check(cudaEventRecord(arrived_, stream_), "cudaEventRecord");
   }
+  /// Waits until all exchanges are over, those of others too.
+  void settle() const {
+    if (transport_) transport_->settle();
+  }
   /// What is put on `stream` from now on follows the last exchange.
   void precede(cudaStream_t stream) { check(cudaStreamWaitEvent(stream, arrived_), "cudaStreamWaitEvent"); }
 

@@ -119,6 +119,7 @@ class Outlived final : public Communicator {
   std::unique_ptr<AllToAll> make_all_to_all(std::size_t usual, std::span<const int> among) override {
     return inner_.make_all_to_all(usual, among);
   }
+  int ranks_per_host() const override { return inner_.ranks_per_host(); }
   void all_reduce_sum(std::span<float> data) override { inner_.all_reduce_sum(data); }
   void all_gather_v(std::span<const float> mine, std::span<const std::size_t> counts, std::span<float> all) override {
     inner_.all_gather_v(mine, counts, all);
@@ -177,6 +178,30 @@ TEST(NcclFailures, WhoIsLeftGoesOn) {
       });
     }
   }
+}
+
+/// Of which a thread's waits in memory of the host end when it is left behind.
+thread_local const Outlived* of_this_thread = nullptr;
+
+/// Records among ranks of a host do not pass by NCCL: who is left behind waiting for them gives NCCL's work up as well.
+TEST(NcclFailures, WaitsForRecordsOfAHostGiveUpNccl) {
+  const auto library = std::make_shared<test::NcclStandIn>(2);
+  const auto body = [&](Communicator& inner) {
+    Outlived others(inner);
+    const auto comm = make_nccl_communicator(library, others, {.eager = 64, .patience_s = 60, .news_s = 60});
+    if (comm->rank() == 1) return;
+    const std::vector<int> of_host{0, 1};
+    const auto exchange = comm->make_all_to_all(0, of_host);
+    exchange->post(std::vector<std::size_t>(2));
+    others.left_behind = true;
+    of_this_thread = &others;
+    EXPECT_THROW(exchange->wait(), LeftBehind);
+    of_this_thread = nullptr;
+    EXPECT_EQ(library->aborted(), 1);
+  };
+  run_in_process(2, body, 2, [] {
+    if (of_this_thread) of_this_thread->check_current();
+  });
 }
 
 TEST(NcclRecords, PiecesMakeUpTheRecord) {

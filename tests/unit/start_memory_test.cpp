@@ -23,7 +23,7 @@ struct Start {
     config = read_model_config(options.model);
   }
   RankMemory memory(Device::Kind device, std::uint64_t share_bytes) const {
-    return start_memory(config, options, place_evenly(config, 2), 0, device, share_bytes);
+    return start_memory(config, options, place_evenly(config, 2), 0, 1, device, share_bytes);
   }
   std::string refusal(Device::Kind device) const {
     try {
@@ -63,7 +63,7 @@ TEST(StartMemory, TheCacheGivesWayToLostExperts) {
   options.quiet = true;
   options.max_model_len = 512;
   const Placement before = place_evenly(start.config, 3), after = place_among(start.config, before, std::array{0, 2});
-  const RankMemory least = start_memory(start.config, options, after, 0, Device::Kind::cpu, std::uint64_t{1} << 40);
+  const RankMemory least = start_memory(start.config, options, after, 0, 1, Device::Kind::cpu, std::uint64_t{1} << 40);
   const auto enough = static_cast<std::uint64_t>(least.total() * 1.05);
   for (const double asked : {0.0, 0.3}) {
     options.kv_cache_gb = asked;
@@ -75,7 +75,7 @@ TEST(StartMemory, TheCacheGivesWayToLostExperts) {
       const std::size_t experts = loaded.weights.layers.back().moe.experts.size();
       EXPECT_TRUE(outlives_one(start.config, options, before, 0, room ? plenty : enough));
       EXPECT_FALSE(outlives_one(start.config, options, before, 0, enough / 4));
-      const bool kept = regroup_rank_model(loaded, start.config, job_checkpoint(options), options, {}, 0, after,
+      const bool kept = regroup_rank_model(loaded, start.config, job_checkpoint(options), options, {}, 0, 1, after,
                                            room ? plenty : enough);
       EXPECT_EQ(kept, room);
       if (room) {
