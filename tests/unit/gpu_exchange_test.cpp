@@ -91,7 +91,6 @@ TEST_P(GpuExchange, SendsRowsInFp8) { send_rows_in_f8(GetParam(), 1); }
 /// By two hops.
 TEST(GpuExchanges, OfSeveralHostsDoWhatPlainLoopsDo) {
   do_what_plain_loops_do(4, 2);
-  do_what_plain_loops_do(6, 3);
   send_rows_in_f8(4, 2);
 }
 
