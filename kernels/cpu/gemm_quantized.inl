@@ -525,7 +525,7 @@ struct NibbleLayout {
   }
 };
 
-/// Formats whose scales (and minima, of their own or of the scales) are nibbles: Q2_K, IQ1 and those of points.
+/// Formats whose scales (and minima, of their own or of the scales) are nibbles: Q2_K, IQ1_S and those of points.
 template <Coding kCoding, int kGroups, bool kMinima, bool kMinimaOfScales = false>
 struct NibbleScaleLayout {
   static bool is(const QuantizedLayout& f) {
@@ -552,8 +552,9 @@ struct NibbleScaleLayout {
 /// Codes of eight bits, an FP16 scale for every 32: Q8_0.
 struct ByteLayout {
   static bool is(const QuantizedLayout& f) {
-    return !f.super && !f.nibbles && !f.bfloat && !f.single && f.bits == 8 && f.record == kStepColumns && !f.minima &&
-           !f.table && !f.zeros && f.offset == 128 && f.unit == 1 && f.codes.coding == Coding::planes;
+    return !f.super && !f.nibbles && !f.bfloat && !f.single && f.bits == 8 && f.record == kStepColumns &&
+           f.groups == 1 && !f.minima && !f.table && !f.zeros && f.offset == 128 && f.unit == 1 &&
+           f.codes.coding == Coding::planes;
   }
   static SHOAL_INLINE void assume(QuantizedLayout& f) {
     assume_planes(f, 8, 32, 0);
