@@ -273,28 +273,28 @@ struct Model::State {
                     [&] { feed_forward(w.shared, h, out); });
   }
 
-  /// Sends part i of rows h to their experts.
-  void dispatch(int i, Rows<float> h, ExpertMap& map) {
-    const auto [first, count] = part(i, h.rows);
-    const auto at = static_cast<std::size_t>(first * router.top_k), n = static_cast<std::size_t>(count * router.top_k);
-    if (!placement.sliced_experts)
-      return exchange(i).dispatch(h.slice(first, count), expert.data() + at, weight.data() + at,
-                                  static_cast<int>(router.top_k), map);
-    slice.clear();
-    slice_weight.clear();
-    for (std::size_t entry = at; entry < at + n; ++entry)
-      for (std::int32_t r = 0; r < slices(); ++r) {
-        slice.push_back(expert[entry] * slices() + r);
-        slice_weight.push_back(weight[entry]);
-      }
-    exchange(i).dispatch(h.slice(first, count), slice.data(), slice_weight.data(),
-                         static_cast<int>(router.top_k) * slices(), map);
+  /// Where part i of a layer's rows begins.
+  std::int64_t first_of(int i, std::int64_t rows) const { return rows * i / parts; }
+  Rows<float> part(int i, Rows<float> of) const {
+    const std::int64_t first = first_of(i, of.rows);
+    return of.slice(first, first_of(i + 1, of.rows) - first);
   }
   TokenExchange& exchange(int i) { return *exchanges[static_cast<std::size_t>(i)]; }
-  struct Part {
-    std::int64_t first, count;
-  };
-  Part part(int i, std::int64_t rows) const { return {rows * i / parts, rows * (i + 1) / parts - rows * i / parts}; }
+  /// Sends part i of rows h to their experts.
+  void dispatch(int i, Rows<float> h, ExpertMap& map) {
+    const Rows<float> rows = part(i, h);
+    const std::int64_t top_k = router.top_k, at = first_of(i, h.rows) * top_k;
+    if (!placement.sliced_experts)
+      return exchange(i).dispatch(rows, expert.data() + at, weight.data() + at, static_cast<int>(top_k), map);
+    slice.clear();
+    slice_weight.clear();
+    for (std::int64_t entry = at; entry < at + rows.rows * top_k; ++entry)
+      for (std::int32_t r = 0; r < slices(); ++r) {
+        slice.push_back(expert[static_cast<std::size_t>(entry)] * slices() + r);
+        slice_weight.push_back(weight[static_cast<std::size_t>(entry)]);
+      }
+    exchange(i).dispatch(rows, slice.data(), slice_weight.data(), static_cast<int>(top_k) * slices(), map);
+  }
 
   /// Of rows h, whose scores() the router's product has computed. Where rows travel by themselves, those of one part do
   /// while the experts of the other are computed.
@@ -307,7 +307,6 @@ struct Model::State {
 
     for (int i = 0; i < parts; ++i) dispatch(i, h, w.map);
     feed_forward(w.shared, h, out);  // while the tokens travel
-    const auto out_of = [&](int i) { return out.slice(part(i, tokens).first, part(i, tokens).count); };
     std::array<const ExpertBatch*, 2> batch{};
     const Stopwatch waiting;
     for (int i = 0; i < parts; ++i) batch[static_cast<std::size_t>(i)] = &exchange(i).dispatched();
@@ -317,10 +316,10 @@ struct Model::State {
       counters.expert_work[static_cast<std::size_t>(moe_layer)] += static_cast<std::uint32_t>(work.expert.size());
       exchange(i).arrived();
       backend.experts(work, w.experts);
-      exchange(i).combine(out_of(i));
+      exchange(i).combine(part(i, out));
     }
     const Stopwatch returning;
-    for (int i = 0; i < parts; ++i) exchange(i).combined(out_of(i));
+    for (int i = 0; i < parts; ++i) exchange(i).combined(part(i, out));
     counters.exchange_us += returning.us();
   }
 

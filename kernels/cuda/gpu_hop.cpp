@@ -8,9 +8,7 @@ namespace {
 
 /// Bytes of a record that go with its length: of a thousand rows with two experts each where ranks are few, and 256 KB
 /// to all.
-std::size_t usual_record(std::size_t ranks) {
-  return std::clamp<std::size_t>((256 << 10) / ranks, 4 << 10, 32 << 10) / 64 * 64;
-}
+std::size_t usual_record(std::size_t ranks) { return std::clamp<std::size_t>((256 << 10) / ranks, 4 << 10, 32 << 10); }
 
 }  // namespace
 
@@ -85,13 +83,6 @@ void GpuHop::exchange_answers(Traffic& traffic, std::byte* leaving, std::byte* a
   divide(
       arriving, back_, [&](std::size_t r) { return plan_.to()[r].answers(plan_.kind()); }, from_);
   traffic.exchange(to_, from_);
-}
-
-std::size_t GpuHop::awaited() const {
-  std::size_t all = 0;
-  for (std::size_t r = 0; r < ranks_.size(); ++r)
-    if (r != me_) all += plan_.to()[r].answers(plan_.kind());
-  return all;
 }
 
 const std::vector<std::int32_t>& GpuHop::places() {

@@ -43,7 +43,7 @@ class GpuHop {
   /// The answers to rows that came, and those of others to the plan's tokens.
   void exchange_answers(Traffic& traffic, std::byte* leaving, std::byte* arriving);
   /// How many these are.
-  std::size_t awaited() const;
+  std::size_t awaited() const { return plan_.answers().size() - own_answers(); }
   /// Where add_answers() finds the plan's answers: of token t places()[plan().first_answer()[t]] to [t + 1].
   const std::vector<std::int32_t>& places();
 
