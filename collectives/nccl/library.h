@@ -5,6 +5,7 @@
 #include <string>
 
 #include "base/cuda/runtime_api.h"
+#include "collectives/device_transport.h"
 
 namespace shoal {
 
@@ -34,6 +35,9 @@ class NcclLibrary {
   virtual Id make_id() = 0;
   /// Every rank calls it, with its own GPU current; returns when all have.
   virtual std::unique_ptr<NcclGroup> join(int ranks, const Id& id, int rank) = 0;
+  /// Every rank calls it, with an id of its own for each window. Null: not here, which is not alike on all ranks.
+  virtual std::unique_ptr<DeviceWindow> open_window(int ranks, const Id& id, int rank, std::size_t bytes,
+                                                    int signals) = 0;
 };
 
 }  // namespace shoal

@@ -10,8 +10,9 @@ struct CudaOptions {
   int device = 0;
   Compute compute = Compute::f32;
   bool self_check = true;  // compare fast kernels with simple ones first, and do without those that differ
-  /// GPUs of one host write into each other's memory, where they can.
-  enum class PeerMemory { no, of_other_gpus, even_of_this_one };
+  /// GPUs write into each other's memory, where they can: those of one host by CUDA's IPC, which is not tried with
+  /// over_network; else by NCCL.
+  enum class PeerMemory { no, of_other_gpus, even_of_this_one, over_network };
   PeerMemory peer_memory = PeerMemory::of_other_gpus;
   std::int64_t most_parts = std::int64_t{64} << 20;  // floats of partial attention results at a time
 };

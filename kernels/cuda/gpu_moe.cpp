@@ -63,10 +63,12 @@ GpuMoe::GpuMoe(const Parts& parts, Communicator& comm, const DeviceMoeShape& sha
   if (parts.peer_memory != PeerMemory::no) {
     most_slots_ = most_slots(kMostInWindow);
     const std::int64_t all = slots_.ranks * most_slots_;
-    windows_ = PeerWindows::open(comm, parts.device, parts.peer_memory == PeerMemory::even_of_this_one,
-                                 static_cast<std::size_t>(all * slots_.slot_bytes()),
-                                 static_cast<std::size_t>(all * (slots_.slot_bytes() + slots_.answer_bytes())),
-                                 parts.retired_windows, stream_);
+    const PeerWindows::Room room{static_cast<std::size_t>(all * slots_.slot_bytes()),
+                                 static_cast<std::size_t>(all * slots_.answer_bytes())};
+    if (parts.peer_memory != PeerMemory::over_network)
+      windows_ = PeerWindows::open(comm, parts.device, parts.peer_memory == PeerMemory::even_of_this_one, room,
+                                   parts.retired_windows, stream_);
+    if (!windows_) windows_ = PeerWindows::open_over_network(comm, room, stream_);
   }
   if (!windows_) most_slots_ = most_slots(kMostBytes);
   if (windows_ && transport_) transport_->on_abort([this] { windows_->stop(); });
@@ -149,14 +151,16 @@ void GpuMoe::run(const Layer& layer, Rows<const float> scores, Rows<const float>
   auto* chosen = reinterpret_cast<std::int32_t*>(chosen_on_device_.data()) + layer.index * chosen_of_layer();
   std::byte* in = slots_memory(all * slot);
   const Peers peers = windows_ ? windows_->peers() : Peers{};
-  std::byte* own = in + slots_.first(slots_.rank) * slot;
+  std::byte* own = in + slots_.part_at(slots_.rank);
   pack_slots(h, ids, shares, router.top_k, shape_.slices, places.on_device,
              reinterpret_cast<const std::uint32_t*>(turn_on_device_.data()), slots_, own, peers, chosen + 1, stream_);
-  const bool travel = slots_.ranks > 1 && !windows_;
+  const bool travel = slots_.ranks > 1 && !windows_, put = peers.network.communicator != nullptr;
+  if (put) put_slots(slots_, peers, stream_);
   if (travel) exchange(in, in, slots_.of_rank * slot, true);
   meanwhile();
   const auto arrive = [&](Written what) {
     if (windows_) wait_for_peers(peers, slots_.ranks, slots_.rank, what, stream_);
+    if (put) wait_for_puts(peers, slots_.ranks, slots_.rank, what, stream_);
     if (travel) traffic_.precede(stream_);
   };
   arrive(Written::slots);
@@ -175,8 +179,9 @@ void GpuMoe::run(const Layer& layer, Rows<const float> scores, Rows<const float>
                                       layer.experts, x);
 
   std::byte* answers = answers_memory(all * answer);
-  std::byte* sent = travel ? sent_.room<std::byte>(all * answer) : answers;
+  std::byte* sent = travel ? sent_.room<std::byte>(all * answer) : put ? in + peers.sent_at : answers;
   combine_slots(results, in, plan.place, slots_, sent, answers, peers, stream_);
+  if (put) put_answers(plan.place, slots_, peers, stream_);
   if (travel) exchange(sent, answers, slots_.of_rank * answer, false);
   arrive(Written::answers);
   add_slot_answers(own, answers, slots_, out, stream_);

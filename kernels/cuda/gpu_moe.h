@@ -20,8 +20,9 @@ namespace shoal::cuda {
 /// A layer is: route; pack_slots, which travel while the shared expert is computed; plan_slots, unpack_slots; the
 /// experts' products, of as many tiles as there could be; combine_slots, which travel back; add_slot_answers.
 ///
-/// GPUs of one host write slots and answers into each other's memory, and only what is asked for (PeerWindows). Between
-/// others they travel whole, over the communicator's device_transport().
+/// GPUs of one host write slots and answers into each other's memory, and only what is asked for (PeerWindows); so do
+/// others where NCCL's device interface connects them (put_slots and put_answers behind the kernels that store).
+/// Elsewhere slots travel whole, over the communicator's device_transport().
 class GpuMoe final : public DeviceMoe {
  public:
   /// Of the back end, all of which outlive it.

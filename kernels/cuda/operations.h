@@ -238,7 +238,7 @@ void add_answers(Rows<const float> own, const std::byte* others, Wire wire, cons
                  const std::int32_t* place, Rows<float> out, cudaStream_t stream);
 
 /// Slots of a layer whose host learns nothing of it (device_moe.h). A rank's token t is in its slot t, in the memory of
-/// all ranks: the row as it travels (of peers only where they have experts for it), then its experts.
+/// all ranks: the row as it travels (of peers only where they have experts for it), and its experts.
 struct Slots {
   int ranks, rank;
   int of_rank;         // slots of each rank
@@ -250,12 +250,18 @@ struct Slots {
   int added_up = 1;  // ranks of a host whose answers have a sum of their own, rounded as they travel (Hops)
 
   constexpr std::int64_t all() const { return std::int64_t{ranks} * of_rank; }
-  /// Where the i-th of all slots lies, and its answer, counted in slots. In windows that does not depend on of_rank:
-  /// peers may write the next step's while a rank still reads its own of the last.
+  /// A rank's part of this memory: the rows of its slots side by side, then their entries, so that a run of either is
+  /// one piece. Where things lie in it, in bytes from its beginning.
+  constexpr std::int64_t part_at(int of) const { return of * apart * slot_bytes(); }
+  constexpr std::int64_t row_at(std::int64_t t) const { return t * row_bytes(); }
+  constexpr std::int64_t entries_at(std::int64_t t) const { return apart * row_bytes() + t * entries_bytes(); }
+  constexpr std::int64_t row_bytes() const { return (wire_row_bytes(there, hidden) + 15) / 16 * 16; }
+  constexpr std::int64_t entries_bytes() const { return (std::int64_t{entries} * 8 + 15) / 16 * 16; }
+  constexpr std::int64_t slot_bytes() const { return row_bytes() + entries_bytes(); }
+  /// Where the answer to the i-th of all slots lies, counted in answers. As with slots, in windows that does not depend
+  /// on of_rank: peers may write the next step's while a rank still reads its own of the last.
   constexpr std::int64_t place(std::int64_t i) const { return i / of_rank * apart + i % of_rank; }
   constexpr std::int64_t first(int of) const { return of * apart; }
-  constexpr std::int64_t entries_at() const { return (wire_row_bytes(there, hidden) + 15) / 16 * 16; }
-  constexpr std::int64_t slot_bytes() const { return entries_at() + (std::int64_t{entries} * 8 + 15) / 16 * 16; }
   constexpr std::int64_t answer_bytes() const { return wire_row_bytes(back, hidden) * (by_expert ? entries : 1); }
 };
 /// Where an expert is, as one number: its rank, and its index there. Ascending by rank; below 0: nowhere.
@@ -278,18 +284,25 @@ struct ExpertPlaces {
 };
 constexpr int kMostEntries = 256;
 
+/// Windows that NCCL's device interface puts to over the network: ncclDevComm, in GPU memory, and ncclWindow_t.
+struct Network {
+  const void* communicator = nullptr;  // null: there are none
+  const void* window = nullptr;
+};
 /// Memory of all ranks' GPUs that each of them writes into (peer_windows.h). A window: slots [ranks, apart], answers
-/// [ranks, apart], and how often each rank has written either. Nobody writes where another one still reads: slots
-/// come again only after all answers to the last ones have, answers only after the next slots.
+/// [ranks, apart], those on their way over the network likewise, and how often each rank has written slots or answers
+/// (over the network: signals). Nobody writes where another one still reads: slots come again only after all answers to
+/// the last ones have, answers only after the next slots. What is on its way stays as long, too.
 struct Peers {
-  std::byte* const* window = nullptr;  // [ranks] as this GPU sees them; null: slots travel in another way
-  std::int64_t answers_at = 0, arrivals_at = 0;
+  std::byte* const* window = nullptr;  // [ranks] as this GPU sees them, null: over the network; null: in another way
+  std::int64_t answers_at = 0, sent_at = 0, arrivals_at = 0;
+  Network network;
   unsigned* written = nullptr;     // [2] how often this rank has written slots, and answers
   unsigned* blocks = nullptr;      // [2] of the kernel that writes, those that have; else 0
   const unsigned* stop = nullptr;  // of the host: 1: nobody is waited for any more
   unsigned* stopped = nullptr;     // 1: it has been seen; then nothing is written to others, who may be gone
 };
-constexpr int kMostPeers = 32;
+constexpr int kMostPeers = 256;
 enum class Written : int { slots, answers };
 
 /// slots.cu. pack_slots: this rank's slots, of tokens h whose experts are id, weight [tokens, top_k], an expert being
@@ -301,7 +314,7 @@ void pack_slots(Rows<const float> h, const std::int32_t* id, const float* weight
 /// x [all, hidden] = the rows that this rank has experts for, else zeros.
 void unpack_slots(const std::byte* in, const Slots& slots, float* x, cudaStream_t stream);
 /// Of the results [pairs, hidden] of a SlotPlan the answers to each slot: of other ranks in `sent`, as they travel, or
-/// written to these peers; of the own one in `own`; [of_rank] slots for each rank in both.
+/// written to these peers; of the own one in `own`; [apart] for each rank in both.
 void combine_slots(Rows<const float> results, const std::byte* in, const std::int32_t* place, const Slots& slots,
                    std::byte* sent, std::byte* own, const Peers& peers, cudaStream_t stream);
 /// out[t] += the answers to own slot t, in ascending order of ranks or in that of the router's experts; answers
@@ -313,6 +326,17 @@ void add_slot_answers(const std::byte* own_slots, const std::byte* answers, cons
 /// nothing.
 void wait_for_peers(const Peers& peers, int ranks, int rank, Written what, cudaStream_t stream);
 void tell_peers(const Peers& peers, int ranks, int rank, Written what, cudaStream_t stream);
+
+/// network.cu: for ranks whose windows stores do not reach. list_windows: window [ranks] as stores reach them, null for
+/// those. put_slots, put_answers: after pack_slots and combine_slots, to each of them what these left for it in the own
+/// window, then a signal. put_blocks: likewise `bytes` from offset `from` + r * `step` of the own window to `to` of
+/// rank r's. wait_for_puts: as wait_for_peers.
+void list_windows(const Network& network, int ranks, std::byte** window, cudaStream_t stream);
+void put_slots(const Slots& slots, const Peers& peers, cudaStream_t stream);
+void put_answers(const std::int32_t* place, const Slots& slots, const Peers& peers, cudaStream_t stream);
+void put_blocks(const Peers& peers, int ranks, int rank, Written what, std::int64_t from, std::int64_t step,
+                std::int64_t to, std::int64_t bytes, cudaStream_t stream);
+void wait_for_puts(const Peers& peers, int ranks, int rank, Written what, cudaStream_t stream);
 
 /// slot_plan.cu: the (slot, expert) pairs of what arrived for this rank's experts, sorted by expert.
 struct SlotPlan {

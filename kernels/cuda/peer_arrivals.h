@@ -30,7 +30,7 @@ __device__ __forceinline__ void tell_when_written(const Peers& peers, int ranks,
   const unsigned now = peers.written[w] + 1;
   const bool tells = has_peers(peers);
   for (int r = static_cast<int>(threadIdx.x); r < ranks; r += static_cast<int>(blockDim.x))
-    if (r == rank || tells) store_released(arrivals(peers, ranks, r, what) + rank, now);
+    if (r == rank || (tells && peers.window[r] != nullptr)) store_released(arrivals(peers, ranks, r, what) + rank, now);
   __syncthreads();  // all have read it
   if (threadIdx.x > 0) return;
   peers.written[w] = now;

@@ -6,44 +6,60 @@
 #include "base/cuda/memory.h"
 #include "base/cuda/wait.h"
 #include "collectives/communicator.h"
+#include "collectives/device_transport.h"
 #include "kernels/cuda/operations.h"
 
 namespace shoal::cuda {
 
 struct WindowOffer;
 
-/// Memory of each rank's GPU that the GPUs of all others write into, by CUDA's IPC: of ranks of one host, over NVLink
-/// or PCIe. While it lives, waits of the thread that made it end where the communicator's are to.
+/// Memory of each rank's GPU that the GPUs of all others write into. While it lives, waits of the thread that made it
+/// end where the communicator's are to. Of each rank's part of it: slots of so many bytes, and answers.
 class PeerWindows {
  public:
-  /// Windows of so many bytes, zeroed. Null on all ranks alike where there are none: several hosts, two ranks with one
-  /// GPU (whose kernels would wait for each other's turn; `shared_gpus`: all the same), GPUs that do not reach each
-  /// other, or what they write does not arrive. Every rank calls it, on the thread that waits for the GPU, with the
-  /// same size. `retired`: where its memory goes in the end; it is freed at the next call, when all ranks that are left
-  /// have closed it.
-  static std::unique_ptr<PeerWindows> open(Communicator& comm, int device, bool shared_gpus, std::size_t answers_at,
-                                           std::size_t bytes, std::vector<DeviceBlock>& retired, cudaStream_t stream);
+  struct Room {
+    std::size_t slots, answers;  // of all ranks, bytes
+  };
+  /// By CUDA's IPC, of ranks of one host, over NVLink or PCIe; zeroed. Null on all ranks alike where there are none:
+  /// several hosts, two ranks with one GPU (whose kernels would wait for each other's turn; `shared_gpus`: all the
+  /// same), GPUs that do not reach each other, or what they write does not arrive. Every rank calls it, on the thread
+  /// that waits for the GPU, with the same room. `retired`: where its memory goes in the end; it is freed at the next
+  /// call, when all ranks that are left have closed it.
+  static std::unique_ptr<PeerWindows> open(Communicator& comm, int device, bool shared_gpus, Room room,
+                                           std::vector<DeviceBlock>& retired, cudaStream_t stream);
+  /// By the communicator's device_transport(), over NVLink or the network; else likewise.
+  static std::unique_ptr<PeerWindows> open_over_network(Communicator& comm, Room room, cudaStream_t stream);
   ~PeerWindows();
   PeerWindows(const PeerWindows&) = delete;
   PeerWindows& operator=(const PeerWindows&) = delete;
 
-  std::byte* own() const { return own_.data(); }
+  std::byte* own() const { return of_network_ ? of_network_->memory() : own_.data(); }
+  /// Its `network` is null where stores reach all ranks.
   const Peers& peers() const { return peers_; }
   /// Kernels wait for other ranks no longer.
   void stop();
 
  private:
-  PeerWindows(Communicator& comm, std::size_t answers_at, std::size_t bytes, std::vector<DeviceBlock>& retired);
+  PeerWindows(Communicator& comm, Room room, std::vector<DeviceBlock>* retired);
+  PeerWindows(Communicator& comm, Room room, std::unique_ptr<DeviceWindow> of_network);
+  PeerWindows(Communicator& comm, Room room);
   /// False where another rank's memory is out of reach.
   bool reach(const std::vector<WindowOffer>& offers, cudaStream_t stream);
+  void reach_over_network(cudaStream_t stream);
+  /// Nothing is written and all is zero.
+  void clear(cudaStream_t stream);
   /// Whether what all ranks write arrives, within some seconds.
   bool prove(cudaStream_t stream);
 
   Communicator& comm_;
-  std::vector<DeviceBlock>& retired_;
-  DeviceBlock own_, list_, counts_;
+  const Room room_;
+  std::vector<DeviceBlock>* retired_ = nullptr;
+  DeviceBlock own_;
+  std::unique_ptr<DeviceWindow> of_network_;
+  DeviceBlock list_, counts_;
   PinnedBlock stop_{sizeof(unsigned)};
   std::vector<void*> opened_;
+  std::vector<int> far_;  // ranks that stores do not reach
   Peers peers_;
   std::optional<Watch> watch_;  // where nobody else looks
 };

@@ -4,14 +4,14 @@
 namespace shoal::cuda {
 namespace {
 
-/// Until all ranks have written as often as this one, or all is to stop.
+/// Until all ranks that store into this one's window have done so as often as this one, or all is to stop.
 ///   grid       one block, a thread for each rank
 ///   traffic    none: a number that lies in this GPU's memory, asked for again and again
 ///   limit      latency: a write over NVLink takes some 1 us to be seen
 __global__ void __launch_bounds__(kMostPeers) wait_for_peers_kernel(Peers peers, int ranks, int rank, Written what) {
   follow_previous_kernels();
   const int other = static_cast<int>(threadIdx.x);
-  if (other >= ranks) return;
+  if (other >= ranks || peers.window[other] == nullptr) return;
   const unsigned wanted = peers.written[static_cast<int>(what)];
   const unsigned* arrived = arrivals(peers, ranks, rank, what) + other;
   for (unsigned polls = 0; static_cast<int>(load_acquired(arrived) - wanted) < 0; ++polls) {
@@ -37,7 +37,8 @@ void wait_for_peers(const Peers& peers, int ranks, int rank, Written what, cudaS
   emulation::enqueue_until(stream, [=] {
     const unsigned wanted = peers.written[static_cast<int>(what)];
     for (int other = 0; other < ranks; ++other)
-      if (static_cast<int>(load_acquired(arrivals(peers, ranks, rank, what) + other) - wanted) < 0)
+      if (peers.window[other] != nullptr &&
+          static_cast<int>(load_acquired(arrivals(peers, ranks, rank, what) + other) - wanted) < 0)
         return load_acquired(peers.stop) != 0;
     return true;
   });

@@ -34,11 +34,11 @@ __global__ void __launch_bounds__(kThreads)
   follow_previous_kernels();
   struct Shared {
     std::int32_t place[kMostEntries];
+    unsigned asked[kMostPeers / 32];  // ranks, a bit each
   };
   Shared& all = shared<Shared>();
-  const std::int64_t t = blockIdx.x, at_peers = (s.first(s.rank) + t) * s.slot_bytes();
+  const std::int64_t t = blockIdx.x, part = s.part_at(s.rank);
   const bool there = t < h.rows;
-  std::byte* slot = own + t * s.slot_bytes();
   const int i = static_cast<int>(threadIdx.x);
   SlotEntry mine{-1, 0};
   if (there && i < s.entries) {
@@ -48,19 +48,20 @@ __global__ void __launch_bounds__(kThreads)
     if (expert >= 0) mine = {copy_for(places, expert * slices + i % slices, now), weight[of_router]};
   }
   all.place[i] = mine.place;
+  if (i < kMostPeers / 32) all.asked[i] = 0;
   __syncthreads();
-
   const bool to_peers = has_peers(peers);
+  if (to_peers) {
+    if (mine.place >= 0) atomicOr(&all.asked[rank_of(mine.place) / 32], 1u << rank_of(mine.place) % 32);
+    __syncthreads();
+  }
   if (there) {
     const WireColumns<kWire> columns;
     const auto held = columns.round(h.data + t * h.stride, s.hidden);
-    columns.put(held, s.hidden, slot);
-    if (to_peers) {
-      unsigned asked = 0;
-      for (int j = 0; j < s.entries; ++j) asked |= all.place[j] < 0 ? 0u : 1u << rank_of(all.place[j]);
-      for (int r = 0; r < s.ranks; ++r)
-        if (r != s.rank && (asked >> r & 1u) != 0) columns.put(held, s.hidden, peers.window[r] + at_peers);
-    }
+    columns.put(held, s.hidden, own + s.row_at(t));
+    for (int r = 0; to_peers && r < s.ranks; ++r)
+      if (r != s.rank && (all.asked[r / 32] >> r % 32 & 1u) != 0 && peers.window[r] != nullptr)
+        columns.put(held, s.hidden, peers.window[r] + part + s.row_at(t));
   }
   if (blockIdx.y == 0) {
     if (i < top_k) chosen[t * top_k + i] = there ? id[t * top_k + i] : -1;
@@ -73,9 +74,10 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
     if (i < s.entries) {
-      reinterpret_cast<SlotEntry*>(slot + s.entries_at())[at] = mine;
+      reinterpret_cast<SlotEntry*>(own + s.entries_at(t))[at] = mine;
       for (int r = 0; to_peers && r < s.ranks; ++r)
-        if (r != s.rank) reinterpret_cast<SlotEntry*>(peers.window[r] + at_peers + s.entries_at())[at] = mine;
+        if (r != s.rank && peers.window[r] != nullptr)
+          reinterpret_cast<SlotEntry*>(peers.window[r] + part + s.entries_at(t))[at] = mine;
     }
   }
   if (peers.window != nullptr) tell_when_written(peers, s.ranks, s.rank, Written::slots);
@@ -94,7 +96,8 @@ __global__ void __launch_bounds__(kThreads) unpack_slots_kernel(const std::byte*
   for (int i = 0; i < s.entries; ++i) here = here || is_here(s, entry[i]);
   float* to = x + slot * s.hidden;
   if (here)
-    WireColumns<kWire>().load(in + s.place(slot) * s.slot_bytes(), s.hidden, to);
+    WireColumns<kWire>().load(in + s.part_at(static_cast<int>(slot / s.of_rank)) + s.row_at(slot % s.of_rank), s.hidden,
+                              to);
   else
     WireColumns<kWire>().clear(s.hidden, to);
 }
@@ -114,9 +117,9 @@ __global__ void __launch_bounds__(kThreads)
   const int asker = static_cast<int>(slot / s.of_rank);
   const SlotEntry* entry = entries_of(in, s, slot);
   std::byte* to = (asker == s.rank ? own : sent) + s.place(slot) * s.answer_bytes();
-  if (asker != s.rank && peers.window != nullptr)
-    to = peers.window[asker] + peers.answers_at + (s.first(s.rank) + t) * s.answer_bytes();
-  const bool answers = asker == s.rank || peers.window == nullptr || has_peers(peers);
+  const bool stores = peers.window != nullptr && peers.window[asker] != nullptr;
+  if (asker != s.rank && stores) to = peers.window[asker] + peers.answers_at + (s.first(s.rank) + t) * s.answer_bytes();
+  const bool answers = asker == s.rank || !stores || has_peers(peers);
   float sum = 0;
   bool here = false;
   for (int i = 0; answers && i < s.entries; ++i) {
@@ -146,7 +149,7 @@ __global__ void __launch_bounds__(kThreads)
   const WireColumns<kWire> columns;
   const std::int64_t c = columns.c, t = blockIdx.x;
   if (c >= s.hidden) return;
-  const SlotEntry* entry = entries_of(own_slots, s, t);
+  const SlotEntry* entry = entries_of_token(own_slots, s, t);
   float sum = out.data[t * out.stride + c], of_host = 0;
   std::int32_t before = -1, last = -1;  // rank, and the last one of its host
   for (int i = 0; i < s.entries; ++i) {

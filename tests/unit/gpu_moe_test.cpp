@@ -48,7 +48,7 @@ TEST_F(SlotPlans, EveryEntryForThisRankHasAPlaceAmongItsExpertsPairs) {
         if (rank == slots.rank) expert_of[i] = local;
       }
       const auto slot = static_cast<std::int64_t>(i) / slots.entries;
-      std::memcpy(in.data() + slots.place(slot) * slots.slot_bytes() + slots.entries_at() +
+      std::memcpy(in.data() + slots.part_at(static_cast<int>(slot / of_rank)) + slots.entries_at(slot % of_rank) +
                       static_cast<std::int64_t>(i) % slots.entries * std::int64_t{sizeof entry},
                   &entry, sizeof entry);
     }
@@ -128,8 +128,11 @@ std::vector<float> reference(const ExchangeCase& c, const ExpertMap& map, const 
   return out;
 }
 
+/// How slots travel: by NCCL, or written into other GPUs' windows, by stores, puts, or both.
+enum class Travel { exchanged, stored, put, both };
+
 /// A layer through the kernels, the experts' work being the host's. Returns what came for this rank's experts.
-std::int64_t run_by_slots(Communicator& comm, bool by_windows, const ExchangeCase& c, const ExpertMap& map,
+std::int64_t run_by_slots(Communicator& comm, Travel travel, const ExchangeCase& c, const ExpertMap& map,
                           const Tokens& t, std::uint32_t turn, std::vector<float>& out) {
   cudaStream_t stream = nullptr;
   check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
@@ -159,7 +162,7 @@ std::int64_t run_by_slots(Communicator& comm, bool by_windows, const ExchangeCas
   const Slots slots{comm.size(),
                     comm.rank(),
                     of_rank,
-                    of_rank + (by_windows ? 2 : 0),
+                    of_rank + (travel != Travel::exchanged ? 2 : 0),
                     c.top_k,
                     c.hidden,
                     there,
@@ -171,14 +174,15 @@ std::int64_t run_by_slots(Communicator& comm, bool by_windows, const ExchangeCas
   const std::int64_t slots_bytes = room * slots.slot_bytes(), answers_bytes = room * slots.answer_bytes();
   std::vector<DeviceBlock> retired;
   std::unique_ptr<PeerWindows> windows;
-  if (by_windows) {
-    windows = PeerWindows::open(comm, 0, false, static_cast<std::size_t>(slots_bytes),
-                                static_cast<std::size_t>(slots_bytes + answers_bytes), retired, stream);
-    EXPECT_EQ(windows != nullptr, comm.size() > 1);
-  }
+  const PeerWindows::Room window_room{static_cast<std::size_t>(slots_bytes), static_cast<std::size_t>(answers_bytes)};
+  if (travel == Travel::stored) windows = PeerWindows::open(comm, 0, false, window_room, retired, stream);
+  if (travel > Travel::stored) windows = PeerWindows::open_over_network(comm, window_room, stream);
+  EXPECT_EQ(windows != nullptr, travel != Travel::exchanged && comm.size() > 1);
   const Peers peers = windows ? windows->peers() : Peers{};
   std::byte* slot = windows ? windows->own() : in.room<std::byte>(slots_bytes);
-  std::byte* own = slot + slots.first(slots.rank) * slots.slot_bytes();
+  std::byte* own = slot + slots.part_at(slots.rank);
+  const bool put = peers.network.communicator != nullptr;
+  EXPECT_EQ(put, (travel == Travel::put && comm.size() > 1) || (travel == Travel::both && comm.size() > 2));
   const auto n = static_cast<std::size_t>(comm.size());
   const auto exchange = [&](const std::byte* from, std::byte* to, std::int64_t bytes, bool own_to_all) {
     std::vector<DeviceTransport::Piece> outgoing(n), incoming(n);
@@ -188,6 +192,7 @@ std::int64_t run_by_slots(Communicator& comm, bool by_windows, const ExchangeCas
       incoming[r] = {to + r * of, of};
     }
     const Written what = own_to_all ? Written::slots : Written::answers;
+    if (put) wait_for_puts(peers, comm.size(), comm.rank(), what, stream);
     if (windows) return wait_for_peers(peers, comm.size(), comm.rank(), what, stream);
     if (n > 1) comm.device_transport()->exchange(outgoing, incoming, stream);
   };
@@ -197,6 +202,7 @@ std::int64_t run_by_slots(Communicator& comm, bool by_windows, const ExchangeCas
   auto ids = t.expert;
   ids.resize(static_cast<std::size_t>(slots.of_rank * c.top_k), -1);
   EXPECT_EQ(read(chosen.room<std::int32_t>(0), slots.of_rank * c.top_k), ids);
+  if (put) put_slots(slots, peers, stream);
   exchange(slot, slot, slots.of_rank * slots.slot_bytes(), true);
   const std::int64_t most = slots.all() * slots.entries;
   const auto experts = static_cast<int>(global.size());
@@ -216,8 +222,9 @@ std::int64_t run_by_slots(Communicator& comm, bool by_windows, const ExchangeCas
   const std::int64_t pairs = std::ssize(row);
   const Rows<const float> results_there(uploads.keep(std::span<const float>(made), results), pairs, c.hidden);
   std::byte* to = windows ? windows->own() + peers.answers_at : answers.room<std::byte>(answers_bytes);
-  std::byte* outgoing = sent.room<std::byte>(answers_bytes);
+  std::byte* outgoing = put ? windows->own() + peers.sent_at : sent.room<std::byte>(answers_bytes);
   combine_slots(results_there, slot, plan.place, slots, outgoing, to, peers, stream);
+  if (put) put_answers(plan.place, slots, peers, stream);
   exchange(outgoing, to, slots.of_rank * slots.answer_bytes(), false);
   out.assign(static_cast<std::size_t>(t.count * c.hidden), 0.5f);
   float* sum = sums.room<float>(t.count * c.hidden);
@@ -231,18 +238,18 @@ std::int64_t run_by_slots(Communicator& comm, bool by_windows, const ExchangeCas
   return pairs;
 }
 
-class SlotExchanges : public testing::TestWithParam<std::tuple<int, bool>> {};
+class SlotExchanges : public testing::TestWithParam<std::tuple<int, Travel>> {};
 
 TEST_P(SlotExchanges, DoWhatPlainLoopsDo) {
-  const auto [ranks, by_windows] = GetParam();
-  test::over_gpus(ranks, [by_windows = by_windows](Communicator& comm) {
+  const auto [ranks, travel] = GetParam();
+  const auto body = [travel = travel](Communicator& comm) {
     const auto check_case = [&](const ExchangeCase& c, int layers = 2) {
       const ExpertMap map = make_map(c, comm.size());
       for (int layer = 0; layer < layers; ++layer) {
         const Tokens t = make_tokens(c, comm.rank(), static_cast<std::uint64_t>(layer));
         std::vector<float> out;
         const auto pairs =
-            static_cast<float>(run_by_slots(comm, by_windows, c, map, t, static_cast<std::uint32_t>(layer), out));
+            static_cast<float>(run_by_slots(comm, travel, c, map, t, static_cast<std::uint32_t>(layer), out));
         EXPECT_EQ(out, reference(c, map, t));
         float wanted = 0;
         for (const std::int32_t e : t.expert) wanted += e >= 0 ? 1.0f : 0.0f;
@@ -266,9 +273,39 @@ TEST_P(SlotExchanges, DoWhatPlainLoopsDo) {
           c.rank_of.assign(c.rank_of.size(), comm.size() - 1);
           check_case(c, 1);
         }
-  });
+  };
+  test::over_gpus(ranks, body, 1, travel == Travel::put ? 1 : travel == Travel::both ? 2 : 0);
 }
-INSTANTIATE_TEST_SUITE_P(Ranks, SlotExchanges, testing::Combine(testing::Values(1, 2, 5), testing::Bool()));
+INSTANTIATE_TEST_SUITE_P(OfAHost, SlotExchanges,
+                         testing::Combine(testing::Values(1, 2, 5),
+                                          testing::Values(Travel::exchanged, Travel::stored)));
+INSTANTIATE_TEST_SUITE_P(OfHosts, SlotExchanges,
+                         testing::Values(std::tuple(2, Travel::put), std::tuple(3, Travel::both)));
+
+/// On all ranks alike: where nothing is far, where one rank has no window, where what is put arrives as something else.
+TEST(PeerWindows, OverTheNetworkAreThereForAllRanksOrNone) {
+  using Fault = test::NcclStandIn::WindowFault;
+  const auto opened = [](int neighbours, Fault fault) {
+    const auto library = std::make_shared<test::NcclStandIn>(3, neighbours);
+    library->spoil_windows(fault);
+    std::vector<int> found(3);
+    run_in_process(3, [&](Communicator& others) {
+      const auto comm = make_nccl_communicator(library, others, {.eager = 256, .patience_s = 60});
+      cudaStream_t stream = nullptr;
+      check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
+      const auto windows = PeerWindows::open_over_network(*comm, {3 * 48, 3 * 20}, stream);
+      found[static_cast<std::size_t>(comm->rank())] = !windows ? 0 : windows->peers().network.communicator ? 2 : 1;
+      comm->barrier();
+      check(cudaStreamDestroy(stream), "destroy");
+    });
+    return found;
+  };
+  EXPECT_EQ(opened(0, Fault::none), std::vector({0, 0, 0}));
+  EXPECT_EQ(opened(3, Fault::none), std::vector({1, 1, 1}));
+  EXPECT_EQ(opened(2, Fault::none), std::vector({2, 2, 2}));
+  EXPECT_EQ(opened(2, Fault::missing_on_rank_1), std::vector({0, 0, 0}));
+  EXPECT_EQ(opened(2, Fault::wrong_bytes_from_rank_1), std::vector({0, 0, 0}));
+}
 
 }  // namespace
 }  // namespace shoal::cuda
@@ -285,6 +322,7 @@ struct Case {
   bool sliced = false;
   bool moves = false;  // experts, half-way
   int ranks_per_host = 1;
+  bool network = false;  // over it too
 };
 
 struct MoeOutcome {
@@ -294,8 +332,9 @@ struct MoeOutcome {
   bool operator==(const MoeOutcome& o) const { return hidden == o.hidden && tokens == o.tokens && work == o.work; }
 };
 
-/// How layers go: with the host in between; slots by NCCL, or written into other GPUs; the latter without NCCL.
-enum class Way { host, slots, windows, windows_alone };
+/// How layers go: with the host in between; slots by NCCL, or written into other GPUs; the latter without NCCL; over
+/// the network.
+enum class Way { host, slots, windows, windows_alone, network };
 
 /// Some steps on each rank.
 std::vector<MoeOutcome> outcomes(const Case& c, Way way) {
@@ -306,10 +345,11 @@ std::vector<MoeOutcome> outcomes(const Case& c, Way way) {
     const ModelConfig config = ModelConfig::from_file(dir);
     if (c.sliced) options.placement = place_slices(config, c.ranks);
     options.make_backend = [way](Compute compute) {
-      return make_cuda_backend(
-          {.compute = compute,
-           .self_check = false,
-           .peer_memory = way == Way::slots ? CudaOptions::PeerMemory::no : CudaOptions::PeerMemory::of_other_gpus});
+      return make_cuda_backend({.compute = compute,
+                                .self_check = false,
+                                .peer_memory = way == Way::slots     ? CudaOptions::PeerMemory::no
+                                               : way == Way::network ? CudaOptions::PeerMemory::over_network
+                                                                     : CudaOptions::PeerMemory::of_other_gpus});
     };
     Station station(dir, comm, options);
     MoeOutcome& mine = result[static_cast<std::size_t>(comm.rank())];
@@ -352,7 +392,7 @@ std::vector<MoeOutcome> outcomes(const Case& c, Way way) {
   if (way == Way::windows_alone)
     run_in_process(c.ranks, body);
   else
-    over_gpus(c.ranks, body, c.ranks_per_host);
+    over_gpus(c.ranks, body, c.ranks_per_host, way == Way::network ? c.ranks_per_host : 0);
   return result;
 }
 
@@ -364,8 +404,9 @@ void expect_same(const Case& c) {
                                   << (c.moves ? ", moving" : "") << ", " << c.ranks_per_host << " a host");
   const auto with_host = outcomes(c, Way::host);
   EXPECT_FALSE(with_host[0].hidden.empty());
-  for (const Way way : {Way::slots, Way::windows, Way::windows_alone}) {
-    if (way == Way::windows_alone ? c.ranks != 2 : c.ranks == 1 && way == Way::windows) continue;
+  for (const Way way : {Way::slots, Way::windows, Way::windows_alone, Way::network}) {
+    if (way == Way::windows_alone ? c.ranks != 2 : c.ranks == 1 && way != Way::slots) continue;
+    if (way == Way::network && !c.network) continue;
     const auto on_device = outcomes(c, way);
     for (std::size_t r = 0; r < with_host.size(); ++r) {
       SCOPED_TRACE(testing::Message() << "rank " << r << ", way " << static_cast<int>(way));
@@ -382,7 +423,7 @@ TEST(GpuMoe, ModelsComputeWhatTheyDoWithTheHostInBetween) {
   for (const int ranks : {1, 2, 3})
     for (const Answers answers : {Answers::summed, Answers::by_expert})
       expect_same({.model = "deepseek-v3", .ranks = ranks, .answers = answers});
-  expect_same({.model = "deepseek-v3-fp8", .compute = Compute::fp8, .ranks = 2});
+  expect_same({.model = "deepseek-v3-fp8", .compute = Compute::fp8, .ranks = 2, .network = true});
   expect_same({.model = "deepseek-v3-fp8", .compute = Compute::fp8, .ranks = 3, .answers = Answers::by_expert});
   expect_same({.model = "deepseek-v2-lite", .compute = Compute::bf16, .ranks = 3});
   expect_same({.model = "deepseek-v3-mtp", .compute = Compute::bf16, .ranks = 1, .mtp = true});
@@ -392,12 +433,12 @@ TEST(GpuMoe, ModelsComputeWhatTheyDoWithTheHostInBetween) {
 
 /// Where many tokens take two hops, few are added up as those.
 TEST(GpuMoe, AddsUpTheAnswersOfAHost) {
-  expect_same({.model = "deepseek-v3", .compute = Compute::bf16, .ranks = 4, .ranks_per_host = 2});
+  expect_same({.model = "deepseek-v3", .compute = Compute::bf16, .ranks = 4, .ranks_per_host = 2, .network = true});
   expect_same({.model = "deepseek-v3-fp8", .compute = Compute::fp8, .ranks = 4, .ranks_per_host = 2});
 }
 
 TEST(GpuMoe, FollowsExpertsThatMove) {
-  expect_same({.model = "deepseek-v3", .ranks = 3, .answers = Answers::by_expert, .moves = true});
+  expect_same({.model = "deepseek-v3", .ranks = 3, .answers = Answers::by_expert, .moves = true, .network = true});
 }
 
 /// One rank has a GPU and one has none: then the host of neither leaves the other waiting.
@@ -429,7 +470,7 @@ TEST(GpuMoe, RanksWithoutAGpuKeepTheHostInBetween) {
 /// A rank is gone whose slots another one's GPU waits for.
 void lose_a_rank(CudaOptions::PeerMemory peer_memory) {
   const auto dir = std::filesystem::path(SHOAL_SOURCE_DIR) / "tests" / "fixtures" / "models" / "deepseek-v3";
-  const auto library = std::make_shared<NcclStandIn>(2);
+  const auto library = std::make_shared<NcclStandIn>(2, peer_memory == CudaOptions::PeerMemory::over_network ? 1 : 0);
   run_in_process(2, [&](Communicator& others) {
     const auto comm = make_nccl_communicator(library, others, {.eager = 256, .patience_s = 60});
     StationOptions options;
@@ -458,6 +499,7 @@ void lose_a_rank(CudaOptions::PeerMemory peer_memory) {
 
 TEST(GpuMoe, ExchangesWithARankThatIsGoneEnd) { lose_a_rank(CudaOptions::PeerMemory::no); }
 TEST(GpuMoe, KernelsDoNotWaitForARankThatIsGone) { lose_a_rank(CudaOptions::PeerMemory::of_other_gpus); }
+TEST(GpuMoe, NorForWhatItWouldHavePut) { lose_a_rank(CudaOptions::PeerMemory::over_network); }
 
 }  // namespace
 }  // namespace shoal::test

@@ -105,6 +105,13 @@ T atomicAdd(T* to, T value) {
 }
 
 template <class T>
+T atomicOr(T* to, T value) {
+  const T before = *to;
+  *to = before | value;
+  return before;
+}
+
+template <class T>
 T atomicMin(T* to, T value) {
   const T before = *to;
   *to = value < before ? value : before;
