@@ -86,18 +86,30 @@ void DispatchPlan::make(std::span<const std::int32_t> expert, std::span<const fl
   }
 }
 
-void DispatchPlan::forward(std::span<const std::uint32_t> n_experts, std::span<const std::int32_t> id,
-                           std::span<const float> weight) {
+void ArrivedRows::clear() {
+  n_experts.clear();
+  expert.clear();
+  weight.clear();
+}
+
+void ArrivedRows::add(std::span<const std::uint32_t> of_rows, std::span<const std::int32_t> experts,
+                      std::span<const float> weights) {
+  n_experts.insert(n_experts.end(), of_rows.begin(), of_rows.end());
+  expert.insert(expert.end(), experts.begin(), experts.end());
+  weight.insert(weight.end(), weights.begin(), weights.end());
+}
+
+void DispatchPlan::forward(const ArrivedRows& came) {
   clear();
   std::size_t at = 0;
-  for (const std::uint32_t n : n_experts) {
+  for (const std::uint32_t n : came.n_experts) {
     token_to_.clear();
-    for (const std::int32_t i : id.subspan(at, n)) {
+    for (const std::int32_t i : std::span(came.expert).subspan(at, n)) {
       token_to_.push_back(Hops::forward(i));
       if (i < 0 || static_cast<std::size_t>(token_to_.back().rank) >= to_.size())
         fail("expert exchange: a row came for rank {} of {} of this host", i >> Hops::kLocalBits, to_.size());
     }
-    add(token_to_, weight.subspan(at, n));
+    add(token_to_, std::span(came.weight).subspan(at, n));
     at += n;
   }
 }

@@ -29,6 +29,27 @@ struct RankSlot {
   std::size_t answers(Answers kind) const { return kind == Answers::summed ? token.size() : expert.size(); }
 };
 
+/// Rows that came by a hop, each with its experts here.
+struct ArrivedRows {
+  std::vector<std::uint32_t> n_experts;  // [rows]
+  std::vector<std::int32_t> expert;      // ids of Destinations
+  std::vector<float> weight;             // of each
+
+  void clear();
+  void add(std::span<const std::uint32_t> of_rows, std::span<const std::int32_t> experts,
+           std::span<const float> weights);
+  std::size_t rows() const { return n_experts.size(); }
+  std::size_t answers(Answers kind) const { return kind == Answers::summed ? rows() : expert.size(); }
+  /// Calls answer(row, n) for each answer that is to be given, in order: the sum over so many of its experts, or one.
+  template <class Answer>
+  void for_each_answer(Answers kind, const Answer& answer) const {
+    for (std::size_t row = 0; row < rows(); ++row) {
+      const std::uint32_t n = n_experts[row], times = kind == Answers::summed ? 1 : n;
+      for (std::uint32_t i = 0; i < times; ++i) answer(row, static_cast<std::int32_t>(n / times));
+    }
+  }
+};
+
 /// What one rank does with the tokens that it has before a hop: a token travels once to each rank that it needs an
 /// expert of, by that hop. Pure arithmetic.
 class DispatchPlan {
@@ -49,9 +70,8 @@ class DispatchPlan {
             const Hops& hops);
 
   Answers kind() const { return kind_; }
-  /// Those that came by the first of two hops, by the second: n_experts of each, with ids and weights.
-  void forward(std::span<const std::uint32_t> n_experts, std::span<const std::int32_t> id,
-               std::span<const float> weight);
+  /// Those that came by the first of two hops, by the second.
+  void forward(const ArrivedRows& came);
   const std::vector<RankSlot>& to() const { return to_; }
   /// Of token t those from first_answer()[t] to [t + 1]: in ascending order of ranks, or of experts.
   const std::vector<Answer>& answers() const { return answers_; }

@@ -60,7 +60,7 @@ struct ExpertExchange::State {
 /// What came for this host goes to its ranks, as it came.
 void ExpertExchange::State::pass_on() {
   to_hosts->receive();
-  to_ranks.plan().forward(to_hosts->n_experts(), to_hosts->expert(), to_hosts->weight());
+  to_ranks.plan().forward(to_hosts->arrived());
   to_ranks.send([&](std::int32_t row, std::byte* to) {
     std::memcpy(to, to_hosts->rows()[static_cast<std::size_t>(row)], row_bytes);
   });
@@ -87,24 +87,19 @@ void ExpertExchange::State::list_rows() {
   arrived.rows.clear();
   arrived.out.clear();
   arrived.first.assign(1, 0);
-  arrived.expert = to_ranks.expert();
-  arrived.weight = to_ranks.weight();
+  arrived.expert = to_ranks.arrived().expert;
+  arrived.weight = to_ranks.arrived().weight;
   const std::vector<const std::byte*>& rows = to_ranks.rows();
   const std::size_t fp32_stride = align_up(hidden * sizeof(float));
   if (bf16_wire) arrived_rows.reserve(rows.size() * fp32_stride);
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    const std::byte* row = rows[i];
-    if (bf16_wire) {
-      auto* wide = reinterpret_cast<float*>(arrived_rows.data() + i * fp32_stride);
-      unpack_bf16({reinterpret_cast<const std::uint16_t*>(row), hidden}, wide);
-      row = reinterpret_cast<const std::byte*>(wide);
-    }
-    const std::uint32_t n_experts = to_ranks.n_experts()[i], times = kind == Answers::summed ? 1 : n_experts;
-    for (std::uint32_t n = 0; n < times; ++n) {
-      arrived.rows.push_back(reinterpret_cast<const float*>(row));
-      arrived.first.push_back(arrived.first.back() + static_cast<std::int32_t>(n_experts / times));
-    }
-  }
+  for (std::size_t i = 0; bf16_wire && i < rows.size(); ++i)
+    unpack_bf16({reinterpret_cast<const std::uint16_t*>(rows[i]), hidden},
+                reinterpret_cast<float*>(arrived_rows.data() + i * fp32_stride));
+  to_ranks.arrived().for_each_answer(kind, [&](std::size_t row, std::int32_t experts) {
+    const std::byte* at = bf16_wire ? arrived_rows.data() + row * fp32_stride : rows[row];
+    arrived.rows.push_back(reinterpret_cast<const float*>(at));
+    arrived.first.push_back(arrived.first.back() + experts);
+  });
 }
 
 ExpertExchange::ExpertExchange(Communicator& comm, int hidden, bool bf16_wire, Answers answers, int ranks_per_host)

@@ -20,16 +20,12 @@ RowHop::RowHop(Communicator& comm, std::vector<int> among, std::size_t row_bytes
 void RowHop::receive() {
   exchange_->wait();
   rows_.clear();
-  n_experts_.clear();
-  expert_.clear();
-  weight_.clear();
+  arrived_.clear();
   for (std::size_t src = 0; src < ranks_.size(); ++src) {
     const SlotRecord::View slot = record_.read(exchange_->incoming(static_cast<int>(src)), ranks_[src], rank_);
     answers_to_[src] = slot.answers(plan_.kind());
     for (std::size_t row = 0; row < slot.n_experts.size(); ++row) rows_.push_back(slot.rows + row * row_stride_);
-    n_experts_.insert(n_experts_.end(), slot.n_experts.begin(), slot.n_experts.end());
-    expert_.insert(expert_.end(), slot.expert.begin(), slot.expert.end());
-    weight_.insert(weight_.end(), slot.weight.begin(), slot.weight.end());
+    arrived_.add(slot.n_experts, slot.expert, slot.weight);
   }
 }
 

@@ -40,9 +40,7 @@ class RowHop {
   void receive();
   /// In ascending order of the ranks that they came from, valid until answers have come back; each with its experts.
   const std::vector<const std::byte*>& rows() const { return rows_; }
-  const std::vector<std::uint32_t>& n_experts() const { return n_experts_; }
-  const std::vector<std::int32_t>& expert() const { return expert_; }
-  const std::vector<float>& weight() const { return weight_; }
+  const ArrivedRows& arrived() const { return arrived_; }
 
   /// Where the answers to them are to be written, one to each row or to each of its experts. After receive().
   const std::vector<std::byte*>& answers();
@@ -64,9 +62,7 @@ class RowHop {
   std::vector<std::size_t> bytes_;      // [ranks]
 
   std::vector<const std::byte*> rows_;
-  std::vector<std::uint32_t> n_experts_;
-  std::vector<std::int32_t> expert_;
-  std::vector<float> weight_;
+  ArrivedRows arrived_;
   std::vector<std::size_t> answers_to_;  // [ranks]
   std::vector<std::byte*> answers_;
 };

@@ -43,15 +43,11 @@ const std::vector<std::int32_t>& GpuHop::announce() {
 }
 
 void GpuHop::hear() {
-  n_experts_.clear();
-  expert_.clear();
-  weight_.clear();
+  arrived_.clear();
   const auto take = [&](std::size_t r, const SlotRecord::View& slot) {
     rows_from_[r] = slot.n_experts.size();
     answers_to_[r] = slot.answers(plan_.kind());
-    n_experts_.insert(n_experts_.end(), slot.n_experts.begin(), slot.n_experts.end());
-    expert_.insert(expert_.end(), slot.expert.begin(), slot.expert.end());
-    weight_.insert(weight_.end(), slot.weight.begin(), slot.weight.end());
+    arrived_.add(slot.n_experts, slot.expert, slot.weight);
   };
   take(me_, {own().n_experts, own().expert, own().weight});
   if (records_) records_->wait();

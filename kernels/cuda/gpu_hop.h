@@ -30,12 +30,8 @@ class GpuHop {
   const std::vector<std::int32_t>& announce();
   /// Waits until it is known what comes.
   void hear();
-  /// The experts of all rows: of the own ones first, then of those that come, in ascending order of ranks.
-  const std::vector<std::uint32_t>& n_experts() const { return n_experts_; }
-  const std::vector<std::int32_t>& expert() const { return expert_; }
-  const std::vector<float>& weight() const { return weight_; }
-  std::size_t rows() const { return n_experts_.size(); }
-  std::size_t answers() const { return plan_.kind() == Answers::summed ? rows() : expert_.size(); }
+  /// All rows with their experts: the own ones first, then those that come, in ascending order of ranks.
+  const ArrivedRows& arrived() const { return arrived_; }
   std::size_t own_answers() const { return own().answers(plan_.kind()); }
 
   /// Rows that leave, to the others; what comes, packed, behind each other.
@@ -62,9 +58,7 @@ class GpuHop {
   DispatchPlan plan_;
 
   std::vector<std::int32_t> leaving_;
-  std::vector<std::uint32_t> n_experts_;
-  std::vector<std::int32_t> expert_;
-  std::vector<float> weight_;
+  ArrivedRows arrived_;
   std::vector<std::size_t> bytes_, rows_from_, answers_to_;  // [ranks]
   std::vector<Piece> to_, from_;                             // of all ranks of the job
   std::vector<std::int32_t> places_;

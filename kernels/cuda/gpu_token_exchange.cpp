@@ -55,14 +55,14 @@ void GpuTokenExchange::pass_on() {
   const cudaStream_t between = traffic_.stream();
   const auto row_bytes = static_cast<std::size_t>(wire_row_bytes(there_, hidden_));
   const std::size_t own = hop.own().rows() * row_bytes;
-  std::byte* passing = room(passing_, there_, hop.rows());
+  std::byte* passing = room(passing_, there_, hop.arrived().rows());
   hop.exchange_rows(traffic_, leaving_, passing + own);
   if (own > 0)  // behind those that leave
     check(cudaMemcpyAsync(passing, leaving_ + list_.size() * row_bytes - own, own, cudaMemcpyDeviceToDevice, between),
           "copying on the GPU");
   passed_ = passing;
 
-  to_ranks_.plan().forward(hop.n_experts(), hop.expert(), hop.weight());
+  to_ranks_.plan().forward(hop.arrived());
   const std::vector<std::int32_t>& leaving = to_ranks_.announce();
   leaving_ = room(forwarded_, there_, leaving.size());
   if (!leaving.empty())
@@ -73,24 +73,19 @@ void GpuTokenExchange::pass_on() {
 void GpuTokenExchange::list_rows() {
   batch_.first.assign(1, 0);
   batch_.row.clear();
-  batch_.expert = to_ranks_.expert();
-  batch_.weight = to_ranks_.weight();
-  const bool summed = to_ranks_.plan().kind() == Answers::summed;
-  std::int32_t row = 0;
-  for (const std::uint32_t n : to_ranks_.n_experts()) {
-    for (std::uint32_t i = 0; i < (summed ? 1 : n); ++i) {
-      batch_.row.push_back(row);
-      batch_.first.push_back(batch_.first.back() + static_cast<std::int32_t>(summed ? n : 1));
-    }
-    ++row;
-  }
+  batch_.expert = to_ranks_.arrived().expert;
+  batch_.weight = to_ranks_.arrived().weight;
+  to_ranks_.arrived().for_each_answer(to_ranks_.plan().kind(), [&](std::size_t row, std::int32_t experts) {
+    batch_.row.push_back(static_cast<std::int32_t>(row));
+    batch_.first.push_back(batch_.first.back() + experts);
+  });
 }
 
 const ExpertBatch& GpuTokenExchange::dispatched() {
   if (to_hosts_) pass_on();
   to_ranks_.hear();
   list_rows();
-  const auto all = static_cast<std::int64_t>(to_ranks_.rows()), mine = std::ssize(to_ranks_.own().token);
+  const auto all = static_cast<std::int64_t>(to_ranks_.arrived().rows()), mine = std::ssize(to_ranks_.own().token);
   const Rows<float> x(x_.room<float>(all * hidden_), all, hidden_);
   arriving_ = reinterpret_cast<std::byte*>(x.slice(mine, all - mine).data);
   if (there_ != Wire::f32 && !to_ranks_.alone())
@@ -140,7 +135,7 @@ void GpuTokenExchange::combine(Rows<float>) {
 void GpuTokenExchange::pass_back() {
   GpuHop& hop = *to_hosts_;
   const cudaStream_t between = traffic_.stream();
-  const auto n = static_cast<std::int64_t>(hop.answers());
+  const auto n = static_cast<std::int64_t>(hop.arrived().answers(hop.plan().kind()));
   sums_ = {summing_.room<float>(n * hidden_), n, hidden_};
   if (n > 0)
     check(cudaMemsetAsync(sums_.data, 0, static_cast<std::size_t>(n * hidden_) * sizeof(float), between),

@@ -75,8 +75,8 @@ __global__ void __launch_bounds__(kMostPeers) list_windows_kernel(Network networ
   const int in_team = rank - communicator.rank + communicator.lsaRank;
   window[rank] = in_team < 0 || in_team >= communicator.lsaSize
                      ? nullptr
-                     : static_cast<std::byte*>(ncclGetLsaPointer(
-                           static_cast<ncclWindow_t>(const_cast<void*>(network.window)), 0, in_team));
+                     : static_cast<std::byte*>(
+                           ncclGetLsaPointer(static_cast<ncclWindow_t>(const_cast<void*>(network.window)), 0, in_team));
 #endif
 }
 
@@ -108,7 +108,8 @@ __device__ __forceinline__ void signal_after_all(const Route& route, int ranks, 
 /// A rank's slots to those of other hosts: the entries of all, and the rows that they have experts for.
 ///   grid       (ranks)
 ///   traffic    as pack_slots, read by the network's card: 128 R1 tokens of which a rank gets a quarter 243 KB
-///   limit      the network: 128 tokens to 24 ranks of other hosts 5.9 MB, 118 us with 400 Gbit/s; and its latency, 10 us
+///   limit      the network: 128 tokens to 24 ranks of other hosts 5.9 MB, 118 us with 400 Gbit/s; and its latency, 10
+///   us
 __global__ void __launch_bounds__(kThreads) put_slots_kernel(Slots s, Peers peers) {
   follow_previous_kernels();
   const int to = static_cast<int>(blockIdx.x);
@@ -116,8 +117,7 @@ __global__ void __launch_bounds__(kThreads) put_slots_kernel(Slots s, Peers peer
   const Route route(peers.network, s.rank, to);
   const std::int64_t part = s.part_at(s.rank);
   const std::byte* own = peers.window[s.rank] + part;
-  if (threadIdx.x == 0)
-    route.put(part + s.entries_at(0), part + s.entries_at(0), s.of_rank * s.entries_bytes());
+  if (threadIdx.x == 0) route.put(part + s.entries_at(0), part + s.entries_at(0), s.of_rank * s.entries_bytes());
   put_asked(route, s.of_rank, s.row_bytes(), part, part, [&](int t) {
     const SlotEntry* entry = entries_of_token(own, s, t);
     bool asked = false;
@@ -154,9 +154,9 @@ __global__ void __launch_bounds__(kThreads) put_answers_kernel(const std::int32_
 
 /// A block to each rank.
 ///   grid       (ranks)
-__global__ void __launch_bounds__(kThreads) put_blocks_kernel(Peers peers, int ranks, int rank, Written what,
-                                                              std::int64_t from, std::int64_t step, std::int64_t to_at,
-                                                              std::int64_t bytes) {
+__global__ void __launch_bounds__(kThreads)
+    put_blocks_kernel(Peers peers, int ranks, int rank, Written what, std::int64_t from, std::int64_t step,
+                      std::int64_t to_at, std::int64_t bytes) {
   follow_previous_kernels();
   const int to = static_cast<int>(blockIdx.x);
   if (!goes_to(peers, rank, to)) return;

@@ -549,7 +549,8 @@ void bench_slots(Bench& b, int ranks, int tokens) {
   std::vector<std::byte> all(static_cast<std::size_t>(slots.all() * slots.slot_bytes()));
   std::int64_t pairs = 0, rows = 0;
   for (std::int64_t slot = 0; slot < slots.all(); ++slot) {
-    auto* entry = reinterpret_cast<SlotEntry*>(all.data() + slot * slots.slot_bytes() + slots.entries_at());
+    auto* entry = reinterpret_cast<SlotEntry*>(all.data() + slots.part_at(static_cast<int>(slot / tokens)) +
+                                               slots.entries_at(slot % tokens));
     bool is_here = false;
     for (const std::int32_t e : draw()) {
       *entry++ = {place[static_cast<std::size_t>(e)], 0.1f};
