@@ -3,19 +3,22 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <string>
 
 namespace shoal {
 
-/// Memory of this rank's GPU into which kernels of all ranks' GPUs write: by stores those that reach it (over NVLink),
-/// the others by puts over the network, which they start themselves.
+/// Memory of this rank's GPU into which kernels of all ranks' GPUs write: by stores those that reach it, the others by
+/// puts over the network, which they start themselves.
 class DeviceWindow {
  public:
   virtual ~DeviceWindow() = default;
-  /// In GPU memory; uninitialised.
+  /// In GPU memory; uninitialised. Kernels see it at the address that list_windows() finds.
   virtual std::byte* memory() const = 0;
   /// For kernels (kernels/cuda/network.cu): NCCL's ncclDevComm, in GPU memory, and ncclWindow_t.
   virtual const void* device_communicator() const = 0;
   virtual const void* handle() const = 0;
+  /// What went wrong since, as far as this rank has heard; empty: nothing.
+  virtual std::string error() = 0;
 };
 
 /// Moves bytes between the memories of the ranks' GPUs, in the order of a stream (a cudaStream_t).
@@ -33,8 +36,8 @@ class DeviceTransport {
   /// for them too, but in a way that nobody can end where a rank is gone.
   virtual void settle() = 0;
   /// A window of so many bytes, with so many signals (numbers of the network's that others count up). Every rank calls
-  /// it with the same sizes. Null where there is none here; then it is of no use to the others either.
-  virtual std::unique_ptr<DeviceWindow> open_window(std::size_t bytes, int signals) = 0;
+  /// it with the same sizes. Null where there is none here, with the reason; then it is of no use to the others either.
+  virtual std::shared_ptr<DeviceWindow> open_window(std::size_t bytes, int signals, std::string& why_not) = 0;
   /// Called when exchanges are given up: kernels that wait for other ranks in ways of their own are to stop. Replaces
   /// the one before; null: none.
   virtual void on_abort(std::function<void()> stop) = 0;

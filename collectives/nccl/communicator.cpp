@@ -10,6 +10,7 @@
 #include "base/cuda/stream.h"
 #include "base/cuda/wait.h"
 #include "base/error.h"
+#include "collectives/agreement.h"
 #include "collectives/aligned_buffer.h"
 #include "collectives/device_transport.h"
 #include "collectives/nccl/library.h"
@@ -95,8 +96,22 @@ class Member {
   }
 
   void on_abort(std::function<void()> stop) { on_abort_ = std::move(stop); }
-  std::unique_ptr<DeviceWindow> open_window(std::size_t bytes, int signals) {
-    return library_->open_window(size_, new_id(), rank_, bytes, signals);
+  std::shared_ptr<DeviceWindow> open_window(std::size_t bytes, int signals, std::string& why_not) {
+    why_not = library_->why_no_windows();
+    if (!all_agree(others_, why_not.empty())) {
+      if (why_not.empty()) why_not = "another rank's NCCL has no windows";
+      return nullptr;
+    }
+    try {
+      const std::shared_ptr<DeviceWindow> window = library_->open_window(size_, new_id(), rank_, bytes, signals);
+      window_ = window;
+      return window;
+    } catch (const LeftBehind&) {
+      throw;
+    } catch (const Error& error) {
+      why_not = error.what();
+      return nullptr;
+    }
   }
 
   /// Until the event has happened.
@@ -129,6 +144,7 @@ class Member {
     }
     if (error_.empty() && group_) {
       error_ = group_->error();
+      if (const auto window = window_.lock(); error_.empty() && window) error_ = window->error();
       heard_ = Clock::now();
     }
     if (!error_.empty() && std::chrono::duration<double>(Clock::now() - heard_).count() >= options_.news_s)
@@ -149,6 +165,7 @@ class Member {
   cudaStream_t stream_ = nullptr;
   cudaEvent_t last_ = nullptr;  // exchange
   std::unique_ptr<NcclGroup> group_;
+  std::weak_ptr<DeviceWindow> window_;
   std::function<void()> on_abort_;
   bool lost_ = false;
   std::string error_;  // that NCCL has reported
@@ -165,9 +182,9 @@ class NcclTransport final : public DeviceTransport {
   }
   void settle() override { member_->settle(); }
   void on_abort(std::function<void()> stop) override { member_->on_abort(std::move(stop)); }
-  std::unique_ptr<DeviceWindow> open_window(std::size_t bytes, int signals) override {
+  std::shared_ptr<DeviceWindow> open_window(std::size_t bytes, int signals, std::string& why_not) override {
     member_->use_device();
-    return member_->open_window(bytes, signals);
+    return member_->open_window(bytes, signals, why_not);
   }
 
  private:

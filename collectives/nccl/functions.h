@@ -2,10 +2,16 @@
 #include <dlfcn.h>
 #include <nccl.h>
 
+#include <string>
+
 #include "base/cuda/wait.h"
 #include "base/error.h"
 
 namespace shoal::nccl {
+
+inline std::string version_text(int code) {
+  return fmt::format("{}.{}.{}", code / 10000, code / 100 % 100, code % 100);
+}
 
 /// NCCL's functions by name. It is opened when asked for, so that the program starts where there is no GPU.
 class Functions {
@@ -49,6 +55,14 @@ class Functions {
   template <class Function>
   Function* optional(const char* name) const {
     return reinterpret_cast<Function*>(dlsym(library_, name));
+  }
+
+  /// What went wrong with a communicator since; empty: nothing.
+  std::string error_of(ncclComm_t comm) const {
+    ncclResult_t state = ncclSuccess;
+    if (const ncclResult_t code = async_error(comm, &state); code != ncclSuccess) state = code;
+    if (state == ncclSuccess || state == ncclInProgress) return "";
+    return fmt::format("{} ({})", error_string(state), last_error(nullptr));
   }
 
   /// Calls on a communicator that does not block may still be "in progress".

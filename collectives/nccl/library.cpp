@@ -50,12 +50,7 @@ class Group final : public NcclGroup {
     f_.check(f_.group_end(), "ncclGroupEnd");
     f_.settle(comm_, "ncclGroupEnd");
   }
-  std::string error() override {
-    ncclResult_t state = ncclSuccess;
-    if (const ncclResult_t code = f_.async_error(comm_, &state); code != ncclSuccess) state = code;
-    if (state == ncclSuccess || state == ncclInProgress) return "";
-    return fmt::format("{} ({})", f_.error_string(state), f_.last_error(nullptr));
-  }
+  std::string error() override { return f_.error_of(comm_); }
   void abort() override {
     if (comm_) static_cast<void>(f_.abort(comm_));
     comm_ = nullptr;
@@ -72,7 +67,7 @@ class Library final : public NcclLibrary {
   std::string version() override {
     int v = 0;
     f_.check(f_.get_version(&v), "ncclGetVersion");
-    return fmt::format("{}.{}.{}", v / 10000, v / 100 % 100, v % 100);
+    return nccl::version_text(v);
   }
   Id make_id() override {
     ncclUniqueId id{};
@@ -85,7 +80,8 @@ class Library final : public NcclLibrary {
   std::unique_ptr<NcclGroup> join(int ranks, const Id& bytes, int rank) override {
     return std::make_unique<Group>(f_, ranks, to_nccl(bytes), rank);
   }
-  std::unique_ptr<DeviceWindow> open_window(int ranks, const Id& bytes, int rank, std::size_t of_window,
+  std::string why_no_windows() override { return nccl::why_no_windows(f_); }
+  std::shared_ptr<DeviceWindow> open_window(int ranks, const Id& bytes, int rank, std::size_t of_window,
                                             int signals) override {
     return nccl::open_window(f_, ranks, to_nccl(bytes), rank, of_window, signals);
   }

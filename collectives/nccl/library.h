@@ -35,8 +35,11 @@ class NcclLibrary {
   virtual Id make_id() = 0;
   /// Every rank calls it, with its own GPU current; returns when all have.
   virtual std::unique_ptr<NcclGroup> join(int ranks, const Id& id, int rank) = 0;
-  /// Every rank calls it, with an id of its own for each window. Null: not here, which is not alike on all ranks.
-  virtual std::unique_ptr<DeviceWindow> open_window(int ranks, const Id& id, int rank, std::size_t bytes,
+  /// Why there are no windows, as far as one rank can know by itself; empty: there may be.
+  virtual std::string why_no_windows() = 0;
+  /// Every rank calls it, with an id of its own for each window. Error where it is not to be had, which may be on some
+  /// ranks only.
+  virtual std::shared_ptr<DeviceWindow> open_window(int ranks, const Id& id, int rank, std::size_t bytes,
                                                     int signals) = 0;
 };
 

@@ -297,6 +297,7 @@ class CudaBackend final : public Backend {
                                                       retired_windows_, [this] { repetition_.forget(); }},
                                         comm, shape, compute_ == Compute::fp8);
     if (!moe->reaches_all()) return nullptr;
+    if (!moe->why_no_windows().empty()) notes_ += "; slots for all tokens by NCCL, because " + moe->why_no_windows();
     return moe;
   }
 

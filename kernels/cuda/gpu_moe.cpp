@@ -68,7 +68,7 @@ GpuMoe::GpuMoe(const Parts& parts, Communicator& comm, const DeviceMoeShape& sha
     if (parts.peer_memory != PeerMemory::over_network)
       windows_ = PeerWindows::open(comm, parts.device, parts.peer_memory == PeerMemory::even_of_this_one, room,
                                    parts.retired_windows, stream_);
-    if (!windows_) windows_ = PeerWindows::open_over_network(comm, room, stream_);
+    if (!windows_) windows_ = PeerWindows::open_over_network(comm, room, stream_, why_no_windows_);
   }
   if (!windows_) most_slots_ = most_slots(kMostBytes);
   if (windows_ && transport_) transport_->on_abort([this] { windows_->stop(); });

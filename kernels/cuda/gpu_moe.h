@@ -1,5 +1,6 @@
 #pragma once
 #include <functional>
+#include <string>
 #include <unordered_map>
 #include <vector>
 
@@ -45,6 +46,8 @@ class GpuMoe final : public DeviceMoe {
   static bool takes(const Communicator& comm, const DeviceMoeShape& shape);
   /// Whether the ranks have a way between their GPUs.
   bool reaches_all() const { return slots_.ranks == 1 || windows_ || transport_; }
+  /// Why slots travel whole between them; empty: they do not, or it was not tried.
+  const std::string& why_no_windows() const { return why_no_windows_; }
 
   void placed(const ExpertMap& map) override;
   std::int64_t begin_step(std::int64_t tokens, std::int64_t most_tokens) override;
@@ -78,7 +81,8 @@ class GpuMoe final : public DeviceMoe {
   /// That arrive at a rank in a layer. The counted exchange has some 100 us of host's work a layer, in which NVLink
   /// brings 45 MB and a network of 400 Gbit/s 5 MB. By reckoning, not measured.
   static constexpr std::int64_t kMostBytes = std::int64_t{24} << 20;
-  /// Of a window, in which only what is asked for arrives.
+  /// Of a window, in which of rows only those arrive that are asked for. (Over the network answers on their way take
+  /// room besides.)
   static constexpr std::int64_t kMostInWindow = std::int64_t{96} << 20;
 
   const Parts parts_;
@@ -89,6 +93,7 @@ class GpuMoe final : public DeviceMoe {
   Traffic traffic_;
   Slots slots_;
   std::unique_ptr<PeerWindows> windows_;
+  std::string why_no_windows_;
   std::int64_t most_slots_ = kMostSlots;
   std::uint32_t turn_ = 0;
   std::unordered_map<const ExpertMap*, Places> places_;

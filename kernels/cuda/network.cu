@@ -39,9 +39,10 @@ class Route {
  private:
   emulation::Network* network_;
 #else
-  /// Two ranks meet in the context of their sum: what both use of several, each with a queue of its own for every peer.
+  /// Two ranks meet in the context of their sum: of several, each with a queue of its own for every peer, both use it.
   __device__ __forceinline__ Route(const Network& network, int rank, int peer)
-      : gin_(*static_cast<const ncclDevComm*>(network.communicator), rank + peer),
+      : gin_(*static_cast<const ncclDevComm*>(network.communicator),
+             (rank + peer) % static_cast<const ncclDevComm*>(network.communicator)->ginContextCount),
         window_(static_cast<ncclWindow_t>(const_cast<void*>(network.window))),
         peer_(peer) {}
   __device__ __forceinline__ void put(std::int64_t to, std::int64_t from, std::int64_t bytes) const {

@@ -48,23 +48,15 @@ bool are_neighbours(const std::vector<WindowOffer>& offers, bool shared_gpus) {
   return true;
 }
 
-/// Where things lie in a window.
-struct Layout {
-  std::size_t answers_at, sent_at, arrivals_at, bytes;
-
-  Layout(PeerWindows::Room room, int ranks, bool over_network)
-      : answers_at(round_up(room.slots, kAligned)),
-        sent_at(round_up(answers_at + room.answers, kAligned)),
-        arrivals_at(round_up(sent_at + (over_network ? room.answers : 0), kAligned)),
-        bytes(round_up(arrivals_at + 2 * static_cast<std::size_t>(ranks) * sizeof(unsigned), kPage)) {}
-  void tell(Peers& peers) const {
-    peers.answers_at = static_cast<std::int64_t>(answers_at);
-    peers.sent_at = static_cast<std::int64_t>(sent_at);
-    peers.arrivals_at = static_cast<std::int64_t>(arrivals_at);
-  }
-};
-
 }  // namespace
+
+PeerWindows::Layout::Layout(Room room, int ranks, bool over_network)
+    : slots_of_rank(room.slots / static_cast<std::size_t>(ranks)),
+      answers_of_rank(room.answers / static_cast<std::size_t>(ranks)),
+      answers_at(round_up(room.slots, kAligned)),
+      sent_at(round_up(answers_at + room.answers, kAligned)),
+      arrivals_at(round_up(sent_at + (over_network ? room.answers : 0), kAligned)),
+      bytes(round_up(arrivals_at + 2 * static_cast<std::size_t>(ranks) * sizeof(unsigned), kPage)) {}
 
 std::unique_ptr<PeerWindows> PeerWindows::open(Communicator& comm, int device, bool shared_gpus, Room room,
                                                std::vector<DeviceBlock>& retired, cudaStream_t stream) {
@@ -79,7 +71,10 @@ std::unique_ptr<PeerWindows> PeerWindows::open(Communicator& comm, int device, b
   std::snprintf(mine.host, sizeof mine.host, "%s", boot_id().c_str());
   static_cast<void>(cudaDeviceGetPCIBusId(mine.gpu, sizeof mine.gpu, device));
   try {
-    windows.reset(new PeerWindows(comm, room, &retired));
+    windows.reset(new PeerWindows(comm, Layout(room, comm.size(), false)));
+    windows->block_ = DeviceBlock(round_up(windows->layout_.bytes, kShared));
+    windows->own_ = windows->block_.data();
+    windows->retired_ = &retired;
     mine.made = cudaIpcGetMemHandle(&mine.memory, windows->own()) == cudaSuccess;
   } catch (const Error&) {  // no memory for it: the others must hear of it
   }
@@ -92,22 +87,37 @@ std::unique_ptr<PeerWindows> PeerWindows::open(Communicator& comm, int device, b
   return nullptr;
 }
 
-std::unique_ptr<PeerWindows> PeerWindows::open_over_network(Communicator& comm, Room room, cudaStream_t stream) {
+std::unique_ptr<PeerWindows> PeerWindows::open_over_network(Communicator& comm, Room room, cudaStream_t stream,
+                                                            std::string& why_not) {
   DeviceTransport* const transport = comm.device_transport();
   if (!transport || comm.size() < 2 || comm.size() > kMostPeers) return nullptr;
-  auto window = transport->open_window(Layout(room, comm.size(), true).bytes, 2 * comm.size());
+  const Layout layout(room, comm.size(), true);
   std::unique_ptr<PeerWindows> windows;
-  if (window) windows.reset(new PeerWindows(comm, room, std::move(window)));
-  if (!all_agree(comm, windows != nullptr)) return nullptr;
-  windows->reach_over_network(stream);
-  comm.barrier();  // before others write there
-  if (all_agree(comm, windows->prove(stream))) return windows;
+  if (auto window = transport->open_window(layout.bytes, 2 * comm.size(), why_not)) {
+    try {
+      static_cast<void>(cudaGetLastError());
+      windows.reset(new PeerWindows(comm, layout));
+      windows->of_network_ = std::move(window);
+      windows->reach_over_network(stream);
+    } catch (const LeftBehind&) {
+      throw;
+    } catch (const Error& error) {
+      why_not = error.what();
+      windows.reset();
+    }
+  }
+  if (!all_agree(comm, windows != nullptr)) {
+    if (why_not.empty()) why_not = "another rank has no window";
+  } else {
+    if (all_agree(comm, windows->prove(stream))) return windows;
+    why_not = "what kernels write does not arrive on all ranks";
+  }
   return nullptr;
 }
 
-PeerWindows::PeerWindows(Communicator& comm, Room room)
+PeerWindows::PeerWindows(Communicator& comm, const Layout& layout)
     : comm_(comm),
-      room_(room),
+      layout_(layout),
       list_(static_cast<std::size_t>(comm.size()) * sizeof(std::byte*)),
       counts_(5 * sizeof(unsigned)) {
   std::memset(stop_.data(), 0, stop_.bytes());
@@ -117,6 +127,9 @@ PeerWindows::PeerWindows(Communicator& comm, Room room)
   peers_.blocks = counts + 2;
   peers_.stop = reinterpret_cast<const unsigned*>(stop_.data());
   peers_.stopped = counts + 4;
+  peers_.answers_at = static_cast<std::int64_t>(layout.answers_at);
+  peers_.sent_at = static_cast<std::int64_t>(layout.sent_at);
+  peers_.arrivals_at = static_cast<std::int64_t>(layout.arrivals_at);
   if (Watch::is_set()) return;
   watch_.emplace([this](std::chrono::duration<double> waited) {
     try {
@@ -130,25 +143,11 @@ PeerWindows::PeerWindows(Communicator& comm, Room room)
   });
 }
 
-PeerWindows::PeerWindows(Communicator& comm, Room room, std::vector<DeviceBlock>* retired) : PeerWindows(comm, room) {
-  const Layout layout(room, comm.size(), false);
-  own_ = DeviceBlock(round_up(layout.bytes, kShared));
-  layout.tell(peers_);
-  retired_ = retired;
-}
-
-PeerWindows::PeerWindows(Communicator& comm, Room room, std::unique_ptr<DeviceWindow> of_network)
-    : PeerWindows(comm, room) {
-  Layout(room, comm.size(), true).tell(peers_);
-  of_network_ = std::move(of_network);
-  peers_.network = {of_network_->device_communicator(), of_network_->handle()};
-}
-
 PeerWindows::~PeerWindows() {
   stop();
   list_ = DeviceBlock();  // to free it waits for kernels that still write where it says
   for (void* memory : opened_) static_cast<void>(cudaIpcCloseMemHandle(memory));
-  if (retired_) retired_->push_back(std::move(own_));
+  if (retired_) retired_->push_back(std::move(block_));
 }
 
 void PeerWindows::stop() {
@@ -157,9 +156,8 @@ void PeerWindows::stop() {
 
 void PeerWindows::clear(cudaStream_t stream) {
   check(cudaMemsetAsync(counts_.data(), 0, counts_.bytes(), stream), "clearing GPU memory");
-  const std::size_t bytes = Layout(room_, comm_.size(), of_network_ != nullptr).bytes;
-  check(cudaMemsetAsync(own(), 0, bytes, stream), "clearing GPU memory");
-  wait_for(stream, "clearing GPU memory");  // before others write there
+  check(cudaMemsetAsync(own_, 0, layout_.bytes, stream), "clearing GPU memory");
+  wait_for(stream, "clearing GPU memory");
 }
 
 bool PeerWindows::reach(const std::vector<WindowOffer>& offers, cudaStream_t stream) {
@@ -179,47 +177,49 @@ bool PeerWindows::reach(const std::vector<WindowOffer>& offers, cudaStream_t str
 }
 
 void PeerWindows::reach_over_network(cudaStream_t stream) {
+  peers_.network = {of_network_->device_communicator(), of_network_->handle()};
   list_windows(peers_.network, comm_.size(), reinterpret_cast<std::byte**>(list_.data()), stream);
+  check(cudaGetLastError(), "listing windows");
   std::vector<std::byte*> windows(static_cast<std::size_t>(comm_.size()));
   check(cudaMemcpyAsync(windows.data(), list_.data(), list_.bytes(), cudaMemcpyDeviceToHost, stream),
         "copying from the GPU");
+  wait_for(stream, "copying from the GPU");
+  own_ = windows[static_cast<std::size_t>(comm_.rank())];
   clear(stream);
-  far_.clear();
   for (int r = 0; r < comm_.size(); ++r)
     if (!windows[static_cast<std::size_t>(r)]) far_.push_back(r);
   if (far_.empty()) peers_.network = {};
 }
 
 bool PeerWindows::prove(cudaStream_t stream) {
-  // What is put is more than a number: its beginning is looked at.
   const int ranks = comm_.size(), rank = comm_.rank();
-  const auto block = [&](std::size_t of_all) { return of_all / static_cast<std::size_t>(ranks); };
-  const auto pattern = [](int of, std::size_t bytes) {
-    std::vector<std::byte> all(std::min(bytes, kProof));
-    for (std::size_t i = 0; i < all.size(); ++i)
-      all[i] = static_cast<std::byte>((static_cast<std::size_t>(of) + 1) * 37 + i * 11);
-    return all;
+  // Over the network the beginning of each rank's part is sent, and looked at.
+  const auto beginning_of = [](int of, std::size_t part) {
+    std::vector<std::byte> bytes(std::min(part, kProof));
+    for (std::size_t i = 0; i < bytes.size(); ++i)
+      bytes[i] = static_cast<std::byte>((static_cast<std::size_t>(of) + 1) * 37 + i * 11);
+    return bytes;
   };
   struct Area {
     Written what;
-    std::int64_t at, from, step;
-    std::size_t of_rank;
+    std::size_t at, of_rank;    // where what comes from rank 0 begins, and to the next
+    std::size_t from, of_next;  // where what goes to rank 0 does
   };
-  const auto of_slots = static_cast<std::int64_t>(block(room_.slots)),
-             of_answers = static_cast<std::int64_t>(block(room_.answers));
-  const Area areas[] = {{Written::slots, 0, rank * of_slots, 0, block(room_.slots)},
-                        {Written::answers, peers_.answers_at, peers_.sent_at, of_answers, block(room_.answers)}};
+  const auto mine = static_cast<std::size_t>(rank);
+  const Area areas[] = {
+      {Written::slots, 0, layout_.slots_of_rank, mine * layout_.slots_of_rank, 0},
+      {Written::answers, layout_.answers_at, layout_.answers_of_rank, layout_.sent_at, layout_.answers_of_rank}};
   for (const Area& area : areas) {
-    const std::vector<std::byte> mine = pattern(rank, area.of_rank);
-    const auto to = area.at + rank * static_cast<std::int64_t>(area.of_rank);
+    const std::vector<std::byte> bytes = beginning_of(rank, area.of_rank);
     for (const int r : far_)
-      check(
-          cudaMemcpyAsync(own() + area.from + r * area.step, mine.data(), mine.size(), cudaMemcpyHostToDevice, stream),
-          "copying to the GPU");
+      check(cudaMemcpyAsync(own_ + area.from + static_cast<std::size_t>(r) * area.of_next, bytes.data(), bytes.size(),
+                            cudaMemcpyHostToDevice, stream),
+            "copying to the GPU");
     tell_peers(peers_, ranks, rank, area.what, stream);
     if (!far_.empty())
-      put_blocks(peers_, ranks, rank, area.what, area.from, area.step, to, static_cast<std::int64_t>(mine.size()),
-                 stream);
+      put_blocks(peers_, ranks, rank, area.what, static_cast<std::int64_t>(area.from),
+                 static_cast<std::int64_t>(area.of_next), static_cast<std::int64_t>(area.at + mine * area.of_rank),
+                 std::ssize(bytes), stream);
     wait_for_peers(peers_, ranks, rank, area.what, stream);
     if (!far_.empty()) wait_for_puts(peers_, ranks, rank, area.what, stream);
   }
@@ -235,10 +235,10 @@ bool PeerWindows::prove(cudaStream_t stream) {
   if (stopped || cudaGetLastError() != cudaSuccess) return false;
   for (const Area& area : areas)
     for (const int r : far_) {
-      const std::vector<std::byte> expected = pattern(r, area.of_rank);
+      const std::vector<std::byte> expected = beginning_of(r, area.of_rank);
       std::vector<std::byte> arrived(expected.size());
-      check(cudaMemcpyAsync(arrived.data(), own() + area.at + r * static_cast<std::int64_t>(area.of_rank),
-                            arrived.size(), cudaMemcpyDeviceToHost, stream),
+      check(cudaMemcpyAsync(arrived.data(), own_ + area.at + static_cast<std::size_t>(r) * area.of_rank, arrived.size(),
+                            cudaMemcpyDeviceToHost, stream),
             "copying from the GPU");
       wait_for(stream, "copying from the GPU");
       if (arrived != expected) return false;

@@ -1,6 +1,7 @@
 #pragma once
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "base/cuda/memory.h"
@@ -20,6 +21,12 @@ class PeerWindows {
   struct Room {
     std::size_t slots, answers;  // of all ranks, bytes
   };
+  /// Where these lie in a window, and what is on its way over the network.
+  struct Layout {
+    Layout(Room room, int ranks, bool over_network);
+    std::size_t slots_of_rank, answers_of_rank;  // bytes
+    std::size_t answers_at, sent_at, arrivals_at, bytes;
+  };
   /// By CUDA's IPC, of ranks of one host, over NVLink or PCIe; zeroed. Null on all ranks alike where there are none:
   /// several hosts, two ranks with one GPU (whose kernels would wait for each other's turn; `shared_gpus`: all the
   /// same), GPUs that do not reach each other, or what they write does not arrive. Every rank calls it, on the thread
@@ -27,35 +34,36 @@ class PeerWindows {
   /// call, when all ranks that are left have closed it.
   static std::unique_ptr<PeerWindows> open(Communicator& comm, int device, bool shared_gpus, Room room,
                                            std::vector<DeviceBlock>& retired, cudaStream_t stream);
-  /// By the communicator's device_transport(), over NVLink or the network; else likewise.
-  static std::unique_ptr<PeerWindows> open_over_network(Communicator& comm, Room room, cudaStream_t stream);
+  /// By the communicator's device_transport(), of any ranks whose GPUs reach each other by stores or over a network;
+  /// else likewise. `why_not`: as far as this rank knows.
+  static std::unique_ptr<PeerWindows> open_over_network(Communicator& comm, Room room, cudaStream_t stream,
+                                                        std::string& why_not);
   ~PeerWindows();
   PeerWindows(const PeerWindows&) = delete;
   PeerWindows& operator=(const PeerWindows&) = delete;
 
-  std::byte* own() const { return of_network_ ? of_network_->memory() : own_.data(); }
+  std::byte* own() const { return own_; }
   /// Its `network` is null where stores reach all ranks.
   const Peers& peers() const { return peers_; }
   /// Kernels wait for other ranks no longer.
   void stop();
 
  private:
-  PeerWindows(Communicator& comm, Room room, std::vector<DeviceBlock>* retired);
-  PeerWindows(Communicator& comm, Room room, std::unique_ptr<DeviceWindow> of_network);
-  PeerWindows(Communicator& comm, Room room);
+  PeerWindows(Communicator& comm, const Layout& layout);
   /// False where another rank's memory is out of reach.
   bool reach(const std::vector<WindowOffer>& offers, cudaStream_t stream);
   void reach_over_network(cudaStream_t stream);
-  /// Nothing is written and all is zero.
+  /// Nothing is written, and all is zero before others write.
   void clear(cudaStream_t stream);
   /// Whether what all ranks write arrives, within some seconds.
   bool prove(cudaStream_t stream);
 
   Communicator& comm_;
-  const Room room_;
+  const Layout layout_;
   std::vector<DeviceBlock>* retired_ = nullptr;
-  DeviceBlock own_;
-  std::unique_ptr<DeviceWindow> of_network_;
+  DeviceBlock block_;                         // by CUDA's IPC
+  std::shared_ptr<DeviceWindow> of_network_;  // or
+  std::byte* own_ = nullptr;
   DeviceBlock list_, counts_;
   PinnedBlock stop_{sizeof(unsigned)};
   std::vector<void*> opened_;

@@ -173,10 +173,11 @@ std::int64_t run_by_slots(Communicator& comm, Travel travel, const ExchangeCase&
   const std::int64_t room = slots.ranks * slots.apart;
   const std::int64_t slots_bytes = room * slots.slot_bytes(), answers_bytes = room * slots.answer_bytes();
   std::vector<DeviceBlock> retired;
+  std::string why_not;
   std::unique_ptr<PeerWindows> windows;
   const PeerWindows::Room window_room{static_cast<std::size_t>(slots_bytes), static_cast<std::size_t>(answers_bytes)};
   if (travel == Travel::stored) windows = PeerWindows::open(comm, 0, false, window_room, retired, stream);
-  if (travel > Travel::stored) windows = PeerWindows::open_over_network(comm, window_room, stream);
+  if (travel > Travel::stored) windows = PeerWindows::open_over_network(comm, window_room, stream, why_not);
   EXPECT_EQ(windows != nullptr, travel != Travel::exchanged && comm.size() > 1);
   const Peers peers = windows ? windows->peers() : Peers{};
   std::byte* slot = windows ? windows->own() : in.room<std::byte>(slots_bytes);
@@ -289,15 +290,18 @@ TEST(PeerWindows, OverTheNetworkAreThereForAllRanksOrNone) {
     const auto library = std::make_shared<test::NcclStandIn>(3, neighbours);
     library->spoil_windows(fault);
     std::vector<int> found(3);
+    std::vector<std::string> reasons(3);
     run_in_process(3, [&](Communicator& others) {
       const auto comm = make_nccl_communicator(library, others, {.eager = 256, .patience_s = 60});
       cudaStream_t stream = nullptr;
       check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
-      const auto windows = PeerWindows::open_over_network(*comm, {3 * 48, 3 * 20}, stream);
+      const auto windows = PeerWindows::open_over_network(*comm, {3 * 48, 3 * 20}, stream,
+                                                          reasons[static_cast<std::size_t>(comm->rank())]);
       found[static_cast<std::size_t>(comm->rank())] = !windows ? 0 : windows->peers().network.communicator ? 2 : 1;
       comm->barrier();
       check(cudaStreamDestroy(stream), "destroy");
     });
+    for (std::size_t r = 0; r < 3; ++r) EXPECT_EQ(reasons[r].empty(), found[r] != 0) << reasons[r];
     return found;
   };
   EXPECT_EQ(opened(0, Fault::none), std::vector({0, 0, 0}));

@@ -55,17 +55,17 @@ class NcclStandIn final : public NcclLibrary {
     changed_.wait(lock, [&] { return joined_ >= ranks_; });
     return std::make_unique<Group>(*this, rank);
   }
-  std::unique_ptr<DeviceWindow> open_window(int ranks, const Id& id, int rank, std::size_t bytes,
+  std::string why_no_windows() override { return neighbours_ == 0 ? "the stand-in was made without windows" : ""; }
+  std::shared_ptr<DeviceWindow> open_window(int ranks, const Id& id, int rank, std::size_t bytes,
                                             int signals) override {
     if (ranks != ranks_ || id[0] != 'i') fail("stand-in: rank {} opened a window of another group", rank);
-    if (neighbours_ == 0) return nullptr;
-    if (fault_ == WindowFault::missing_on_rank_1 && rank == 1) return nullptr;
+    if (fault_ == WindowFault::missing_on_rank_1 && rank == 1) fail("stand-in: no window");
     std::unique_lock lock(mutex_);
     // Each rank's n-th window is one with the others' n-th.
     const std::size_t n = opened_[static_cast<std::size_t>(rank)]++;
     if (n == windows_.size()) windows_.push_back(std::make_shared<Windows>(ranks, signals));
     const std::shared_ptr<Windows> all = windows_[n];
-    auto window = std::make_unique<Window>(*this, all, rank, bytes);
+    auto window = std::make_shared<Window>(*this, all, rank, bytes);
     if (all->bytes == 0) all->bytes = bytes;
     if (all->bytes != bytes) fail("stand-in: a window of {} bytes beside others of {}", bytes, all->bytes);
     changed_.notify_all();
@@ -188,6 +188,7 @@ class NcclStandIn final : public NcclLibrary {
     std::byte* memory() const override { return static_cast<std::byte*>(memory_); }
     const void* device_communicator() const override { return static_cast<const emulation::Network*>(this); }
     const void* handle() const override { return memory_; }
+    std::string error() override { return ""; }
 
     std::byte* stored(int rank) override {
       const bool near = rank / world_.neighbours_ == rank_ / world_.neighbours_;
