@@ -22,8 +22,8 @@
 namespace shoal {
 
 /// How activations enter a product: FP32 as they are; rounded to BF16 (twice as fast on cores with BF16 dot products);
-/// or, with F8 weights, rounded to E4M3 with a scale for 128 columns, the largest becoming 448, and else to BF16 (GPUs
-/// of sm_90 only).
+/// or, with F8 weights, to E4M3 with a scale for 128 columns, the largest becoming 448, and else to BF16 (GPUs of sm_90
+/// only). With quantized weights to INT8 always, but on GPUs with bf16 those of INT4 to BF16.
 enum class Compute { f32, bf16, fp8 };
 
 /// cos and sin of each token's rotary angles: [tokens, rope_dim / 2] each.

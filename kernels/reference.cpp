@@ -33,7 +33,8 @@ std::vector<int> largest(const std::vector<double>& value, int keep) {
 
 class ReferenceBackend final : public Backend {
  public:
-  ReferenceBackend(Compute compute, int byte_columns) : compute_(compute), byte_columns_(byte_columns) {}
+  ReferenceBackend(Compute compute, int byte_columns, bool bf16_meets_int4)
+      : compute_(compute), byte_columns_(byte_columns), bf16_meets_int4_(bf16_meets_int4) {}
 
   std::string description() const override { return "reference loops"; }
 
@@ -283,8 +284,20 @@ class ReferenceBackend final : public Backend {
     return sum;
   }
 
+  bool meets_bf16(const PackedFormat& f) const {
+    return bf16_meets_int4_ && compute_ == Compute::bf16 && f.bits == 4 && f.coding == Coding::planes && !f.minima &&
+           !f.has_table;
+  }
+  static double dot_of_halves(const float* x, const Matrix& w, std::int64_t row) {
+    std::vector<float> worth(static_cast<std::size_t>(w.cols()));
+    w.unpack_row(row, worth.data());
+    double sum = 0;
+    for (std::size_t c = 0; c < worth.size(); ++c) sum += double(bf16_to_f32(f32_to_bf16(x[c]))) * double(worth[c]);
+    return sum;
+  }
+
   double dot(const float* x, const Matrix& w, std::int64_t row) const {
-    if (w.format()) return dot_of_bytes(x, w, row);
+    if (w.format()) return meets_bf16(*w.format()) ? dot_of_halves(x, w, row) : dot_of_bytes(x, w, row);
     if (compute_ == Compute::fp8 && w.dtype() == DType::f8_e4m3) return dot_of_f8(x, w, row);
     double sum = 0;
     for (std::int64_t c = 0; c < w.cols(); ++c) sum += double(activation(x[c], w)) * double(w.at(row, c));
@@ -323,12 +336,13 @@ class ReferenceBackend final : public Backend {
 
   Compute compute_;
   int byte_columns_;
+  bool bf16_meets_int4_;
 };
 
 }  // namespace
 
-std::unique_ptr<Backend> make_reference_backend(Compute compute, int byte_columns) {
-  return std::make_unique<ReferenceBackend>(compute, byte_columns);
+std::unique_ptr<Backend> make_reference_backend(Compute compute, int byte_columns, bool bf16_meets_int4) {
+  return std::make_unique<ReferenceBackend>(compute, byte_columns, bf16_meets_int4);
 }
 
 }  // namespace shoal

@@ -59,7 +59,8 @@ void add_job_options(CLI::App& app, JobOptions& options) {
   const std::map<std::string, Compute> types = {{"f32", Compute::f32}, {"bf16", Compute::bf16}, {"fp8", Compute::fp8}};
   app.add_option(
          "--compute", options.compute,
-         "Type of activations, KV cache and exchanged rows: f32, bf16, fp8 (on Hopper GPUs; the rest then in bf16)")
+         "Type of activations, KV cache and exchanged rows: f32, bf16, fp8 (on Hopper GPUs; the rest then in bf16). "
+         "Activations of quantized weights are rounded to INT8, but with bf16 on GPUs those of INT4 to BF16")
       ->transform(CLI::CheckedTransformer(types))
       ->type_name("TYPE")
       ->default_str("f32")

@@ -345,6 +345,12 @@ class CudaBackend final : public Backend {
       products_.distrust_packed_mma();
       notes_ += "; slower products of quantized weights, because " + wrong;
     }
+    if (compute_ == Compute::bf16) {
+      if (const std::string wrong = check_linear_int4_mma(stream_); !wrong.empty()) {
+        products_.distrust_int4_mma();
+        notes_ += "; INT4 weights meet INT8 activations, because " + wrong;
+      }
+    }
     if (const std::string wrong = check_attention_mma(shared_limit_, stream_); !wrong.empty()) {
       attention_mma_ = false;
       notes_ += "; slower attention, because " + wrong;

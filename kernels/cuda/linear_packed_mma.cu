@@ -1,41 +1,12 @@
-#include "kernels/cuda/mma.h"
 #include "kernels/cuda/packed_fragment.h"
-#include "kernels/cuda/tile.h"
+#include "kernels/cuda/packed_mma.h"
 
 namespace shoal::cuda {
 namespace {
 
-constexpr int kThreads = 128, kWarps = kThreads / kWarp;
-constexpr int kChunk = 256, kChunkSteps = kChunk / kStepCols;  // columns that are fetched at once, in whole records
-constexpr int kStages = 2;
-constexpr int kCopy = 16;                   // bytes
-constexpr int kXRow = kChunk + 16;          // bytes between rows of activations, so that fragments hit all banks
-constexpr int kScaleRow = kChunkSteps + 4;  // floats, likewise
+using namespace packed_mma;
 
-/// Where a block's dynamic shared memory has a stage of what is fetched: activations [kRows][kXRow], their scales
-/// [kRows][kScaleRow], and a chunk of packed records.
-template <int kRows>
-struct Stage {
-  std::byte *x, *weights;
-  float* scale;
-  static constexpr int kActivationBytes = kRows * (kXRow + kScaleRow * 4);
-  __device__ __forceinline__ static Stage at(std::byte* activations, std::byte* weights) {
-    return {activations, weights, reinterpret_cast<float*>(activations + kRows * kXRow)};
-  }
-};
-
-/// How the four warps of a block share its work. Few rows: one panel, whose columns they take in quarters. Many: a
-/// panel each, of the same rows.
-template <int kRows>
-struct Shares {
-  static constexpr bool kColumns = kRows <= kMmaFewRows;
-  static constexpr int kPanels = kColumns ? 1 : kWarps;          // of a block
-  static constexpr int kActivationSets = kColumns ? kWarps : 1;  // that are fetched
-  static std::size_t bytes(int chunk_bytes) {
-    return static_cast<std::size_t>(kStages) *
-           static_cast<std::size_t>(kActivationSets * Stage<kRows>::kActivationBytes + kWarps * chunk_bytes);
-  }
-};
+constexpr int kChunkColumns = kMostColumns, kXRow = row_bytes(kChunkColumns, 1), kScaleRow = scale_row(kChunkColumns);
 
 /// The products of a step's 16 rows with eight activation rows, brought to scale: sum [4] as mma_bytes() has it.
 /// `activations` [8][kXRow], from this step's columns on; scale [8][kScaleRow].
@@ -78,6 +49,52 @@ __device__ __forceinline__ void add_step(const unsigned (&a)[4], const GroupScal
     }
 }
 
+/// What packed_mma::multiply() makes of them: a step's sums are whole numbers, brought to scale with those of the
+/// weights and of the activations.
+template <class Layout>
+class ByteProduct {
+ public:
+  static constexpr int kChunk = kChunkColumns, kElement = 1;
+  static constexpr bool kScaled = true, kLooksUp = Layout::coding != Coding::planes;
+  static constexpr int panels_each(int) { return 1; }
+  __device__ __forceinline__ static int output_of(int g, int half) { return g + 8 * half; }
+
+  __device__ __forceinline__ ByteProduct(const Layout& f, const Weights& w, void* room, int thread)
+      : f_(f), codes_(f, w.packed.points, room, thread, kThreads) {}
+
+  template <int kBlocks>
+  __device__ __forceinline__ void add_record(const std::byte* record, const std::byte* x, const float* x_scale,
+                                             int lane, float (&sum)[kBlocks][4]) const {
+    constexpr int kGroup = Layout::group, kGroups = kStepCols / kGroup;
+    const int g = lane / 4;
+    RowHead head[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      head[h] = head_of(f_, record, output_of(g, h));
+      head[h].offset -= codes_.shift();
+    }
+#pragma unroll 1
+    for (int step = 0; step < f_.record / kStepCols; ++step, x += kStepCols, ++x_scale) {
+      const std::byte* at = record + f_.head_bytes + step * f_.step_bytes;
+      GroupScale scale[2][kGroups];
+#pragma unroll
+      for (int h = 0; h < 2; ++h)
+#pragma unroll
+        for (int i = 0; i < kGroups; ++i)
+          scale[h][i] = scale_of_group(f_, head[h], record, at, step, i, output_of(g, h));
+      unsigned a[4];
+      codes_.read(record, step, lane, a);
+#pragma unroll
+      for (int b = 0; b < kBlocks; ++b)
+        add_step<kGroup>(a, scale, codes_.rest(), x + b * 8 * kXRow, x_scale + b * 8 * kScaleRow, lane, sum[b]);
+    }
+  }
+
+ private:
+  const Layout& f_;
+  const FragmentReader<Layout> codes_;
+};
+
 /// Products of quantized weights with activations in bytes on the tensor cores of every GPU from sm_80 on.
 ///   shape      x [rows, cols] INT8 with a scale for 32 columns, weights [outputs, cols] in packed panels -> FP32
 ///   precision  exact integer dot products of a group (16 or 32 columns), FP32 scales and sums
@@ -95,172 +112,7 @@ template <class Layout, int kRows>
 __global__ void __launch_bounds__(kThreads, 1)
     linear_packed_mma_kernel(const __grid_constant__ LinearCall call, const __grid_constant__ Layout f, ByteRows bytes,
                              std::int64_t x_cols) {
-  let_next_kernel_begin();
-  using S = Shares<kRows>;
-  constexpr int kGroup = Layout::group, kGroups = kStepCols / kGroup, kBlocks = kRows / 8;
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
-  const int g = lane / 4, t = lane % 4;
-  if (call.tiles_made) wait_for_previous_kernels();
-  const Tile tile = tile_of_block(call);
-  const Weights& w = call.weights[tile.group];
-  if (tile.count == 0) return;
-  const std::int64_t panel = std::int64_t{blockIdx.y} * S::kPanels + (S::kColumns ? 0 : warp);
-  if (std::int64_t{blockIdx.y} * S::kPanels * kPanelRows >= w.rows) {  // the whole block
-    wait_for_previous_kernels();
-    return;
-  }
-  const bool there = panel * kPanelRows < w.rows;
-  const auto cols = static_cast<int>(w.cols);
-  const int chunk_bytes = kChunk / f.record * f.record_bytes;
-  const int chunks = ceil_div(cols, kChunk);
-  const std::byte* packed = w.data + (there ? panel : 0) * (cols / f.record) * f.record_bytes;
-
-  auto* memory = reinterpret_cast<std::byte*>(dynamic_shared());
-  const auto stage_of = [&](int chunk) {
-    const int i = chunk % kStages;
-    std::byte* activations =
-        memory + (i * S::kActivationSets + (S::kColumns ? warp : 0)) * Stage<kRows>::kActivationBytes;
-    std::byte* weights = memory + kStages * S::kActivationSets * Stage<kRows>::kActivationBytes;
-    return Stage<kRows>::at(activations, weights + (i * kWarps + warp) * chunk_bytes);
-  };
-  const auto fetch_weights = [&](int chunk) {
-    const Stage<kRows> to = stage_of(chunk);
-    const int n = min(kChunk, cols - chunk * kChunk) / f.record * f.record_bytes;
-    for (int i = lane * kCopy; i < n; i += kWarp * kCopy)
-      copy_async_16(to.weights + i, packed + std::int64_t{chunk} * chunk_bytes + i, kCopy);
-  };
-  // A thread copies 16 bytes of every so manyth row, and the scale of one step. What lies in the other rows of a tile
-  // that is not full does not matter.
-  constexpr int kThreadsEach = S::kColumns ? kWarp : kThreads, kPieces = kChunk / kCopy;
-  constexpr int kRowsApart = kThreadsEach / kPieces, kScaleRowsApart = kThreadsEach / kChunkSteps;
-  const int me = S::kColumns ? lane : thread, place = me % kPieces * kCopy, step_of_me = me % kChunkSteps;
-  const std::int8_t* values[kRows / kRowsApart];
-  const float* scales[kRows / kScaleRowsApart];
-  const auto column_of = [&](int row) {
-    return source_row(call, tile.first + min(row, tile.count - 1)) * x_cols + tile.group * call.x_step;
-  };
-#pragma unroll
-  for (int i = 0; i < kRows / kRowsApart; ++i)
-    values[i] = bytes.value + column_of(me / kPieces + i * kRowsApart) + place;
-#pragma unroll
-  for (int i = 0; i < kRows / kScaleRowsApart; ++i)
-    scales[i] = bytes.scale + column_of(me / kChunkSteps + i * kScaleRowsApart) / kStepCols + step_of_me;
-  const auto fetch_activations = [&](int chunk) {
-    const Stage<kRows> to = stage_of(chunk);
-    const int n = min(kChunk, cols - chunk * kChunk);
-    if (place < n) {
-#pragma unroll
-      for (int i = 0; i < kRows / kRowsApart; ++i) {
-        const int row = me / kPieces + i * kRowsApart;
-        if (row < tile.count) copy_async_16(to.x + row * kXRow + place, values[i] + chunk * kChunk, kCopy);
-      }
-    }
-    if (step_of_me * kStepCols < n) {
-#pragma unroll
-      for (int i = 0; i < kRows / kScaleRowsApart; ++i) {
-        const int row = me / kChunkSteps + i * kScaleRowsApart;
-        if (row < tile.count) copy_async_4(to.scale + row * kScaleRow + step_of_me, scales[i] + chunk * kChunkSteps);
-      }
-    }
-  };
-  const auto meet = [] {
-    if constexpr (S::kColumns)
-      __syncwarp();
-    else
-      __syncthreads();
-  };
-
-  std::byte* behind_stages =
-      memory + kStages * (S::kActivationSets * Stage<kRows>::kActivationBytes + kWarps * chunk_bytes);
-  const FragmentReader<Layout> codes(f, w.packed.points, behind_stages, thread, kThreads);
-  const int begin = S::kColumns ? chunks * warp / kWarps : 0, end = S::kColumns ? chunks * (warp + 1) / kWarps : chunks;
-  if (begin < end && there) fetch_weights(begin);
-  wait_for_previous_kernels();
-  if (begin < end) fetch_activations(begin);
-  commit_copies();
-
-  float sum[kBlocks][4] = {}, total[kBlocks][4] = {};
-  int quarter = 0;
-  if constexpr (Layout::coding != Coding::planes) __syncthreads();  // what codes looks up
-#pragma unroll 1
-  for (int chunk = begin; chunk < end; ++chunk) {
-    if (chunk + 1 < end) {
-      if (there) fetch_weights(chunk + 1);
-      fetch_activations(chunk + 1);
-    }
-    commit_copies();
-    wait_copies<kStages - 1>();
-    meet();
-    if (there) {
-      const Stage<kRows> from = stage_of(chunk);
-      const int n = min(kChunk, cols - chunk * kChunk);
-      const std::byte *record = from.weights, *x = from.x;
-      const float* x_scale = from.scale;
-#pragma unroll 1
-      for (int col = 0; col < n; col += f.record, record += f.record_bytes) {
-        RowHead head[2];
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          head[h] = head_of(f, record, g + 8 * h);
-          head[h].offset -= codes.shift();
-        }
-#pragma unroll 1
-        for (int step = 0; step < f.record / kStepCols; ++step, x += kStepCols, ++x_scale) {
-          const std::byte* at = record + f.head_bytes + step * f.step_bytes;
-          GroupScale scale[2][kGroups];
-#pragma unroll
-          for (int h = 0; h < 2; ++h)
-#pragma unroll
-            for (int i = 0; i < kGroups; ++i) scale[h][i] = scale_of_group(f, head[h], record, at, step, i, g + 8 * h);
-          unsigned a[4];
-          codes.read(record, step, lane, a);
-#pragma unroll
-          for (int b = 0; b < kBlocks; ++b)
-            add_step<kGroup>(a, scale, codes.rest(), x + b * 8 * kXRow, x_scale + b * 8 * kScaleRow, lane, sum[b]);
-        }
-      }
-    }
-    meet();  // before the stage is filled again
-    if constexpr (!S::kColumns) {
-      while (quarter < kWarps && chunks * (quarter + 1) / kWarps <= chunk + 1) {  // of few chunks some are empty
-        ++quarter;
-#pragma unroll
-        for (int b = 0; b < kBlocks; ++b)
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            total[b][i] += sum[b][i];
-            sum[b][i] = 0;
-          }
-      }
-    }
-  }
-
-  const auto store = [&](int row, std::int64_t output, float value) {
-    if (row >= tile.count || output >= w.rows) return;
-    call.out[(tile.first + row) * call.out_stride + tile.group * call.out_step + output] =
-        value + (call.bias == nullptr ? 0.0f : call.bias[output]);
-  };
-  if constexpr (S::kColumns) {
-    auto* sums = reinterpret_cast<float*>(memory);  // [warp][row][16 outputs], where stages were
-    __syncthreads();
-#pragma unroll
-    for (int b = 0; b < kBlocks; ++b)
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        sums[(warp * kRows + b * 8 + 2 * t + i % 2) * kPanelRows + g + 8 * (i / 2)] = sum[b][i];
-    __syncthreads();
-    for (int i = thread; i < kRows * kPanelRows; i += kThreads) {
-      float all = 0;
-#pragma unroll
-      for (int q = 0; q < kWarps; ++q) all += sums[q * kRows * kPanelRows + i];
-      store(i / kPanelRows, panel * kPanelRows + i % kPanelRows, all);
-    }
-  } else {
-#pragma unroll
-    for (int b = 0; b < kBlocks; ++b)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) store(b * 8 + 2 * t + i % 2, panel * kPanelRows + g + 8 * (i / 2), total[b][i]);
-  }
+  multiply<ByteProduct<Layout>, kRows>(call, f, {reinterpret_cast<const std::byte*>(bytes.value), bytes.scale, x_cols});
 }
 
 template <class Layout>
@@ -268,17 +120,12 @@ void launch_layout(const LinearCall& call, const PackedLayout& layout, const Byt
                    cudaStream_t stream) {
   const Layout f{layout};
   const auto run = [&]<int kRows>(std::integral_constant<int, kRows>) {
-    using S = Shares<kRows>;
-    const dim3 grid(static_cast<unsigned>(call.n_tiles),
-                    static_cast<unsigned>(ceil_div<std::int64_t>(call.most_outputs, S::kPanels * kPanelRows)));
-    launch_with_shared(
-        "linear_packed_mma", linear_packed_mma_kernel<Layout, kRows>, grid, kThreads,
-        S::bytes(kChunk / f.record * f.record_bytes) + static_cast<std::size_t>(FragmentReader<Layout>::room(f)),
-        stream, call, f, x, x_cols);
+    using S = Shares<ByteProduct<Layout>, kRows>;
+    launch_with_shared("linear_packed_mma", linear_packed_mma_kernel<Layout, kRows>, S::grid(call), kThreads,
+                       S::bytes(f) + static_cast<std::size_t>(FragmentReader<Layout>::room(f)), stream, call, f, x,
+                       x_cols);
   };
-  if (call.tile_rows == kTileRows) return run(std::integral_constant<int, kTileRows>());
-  if (call.tile_rows == kMmaFewRows) return run(std::integral_constant<int, kMmaFewRows>());
-  run(std::integral_constant<int, kMmaManyRows>());
+  with_tile_rows(call, run);
 }
 
 /// By the first of these that the layout has; false where there is none.

@@ -96,6 +96,18 @@ __device__ __forceinline__ unsigned bf16_pair(float low, float high) {
 #endif
 }
 
+/// The sums of two pairs of BF16, nearest even.
+__device__ __forceinline__ unsigned add_bf16_pairs(unsigned a, unsigned b) {
+#ifdef SHOAL_CUDA_EMULATION
+  return narrow_bf16(widen_bf16(a & 0xffffu) + widen_bf16(b & 0xffffu)) |
+         narrow_bf16(widen_bf16(a >> 16) + widen_bf16(b >> 16)) << 16;
+#else
+  unsigned sum;  // as a times one plus b, because add.bf16x2 came with sm_90
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(0x3f803f80u), "r"(b));
+  return sum;
+#endif
+}
+
 #ifdef SHOAL_CUDA_EMULATION
 /// Four matrices of 8 x 8 16-bit values; lanes 8 i .. 8 i + 7 bring the rows of matrix i.
 template <bool kTransposed>

@@ -207,6 +207,7 @@ void quantize_rows(Rows<const float> x, Rows<const float> up, const std::int32_t
                    cudaStream_t stream);
 /// For matrices that have their columns in an order of their own: row i of the product's list becomes row i of `out`.
 void quantize_in_order(const LinearCall& call, std::int64_t cols, const ByteRows& out, cudaStream_t stream);
+void round_in_order(const LinearCall& call, std::int64_t cols, const HalfRows& out, cudaStream_t stream);
 
 /// linear_packed.cu: packed weights and activations in bytes, which have the rows and columns of call.x. Tiles of
 /// kTileRows.
@@ -215,6 +216,12 @@ void linear_packed(const LinearCall& call, const ByteRows& x, std::int64_t x_col
 /// rows.
 void linear_packed_mma(const LinearCall& call, const PackedLayout& layout, const ByteRows& x, std::int64_t x_cols,
                        cudaStream_t stream);
+
+/// linear_int4_mma.cu: INT4 weights with activations in BF16, on tensor cores, for matrices that are all read like
+/// `layout`; call.x is not read, but x. Tiles as above. call.x_step must be a multiple of 8.
+void linear_int4_mma(const LinearCall& call, const PackedLayout& layout, const HalfRows& x, cudaStream_t stream);
+/// Packed in codes of four bits that are whole numbers of scales: AWQ, GPTQ, compressed-tensors, Q4_0.
+bool linear_int4_mma_takes(const Weights& w);
 
 /// How a row travels between ranks: FP32, BF16, or E4M3 with a scale for 128 columns behind the codes of whole ones.
 enum class Wire : std::uint8_t { f32, bf16, f8 };

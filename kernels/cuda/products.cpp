@@ -94,9 +94,9 @@ void Products::norm_linears(Rows<const float> branch, Rows<float> stream, std::s
     const Family family = family_of(w, call);
     set_tiles(call, {}, family);
     if (family == Family::f8 && !rounded.f8.value) make_room_f8(rounded, call, steps_of(w.stride));
-    if (family == Family::mma && !rounded.halves.value) make_room_halves(rounded, stream.rows, stream.cols);
-    if (w.form == WeightForm::packed && w.order == nullptr && !rounded.bytes.value)
-      make_room_bytes(rounded, stream.rows, stream.cols);
+    if (w.order != nullptr) continue;
+    if (takes_halves(family) && !rounded.halves.value) make_room_halves(rounded, stream.rows, stream.cols);
+    if (takes_bytes(family) && !rounded.bytes.value) make_room_bytes(rounded, stream.rows, stream.cols);
   }
   add_rms_norm(stream, branch, stream, vectors_.on_device(weight), eps, h, rounded, stream_);
   multiply(h, projections, rounded);
@@ -144,8 +144,10 @@ F8Pieces Products::pieces_of(const LinearCall& call, const Weights& w) {
 }
 
 Products::Family Products::family_of(const Weights& w, const LinearCall& call) const {
-  if (w.form == WeightForm::packed)
+  if (w.form == WeightForm::packed) {
+    if (compute_ == Compute::bf16 && int4_mma_ && linear_int4_mma_takes(w)) return Family::int4_mma;
     return compute_ != Compute::f32 && packed_mma_ ? Family::packed_mma : Family::packed;
+  }
   if (compute_ == Compute::fp8 && f8_ && linear_f8_takes(w)) return Family::f8;
   const bool aligned = call.x_step % kCopyColumns == 0;
   return compute_ != Compute::f32 && mma_ && aligned && linear_mma_takes(w) ? Family::mma : Family::cuda_cores;
@@ -159,6 +161,11 @@ void Products::make_room_f8(Rounded& to, const LinearCall& call, std::int64_t st
 void Products::make_room_halves(Rounded& to, std::int64_t n, std::int64_t cols) {
   const std::int64_t stride = (cols + kCopyColumns - 1) / kCopyColumns * kCopyColumns;
   to.halves = {halves_.room<std::uint16_t>(n * stride), stride};
+}
+void Products::make_halves(Rows<const float> x, Activations& made) {
+  if (made.halves.value != nullptr) return;
+  make_room_halves(made, x.rows, x.cols);
+  round_rows(x, made.up, made.count, made.halves, stream_);
 }
 void Products::make_room_bytes(Rounded& to, std::int64_t n, std::int64_t cols) {
   to.bytes = {byte_values_.room<std::int8_t>(n * cols), byte_scales_.room<float>(n * cols / kGroupColumns)};
@@ -237,7 +244,7 @@ void Products::product(Rows<const float> x, LinearCall call, const Operands& w, 
   if (ranges.pairs) rounded.listed = std::max(rounded.listed, ranges.pairs->most);
   const auto alike = [&](const Weights& a, const Weights& b) {
     if (a.form != b.form || family_of(a, call) != family_of(b, call)) return false;
-    return family_of(a, call) != Family::packed_mma || a.packed.is_read_like(b.packed);
+    return !is_for_layouts(family_of(a, call)) || a.packed.is_read_like(b.packed);
   };
   std::vector<const Weights*> kinds;  // a matrix of each
   for (const Weights* v : w.weights)
@@ -268,7 +275,7 @@ void Products::set_tiles(LinearCall& call, const Ranges& ranges, Family family, 
   // What an expert gets that is asked for twice as often as others.
   if (ranges.pairs) most = static_cast<std::int32_t>(2 * ranges.pairs->usual);
   const bool few =
-      family == Family::cuda_cores || family == Family::packed || (family == Family::packed_mma && most <= kTileRows);
+      family == Family::cuda_cores || family == Family::packed || (is_for_layouts(family) && most <= kTileRows);
   call.tile_rows = few ? kTileRows : most <= kMmaFewRows ? kMmaFewRows : kMmaManyRows;
   call.most_in_tile = std::min(most, call.tile_rows);
   if (ranges.pairs) return make_tiles(call, *ranges.pairs, wanted);
@@ -309,7 +316,7 @@ void Products::launch_product(const LinearCall& call, const Weights& like, Famil
     in_pieces.pieces = pieces_of(call, *w.weights[0]);
     return linear_f8(in_pieces, tiles, stream_);
   }
-  if (like.form == WeightForm::packed) {
+  if (takes_bytes(family)) {
     LinearCall of_bytes = call;
     if (w.has_order()) {
       make_room_bytes(made, made.listed, x.cols);
@@ -327,11 +334,20 @@ void Products::launch_product(const LinearCall& call, const Weights& like, Famil
     return;
   }
   if (family == Family::cuda_cores) return cuda::linear(call, like.form, compute_ != Compute::f32, stream_);
-  if (made.halves.value == nullptr) {
-    make_room_halves(made, x.rows, x.cols);
-    round_rows(x, made.up, made.count, made.halves, stream_);
+  if (family == Family::int4_mma && w.has_order()) {
+    make_room_halves(made, made.listed, x.cols);
+    round_in_order(call, x.cols, made.halves, stream_);
+    LinearCall in_order = call;
+    in_order.row = nullptr;
+    linear_int4_mma(in_order, like.packed, made.halves, stream_);
+    made.halves = {};
+    return;
   }
-  linear_mma(call, like.form, made.halves, stream_);
+  make_halves(x, made);
+  if (family == Family::int4_mma)
+    linear_int4_mma(call, like.packed, made.halves, stream_);
+  else
+    linear_mma(call, like.form, made.halves, stream_);
 }
 
 void Products::experts(const ExpertBatch& batch, std::span<const FeedForward> experts, Rows<const float> x,

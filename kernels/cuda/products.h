@@ -122,6 +122,7 @@ class Products {
   /// Kernels whose self-check failed are not used.
   void distrust_mma() { mma_ = false; }
   void distrust_packed_mma() { packed_mma_ = false; }
+  void distrust_int4_mma() { int4_mma_ = false; }
   void distrust_f8() { f8_ = false; }
 
   void linears(Rows<const float> x, std::span<const Projection> projections);
@@ -142,7 +143,11 @@ class Products {
 
  private:
   /// The kernels that products are made by.
-  enum class Family { cuda_cores, mma, f8, packed, packed_mma };
+  enum class Family { cuda_cores, mma, f8, packed, packed_mma, int4_mma };
+  static bool takes_halves(Family f) { return f == Family::mma || f == Family::int4_mma; }
+  static bool takes_bytes(Family f) { return f == Family::packed || f == Family::packed_mma; }
+  /// Whose kernels are for matrices that are read alike, in tiles from 8 rows up.
+  static bool is_for_layouts(Family f) { return f == Family::packed_mma || f == Family::int4_mma; }
   /// Rows of a product as families take them, made at most once.
   struct Activations : Rounded {
     std::int64_t listed = 0;              // rows of the product's list
@@ -156,6 +161,8 @@ class Products {
   void make_room_f8(Rounded& to, const LinearCall& call, std::int64_t steps);
   void make_room_halves(Rounded& to, std::int64_t n, std::int64_t cols);
   void make_room_bytes(Rounded& to, std::int64_t n, std::int64_t cols);
+  /// The rows of x in BF16, if they are not there.
+  void make_halves(Rows<const float> x, Activations& made);
   void multiply(Rows<const float> x, std::span<const Projection> projections, Activations& rounded);
   /// Products of silu(gate) * up. `gate` may be overwritten.
   void gated_product(Rows<float> gate, Rows<const float> up, const Operands& w, const Ranges& ranges, Rows<float> out);
@@ -182,7 +189,7 @@ class Products {
   }
 
   const Compute compute_;
-  bool mma_ = true, packed_mma_ = true, f8_ = true;
+  bool mma_ = true, packed_mma_ = true, int4_mma_ = true, f8_ = true;
   cudaStream_t stream_;
   Uploads& uploads_;
   WeightVectors& vectors_;

@@ -34,11 +34,23 @@ __global__ void __launch_bounds__(kThreads)
   store_bytes(out, row * cols + c, value, c < cols, lane);
 }
 
+/// Four columns of a lane, to `row` from column c on.
+__device__ __forceinline__ void store_rounded(const ByteRows& out, std::int64_t row, std::int64_t cols, std::int64_t c,
+                                              const float (&x)[4], int lane) {
+  store_bytes(out, row * cols + c, x, c < cols, lane);
+}
+__device__ __forceinline__ void store_rounded(const HalfRows& out, std::int64_t row, std::int64_t cols, std::int64_t c,
+                                              const float (&x)[4], int) {
+  if (c < cols) store_halves(out.value + row * out.stride + c, x);
+}
+
 /// The same for the rows of a product's tiles, each in the order that its matrix has its columns in: row i of the list
-/// becomes row i.
+/// becomes row i. To bytes, or to BF16 (2 bytes written).
 ///   grid       (tiles, 1,024 columns); a warp takes 128 columns of all rows of the tile
 ///   traffic    as above, the reads of 4 bytes here and there: an L2 sector each, 32 bytes
-__global__ void __launch_bounds__(kThreads) quantize_in_order_kernel(LinearCall call, std::int64_t cols, ByteRows out) {
+template <class RoundedRows>
+__global__ void __launch_bounds__(kThreads)
+    quantize_in_order_kernel(LinearCall call, std::int64_t cols, RoundedRows out) {
   follow_previous_kernels();
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const Tile tile = tile_of_block(call);
@@ -58,8 +70,16 @@ __global__ void __launch_bounds__(kThreads) quantize_in_order_kernel(LinearCall 
       value[i] = call.x[row * call.x_stride + from[i]];
       if (call.up != nullptr) value[i] = silu_times(value[i], call.up[row * call.up_stride + from[i]]);
     }
-    store_bytes(out, (tile.first + r) * cols + c, value, c < cols, lane);
+    store_rounded(out, tile.first + r, cols, c, value, lane);
   }
+}
+
+template <class RoundedRows>
+void launch_in_order(const char* name, const LinearCall& call, std::int64_t cols, const RoundedRows& out,
+                     cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(call.n_tiles),
+                  static_cast<unsigned>(ceil_div<std::int64_t>(cols, kWarps * kColumns)));
+  launch(name, quantize_in_order_kernel<RoundedRows>, grid, kThreads, stream, call, cols, out);
 }
 
 }  // namespace
@@ -73,9 +93,10 @@ void quantize_rows(Rows<const float> x, Rows<const float> up, const std::int32_t
 }
 
 void quantize_in_order(const LinearCall& call, std::int64_t cols, const ByteRows& out, cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>(call.n_tiles),
-                  static_cast<unsigned>(ceil_div<std::int64_t>(cols, kWarps * kColumns)));
-  launch("quantize_in_order", quantize_in_order_kernel, grid, kThreads, stream, call, cols, out);
+  launch_in_order("quantize_in_order", call, cols, out, stream);
+}
+void round_in_order(const LinearCall& call, std::int64_t cols, const HalfRows& out, cudaStream_t stream) {
+  launch_in_order("round_in_order", call, cols, out, stream);
 }
 
 }  // namespace shoal::cuda

@@ -159,13 +159,15 @@ std::string check_linear_mma(cudaStream_t stream) {
 
 namespace {
 
-/// Random codes and factors, heads that are ordinary numbers.
+/// Random codes and factors, heads that are ordinary numbers, zeros that are codes.
 Matrix random_packed(const PackedFormat& format, std::int64_t rows, std::int64_t cols, std::mt19937& random) {
   Matrix m(format, rows, cols);
   std::vector<std::byte> panels(m.packed().size());
   for (std::byte& b : panels) b = static_cast<std::byte>(random());
   std::uniform_real_distribution<float> scales(0.5f, 1.5f);
-  for (std::size_t at = 0; at < panels.size(); at += static_cast<std::size_t>(format.record_bytes()))
+  for (std::size_t at = 0; at < panels.size(); at += static_cast<std::size_t>(format.record_bytes())) {
+    for (int row = 0; format.zeros && row < PackedFormat::kPanel; ++row)
+      panels[at + static_cast<std::size_t>(format.zero_at() + row)] &= static_cast<std::byte>((1 << format.bits) - 1);
     for (std::size_t i = 0; i < (format.has_dmin() ? 2u : 1u) * PackedFormat::kPanel; ++i) {
       const float scale = scales(random);
       const std::uint16_t half = format.scales == Scales::bfloat ? f32_to_bf16(scale) : f32_to_f16(scale);
@@ -174,53 +176,107 @@ Matrix random_packed(const PackedFormat& format, std::int64_t rows, std::int64_t
       else
         std::memcpy(panels.data() + at + 2 * i, &half, 2);
     }
+  }
   m.set_packed(panels);
   return m;
+}
+
+constexpr std::int64_t kFewOutputs = 72, kWide = 1280;  // five chunks of columns, so that quarters of them differ
+
+/// `tested` against `simple`, products of a random matrix of the format with random rows that BF16 holds, in tiles of
+/// every size; "" or what differs. Both are called with (call, x, matrix in device memory); a call says the same as x
+/// and the matrix.
+template <class Simple, class Tested>
+std::string compare_packed(const char* kernel, const Matrix& matrix, std::mt19937& random, cudaStream_t stream,
+                           const Simple& simple, const Tested& tested) {
+  const auto placed = MatrixPlacer().place(matrix);
+  std::normal_distribution<float> normal;
+  for (const int tile_rows : {kTileRows, kMmaFewRows, kMmaManyRows}) {
+    LinearCall call;
+    call.rows = tile_rows + 3;
+    call.weights = at<Weights>(placed->view_on_device);
+    call.most_outputs = kFewOutputs;
+    call.out_stride = kFewOutputs;
+    std::vector<float> x(static_cast<std::size_t>(call.rows * kWide));
+    for (float& f : x) f = bf16_to_f32(f32_to_bf16(normal(random)));
+    const DeviceBlock x_there = upload(std::span<const float>(x), stream),
+                      out(static_cast<std::size_t>(call.rows * kFewOutputs) * sizeof(float));
+    call.x = at<float>(x_there);
+    call.x_stride = kWide;
+    call.out = at<float>(out);
+    const auto in_tiles_of = [&](int rows) {
+      call.tile_rows = call.most_in_tile = rows;
+      call.n_tiles = static_cast<int>((call.rows + rows - 1) / rows);
+    };
+    const Rows<const float> rows(call.x, call.rows, kWide);
+    in_tiles_of(kTileRows);
+    simple(call, rows, placed->view);
+    const auto expected = download<float>(out, out.bytes() / sizeof(float), stream);
+    in_tiles_of(tile_rows);
+    tested(call, rows, placed->view);
+    const auto actual = download<float>(out, expected.size(), stream);
+    if (std::string wrong = compare(kernel, tile_rows, actual, expected, 1e-5); !wrong.empty())
+      return fmt::format("{} ({})", wrong, matrix.format()->name);
+  }
+  return "";
 }
 
 }  // namespace
 
 std::string check_linear_packed_mma(cudaStream_t stream) {
-  constexpr std::int64_t kWide = 1280;  // five chunks of columns, so that quarters of them differ
   std::mt19937 random(17);
-  std::normal_distribution<float> normal;
-  MatrixPlacer placer;
-  constexpr std::int64_t kFewOutputs = 72;
   // A kernel for each layout: all GGUF types, INT8 and INT4 with one zero, and with one for each row.
   std::vector<const PackedFormat*> formats{&integer_format(8, Scales::single, 128, 128),
                                            &integer_format(4, Scales::half, 128, 8),
                                            &integer_format(4, Scales::half, 128, std::nullopt)};
   for (const QuantFormat& stored : quant_formats())
     if (const PackedFormat* format = packed_format(stored)) formats.push_back(format);
+  DeviceBlock values, scales;
+  ByteRows bytes;
+  const auto simple = [&](const LinearCall& call, Rows<const float> x, const Weights&) {
+    const auto elements = static_cast<std::size_t>(x.rows * x.cols);
+    values = DeviceBlock(elements);
+    scales = DeviceBlock(elements / 8);
+    bytes = {at<std::int8_t>(values), at<float>(scales)};
+    quantize_rows(x, {}, nullptr, bytes, stream);
+    linear_packed(call, bytes, x.cols, stream);
+  };
+  const auto tested = [&](const LinearCall& call, Rows<const float> x, const Weights& w) {
+    linear_packed_mma(call, w.packed, bytes, x.cols, stream);
+  };
   for (const PackedFormat* format : formats) {
-    const auto placed = placer.place(random_packed(*format, kFewOutputs, kWide, random));
-    for (const int tile_rows : {kTileRows, kMmaFewRows, kMmaManyRows}) {
-      LinearCall call;
-      call.rows = tile_rows + 3;
-      call.weights = at<Weights>(placed->view_on_device);
-      call.most_outputs = kFewOutputs;
-      call.out_stride = kFewOutputs;
-      const std::size_t elements = static_cast<std::size_t>(call.rows * kWide);
-      std::vector<float> x(elements);
-      for (float& f : x) f = normal(random);
-      const DeviceBlock x_there = upload(std::span<const float>(x), stream), values(elements), scales(elements / 8),
-                        out(static_cast<std::size_t>(call.rows * kFewOutputs) * sizeof(float));
-      const ByteRows bytes{at<std::int8_t>(values), at<float>(scales)};
-      quantize_rows({at<float>(x_there), call.rows, kWide}, {}, nullptr, bytes, stream);
-      call.out = at<float>(out);
-      const auto in_tiles_of = [&](int rows) {
-        call.tile_rows = call.most_in_tile = rows;
-        call.n_tiles = static_cast<int>((call.rows + rows - 1) / rows);
-      };
-      in_tiles_of(kTileRows);
-      linear_packed(call, bytes, kWide, stream);
-      const auto expected = download<float>(out, out.bytes() / sizeof(float), stream);
-      in_tiles_of(tile_rows);
-      linear_packed_mma(call, placed->view.packed, bytes, kWide, stream);
-      const auto tested = download<float>(out, expected.size(), stream);
-      if (std::string wrong = compare("linear_packed_mma", tile_rows, tested, expected, 1e-5); !wrong.empty())
-        return fmt::format("{} ({})", wrong, format->name);
-    }
+    const Matrix matrix = random_packed(*format, kFewOutputs, kWide, random);
+    if (std::string wrong = compare_packed("linear_packed_mma", matrix, random, stream, simple, tested); !wrong.empty())
+      return wrong;
+  }
+  return "";
+}
+
+std::string check_linear_int4_mma(cudaStream_t stream) {
+  std::mt19937 random(19);
+  for (const PackedFormat* format :
+       {&integer_format(4, Scales::half, 128, std::nullopt), &integer_format(4, Scales::bfloat, 32, 8),
+        &integer_format(4, Scales::single, 256, 8)}) {
+    const Matrix matrix = random_packed(*format, kFewOutputs, kWide, random);
+    // What the weights are worth, for the product that rounds nothing.
+    std::vector<float> worth(static_cast<std::size_t>(kFewOutputs * kWide));
+    for (std::int64_t r = 0; r < kFewOutputs; ++r) matrix.unpack_row(r, worth.data() + r * kWide);
+    const DeviceBlock worth_there = upload(std::span<const float>(worth), stream);
+    const Weights plain{worth_there.data(), nullptr, kFewOutputs, kWide, kWide};
+    const DeviceBlock view = upload(std::span<const Weights>(&plain, 1), stream);
+    DeviceBlock halves;
+    const auto simple = [&](LinearCall call, Rows<const float>, const Weights&) {
+      call.weights = at<Weights>(view);
+      linear(call, WeightForm::f32, false, stream);
+    };
+    const auto tested = [&](const LinearCall& call, Rows<const float> x, const Weights& w) {
+      halves = DeviceBlock(static_cast<std::size_t>(x.rows * x.cols) * 2);
+      const HalfRows rounded{at<std::uint16_t>(halves), x.cols};
+      round_rows(x, {}, nullptr, rounded, stream);
+      linear_int4_mma(call, w.packed, rounded, stream);
+    };
+    if (std::string wrong = compare_packed("linear_int4_mma", matrix, random, stream, simple, tested); !wrong.empty())
+      return wrong;
   }
   return "";
 }

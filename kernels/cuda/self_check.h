@@ -11,6 +11,7 @@ namespace shoal::cuda {
 /// nothing.
 std::string check_linear_mma(cudaStream_t stream);
 std::string check_linear_packed_mma(cudaStream_t stream);
+std::string check_linear_int4_mma(cudaStream_t stream);
 std::string check_attention_mma(std::size_t shared_limit, cudaStream_t stream);
 /// mla_expand() with attention_mma() or, on GPUs of sm_90 only, mla_prompt().
 std::string check_mla_prompt(std::size_t shared_limit, bool wgmma, cudaStream_t stream);

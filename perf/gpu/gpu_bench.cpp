@@ -271,13 +271,12 @@ void bench_linear(Bench& b, const std::string& name, WeightForm form, std::int64
   if (form == WeightForm::f8 && b.hopper && groups == 1 && tokens >= 4) bench_peer(b, name + at, w, tokens, rows, cols);
 }
 
-/// The same for quantized weights, with activations in bytes: on tensor cores, and few rows without. INT8's rate is
-/// twice that of BF16, in which limits are counted.
-void bench_packed(Bench& b, const std::string& what, const char* format, std::int64_t rows, std::int64_t cols,
-                  std::int64_t tokens, int groups) {
+/// The same for quantized weights, with activations in bytes: on tensor cores, and few rows without; and INT4 with
+/// activations in BF16. INT8's rate is twice that of BF16, in which limits are counted.
+void bench_packed(Bench& b, const std::string& what, const std::string& format, const PackedFormat& packed,
+                  std::int64_t rows, std::int64_t cols, std::int64_t tokens, int groups) {
   const std::string name = what + " " + format + " T=" + std::to_string(tokens);
   if (!b.wanted(name)) return;
-  const PackedFormat& packed = *packed_format(*find_format(format));
   const auto placed =
       MatrixPlacer().place(Matrix(packed, PackedFormat::kPanel, cols));  // for the layout and its tables
   Weights like = placed->view;
@@ -287,11 +286,13 @@ void bench_packed(Bench& b, const std::string& what, const char* format, std::in
       static_cast<std::size_t>(rows / PackedFormat::kPanel * (cols / packed.record()) * packed.record_bytes()));
   const std::int64_t all = tokens * groups;
   const DeviceBlock x = random_block(static_cast<std::size_t>(all * cols) * 4),
-                    values(static_cast<std::size_t>(all * cols)), scales(static_cast<std::size_t>(all * cols / 8)),
+                    values(static_cast<std::size_t>(all * cols) * 2), scales(static_cast<std::size_t>(all * cols / 8)),
                     out(static_cast<std::size_t>(all * rows) * 4);
   const ByteRows bytes{reinterpret_cast<std::int8_t*>(values.data()), reinterpret_cast<float*>(scales.data())};
-  for (const bool tensor_cores : {true, false}) {
-    if (!tensor_cores && tokens > kMmaFewRows) continue;
+  const HalfRows halves{reinterpret_cast<std::uint16_t*>(values.data()), cols};
+  for (const std::string_view family : {"mma bf16", "mma int8", "dp4a"}) {
+    const bool tensor_cores = family != "dp4a", bf16 = family == "mma bf16";
+    if ((!tensor_cores && tokens > kMmaFewRows) || (bf16 && !linear_int4_mma_takes(like))) continue;
     const int tile_rows = !tensor_cores || tokens <= kTileRows ? kTileRows
                           : tokens <= kMmaFewRows              ? kMmaFewRows
                                                                : kMmaManyRows;
@@ -306,11 +307,16 @@ void bench_packed(Bench& b, const std::string& what, const char* format, std::in
     call.n_tiles = static_cast<int>(tiles.size());
     call.tile_rows = tile_rows;
     call.most_in_tile = static_cast<int>(std::min<std::int64_t>(tokens, tile_rows));
-    b.row(name + (tensor_cores ? ", mma int8" : ", dp4a"), w.bytes + static_cast<double>(all * (cols + rows)) * 4,
-          static_cast<double>(all * rows * cols), [&](int i) {
+    const Rows<const float> x_rows(reinterpret_cast<const float*>(x.data()), all, cols);
+    b.row(name + ", " + std::string(family), w.bytes + static_cast<double>(all * (cols + rows)) * 4,
+          static_cast<double>(all * rows * cols) * (bf16 ? 2 : 1), [&](int i) {
             LinearCall now = call;
             now.weights = w.at(i);
-            quantize_rows({reinterpret_cast<const float*>(x.data()), all, cols}, {}, nullptr, bytes, b.stream);
+            if (bf16) {
+              round_rows(x_rows, {}, nullptr, halves, b.stream);
+              return linear_int4_mma(now, like.packed, halves, b.stream);
+            }
+            quantize_rows(x_rows, {}, nullptr, bytes, b.stream);
             if (tensor_cores)
               linear_packed_mma(now, like.packed, bytes, cols, b.stream);
             else
@@ -678,12 +684,17 @@ int run(int argc, char** argv) {
   bench_experts(b, "experts EP8", 4, 32, 8 * 16 * 8 / 16);
   bench_experts(b, "experts EP8", 32, 32, 8 * 128 * 8 / 64);
   // One user, a few dozen, a prompt: with 8 ranks an expert meets as many rows.
+  std::vector<std::pair<std::string, const PackedFormat*>> formats{
+      {"INT4", &integer_format(4, Scales::half, 128, std::nullopt)}};  // AWQ, GPTQ
   for (const char* format : {"Q4_K", "Q8_0", "Q6_K", "Q2_K", "IQ2_XXS", "IQ1_S"})
+    formats.emplace_back(format, packed_format(*find_format(format)));
+  for (const auto& [format, packed] : formats)
     for (const std::int64_t rows : {1, 16, 128}) {
-      bench_packed(b, "experts gate+up EP8", format, 2 * kExpert, kHidden, rows, 32);
-      bench_packed(b, "experts down EP8", format, kHidden, kExpert, rows, 32);
+      bench_packed(b, "experts gate+up EP8", format, *packed, 2 * kExpert, kHidden, rows, 32);
+      bench_packed(b, "experts down EP8", format, *packed, kHidden, kExpert, rows, 32);
     }
-  for (const std::int64_t t : {1, 128, 4096}) bench_packed(b, "o_proj", "Q4_K", kHidden, 16384, t, 1);
+  for (const auto& [format, packed] : {formats[0], formats[1]})
+    for (const std::int64_t t : {1, 128, 4096}) bench_packed(b, "o_proj", format, *packed, kHidden, 16384, t, 1);
   for (const KvType type : {KvType::bf16, KvType::fp8}) {
     bench_mla(b, type, 32, 4096);
     bench_mla(b, type, 128, 4096);

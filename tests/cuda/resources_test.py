@@ -103,6 +103,7 @@ INSTRUCTIONS = {
     "mla_wgmma_kernel": {"HGMMA": 40, "LDGSTS": 4, "WARPGROUP": -8},
     "linear_packed_kernel": {"IDP": 8},
     "linear_packed_mma_kernel": {"IMMA": 1, "LDGSTS": 3},
+    "linear_int4_mma_kernel": {"HMMA": 4, "LDGSTS": 9},
 }
 
 
@@ -142,7 +143,7 @@ def test_tensor_cores_and_copy_engines_are_used(instructions):
 
 def test_kernels_wait_for_those_before_them(instructions):
     """ACQBULK (griddepcontrol.wait) before anything in device memory is read or written, but for weights."""
-    weights_first = ("linear_f8_kernel", "linear_packed_mma_kernel")
+    weights_first = ("linear_f8_kernel", "linear_packed_mma_kernel", "linear_int4_mma_kernel")
     memory = {"LDG", "STG", "LDGSTS", "ATOMG", "RED", "REDG", "LD", "ST", "UBLKCP"}
     wrong = []
     for (architecture, kernel), found in instructions.items():

@@ -17,6 +17,7 @@ TEST_P(FusedOps, NormLinearsAreItsParts) {
       w.push_back(random_matrix(random, DType::f8_e4m3, 20, width));
       w.push_back(random_matrix(random, DType::f32, 7, width));
       w.push_back(random_quantized(random, *find_format("Q8_0"), 40, width).matrix);
+      w.push_back(random_quantized(random, *find_format("Q4_0"), 21, width).matrix);
       for (const std::int64_t tokens : {1, 19}) {
         for (const bool adds : {false, true}) {
           const auto weight = random.floats(width), x = random.floats(tokens * width), bias = random.floats(33);

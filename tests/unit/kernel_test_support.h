@@ -164,7 +164,8 @@ class EveryIsa : public testing::TestWithParam<Subject> {
   }
   /// The reference that the subject's products with quantized weights follow.
   static std::unique_ptr<Backend> reference_backend(Compute compute = Compute::f32) {
-    return make_reference_backend(compute, GetParam().kind == Subject::Kind::cpu ? 128 : 32);
+    const bool on_gpu = GetParam().kind != Subject::Kind::cpu;
+    return make_reference_backend(compute, on_gpu ? 32 : 128, on_gpu);
   }
   /// What activations may be rounded to here: FP8 on GPUs of sm_90 alone.
   static std::vector<Compute> computes() {

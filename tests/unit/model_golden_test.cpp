@@ -11,7 +11,9 @@
 #include "kernels/cuda/emulated_backend.h"
 #endif
 #include "kernels/cuda/cuda_backend.h"
+#include "launch/quantize.h"
 #include "runtime/sampler.h"
+#include "tests/unit/scratch_folder.h"
 #include "tests/unit/station.h"
 
 // Random small checkpoints of every family against transformers (tests/golden/make_model_fixtures.py), through the same
@@ -219,6 +221,29 @@ TEST_P(ModelGolden, Bf16ActivationsStayClose) {
       differences.push_back(std::abs(expected[i] - static_cast<double>(answer.logprobs.at(i))));
   }
   std::sort(differences.begin(), differences.end());
+  EXPECT_LT(differences[differences.size() / 2], 0.08);
+  EXPECT_LT(differences[differences.size() * 9 / 10], 0.5);
+}
+
+/// A model of INT4 weights on a GPU, whose products then have activations in BF16, beside the CPU, whose are in bytes.
+TEST(Int4Model, TheGpusBf16StaysCloseToTheCpu) {
+  if (!gpu_backend(Compute::f32)) GTEST_SKIP() << "neither a GPU nor its emulation is here";
+  const ScratchFolder scratch;
+  const fs::path source = kModels / "deepseek-v2-lite", folder = scratch.path() / "int4";
+  quantize_model({.in = source, .out = folder, .type = "INT4", .group_size = 32, .threads = 1, .quiet = true});
+  const json golden = json::parse(std::ifstream(source / "golden.json"));
+  std::vector<GoldenJob> asked;
+  for (const json& p : golden.at("prompts"))
+    if (auto ids = p.at("ids").get<std::vector<std::int32_t>>(); ids.size() <= 64) asked.push_back({std::move(ids)});
+  const auto expected = run_on(1, folder, asked);
+  const auto tested = run_on(1, folder, asked, {.compute = Compute::bf16, .make_backend = gpu_backend});
+  std::vector<double> differences;
+  for (const auto& [j, answer] : expected)
+    for (std::size_t i = 0; i < answer.logprobs.size(); ++i)
+      differences.push_back(std::abs(static_cast<double>(answer.logprobs[i]) - tested.at(j).logprobs.at(i)));
+  std::sort(differences.begin(), differences.end());
+  ASSERT_FALSE(differences.empty());
+  RecordProperty("median", std::to_string(differences[differences.size() / 2]));
   EXPECT_LT(differences[differences.size() / 2], 0.08);
   EXPECT_LT(differences[differences.size() * 9 / 10], 0.5);
 }
