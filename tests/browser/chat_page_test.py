@@ -172,6 +172,7 @@ def test_settings_are_kept(page, url):
     page.goto(url + "/")
     page.get_by_role("button", name="Settings").click()
     page.get_by_label("Longest thinking, tokens").fill("3")
+    page.get_by_label("Top p").fill("0.9")
     page.get_by_label("System prompt").fill("Be brief.")
     page.get_by_label("Colours").select_option("dark")
     page.get_by_role("button", name="Save").click()
@@ -180,6 +181,7 @@ def test_settings_are_kept(page, url):
     with page.expect_request("**/v1/chat/completions") as asked:
         send(page, "What is 47 + 38?")
     body = json.loads(asked.value.post_data)
+    assert body["top_p"] == 0.9 and "temperature" not in body  # what nobody has set is the model's
     assert body["max_reasoning_tokens"] == 3 and body["messages"][0] == {"role": "system", "content": "Be brief."}
     answered(page)
 
