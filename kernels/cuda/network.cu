@@ -63,7 +63,8 @@ class Route {
   const int peer_;
 };
 
-/// As stores reach them.
+/// Windows as stores reach them; at the start only.
+///   shape      window [ranks]
 ///   grid       one block, a thread for each rank
 __global__ void __launch_bounds__(kMostPeers) list_windows_kernel(Network network, int ranks, std::byte** window) {
   follow_previous_kernels();
@@ -153,7 +154,7 @@ __global__ void __launch_bounds__(kThreads) put_answers_kernel(const std::int32_
   signal_after_all(route, s.ranks, s.rank, Written::answers);
 }
 
-/// A block to each rank.
+/// Some bytes to each rank; at the start only, to see them arrive.
 ///   grid       (ranks)
 __global__ void __launch_bounds__(kThreads)
     put_blocks_kernel(Peers peers, int ranks, int rank, Written what, std::int64_t from, std::int64_t step,
