@@ -12,9 +12,8 @@ namespace shoal {
 class DeviceWindow {
  public:
   virtual ~DeviceWindow() = default;
-  /// In GPU memory; uninitialised. Kernels see it at the address that list_windows() finds.
-  virtual std::byte* memory() const = 0;
-  /// For kernels (kernels/cuda/network.cu): NCCL's ncclDevComm, in GPU memory, and ncclWindow_t.
+  /// For kernels (kernels/cuda/network.cu), which find its address by them: NCCL's ncclDevComm, in GPU memory, and
+  /// ncclWindow_t. It is uninitialised.
   virtual const void* device_communicator() const = 0;
   virtual const void* handle() const = 0;
   /// What went wrong since, as far as this rank has heard; empty: nothing.

@@ -87,7 +87,6 @@ class Window final : public DeviceWindow {
                 "copying to the GPU");
   }
 
-  std::byte* memory() const override { return static_cast<std::byte*>(made_->memory); }
   const void* device_communicator() const override { return on_device_.data(); }
   const void* handle() const override { return made_->window; }
   std::string error() override { return f_.error_of(made_->communicator); }

@@ -185,7 +185,6 @@ class NcclStandIn final : public NcclLibrary {
         reached_.push_back(memory);
       }
     }
-    std::byte* memory() const override { return static_cast<std::byte*>(memory_); }
     const void* device_communicator() const override { return static_cast<const emulation::Network*>(this); }
     const void* handle() const override { return memory_; }
     std::string error() override { return ""; }
