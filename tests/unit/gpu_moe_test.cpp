@@ -490,6 +490,7 @@ void lose_a_rank(CudaOptions::PeerMemory peer_memory) {
       static_cast<void>(station.model->counters());
     };
     for (int i = 0; i < 5; ++i) step();
+    others.barrier();  // what rank 1 has put may have been under way until now
     if (comm->rank() == 1) return library->kill(1, true);
     try {
       step();
