@@ -178,13 +178,7 @@ __global__ void __launch_bounds__(kMostPeers) wait_for_puts_kernel(Peers peers, 
   const unsigned wanted = peers.written[static_cast<int>(what)];
   const Route route(peers.network, rank, other);
   const int number = signal_number(ranks, other, what);
-  for (unsigned polls = 0; static_cast<int>(route.signalled(number) - wanted) < 0; ++polls) {
-    if (polls % 64 == 63 && load_acquired(peers.stop) != 0) {
-      *peers.stopped = 1;
-      return;
-    }
-    __nanosleep(40);
-  }
+  wait_for_count(peers, wanted, [&] { return route.signalled(number); });
 }
 #endif
 

@@ -12,6 +12,19 @@ __device__ __forceinline__ unsigned* arrivals(const Peers& peers, int ranks, int
 /// Whether there are peers to write to.
 __device__ __forceinline__ bool has_peers(const Peers& peers) { return peers.window != nullptr && *peers.stopped == 0; }
 
+/// Until count() has come to `wanted`, or all is to stop.
+template <class Count>
+__device__ __forceinline__ void wait_for_count(const Peers& peers, unsigned wanted, const Count& count) {
+  for (unsigned polls = 0; static_cast<int>(count() - wanted) < 0; ++polls) {
+    // The host's memory is far: it is looked at now and then, and for all kernels behind this one.
+    if (polls % 64 == 63 && load_acquired(peers.stop) != 0) {
+      *peers.stopped = 1;
+      return;
+    }
+    __nanosleep(40);
+  }
+}
+
 /// Every thread of every block calls it after all it has written: the last block tells the peers.
 __device__ __forceinline__ void tell_when_written(const Peers& peers, int ranks, int rank, Written what) {
   struct Shared {

@@ -15,17 +15,11 @@ namespace shoal::cuda {
 struct WindowOffer;
 
 /// Memory of each rank's GPU that the GPUs of all others write into. While it lives, waits of the thread that made it
-/// end where the communicator's are to. Of each rank's part of it: slots of so many bytes, and answers.
+/// end where the communicator's are to.
 class PeerWindows {
  public:
   struct Room {
     std::size_t slots, answers;  // of all ranks, bytes
-  };
-  /// Where these lie in a window, and what is on its way over the network.
-  struct Layout {
-    Layout(Room room, int ranks, bool over_network);
-    std::size_t slots_of_rank, answers_of_rank;  // bytes
-    std::size_t answers_at, sent_at, arrivals_at, bytes;
   };
   /// By CUDA's IPC, of ranks of one host, over NVLink or PCIe; zeroed. Null on all ranks alike where there are none:
   /// several hosts, two ranks with one GPU (whose kernels would wait for each other's turn; `shared_gpus`: all the
@@ -49,6 +43,12 @@ class PeerWindows {
   void stop();
 
  private:
+  /// Where slots and answers lie in a window, and what is on its way over the network.
+  struct Layout {
+    Layout(Room room, int ranks, bool over_network);
+    std::size_t slots_of_rank, answers_of_rank;  // bytes
+    std::size_t answers_at, sent_at, arrivals_at, bytes;
+  };
   PeerWindows(Communicator& comm, const Layout& layout);
   /// False where another rank's memory is out of reach.
   bool reach(const std::vector<WindowOffer>& offers, cudaStream_t stream);

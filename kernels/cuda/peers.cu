@@ -14,14 +14,7 @@ __global__ void __launch_bounds__(kMostPeers) wait_for_peers_kernel(Peers peers,
   if (other >= ranks || peers.window[other] == nullptr) return;
   const unsigned wanted = peers.written[static_cast<int>(what)];
   const unsigned* arrived = arrivals(peers, ranks, rank, what) + other;
-  for (unsigned polls = 0; static_cast<int>(load_acquired(arrived) - wanted) < 0; ++polls) {
-    // The host's memory is far: it is looked at now and then, and for all kernels behind this one.
-    if (polls % 64 == 63 && load_acquired(peers.stop) != 0) {
-      *peers.stopped = 1;
-      return;
-    }
-    __nanosleep(40);
-  }
+  wait_for_count(peers, wanted, [&] { return load_acquired(arrived); });
 }
 
 __global__ void __launch_bounds__(kMostPeers) tell_peers_kernel(Peers peers, int ranks, int rank, Written what) {
