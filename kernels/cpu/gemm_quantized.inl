@@ -16,9 +16,8 @@
 //   kernel<T, G, P>(f)    the inner loop: T tokens, G scales a step, P panels (1 or kPanels), as a function of a
 //                         BlockProduct; without P where kPanels is 1
 //   kKnowsLayouts         the formats that most weights are in have functions of their own (run_quantized())
-//   kBytesInPlace         codes of 8 bits are multiplied where they lie, `code_stride` apart, with some blocks of one
-//   step
-//                         of activations at a time: BlockProduct's parts() and sums() are not for these
+//   kBytesInPlace         codes of 8 bits are multiplied where they lie, `code_stride` apart, with some blocks of
+//                         activations, of one step each, at a time: BlockProduct's parts() and sums() are not for these
 //
 // Activations become bytes, a block of 128 columns (of 32 for codes of 8 bits) at a time with one scale s, so that a
 // group's sum of products is an integer and exact. A block adds to an output
