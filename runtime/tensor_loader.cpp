@@ -168,12 +168,12 @@ void TensorLoader::matrix(Matrix& to, const std::string& name, std::int64_t rows
 std::int64_t TensorLoader::block_columns(const std::string& name, std::int64_t rows, std::int64_t cols) const {
   constexpr std::int64_t one_scale_a_row = 128;  // any multiple of a record's smallest would do
   const Source source = source_of(name, rows, cols);
-  if (source.type == DType::f8_e4m3) return quantization_.block_rows;
+  if (source.type == DType::f8_e4m3) return quantization_.block_cols;
   if (!source.integers) {
     const PackedFormat* packed = packed_form(*source.tensor, {0, cols});
     return packed ? packed->record() : 1;
   }
-  if (quantization_.block_rows > 0) return quantization_.block_rows;
+  if (quantization_.block_cols > 0) return quantization_.block_cols;
   return quantization_.group_size > 0 ? quantization_.group_size : one_scale_a_row;
 }
 
