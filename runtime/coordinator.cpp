@@ -47,6 +47,7 @@ struct Coordinator::Impl {
   std::string failure;  // why nothing works any more
   bool stopping = false;
   bool losses = false;                           // ranks were lost that are not left out yet
+  std::optional<ExpertLayer> move;               // what was found to be moved before the next step; the loop's own
   std::optional<Clock::time_point> failed_last;  // a rank, by itself
 
   std::mutex join_mutex;
@@ -56,38 +57,44 @@ struct Coordinator::Impl {
       : control(server), options(std::move(wanted)), scheduler(options), thread([this] { run(); }) {}
 
   void run() {
-    std::optional<ExpertLayer> move;  // what was found to be moved before the next step
-    for (;;) {
-      std::vector<StepPlan> plans;
-      Scheduler::Events told;
-      {
-        std::unique_lock lock(mutex);
-        wake.wait(lock, [this] {
-          return stopping || losses || !events.empty() || (!open.empty() && !failure.empty()) || scheduler.has_work();
-        });
-        if (std::exchange(losses, false) && !stopping && failure.empty()) {
-          move.reset();
-          lock.unlock();
-          regroup();
-          lock.lock();
-        }
-        told.swap(events);
-        if (!stopping && failure.empty() && scheduler.has_work()) plans = scheduler.plan();
-        note_first_steps(plans);
-      }
-      if (move)
-        for (StepPlan& plan : plans) plan.experts.push_back(*move);
-      // The workers compute while the sinks of the previous step are told and while it is looked for experts to move,
-      // which may take tenths of a second where ranks are many.
-      send(plans);
-      deliver(told);
-      if (!plans.empty()) {
-        move = options.move_experts ? options.move_experts() : std::nullopt;
-        collect(plans);
-      } else if (close_open_requests()) {
-        return;
+    for (bool ended = false; !ended;) {
+      try {
+        ended = turn();
+      } catch (const std::exception& error) {  // whose memory is short, or who is wrong about the state of things
+        fail_job(Error(error.what()));
       }
     }
+  }
+
+  /// One step, or what else there is to do. True at the end.
+  bool turn() {
+    std::vector<StepPlan> plans;
+    Scheduler::Events told;
+    {
+      std::unique_lock lock(mutex);
+      wake.wait(lock, [this] {
+        return stopping || losses || !events.empty() || (!open.empty() && !failure.empty()) || scheduler.has_work();
+      });
+      if (std::exchange(losses, false) && !stopping && failure.empty()) {
+        move.reset();
+        lock.unlock();
+        regroup();
+        lock.lock();
+      }
+      told.swap(events);
+      if (!stopping && failure.empty() && scheduler.has_work()) plans = scheduler.plan();
+      note_first_steps(plans);
+    }
+    if (move)
+      for (StepPlan& plan : plans) plan.experts.push_back(*move);
+    // The workers compute while the sinks of the previous step are told and while it is looked for experts to move,
+    // which may take tenths of a second where ranks are many.
+    send(plans);
+    deliver(told);
+    if (plans.empty()) return close_open_requests();
+    move = options.move_experts ? options.move_experts() : std::nullopt;
+    collect(plans);
+    return false;
   }
 
   /// Leaves out the ranks that were lost. Meanwhile requests wait, and may come and go.
@@ -289,8 +296,10 @@ std::uint64_t Coordinator::submit(GenerationRequest request, EventSink sink) {
   if (!impl_->failure.empty()) throw Error(impl_->failure);
   if (impl_->stopping) fail("no request is taken any more: the server is shutting down");
   impl_->scheduler.check(request);
-  if (impl_->scheduler.waiting() >= impl_->options.max_waiting) {
-    throw Overloaded(fmt::format("{} requests are waiting already; try again later", impl_->scheduler.waiting()));
+  const int waiting = impl_->scheduler.waiting(), own = impl_->scheduler.waiting(request.client);
+  if (own >= impl_->options.max_waiting - waiting) {
+    throw Overloaded(fmt::format("{} requests are waiting already{}; try again later", waiting,
+                                 own < waiting ? fmt::format(", {} of them yours", own) : ""));
   }
   const std::uint64_t number = ++impl_->last_request;
   impl_->open.emplace(number, OpenRequest{std::make_shared<const EventSink>(std::move(sink))});

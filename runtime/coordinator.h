@@ -52,12 +52,15 @@ struct CoordinatorOptions {
   int ranks = 1;
   bool tensor_parallel = false;  // every rank computes every sequence (dense models); else one rank each
   int page_tokens = 16;
-  std::vector<int> kv_pages;                        // [ranks] what each rank has
-  int max_model_len = 0;                            // tokens, prompt and answer together
-  int max_num_seqs = 256;                           // sequences that run at once on one rank
-  int max_batched_tokens = 512;                     // tokens of one rank in one step
-  int max_prefill_tokens = 256;                     // of these, prompt tokens while any answer is being generated
-  int max_waiting = 4096;                           // requests that wait; beyond: Overloaded
+  std::vector<int> kv_pages;     // [ranks] what each rank has
+  int max_model_len = 0;         // tokens, prompt and answer together
+  int max_num_seqs = 256;        // sequences that run at once on one rank
+  int max_batched_tokens = 512;  // tokens of one rank in one step
+  int max_prefill_tokens = 256;  // of these, prompt tokens while any answer is being generated
+  /// Requests that wait. A client's own may be as many as there are places left, so that nobody takes the last ones
+  /// (dynamic thresholds: Choudhury and Hahne, "Dynamic queue length thresholds for shared-memory packet switches",
+  /// 1998); beyond: Overloaded.
+  int max_waiting = 4096;
   std::chrono::milliseconds answer_limit{300'000};  // without any rank's answer: a rank hangs (see Coordinator)
   std::function<void(const StepResult&, int rank)> on_result;  // for counters; may be empty
   std::function<std::optional<ExpertLayer>()> move_experts;    // asked in every step, for the next one; may be empty

@@ -67,6 +67,11 @@ void FairQueue::charge(const std::string& client, int tokens) {
   virtual_time_ += static_cast<double>(tokens) / active_;
 }
 
+int FairQueue::waiting(const std::string& client) const {
+  const auto at = clients_.find(client);
+  return at == clients_.end() ? 0 : static_cast<int>(at->second.waiting.size());
+}
+
 void FairQueue::clear() { *this = {}; }
 
 }  // namespace shoal

@@ -32,6 +32,8 @@ class FairQueue {
   double served(const std::string& client) const { return clients_.at(client).served; }
 
   int waiting() const { return waiting_; }
+  /// Of this client.
+  int waiting(const std::string& client) const;
   void clear();
 
  private:

@@ -51,7 +51,7 @@ struct Row {
       block_max[b] = max_of(block(b));
       max = std::max(max, block_max[b]);
     }
-    if (max == -infinity) fail_without_logits(logits.size());
+    if (max == -infinity) throw Overflowed(logits.size());
   }
 
   std::span<const float> block(std::size_t b) const {
@@ -232,9 +232,8 @@ double uniform_draw(std::uint64_t seed, std::int64_t position) {
   return static_cast<double>((std::uint64_t{bits[1]} << 32 | bits[0]) >> 11) * 0x1p-53;
 }
 
-void fail_without_logits(std::size_t vocab) {
-  fail("none of {} logits is a finite number: the model has overflowed", vocab);
-}
+Overflowed::Overflowed(std::size_t vocab)
+    : Error(fmt::format("none of {} logits is a finite number: the model has overflowed", vocab)) {}
 
 Draw draw_of(const SamplingParams& params, std::int64_t position) {
   if (!(params.temperature > 0) || params.top_k == 1) return {};

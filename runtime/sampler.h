@@ -2,15 +2,22 @@
 #include <cstdint>
 #include <span>
 
+#include "base/error.h"
 #include "kernels/backend.h"
 #include "runtime/step.h"
 
 namespace shoal {
 
+/// A row of logits has no finite number: the model has overflowed.
+class Overflowed : public Error {
+ public:
+  explicit Overflowed(std::size_t vocab);
+};
+
 /// From a row of logits [vocab] to a token. Functions of their arguments only; thread-safe.
 ///
 /// Of logits that are no numbers: NaN counts as -inf; tokens at +inf share all of the probability; a row that is NaN or
-/// -inf throughout throws Error, for it says nothing (and means that the model has overflowed).
+/// -inf throughout throws Overflowed, for it says nothing.
 
 /// Draws the token that follows `position`. temperature <= 0 is greedy: the largest logit, of equal ones the
 /// lowest id. Otherwise softmax(logits / temperature) is cut down in the usual order: to the `top_k` most likely
@@ -21,8 +28,6 @@ std::int32_t sample(std::span<const float> logits, const SamplingParams& params,
 
 /// The same draw for a device's sampler (Backend::sample).
 Draw draw_of(const SamplingParams& params, std::int64_t position);
-/// What sample() throws, for a device's sampler too.
-[[noreturn]] void fail_without_logits(std::size_t vocab);
 
 /// Log-probability of `token` under softmax(logits), and the `n_top` most likely tokens, most likely first (lower id
 /// first of equals; fewer where fewer are possible at all). Exact to about 1e-6. Error when `token` is outside the

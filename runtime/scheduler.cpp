@@ -43,8 +43,14 @@ Scheduler::Scheduler(const CoordinatorOptions& options) : options_(options) {
   left_.resize(static_cast<std::size_t>(options.ranks), true);
 }
 
+/// Tokens that the largest lane has room for.
+std::int64_t Scheduler::largest_cache() const {
+  return std::int64_t{*std::ranges::max_element(options_.kv_pages)} * options_.page_tokens;
+}
+
 int Scheduler::max_length(std::size_t prompt_tokens, int max_tokens) const {
-  std::int64_t length = static_cast<std::int64_t>(prompt_tokens) + max_tokens;
+  // The last token is sampled but never computed, so it needs no slot.
+  std::int64_t length = std::min(static_cast<std::int64_t>(prompt_tokens) + max_tokens, largest_cache() + 1);
   if (options_.max_model_len > 0) length = std::min<std::int64_t>(length, options_.max_model_len);
   return static_cast<int>(std::min<std::int64_t>(length, std::numeric_limits<int>::max()));
 }
@@ -58,17 +64,9 @@ void Scheduler::check(const GenerationRequest& request) const {
   if (prompt > limit || (prompt == limit && request.max_tokens > 0)) {
     fail("the prompt has {} tokens, which leaves no room for an answer within max_model_len, {} tokens", prompt, limit);
   }
-  const int pages = pages_needed(max_length(prompt, request.max_tokens), request.max_tokens);
-  const int most = *std::max_element(options_.kv_pages.begin(), options_.kv_pages.end());
-  if (pages > most) {
-    fail("a prompt of {} tokens and an answer of up to {} need {} KV pages of {} tokens; a rank has {} at most", prompt,
-         request.max_tokens, pages, options_.page_tokens, most);
+  if (std::cmp_greater(prompt, largest_cache())) {
+    fail("the prompt has {} tokens; no rank's KV cache has room for more than {}", prompt, largest_cache());
   }
-}
-
-int Scheduler::pages_needed(int max_length, int max_tokens) const {
-  // The last token is sampled but never computed, so it needs no slot.
-  return lanes_.front().pages_for(max_length - (max_tokens > 0 ? 1 : 0));
 }
 
 void Scheduler::submit(std::uint64_t request, GenerationRequest wanted) {
@@ -329,7 +327,9 @@ void Scheduler::check_answer(const Sequence& sequence, const SequenceOutput& out
   const int tokens = static_cast<int>(output.tokens.size()), scores = static_cast<int>(output.scored.size());
   const bool right_number =
       sequence.samples() && !output.later ? tokens >= 1 && tokens <= 1 + sequence.drafted : tokens == 0;
-  if (!right_number || (output.later && !sequence.samples()) || scores != sequence.expected_scores()) {
+  if (output.overflowed
+          ? tokens > 0 || scores > 0
+          : !right_number || (output.later && !sequence.samples()) || scores != sequence.expected_scores()) {
     fail("lane {} answered sequence {} with {} tokens and {} scores; {} and {} scores were asked for", sequence.lane,
          sequence.id, tokens, scores, sequence.samples() ? "tokens" : "none", sequence.expected_scores());
   }
@@ -348,12 +348,23 @@ void Scheduler::advance(Sequence& sequence, SequenceOutput output, Events& event
   const int read = std::max(sequence.prompt_read, std::min(sequence.computed, sequence.prompt_tokens));
   totals_.prompt_tokens += static_cast<std::uint64_t>(read - std::exchange(sequence.prompt_read, read));
   sequence.planned = sequence.drafted = 0;
+  if (output.overflowed) return overflow(sequence, events);
   sequence.drafts = std::move(output.drafts);
   if (!sequence.over) {  // it may have been cancelled while this step ran
     std::move(output.scored.begin(), output.scored.end(), std::back_inserter(sequence.prompt_logprobs));
     if (sequence.pending() <= 0) add_tokens(sequence, output, events);
   }
   lanes_[static_cast<std::size_t>(sequence.lane)].keep_full_pages(sequence);
+}
+
+/// It alone ends, and what it computed is kept for nobody.
+void Scheduler::overflow(Sequence& sequence, Events& events) {
+  if (std::exchange(sequence.over, true)) return;
+  Event told;
+  told.request = sequence.id;
+  told.event.finish = FinishReason::failed;
+  told.event.error = "the model has overflowed at this request: none of a token's logits is a finite number";
+  events.push_back(std::move(told));
 }
 
 /// All that is known of the sequence is computed: what follows, if anything?
@@ -439,18 +450,19 @@ Scheduler::Events Scheduler::regroup(const std::vector<RankState>& ranks) {
   }
 
   // Who runs has room as before; who waits may not find it any more.
-  const int most = *std::ranges::max_element(options_.kv_pages);
   std::vector<std::uint64_t> too_large;
-  for (const auto& [id, sequence] : sequences_)
-    if (sequence.lane < 0 && pages_needed(sequence.max_length, sequence.request.max_tokens) > most)
-      too_large.push_back(id);
+  for (auto& [id, sequence] : sequences_) {
+    if (sequence.lane >= 0) continue;
+    sequence.max_length = max_length(static_cast<std::size_t>(sequence.prompt_tokens), sequence.request.max_tokens);
+    if (std::cmp_greater(sequence.tokens.size(), largest_cache())) too_large.push_back(id);
+  }
   Events events;
   for (const std::uint64_t id : too_large) {
     Event event = std::move(cancel(id).front());
     event.event.finish = FinishReason::failed;
     event.event.error = fmt::format(
-        "ranks were lost, and those left have no room for a request of this length ({} KV pages of {} tokens at most)",
-        most, options_.page_tokens);
+        "ranks were lost, and those left have no room for a request of this length ({} tokens of KV cache at most)",
+        largest_cache());
     events.push_back(std::move(event));
   }
   return events;

@@ -71,26 +71,29 @@ class Scheduler {
   void clear();
 
   /// Ranks were lost: the step in flight is void, and those left know of no sequence any more. Sequences whose cache is
-  /// gone wait for a place, before anybody new, to be computed again; the others go on where they were. Returns the
-  /// events of those that no rank left has room for. `ranks`: [ranks], as many as ever.
+  /// gone wait for a place, before anybody new, to be computed again; the others go on where they were. Answers end
+  /// where the room that is left does. Returns the events of those that it does not even hold so far. `ranks`: [ranks],
+  /// as many as ever.
   Events regroup(const std::vector<RankState>& ranks);
   /// Whether a rank is still one of those that answer.
   bool is_left(int rank) const { return left_[static_cast<std::size_t>(rank)]; }
 
   int running() const;
   int waiting() const { return queue_.waiting() + static_cast<int>(preempted_.size()); }
+  /// Of a client, those never admitted.
+  int waiting(const std::string& client) const { return queue_.waiting(client); }
   std::int64_t kv_pages() const;
   /// Pages that sequences own. What is kept of those that left is not counted: it goes when room is needed.
   std::int64_t kv_pages_used() const;
   const Totals& totals() const { return totals_; }
 
  private:
+  std::int64_t largest_cache() const;
   int max_length(std::size_t prompt_tokens, int max_tokens) const;
   void share_budget(Lane& lane, bool answering);
   void find_pages(Lane& lane);
   void leave(Sequence& sequence);
   void preempt(Sequence& sequence);
-  int pages_needed(int max_length, int max_tokens) const;
   Sequence* next_to_admit();
   struct Prefix {
     int tokens = 0;
@@ -103,6 +106,7 @@ class Scheduler {
   void add_chunk(Sequence& sequence, StepPlan& plan);
   void check_answer(const Sequence& sequence, const SequenceOutput& output) const;
   void advance(Sequence& sequence, SequenceOutput output, Events& events);
+  void overflow(Sequence& sequence, Events& events);
   void add_tokens(Sequence& sequence, SequenceOutput& output, Events& events);
   void end_step();
 

@@ -152,7 +152,7 @@ constexpr std::size_t min_start_bytes = 8 + (4 + 4 + 4 + 4 + 8 + min_rules_bytes
 constexpr std::size_t min_chunk_bytes = 8 + 4 + 4 + 4 + 4 + 1 + 1 + 4;
 constexpr std::size_t min_logprob_bytes = 4 + 4 + 4;
 constexpr std::size_t top_entry_bytes = 4 + 4;
-constexpr std::size_t min_output_bytes = 8 + 4 + 1 + 4 + 4 + 4;
+constexpr std::size_t min_output_bytes = 8 + 4 + 1 + 1 + 4 + 4 + 4;
 
 void put(Writer& out, const std::vector<std::pair<std::int32_t, float>>& pairs) {
   out.count(pairs.size());
@@ -326,6 +326,7 @@ std::vector<std::byte> encode(const StepResult& result) {
     out.number(output.sequence);
     out.numbers(output.tokens);
     out.flag(output.later);
+    out.flag(output.overflowed);
     put(out, output.sampled);
     put(out, output.scored);
     out.numbers(output.drafts);
@@ -346,6 +347,7 @@ StepResult decode_step_result(std::span<const std::byte> bytes) {
     in.number(output.sequence);
     in.numbers(output.tokens);
     output.later = in.flag();
+    output.overflowed = in.flag();
     get(in, output.sampled);
     get(in, output.scored);
     in.numbers(output.drafts);

@@ -73,6 +73,7 @@ struct SequenceOutput {
   std::vector<std::int32_t> drafts;   // guesses at the tokens after these
   std::vector<TokenLogprob> scored;   // for `score`: one entry a position that has a next token
   bool later = false;                 // for `sample`: no token yet, the last one is to be computed again
+  bool overflowed = false;            // nothing can be said of its logits, none of which is finite; all else is empty
 };
 
 /// What a rank answers. Under tensor parallelism rank 0 alone has outputs; the others answer too, empty.

@@ -103,14 +103,20 @@ bool Worker::draw_on_device(std::span<const LogitRow> wanted, std::span<const st
   for (std::size_t i = 0; i < wanted.size(); ++i) {
     SequenceOutput& output = result.outputs[wanted[i].output];
     if (!is_next(wanted[i], output)) continue;
-    if (tokens[i] < 0) fail_without_logits(static_cast<std::size_t>(model_.vocab_size()));
-    output.tokens.push_back(tokens[i]);
+    if (tokens[i] < 0)
+      give_up(output);
+    else
+      output.tokens.push_back(tokens[i]);
   }
   return true;
 }
 
+/// One sequence that overflowed is no reason to end the others.
+void Worker::give_up(SequenceOutput& output) { output = {.sequence = output.sequence, .overflowed = true}; }
+
 void Worker::read_logits(const LogitRow& row, std::span<const float> logits, SequenceOutput& output) {
   Sequence& sequence = sequences_.at(output.sequence);
+  if (output.overflowed) return;
   const int top = std::max(0, sequence.logprobs);
   if (row.scored >= 0) output.scored.push_back(log_probability(logits, row.scored, top));
   if (!is_next(row, output)) return;
@@ -144,7 +150,7 @@ void Worker::draft(const StepPlan& plan, const TokenBatch& batch, StepResult& re
       ahead.slots.push_back(batch.slots[from]);
       ahead.queries.push_back(batch.queries[from]);
     }
-    if (chunk.sample && !output->later) {
+    if (chunk.sample && !output->tokens.empty()) {
       last_rows.push_back(ahead.size() - 1);
       outputs.push_back(&*output);
     }
@@ -163,17 +169,18 @@ void Worker::draft(const StepPlan& plan, const TokenBatch& batch, StepResult& re
         draws.push_back(draw_of(sequences_.at(outputs[first + i]->sequence).sampling, position_of(i)));
       model_.mtp_sample(some, draws, tokens);
       for (std::size_t i = 0; i < count; ++i) {
-        if (tokens[i] < 0) fail_without_logits(static_cast<std::size_t>(model_.vocab_size()));
-        outputs[first + i]->drafts.push_back(tokens[i]);
+        if (tokens[i] >= 0) outputs[first + i]->drafts.push_back(tokens[i]);
       }
       continue;
     }
     const Rows<const float> logits = model_.mtp_logits(some);
     for (std::size_t i = 0; i < count; ++i) {
       SequenceOutput& to = *outputs[first + i];
-      const std::int32_t position = position_of(i);
-      to.drafts.push_back(sample({logits[static_cast<std::int64_t>(i)], static_cast<std::size_t>(logits.cols)},
-                                 sequences_.at(to.sequence).sampling, position));
+      try {
+        to.drafts.push_back(sample({logits[static_cast<std::int64_t>(i)], static_cast<std::size_t>(logits.cols)},
+                                   sequences_.at(to.sequence).sampling, position_of(i)));
+      } catch (const Overflowed&) {  // no guess, then
+      }
     }
   }
 }
@@ -209,8 +216,12 @@ StepResult Worker::run(const StepPlan& plan) {
       steering_left_ = std::max<Duration>((std::chrono::steady_clock::now() - begin) / 2, least_steering);
     for (std::size_t i = 0; i < count; ++i) {
       const LogitRow& row = wanted[first + i];
-      read_logits(row, {logits[static_cast<std::int64_t>(i)], static_cast<std::size_t>(logits.cols)},
-                  result.outputs[row.output]);
+      SequenceOutput& output = result.outputs[row.output];
+      try {
+        read_logits(row, {logits[static_cast<std::int64_t>(i)], static_cast<std::size_t>(logits.cols)}, output);
+      } catch (const Overflowed&) {
+        give_up(output);
+      }
     }
   }
   if (model_.has_mtp()) draft(plan, batch, result);

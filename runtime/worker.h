@@ -55,6 +55,8 @@ class Worker {
   bool draw_on_device(std::span<const LogitRow> wanted, std::span<const std::int64_t> rows, StepResult& result);
   /// Whether a row's token is the next of its sequence: those before it were as they were guessed.
   static bool is_next(const LogitRow& row, const SequenceOutput& output);
+  static void give_up(SequenceOutput& output);
+  /// Throws Overflowed.
   void read_logits(const LogitRow& row, std::span<const float> logits, SequenceOutput& output);
   /// Nothing where the rules of its answer take longer to apply than this step may.
   std::optional<std::int32_t> next_token(Sequence& sequence, std::span<const float> logits, std::int32_t position);

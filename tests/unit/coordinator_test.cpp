@@ -221,7 +221,7 @@ TEST(Coordinator, ASinkThatThrowsIsDroppedAlone) {
 TEST(Coordinator, RefusesImpossibleRequestsAndTooManyOfThem) {
   CoordinatorOptions options = coordinator_options(1);
   options.max_num_seqs = 1;
-  options.max_waiting = 3;
+  options.max_waiting = 4;
   std::atomic<bool> go = false;
   Job job(options, [&](int rank, FakeWorker& worker, const StepPlan& plan) {
     while (!go) std::this_thread::sleep_for(1ms);
@@ -229,14 +229,34 @@ TEST(Coordinator, RefusesImpossibleRequestsAndTooManyOfThem) {
   });
   EXPECT_THROW(job.coordinator->submit(coordinator_request(0, 5), {}), Error);
   EXPECT_THROW(job.coordinator->submit(coordinator_request(200, 5), {}), Error);
-  std::vector<Answer> answers(4);
+  std::vector<Answer> answers(5);
   job.coordinator->submit(coordinator_request(5, 5), answers[0].sink());
   while (job.coordinator->load().running == 0) std::this_thread::sleep_for(1ms);
-  for (std::size_t i = 1; i < 4; ++i) job.coordinator->submit(coordinator_request(5, 5), answers[i].sink());
-  EXPECT_EQ(job.coordinator->load().waiting, 3);
+  // As many as there are places left: 2 of 4, then 1 of 2, then the last one.
+  std::size_t next = 1;
+  for (const auto& [client, places] : {std::pair("a", 2), {"b", 1}, {"c", 1}}) {
+    GenerationRequest request = coordinator_request(5, 5);
+    request.client = client;
+    for (int i = 0; i < places; ++i) job.coordinator->submit(request, answers[next++].sink());
+    EXPECT_THROW(job.coordinator->submit(request, {}), Overloaded) << client;
+  }
+  EXPECT_EQ(job.coordinator->load().waiting, 4);
   EXPECT_THROW(job.coordinator->submit(coordinator_request(5, 5), {}), Overloaded);
   go = true;
   for (Answer& answer : answers) EXPECT_EQ(answer.wait(), FinishReason::length);
+}
+
+TEST(Coordinator, WhatItMeetsUnforeseenFailsTheJobInWords) {
+  CoordinatorOptions options = coordinator_options(1);
+  options.move_experts = []() -> std::optional<ExpertLayer> { throw std::bad_alloc(); };
+  std::promise<std::string> failed;
+  options.on_failed = [&](const Error& error) { failed.set_value(error.what()); };
+  Job job(options);
+  Answer answer;
+  job.coordinator->submit(coordinator_request(5, 5), answer.sink());
+  EXPECT_EQ(answer.wait(), FinishReason::failed);
+  EXPECT_EQ(failed.get_future().get(), std::bad_alloc().what());
+  EXPECT_THROW(job.coordinator->submit(coordinator_request(5, 5), {}), Error);
 }
 
 TEST(Coordinator, AWorkerThatFailsFailsEverythingWithItsReason) {

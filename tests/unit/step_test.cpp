@@ -104,6 +104,7 @@ StepResult any_result(Random& random) {
     output.sampled = any_logprobs(random);
     output.scored = any_logprobs(random);
     output.later = random() % 2 == 0;
+    output.overflowed = random() % 2 == 0;
   }
   result.expert_tokens.resize(static_cast<std::size_t>(number_up_to(random, 20)));
   for (auto& tokens : result.expert_tokens) tokens = static_cast<std::uint32_t>(random() >> (32 + random() % 32));
@@ -198,6 +199,7 @@ TEST(Step, ResultSurvivesTheWire) {
       expect_equal(copy.outputs[j].sampled, result.outputs[j].sampled);
       expect_equal(copy.outputs[j].scored, result.outputs[j].scored);
       EXPECT_EQ(copy.outputs[j].later, result.outputs[j].later);
+      EXPECT_EQ(copy.outputs[j].overflowed, result.outputs[j].overflowed);
     }
     EXPECT_EQ(copy.expert_tokens, result.expert_tokens);
     EXPECT_EQ(copy.expert_work, result.expert_work);
