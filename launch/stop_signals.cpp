@@ -25,6 +25,7 @@ struct StopSignals::Impl {
     sigemptyset(&signals);
     sigaddset(&signals, SIGINT);
     sigaddset(&signals, SIGTERM);
+    sigaddset(&signals, SIGUSR1);
     // Threads inherit the mask, so the one below is the only one that ever gets these signals.
     pthread_sigmask(SIG_BLOCK, &signals, &before);
     thread = std::thread([this] { wait(); });

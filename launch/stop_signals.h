@@ -4,7 +4,8 @@
 
 namespace shoal {
 
-/// SIGINT and SIGTERM for commands that end in an orderly way. To be made before any other thread is started. Until a
+/// SIGINT and SIGTERM for commands that end in an orderly way, and SIGUSR1, which mpirun passes on without killing its
+/// ranks a second later (launch/orderly). To be made before any other thread is started. Until a
 /// handler is set, a signal ends the process, as usual.
 class StopSignals {
  public:
