@@ -33,14 +33,15 @@ void AnswerJob::send_event(const Json& chunk) {
   responder_.write(framing_ == Framing::sse ? sse::event(to_text(chunk)) : to_text(chunk) + "\n");
 }
 
-void AnswerJob::start(GenerationService& service, std::vector<Part> parts) {
+void AnswerJob::start(GenerationService& service, std::size_t parts, const std::function<Part(std::size_t)>& part) {
   // Held to the end, so that nothing is handed on before the stream is open.
   const std::lock_guard lock(mutex_);
-  open_ = parts.size();
+  open_ = parts;
   try {
-    for (std::size_t i = 0; i < parts.size(); ++i) {
+    for (std::size_t i = 0; i < parts; ++i) {
+      Part next = part(i);
       generations_.push_back(
-          service.start(std::move(parts[i].request), std::move(parts[i].options),
+          service.start(std::move(next.request), std::move(next.options),
                         [self = shared_from_this(), i](const AnswerDelta& delta, const AnswerStream& answer) {
                           self->take(i, delta, answer);
                         }));
@@ -55,8 +56,9 @@ void AnswerJob::start(GenerationService& service, std::vector<Part> parts) {
     throw ApiError(503, error.what(), {}, "service_unavailable");
   }
   if (stream_) {
-    responder_.begin_stream(200, framing_ == Framing::sse ? sse::content_type : "application/x-ndjson",
-                            {{"Cache-Control", "no-cache"}, {"X-Accel-Buffering", "no"}});
+    const bool sse = framing_ == Framing::sse;
+    responder_.begin_stream(200, sse ? sse::content_type : "application/x-ndjson",
+                            {{"Cache-Control", "no-cache"}, {"X-Accel-Buffering", "no"}}, sse ? sse::keep_alive : "");
     opened();
   }
   // A copy: this job's mutex may be held where the client's going is noticed.

@@ -1,4 +1,5 @@
 #pragma once
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <nlohmann/json.hpp>
@@ -41,8 +42,9 @@ class AnswerJob : public std::enable_shared_from_this<AnswerJob> {
       : responder_(std::move(responder)), stream_(stream), framing_(framing) {}
   virtual ~AnswerJob() = default;
 
-  /// Throws ApiError (400, 429, 503) when it cannot begin; nothing was sent then.
-  void start(GenerationService& service, std::vector<Part> parts);
+  /// Throws ApiError (400, 429, 503) when it cannot begin; nothing was sent then. Parts are made one after the other,
+  /// so that of too many there are never more than are taken.
+  void start(GenerationService& service, std::size_t parts, const std::function<Part(std::size_t)>& part);
 
  protected:
   // These are called one at a time.

@@ -154,7 +154,8 @@ int bench(const BenchOptions& asked, int* argc, char*** argv) {
   } else if (options.job.layers > 0 || !options.precision.empty()) {
     throw Error("bench: --layers and --precision go with --weights random", ExitCode::usage);
   }
-  options.job.max_waiting = std::max(options.job.max_waiting, std::ranges::max(options.concurrency));
+  // All requests are one client's, who may fill half of the places.
+  options.job.max_waiting = std::max(options.job.max_waiting, 2 * std::ranges::max(options.concurrency));
   return run_job(argc, argv, options.job, [&](Engine& engine) {
     if (!options.job.quiet && !options.json && !options.csv) fmt::print(stderr, "{}\n", engine.summary);
     const Json report = measure(engine, options);

@@ -22,7 +22,7 @@ class ChatJob : public AnswerJob {
     usage_.prompt_tokens = static_cast<int>(fields_.prompt.size());
   }
 
-  std::vector<Part> parts() const { return fields_.parts(); }
+  const ChatFields& fields() const { return fields_; }
 
  private:
   struct Choice {
@@ -153,7 +153,7 @@ class ChatJob : public AnswerJob {
 
 void complete_chat(const ServedModel& model, GenerationService& service, RequestFields fields, Responder responder) {
   auto job = std::make_shared<ChatJob>(model, read_chat_fields(model, fields), std::move(responder));
-  job->start(service, job->parts());
+  job->fields().start(*job, service);
 }
 
 }  // namespace shoal

@@ -120,18 +120,16 @@ ChatFields read_chat_fields(const ServedModel& model, RequestFields& fields) {
   return result;
 }
 
-std::vector<AnswerJob::Part> ChatFields::parts() const {
-  std::vector<AnswerJob::Part> parts;
-  for (int i = 0; i < n; ++i) {
-    GenerationRequest generation = request(prompt, max_tokens, i);
+void ChatFields::start(AnswerJob& job, GenerationService& service) const {
+  AnswerOptions options = answer_options();
+  options.split_reasoning = true;
+  options.starts_in_reasoning = starts_in_reasoning;
+  options.tools = tools;
+  job.start(service, static_cast<std::size_t>(n), [&](std::size_t i) {
+    GenerationRequest generation = request(prompt, max_tokens, static_cast<int>(i));
     generation.logprobs = logprobs;
-    AnswerOptions options = answer_options();
-    options.split_reasoning = true;
-    options.starts_in_reasoning = starts_in_reasoning;
-    options.tools = tools;
-    parts.push_back({std::move(generation), std::move(options)});
-  }
-  return parts;
+    return AnswerJob::Part{std::move(generation), options};
+  });
 }
 
 }  // namespace shoal

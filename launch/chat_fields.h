@@ -19,7 +19,8 @@ struct ChatFields : GenerationFields {
   int logprobs = -1;
 
   /// What is to be generated for it.
-  std::vector<AnswerJob::Part> parts() const;
+  /// Starts the job that answers them.
+  void start(AnswerJob& job, GenerationService& service) const;
 };
 
 /// Reads OpenAI's chat fields and what vLLM and DeepSeek's API add to them. Throws ApiError.

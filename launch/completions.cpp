@@ -15,7 +15,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr std::size_t max_prompts = 2048;
+constexpr std::size_t max_prompts = 2048, max_answers = 2048;
 
 struct Prompt {
   std::vector<std::int32_t> ids;
@@ -84,6 +84,11 @@ CompletionFields read_fields(const ServedModel& model, RequestFields& fields) {
   }
   fields.only("suffix", {""});
   result.prompts = read_prompts(model, fields.required("prompt"));
+  if (const auto answers = result.prompts.size() * static_cast<std::size_t>(result.best_of); answers > max_answers) {
+    throw bad_field(result.best_of > result.n ? "best_of" : "n",
+                    fmt::format("{} answers to each of {} prompts are {}; a request may ask for {} at most",
+                                result.best_of, result.prompts.size(), answers, max_answers));
+  }
   fields.finish();
   check_min_tokens(result, result.max_tokens);
   for (const Prompt& prompt : result.prompts) {
@@ -106,17 +111,13 @@ class CompletionJob : public AnswerJob {
     }
   }
 
-  std::vector<Part> parts() const {
-    std::vector<Part> parts;
-    for (const Prompt& prompt : fields_.prompts) {
-      for (int i = 0; i < fields_.best_of; ++i) {
-        GenerationRequest request = fields_.request(prompt.ids, fields_.max_tokens, i);
-        request.logprobs = chooses() ? std::max(fields_.logprobs, 0) : fields_.logprobs;
-        request.prompt_logprobs = fields_.echo && fields_.logprobs >= 0;
-        parts.push_back({std::move(request), fields_.answer_options()});
-      }
-    }
-    return parts;
+  std::size_t parts() const { return choices_.size(); }
+  Part part(std::size_t i) const {
+    const int answer = static_cast<int>(i) % fields_.best_of;
+    GenerationRequest request = fields_.request(choices_[i].prompt.ids, fields_.max_tokens, answer);
+    request.logprobs = chooses() ? std::max(fields_.logprobs, 0) : fields_.logprobs;
+    request.prompt_logprobs = fields_.echo && fields_.logprobs >= 0;
+    return {std::move(request), fields_.answer_options()};
   }
 
  private:
@@ -247,7 +248,7 @@ class CompletionJob : public AnswerJob {
 
 void complete(const ServedModel& model, GenerationService& service, RequestFields fields, Responder responder) {
   auto job = std::make_shared<CompletionJob>(model, read_fields(model, fields), std::move(responder));
-  job->start(service, job->parts());
+  job->start(service, job->parts(), [&](std::size_t i) { return job->part(i); });
 }
 
 }  // namespace shoal

@@ -35,6 +35,14 @@ SamplingParams read_sampling(RequestFields& fields, const SamplingDefaults& defa
   return sampling;
 }
 
+/// However long the list that a client sends, no more is kept of it than there are tokens.
+std::vector<std::int32_t> each_once(std::vector<std::int32_t> ids) {
+  std::ranges::sort(ids);
+  const auto rest = std::ranges::unique(ids);
+  ids.erase(rest.begin(), rest.end());
+  return ids;
+}
+
 /// {"50256": -100}: token ids, as JSON has them for keys.
 std::vector<std::pair<std::int32_t, float>> read_logit_bias(RequestFields& fields, const ServedModel& model) {
   const Json* value = fields.find("logit_bias");
@@ -64,7 +72,7 @@ TokenRules read_rules(RequestFields& fields, const ServedModel& model) {
       static_cast<float>(fields.number("repetition_penalty", 0.01, 100).value_or(model.sampling.repetition_penalty));
   rules.logit_bias = read_logit_bias(fields, model);
   if (const auto allowed = fields.integers("allowed_token_ids")) {
-    rules.allowed = checked_token_ids(model, "allowed_token_ids", *allowed);
+    rules.allowed = each_once(checked_token_ids(model, "allowed_token_ids", *allowed));
     if (rules.allowed.empty()) throw bad_field("allowed_token_ids", "'allowed_token_ids' allows no token");
   }
   rules.grammar = read_answer_format(fields);
@@ -158,7 +166,7 @@ GenerationFields read_generation_fields(RequestFields& fields, const ServedModel
   std::erase(result.stop, std::string());
   if (!result.stop.empty()) tokenizer_of(model, "stop");
   if (const auto ids = fields.integers("stop_token_ids")) {
-    result.stop_token_ids = checked_token_ids(model, "stop_token_ids", *ids);
+    result.stop_token_ids = each_once(checked_token_ids(model, "stop_token_ids", *ids));
   }
   TokenRules& rules = result.sampling.rules = read_rules(fields, model);
   rules.end_tokens = result.stop_token_ids;

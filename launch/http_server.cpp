@@ -6,6 +6,7 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <atomic>
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
@@ -17,6 +18,7 @@
 #include <boost/asio/thread_pool.hpp>
 #include <boost/asio/write.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
+#include <boost/beast/core/string.hpp>
 #include <boost/beast/http.hpp>
 #include <condition_variable>
 #include <ctime>
@@ -44,12 +46,8 @@ constexpr auto linger_timeout = milliseconds(5000);
 constexpr auto longest_upload = std::chrono::minutes(10);
 constexpr std::size_t slowest_download_bytes_per_s = 64 << 10;
 constexpr std::size_t max_read_ahead_bytes = 64 << 10;  // of pipelined requests
-
-bool equal_ignoring_case(std::string_view a, std::string_view b) {
-  const auto lower = [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; };
-  return a.size() == b.size() &&
-         std::equal(a.begin(), a.end(), b.begin(), [&](char x, char y) { return lower(x) == lower(y); });
-}
+/// Of what is not understood yet: all headers, or one piece of a body. Above the server's limits for either.
+constexpr std::size_t max_buffer_bytes = 256 << 10;
 
 std::string http_date() {
   const std::time_t now = std::time(nullptr);
@@ -87,6 +85,10 @@ void notice_dead_peer(tcp::socket& socket) {
 }
 
 }  // namespace
+
+bool equal_ignoring_case(std::string_view a, std::string_view b) {
+  return boost::beast::iequals({a.data(), a.size()}, {b.data(), b.size()});
+}
 
 std::string_view HttpRequest::header(std::string_view name) const {
   for (const auto& [key, value] : headers) {
@@ -131,6 +133,7 @@ struct Responder::Exchange {
   std::string content_type;
   HttpHeaders headers;
   bool streaming = false;
+  std::string keep_alive;  // of a stream
   std::size_t max_queued_bytes = 0;
 
   bool header_taken = false, ended = false, broken = false;
@@ -216,10 +219,12 @@ void Responder::send(int status, std::string content_type, std::string body, Htt
   exchange.notify();
 }
 
-void Responder::begin_stream(int status, std::string content_type, HttpHeaders headers) const {
+void Responder::begin_stream(int status, std::string content_type, HttpHeaders headers, std::string keep_alive) const {
   Exchange& exchange = *handle_->exchange;
   const std::lock_guard lock(exchange.mutex);
-  if (exchange.begin(status, std::move(content_type), std::move(headers), true)) exchange.notify();
+  if (!exchange.begin(status, std::move(content_type), std::move(headers), true)) return;
+  exchange.keep_alive = std::move(keep_alive);
+  exchange.notify();
 }
 
 bool Responder::write(std::string_view chunk) const {
@@ -228,7 +233,8 @@ bool Responder::write(std::string_view chunk) const {
   {
     const std::lock_guard lock(exchange.mutex);
     if (exchange.gone || exchange.ended || exchange.broken || !exchange.streaming) return false;
-    const bool room = exchange.queue.size() + chunk.size() <= exchange.max_queued_bytes;
+    // A chunk that finds nothing before it is the client's to read, however large.
+    const bool room = exchange.queue.empty() || exchange.queue.size() + chunk.size() <= exchange.max_queued_bytes;
     if (room) {
       exchange.queue += chunk;
     } else {
@@ -265,11 +271,33 @@ void Responder::on_disconnect(std::function<void()> callback) const {
 
 namespace {
 
+/// One body's part of the room that all have together.
+class BodyRoom {
+ public:
+  explicit BodyRoom(std::atomic<std::size_t>& taken) : all_(taken) {}
+  BodyRoom(const BodyRoom&) = delete;
+  BodyRoom& operator=(const BodyRoom&) = delete;
+  ~BodyRoom() { all_ -= own_; }
+
+  /// Takes so much in all; false if there is no more than `most`.
+  bool grow_to(std::size_t bytes, std::size_t most) {
+    const std::size_t all = all_ += bytes - own_;
+    own_ = bytes;
+    return all <= most;
+  }
+
+ private:
+  std::atomic<std::size_t>& all_;
+  std::size_t own_ = 0;
+};
+
 /// Where connections hand their requests to.
 struct Dispatch {
   const HttpServerOptions& options;
-  std::function<void(HttpRequest, Responder)> run;
+  /// The room is held until the handler is done with the body.
+  std::function<void(HttpRequest, Responder, std::shared_ptr<BodyRoom>)> run;
   net::ssl::context* tls = nullptr;
+  mutable std::atomic<std::size_t> body_bytes = 0;
 };
 
 /// One connection: requests one after the other, on a strand of its own. All members are used on the strand only.
@@ -306,9 +334,13 @@ class Session : public std::enable_shared_from_this<Session> {
     if (idle_) close();
   }
 
+  /// Since when it waits for a request; for ever later than now where it does not.
+  Clock::time_point idle_since() const { return idle_ ? idle_since_ : Clock::time_point::max(); }
+
   /// Everything that waits for this connection ends.
   void close() {
     closed_ = true;
+    idle_ = false;
     disarm();
     error_code ignored;
     stream_.socket().shutdown(tcp::socket::shutdown_both, ignored);
@@ -321,6 +353,14 @@ class Session : public std::enable_shared_from_this<Session> {
   net::awaitable<void> wait() {
     error_code ec;
     co_await wake_.async_wait(with(ec));
+  }
+  /// The same for a while; false if nothing has happened.
+  net::awaitable<bool> wait(milliseconds at_most) {
+    error_code ec;
+    wake_.expires_after(at_most);
+    co_await wake_.async_wait(with(ec));
+    wake_.expires_at(Clock::time_point::max());
+    co_return ec == net::error::operation_aborted;
   }
 
   /// Closes the connection unless disarmed in time.
@@ -380,6 +420,7 @@ class Session : public std::enable_shared_from_this<Session> {
     if (buffer_.size() == 0 && !peer_gone_) {
       if (draining_) co_return false;
       idle_ = true;
+      idle_since_ = Clock::now();
       arm(options_.idle_timeout);
       if (!watching_) watch();
       while (buffer_.size() == 0 && !peer_gone_ && !closed_) co_await wait();
@@ -402,22 +443,65 @@ class Session : public std::enable_shared_from_this<Session> {
     } else {
       co_await http::async_read_header(stream_, buffer_, parser, with(ec));
     }
-    if (!ec && !parser.is_done() && parser.get()[http::field::expect] == "100-continue") {
-      static constexpr std::string_view go_on = "HTTP/1.1 100 Continue\r\n\r\n";
-      co_await net::async_write(stream_, net::buffer(go_on), with(ec));
-    }
-    const auto upload_deadline = Clock::now() + longest_upload;
-    while (!ec && !parser.is_done()) {
-      const auto left = std::chrono::duration_cast<milliseconds>(upload_deadline - Clock::now());
-      arm(std::clamp(left, milliseconds(0), options_.read_timeout));
-      co_await http::async_read_some(stream_, buffer_, parser, with(ec));
-    }
-    disarm();
     if (ec) {
+      disarm();
       co_await refuse(ec, parser.get().version());
       co_return false;
     }
-    co_return co_await answer(parser.release());
+    if (const auto fault = fault_of(parser.get())) {
+      disarm();
+      co_await refuse(fault->first, fault->second, parser.get().version());
+      co_return false;
+    }
+    Conversation now = begin(parser.get());
+    std::optional<Responder> responder(exchange_);
+    if (answer_preflight(now.request, *responder) ||
+        (options_.answer_head && options_.answer_head(now.request, *responder))) {
+      disarm();
+      responder.reset();
+      now.keep = now.keep && parser.is_done();
+      co_return co_await answer(now);
+    }
+    if (!parser.is_done() && parser.get()[http::field::expect] == "100-continue") {
+      static constexpr std::string_view go_on = "HTTP/1.1 100 Continue\r\n\r\n";
+      co_await net::async_write(stream_, net::buffer(go_on), with(ec));
+    }
+    auto room = std::make_shared<BodyRoom>(dispatch_.body_bytes);
+    bool has_room = true;
+    const auto upload_deadline = Clock::now() + longest_upload;
+    while (!ec && has_room && !parser.is_done()) {
+      const auto left = std::chrono::duration_cast<milliseconds>(upload_deadline - Clock::now());
+      arm(std::clamp(left, milliseconds(0), options_.read_timeout));
+      co_await http::async_read_some(stream_, buffer_, parser, with(ec));
+      has_room = room->grow_to(parser.get().body().size(), options_.max_all_bodies_bytes);
+    }
+    disarm();
+    if (ec || !has_room) {
+      room.reset();
+      exchange_->detach();
+      exchange_ = nullptr;
+      if (ec)
+        co_await refuse(ec, now.version);
+      else
+        co_await refuse(503, "the bodies of all requests together are too large; try again later", now.version);
+      co_return false;
+    }
+    now.request.body = std::move(parser.get().body());
+    dispatch_.run(std::move(now.request), *std::move(responder), std::move(room));
+    co_return co_await answer(now);
+  }
+
+  /// What must not be served though it is well-formed: where servers in a row disagree about a request's end, one can
+  /// be hidden in another's body (RFC 9112, sections 3.2 and 6.1).
+  static std::optional<std::pair<int, std::string>> fault_of(const http::request<http::string_body>& message) {
+    if (message.count(http::field::host) > 1) return std::pair(400, "a request has one Host header");
+    const auto codings = message.count(http::field::transfer_encoding);
+    if (codings == 0) return std::nullopt;
+    if (message.count(http::field::content_length) > 0)
+      return std::pair(400, "Transfer-Encoding and Content-Length rule each other out");
+    if (codings > 1 || !boost::beast::iequals(message[http::field::transfer_encoding], "chunked"))
+      return std::pair(501, "the only transfer encoding that is understood is 'chunked'");
+    return std::nullopt;
   }
 
   /// The request of a client that sends no more. The end of its stream has been read: a second read of it would wait
@@ -435,13 +519,19 @@ class Session : public std::enable_shared_from_this<Session> {
     if (ec == http::error::end_of_stream || ec == http::error::partial_message) co_return;
     int status = 400;
     std::string message = "the request is not valid HTTP: " + ec.message();
-    if (ec == http::error::body_limit) {
+    if (ec == http::error::buffer_overflow) {
+      message = "a line within the request's body is too long";
+    } else if (ec == http::error::body_limit) {
       status = 413;
       message = fmt::format("the request's body is larger than {} bytes", options_.max_body_bytes);
     } else if (ec == http::error::header_limit) {
       status = 431;
       message = fmt::format("the request's headers are larger than {} bytes", options_.max_header_bytes);
     }
+    co_await refuse(status, message, version);
+  }
+  net::awaitable<void> refuse(int status, std::string message, unsigned version) {
+    error_code ec;
     http::response<http::string_body> response(static_cast<http::status>(status), version == 10 ? 10 : 11);
     const std::string id = request_id("");
     add_headers(response, options_.error_body ? "application/json" : "text/plain", {{"X-Request-Id", id}}, false);
@@ -464,7 +554,7 @@ class Session : public std::enable_shared_from_this<Session> {
     response.keep_alive(keep);
   }
 
-  static HttpRequest plain(http::request<http::string_body>&& message) {
+  static HttpRequest head_of(const http::request<http::string_body>& message) {
     HttpRequest request;
     request.id = request_id({message["X-Request-Id"].data(), message["X-Request-Id"].size()});
     request.method = std::string(message.method_string());
@@ -477,14 +567,29 @@ class Session : public std::enable_shared_from_this<Session> {
     request.path = target.substr(0, query);
     if (query != target.npos) request.query = target.substr(query + 1);
     for (const auto& field : message) request.headers.emplace_back(field.name_string(), field.value());
-    request.body = std::move(message.body());
     return request;
   }
 
-  net::awaitable<bool> answer(http::request<http::string_body> message) {
-    const unsigned version = message.version();
-    const bool head = message.method() == http::verb::head;
-    bool keep = message.keep_alive();
+  /// A request that has begun to come, and what its answer depends on beside the handler.
+  struct Conversation {
+    HttpRequest request;
+    HttpRecord record;
+    Clock::time_point begin = Clock::now();
+    unsigned version = 11;
+    bool head = false;  // no body is wanted
+    bool keep = true;   // the connection may carry another request
+  };
+
+  Conversation begin(const http::request<http::string_body>& message) {
+    Conversation now;
+    now.version = message.version();
+    now.head = message.method() == http::verb::head;
+    now.keep = message.keep_alive();
+    now.request = head_of(message);
+    now.request.client = client_;
+    now.record = {now.request.id, client_, now.request.method, now.request.path};
+    own_headers_ = cors_headers(now.request);
+    own_headers_.emplace_back("X-Request-Id", now.request.id);
 
     exchange_ = std::make_shared<Responder::Exchange>();
     exchange_->max_queued_bytes = options_.max_queued_bytes;
@@ -493,26 +598,30 @@ class Session : public std::enable_shared_from_this<Session> {
         if (const auto self = weak.lock()) self->wake_.cancel();
       });
     };
-    if (!watching_ && !peer_gone_) watch();
-    HttpRequest request = plain(std::move(message));
-    request.client = client_;
-    HttpRecord record{request.id, client_, request.method, request.path};
-    const auto begin = Clock::now();
-    own_headers_ = cors_headers(request);
-    own_headers_.emplace_back("X-Request-Id", request.id);
-    if (is_preflight(request)) {
-      // OpenAI's client for JavaScript sends headers of its own; none of them lets a page do more.
-      const std::string asked(request.header("Access-Control-Request-Headers"));
-      Responder(exchange_).send(
-          204, "", "",
-          {{"Access-Control-Allow-Methods", "GET, POST, OPTIONS"},
-           {"Access-Control-Allow-Headers", asked.empty() ? "Authorization, Content-Type" : asked},
-           {"Access-Control-Max-Age", "600"}});
-    } else {
-      dispatch_.run(std::move(request), Responder(exchange_));
-    }
+    return now;
+  }
 
-    bool chunked = false;
+  /// Answers what the browser asks before it lets a page ask.
+  bool answer_preflight(const HttpRequest& request, const Responder& responder) const {
+    if (request.method != "OPTIONS" || options_.cors_origins.empty() ||
+        request.header("Access-Control-Request-Method").empty())
+      return false;
+    // OpenAI's client for JavaScript sends headers of its own; none of them lets a page do more.
+    const std::string asked(request.header("Access-Control-Request-Headers"));
+    responder.send(204, "", "",
+                   {{"Access-Control-Allow-Methods", "GET, POST, OPTIONS"},
+                    {"Access-Control-Allow-Headers", asked.empty() ? "Authorization, Content-Type" : asked},
+                    {"Access-Control-Max-Age", "600"}});
+    return true;
+  }
+
+  /// Writes what comes of it. True when the connection may carry another request.
+  net::awaitable<bool> answer(Conversation& now) {
+    if (!watching_ && !peer_gone_) watch();
+    const unsigned version = now.version;
+    const bool head = now.head;
+    HttpRecord& record = now.record;
+    bool keep = now.keep, chunked = false;
     for (bool ended = false; !ended;) {
       Responder::Exchange::Output output = exchange_->take();
       if (closed_ || output.unread) {  // nobody would wake this connection again
@@ -541,18 +650,20 @@ class Session : public std::enable_shared_from_this<Session> {
         break;
       }
       record.whole = whole;
-      if (!ended && output.bytes.empty() && !output.begins) co_await wait();
+      if (ended || !output.bytes.empty() || output.begins) continue;
+      const std::string& alive = exchange_->keep_alive;
+      if (!exchange_->streaming || head || alive.empty()) {
+        co_await wait();
+      } else if (!co_await wait(options_.keep_alive_interval)) {
+        co_await write_stream_part(alive, chunked, false, ec);
+        if (ec) exchange_->detach();
+      }
     }
-    record.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+    record.seconds = std::chrono::duration<double>(Clock::now() - now.begin).count();
     if (options_.on_answered) options_.on_answered(record);
     exchange_->detach();
     exchange_ = nullptr;
     co_return keep;
-  }
-
-  bool is_preflight(const HttpRequest& request) const {
-    return request.method == "OPTIONS" && !options_.cors_origins.empty() &&
-           !request.header("Access-Control-Request-Method").empty();
   }
 
   /// What lets a web page of an allowed origin read the answer.
@@ -573,7 +684,7 @@ class Session : public std::enable_shared_from_this<Session> {
     return headers;
   }
 
-  // The exchange's status, content_type, headers and streaming never change once `begins` was seen.
+  // The exchange's status, content_type, headers, streaming and keep_alive never change once `begins` was seen.
   net::awaitable<void> write_whole(unsigned version, bool keep, bool head, std::string body, error_code& ec) {
     http::response<http::string_body> response(static_cast<http::status>(exchange_->status), version);
     add_headers(response, exchange_->content_type, exchange_->headers, keep);
@@ -636,7 +747,7 @@ class Session : public std::enable_shared_from_this<Session> {
   net::steady_timer deadline_, wake_;
   const HttpServerOptions& options_;
   const Dispatch& dispatch_;
-  boost::beast::flat_buffer buffer_;
+  boost::beast::flat_buffer buffer_{max_buffer_bytes};
   std::array<char, 16384> read_ahead_;
   std::shared_ptr<Responder::Exchange> exchange_;  // the one under way
   HttpHeaders own_headers_;                        // of its response, beside the handler's
@@ -644,6 +755,7 @@ class Session : public std::enable_shared_from_this<Session> {
   bool discarding_ = false;                        // what is read is of no interest
   bool peer_gone_ = false;                         // it sends no more
   bool idle_ = false;
+  Clock::time_point idle_since_;
   bool draining_ = false;
   bool closed_ = false;
 };
@@ -658,10 +770,12 @@ struct HttpServer::Impl : std::enable_shared_from_this<HttpServer::Impl> {
   tcp::acceptor acceptor{io};
   net::steady_timer retry{io};
   Dispatch dispatch{options,
-                    [this](HttpRequest request, Responder responder) {
-                      net::post(handlers, [this, request = std::move(request), responder]() mutable {
-                        handler(std::move(request), std::move(responder));
-                      });
+                    [this](HttpRequest request, Responder responder, std::shared_ptr<BodyRoom> room) {
+                      net::post(handlers,
+                                [this, room = std::move(room), request = std::move(request), responder]() mutable {
+                                  handler(std::move(request), std::move(responder));
+                                  room.reset();
+                                });
                     },
                     nullptr};
   std::uint16_t port = 0;
@@ -723,6 +837,7 @@ struct HttpServer::Impl : std::enable_shared_from_this<HttpServer::Impl> {
       tcp::socket socket = co_await acceptor.async_accept(strand, with(ec));
       if (!acceptor.is_open()) break;
       if (ec) {  // out of descriptors, mostly: wait for some connection to end
+        close_longest_idle();
         retry.expires_after(milliseconds(100));
         co_await retry.async_wait(with(ec));
         continue;
@@ -731,11 +846,21 @@ struct HttpServer::Impl : std::enable_shared_from_this<HttpServer::Impl> {
     }
   }
 
+  /// False where none is idle. The I/O thread alone changes `sessions`, and runs all that sessions do.
+  bool close_longest_idle() {
+    const auto longest =
+        std::ranges::min_element(sessions, {}, [](const auto& entry) { return entry.first->idle_since(); });
+    if (longest == sessions.end() || longest->first->idle_since() == Clock::time_point::max()) return false;
+    longest->first->close();
+    return true;
+  }
+
   void open(tcp::socket socket) {
     auto session = std::make_shared<Session>(std::move(socket), dispatch);
     {
+      if (sessions.size() >= options.max_connections && !close_longest_idle()) return;
       const std::lock_guard lock(mutex);
-      if (stopped || sessions.size() >= options.max_connections) return;
+      if (stopped) return;
       sessions.emplace(session.get(), session);
     }
     net::co_spawn(session->executor(), serve(session), net::detached);

@@ -159,7 +159,7 @@ class OllamaJob : public AnswerJob {
 
 void start(OllamaJob::Kind kind, ChatFields fields, GenerationService& service, Responder responder) {
   auto job = std::make_shared<OllamaJob>(kind, std::move(fields), std::move(responder));
-  job->start(service, job->fields().parts());
+  job->fields().start(*job, service);
 }
 
 Json describe(const ServedModel& model, std::int64_t loaded) {

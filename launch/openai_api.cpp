@@ -36,7 +36,7 @@ void check_api_key(const std::vector<std::string>& keys, const HttpRequest& requ
   static constexpr std::string_view scheme = "Bearer ";
   std::string_view given = request.header("Authorization");
   bool known = false;
-  if (given.substr(0, scheme.size()) == scheme) {
+  if (equal_ignoring_case(given.substr(0, scheme.size()), scheme)) {
     given.remove_prefix(scheme.size());
     for (const std::string& key : keys) known |= same_key(given, key);
   }
@@ -83,13 +83,6 @@ Json detokenize(const ServedModel& model, RequestFields fields) {
   return {{"prompt", tokenizer_of(model, "tokens").decode(ids, false)}};
 }
 
-RequestFields fields_of(const HttpRequest& request) {
-  RequestFields fields = RequestFields::parse(request.body);
-  const std::string_view key = request.header("Authorization");
-  fields.client = key.empty() ? request.client : std::string(key);
-  return fields;
-}
-
 void send_json(const Responder& responder, const Json& json) { responder.send(200, "application/json", to_text(json)); }
 
 void send_error(const HttpRequest& request, const Responder& responder, const ApiError& error) {
@@ -114,10 +107,20 @@ OpenAiApi::OpenAiApi(ServedModel model, GenerationService& service, std::vector<
       status_(status),
       started_(std::time(nullptr)) {}
 
-void OpenAiApi::handle(HttpRequest request, Responder responder) const {
+bool OpenAiApi::handle_head(const HttpRequest& head, const Responder& responder) const {
   try {
-    if (open_to_all(request, responder)) return;
-    check_api_key(api_keys_, request);
+    if (open_to_all(head, responder)) return true;
+    check_api_key(api_keys_, head);
+    return false;
+  } catch (const ApiError& error) {
+    send_error(head, responder, error);
+  }
+  return true;
+}
+
+void OpenAiApi::handle(HttpRequest request, Responder responder) const {
+  if (handle_head(request, responder)) return;
+  try {
     if (openai(request, responder) || ollama(request, responder) || operators(request, responder)) return;
     throw ApiError(404, fmt::format("there is nothing at {}", request.path), {}, "not_found");
   } catch (const ApiError& error) {
@@ -134,9 +137,18 @@ bool OpenAiApi::open_to_all(const HttpRequest& request, const Responder& respond
   if (is_page(path)) {
     send_page(path, responder);
   } else {
-    send_json(responder, path == "/health" ? Json{{"status", "ok"}} : Json{{"version", version}});
+    const bool recovering = status_ && status_->recovering();
+    send_json(responder,
+              path == "/health" ? Json{{"status", recovering ? "recovering" : "ok"}} : Json{{"version", version}});
   }
   return true;
+}
+
+RequestFields OpenAiApi::fields_of(const HttpRequest& request) const {
+  RequestFields fields = RequestFields::parse(request.body);
+  // A key that nobody checks is a name that anybody can make up.
+  fields.client = api_keys_.empty() ? request.client : std::string(request.header("Authorization"));
+  return fields;
 }
 
 bool OpenAiApi::openai(const HttpRequest& request, const Responder& responder) const {

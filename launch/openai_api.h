@@ -5,6 +5,7 @@
 
 #include "launch/generation.h"
 #include "launch/http_server.h"
+#include "launch/request_fields.h"
 #include "launch/served_model.h"
 
 namespace shoal {
@@ -22,8 +23,11 @@ class OpenAiApi {
 
   /// Thread-safe. Answers through the responder, now or while tokens come.
   void handle(HttpRequest request, Responder responder) const;
+  /// What needs no body: what is open to all, and who brings no key that is known. Whether it was such; quick.
+  bool handle_head(const HttpRequest& head, const Responder& responder) const;
 
  private:
+  RequestFields fields_of(const HttpRequest& request) const;
   bool open_to_all(const HttpRequest& request, const Responder& responder) const;
   bool openai(const HttpRequest& request, const Responder& responder) const;
   bool ollama(const HttpRequest& request, const Responder& responder) const;

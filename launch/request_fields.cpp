@@ -100,6 +100,10 @@ std::optional<std::vector<std::int64_t>> RequestFields::integers(const std::stri
   const bool are_integers = value->is_array() && std::all_of(value->begin(), value->end(),
                                                              [](const Json& item) { return item.is_number_integer(); });
   if (!are_integers) throw bad_field(name, fmt::format("'{}' must be a list of integers", name));
+  for (const Json& item : *value) {
+    if (item.is_number_unsigned() && item.get<std::uint64_t>() > INT64_MAX)
+      throw bad_field(name, fmt::format("'{}' has {}, which is too large", name, to_text(item)));
+  }
   return value->get<std::vector<std::int64_t>>();
 }
 

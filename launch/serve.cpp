@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <signal.h>
+#include <sys/resource.h>
 
 #include <chrono>
 #include <cmath>
@@ -23,6 +24,9 @@
 namespace shoal {
 namespace {
 
+/// In which clients get to read that they are cut off.
+constexpr std::chrono::seconds kLastWords{2};
+
 void print_line(const std::string& text) {
   std::fwrite(text.data(), 1, text.size(), stdout);
   std::fputc('\n', stdout);
@@ -37,24 +41,29 @@ ServedModel model_of(const Engine& engine, const ServeOptions& options, const Sa
   return model;
 }
 
-/// What a request is handed to: nothing but excuses until the model is there.
+/// What requests are handed to: nothing but excuses until the model is there.
 class Entrance {
  public:
   void open(std::shared_ptr<const OpenAiApi> api) {
     const std::lock_guard lock(mutex_);
     api_ = std::move(api);
   }
+  bool handle_head(const HttpRequest& head, const Responder& responder) const {
+    if (const auto api = opened()) return api->handle_head(head, responder);
+    handle_while_loading(head, responder);
+    return true;
+  }
+  /// What was not answered by its head, so that the model is there.
   void handle(HttpRequest request, Responder responder) const {
-    std::shared_ptr<const OpenAiApi> api;
-    {
-      const std::lock_guard lock(mutex_);
-      api = api_;
-    }
-    if (!api) return handle_while_loading(request, responder);
-    api->handle(std::move(request), std::move(responder));
+    opened()->handle(std::move(request), std::move(responder));
   }
 
  private:
+  std::shared_ptr<const OpenAiApi> opened() const {
+    const std::lock_guard lock(mutex_);
+    return api_;
+  }
+
   mutable std::mutex mutex_;
   std::shared_ptr<const OpenAiApi> api_;
 };
@@ -70,6 +79,14 @@ void log_access(const HttpRecord& record) {
                         {"bytes", record.bytes},
                         {"ms", std::round(record.seconds * 1e4) / 10},
                         {"whole", record.whole}});
+}
+
+/// Every connection takes a descriptor, and shells give 1,024 where the system would give more.
+void take_all_descriptors() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  ::setrlimit(RLIMIT_NOFILE, &limit);
 }
 
 HttpServerOptions http_options(const ServeOptions& options) {
@@ -126,7 +143,11 @@ int serve_engine(Engine& engine, const ServeOptions& options, const SamplingDefa
   print_line("ending: no new requests; a second signal ends at once");
   const auto grace = std::chrono::milliseconds(static_cast<std::int64_t>(options.grace_s * 1000));
   const bool drained = server.drain(grace);
-  if (!drained) print_line("requests that are still running are cut off");
+  if (!drained) {
+    print_line("requests that are still running are cut off");
+    engine.coordinator->stop();  // which their clients are told
+    server.drain(kLastWords);
+  }
   log::info("ending", {{"drained", drained}});
   server.stop();
   signals.on_signal(nullptr);
@@ -166,13 +187,15 @@ CLI::App* add_serve(CLI::App& root, ServeOptions& options) {
   app->add_flag("--log-json", options.log_json, "Write the log as one JSON object a line");
   app->add_flag("!--no-access-log", options.access_log, "Do not log every request");
   app->add_option("--grace", options.grace_s, "Seconds that running requests get when the server is told to end")
-      ->check(CLI::NonNegativeNumber);
+      ->check(CLI::Range(0.0, 1e6));
   app->add_flag("--recover", options.job.recover,
                 "Go on when ranks other than 0 are lost: those left take over their experts, and answers go on after a "
                 "pause (for mpirun --enable-recovery; launch/serve adds it)");
-  app->add_option("--max-waiting", options.job.max_waiting,
-                  "Requests that may wait for a place; more get status 429 and are to come back later")
-      ->check(CLI::NonNegativeNumber);
+  app->add_option(
+         "--max-waiting", options.job.max_waiting,
+         "Requests that may wait for a place, of each client as many as there are places left; more get status "
+         "429 and are to come back later")
+      ->check(CLI::Range(1, 1'000'000));
   add_job_options(*app, options.job);
   return app;
 }
@@ -194,7 +217,12 @@ int serve(const ServeOptions& options, int* argc, char*** argv) {
   Entrance entrance;
   std::optional<HttpServer> server;
   if (read_launch_environment().rank == 0) {
-    server.emplace(http_options(options), [&entrance](HttpRequest request, Responder responder) {
+    take_all_descriptors();
+    HttpServerOptions http = http_options(options);
+    http.answer_head = [&entrance](const HttpRequest& head, const Responder& responder) {
+      return entrance.handle_head(head, responder);
+    };
+    server.emplace(std::move(http), [&entrance](HttpRequest request, Responder responder) {
       entrance.handle(std::move(request), std::move(responder));
     });
     log::info("loading", {{"model", options.job.model.string()}, {"address", server->url()}});

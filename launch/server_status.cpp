@@ -115,6 +115,8 @@ std::string ServerStatus::metrics() const {
   return text.take();
 }
 
+bool ServerStatus::recovering() const { return engine_.recovery && engine_.recovery->is_behind(); }
+
 Json ServerStatus::json() const {
   const auto load = engine_.coordinator->load();
   const auto totals = engine_.counters->totals();

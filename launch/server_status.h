@@ -22,6 +22,8 @@ class ServerStatus {
   /// (launch/grafana/README.md lists them).
   std::string metrics() const;
   nlohmann::ordered_json json() const;
+  /// Ranks were lost, and requests wait until the others go on without them.
+  bool recovering() const;
 
  private:
   /// A moment of the last minutes.

@@ -6,6 +6,8 @@
 namespace shoal::sse {
 
 inline constexpr const char* content_type = "text/event-stream; charset=utf-8";
+/// A comment, which clients pass over.
+inline constexpr const char* keep_alive = ": keep-alive\n\n";
 inline constexpr std::string_view done = "data: [DONE]\n\n";
 
 /// JSON has no raw line breaks, so it is always one line of data.

@@ -35,6 +35,10 @@ bool is_name(const Json& name) {
   return !text.empty() && text.size() <= 128 && std::all_of(text.begin(), text.end(), plain);
 }
 
+bool has_parameters(const Json& function) {
+  return function.contains("parameters") && !function["parameters"].is_null();
+}
+
 Json read_tool_list(const Json& list) {
   if (!list.is_array()) throw bad_field("tools", "'tools' must be a list");
   for (std::size_t i = 0; i < list.size(); ++i) {
@@ -48,7 +52,7 @@ Json read_tool_list(const Json& list) {
     if (!function.contains("name") || !is_name(function["name"])) {
       throw bad_field("tools", fmt::format("'{}.function.name' must be of letters, digits, '_', '-' and '.'", place));
     }
-    if (function.contains("parameters") && !function["parameters"].is_object()) {
+    if (has_parameters(function) && !function["parameters"].is_object()) {
       throw bad_field("tools", fmt::format("'{}.function.parameters' must be a JSON schema", place));
     }
   }
@@ -57,7 +61,7 @@ Json read_tool_list(const Json& list) {
 
 Json parameters_of(const Json& tool) {
   const Json& function = tool["function"];
-  return function.contains("parameters") ? function["parameters"] : Json{{"type", "object"}};
+  return has_parameters(function) ? function["parameters"] : Json{{"type", "object"}};
 }
 
 std::string name_of(const Json& tool) { return tool["function"]["name"].get<std::string>(); }

@@ -69,6 +69,17 @@ std::string summarize(const ModelConfig& config, const JobOptions& options, cons
   end_now(error.exit_code);
 }
 
+/// A lost rank ends the job; `tell` hears first, so that it can tell those who wait for answers.
+void end_on_loss(Rank& rank, std::function<void(const std::string&)> tell = {}) {
+  // A host that goes silent is what mpirun never notices.
+  const bool several_hosts = rank.launch.launcher == "Open MPI" && rank.launch.local_size < rank.comm->size();
+  const std::string end = several_hosts ? "; ending the job (should mpirun stay, Ctrl-C ends it)" : "; ending the job";
+  rank.server->on_lost([&rank, end, tell = std::move(tell)](int, const std::string& why) {
+    if (tell) tell(why + end);
+    std::thread([&rank, why, end] { end_job(rank, Error(why + end)); }).detach();
+  });
+}
+
 /// Rank 0, beside its own worker: waits for the workers, then hands the job to `front`.
 class Lead {
  public:
@@ -130,6 +141,8 @@ class Lead {
         recovery->note_lost(rank, why);
         coordinator.rank_lost();
       });
+    } else {
+      end_on_loss(rank_, [&coordinator](const std::string& why) { coordinator.fail_all(why); });
     }
     const int code = front(engine);
     coordinator.stop();
@@ -176,12 +189,7 @@ int run_ranks(int* argc, char*** argv, const JobOptions& options, const std::fun
     return 0;
   }
 
-  // A host that goes silent is what mpirun never notices.
-  const bool several_hosts = rank.launch.launcher == "Open MPI" && rank.launch.local_size < rank.comm->size();
-  const std::string end = several_hosts ? "; ending the job (should mpirun stay, Ctrl-C ends it)" : "; ending the job";
-  rank.server->on_lost([&rank, end](int, const std::string& why) {
-    std::thread([&rank, why, end] { end_job(rank, Error(why + end)); }).detach();
-  });
+  end_on_loss(rank);
   int code = 0;
   std::thread lead([&] {
     try {

@@ -164,7 +164,7 @@ def test_peak_memory_is_what_was_planned(case, tmp_path, monkeypatch, record_pro
     name, ranks, kv_type, *options = case
     model = model_of(name, tmp_path)
     # The demo model's 20 MB are less than the program, whose size varies by some MB with the libraries; its cache is not.
-    context, concurrency = (2048, 128) if name.startswith("demo-model") else (CONTEXT, max(2, ranks))
+    context, concurrency = (2048, 32 * ranks) if name.startswith("demo-model") else (CONTEXT, max(2, ranks))
     monkeypatch.setenv("SHOAL_MEMORY_TEST", str(os.getpid()))
     expected = [rank["total_bytes"] for rank in planned(model, ranks, kv_type, context, concurrency, tmp_path, *options)]
     with serve(model, ranks, "--plan", str(tmp_path / "plan.json"), "--threads", "2") as server:

@@ -294,6 +294,75 @@ TEST(HttpServer, DropsAClientThatDoesNotReadItsStream) {
   EXPECT_EQ(gone.get_future().wait_for(10s), std::future_status::ready);
 }
 
+TEST(HttpServer, AChunkMayBeLargerThanTheQueue) {
+  Catcher catcher;
+  HttpServerOptions options;
+  options.max_queued_bytes = 1000;
+  HttpServer server(options, catcher.handler());
+  RawHttpClient client(server.port());
+  client.request("GET", "/");
+  const Responder responder = catcher.wait();
+  responder.begin_stream(200, "text/plain");
+  EXPECT_TRUE(responder.write(std::string(100'000, 'a')));
+  responder.end();
+  EXPECT_EQ(client.read_answer().body, std::string(100'000, 'a'));
+}
+
+TEST(HttpServer, ASilentStreamShowsThatItLives) {
+  Catcher catcher;
+  HttpServerOptions options;
+  options.keep_alive_interval = 20ms;
+  HttpServer server(options, catcher.handler());
+  RawHttpClient client(server.port());
+  client.request("GET", "/");
+  const Responder responder = catcher.wait();
+  responder.begin_stream(200, "text/event-stream", {}, ": alive\n\n");
+  std::this_thread::sleep_for(200ms);
+  responder.write("data: 1\n\n");
+  responder.end();
+  const std::string body = client.read_answer().body;
+  EXPECT_TRUE(body.starts_with(": alive\n\n: alive\n\n")) << body;
+  EXPECT_TRUE(body.ends_with(": alive\n\ndata: 1\n\n")) << body;
+}
+
+TEST(HttpServer, AnswersByTheHeadBeforeABodyIsSent) {
+  HttpServerOptions options;
+  options.answer_head = [](const HttpRequest& head, const Responder& responder) {
+    if (!head.header("X-Key").empty()) return false;
+    responder.send(401, "text/plain", "no key");
+    return true;
+  };
+  HttpServer server(options, echo);
+  RawHttpClient stranger(server.port());
+  stranger.send("POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 30000000\r\nExpect: 100-continue\r\n\r\n");
+  const HttpAnswer refused = stranger.read_answer();
+  EXPECT_EQ(refused.status, 401);
+  EXPECT_EQ(refused.body, "no key");
+  EXPECT_PRED2(contains, refused.head, "Connection: close");
+  RawHttpClient known(server.port());
+  known.send("POST /a HTTP/1.1\r\nHost: t\r\nX-Key: k\r\nContent-Length: 4\r\n\r\nbody");
+  EXPECT_EQ(known.read_answer().body, "POST /a? body");
+}
+
+TEST(HttpServer, AllBodiesTogetherHaveARoom) {
+  HttpServerOptions options;
+  options.max_all_bodies_bytes = 150'000;
+  HttpServer server(options, echo);
+  const std::string body(100'000, 'b');
+  for (int round = 0; round < 3; ++round) {  // what was read is given back
+    RawHttpClient first(server.port()), second(server.port());
+    first.send("POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 100001\r\n\r\n" + body);
+    std::this_thread::sleep_for(50ms);
+    second.send("POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 100000\r\n\r\n" + body);
+    EXPECT_EQ(second.read_answer().status, 503);
+    first.send("b");
+    EXPECT_EQ(first.read_answer().status, 200);
+    RawHttpClient third(server.port());
+    third.send("POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 100000\r\n\r\n" + body);
+    EXPECT_EQ(third.read_answer().status, 200);
+  }
+}
+
 TEST(HttpServer, DropsAClientThatStopsReadingAResponse) {
   HttpServerOptions options;
   options.write_timeout = 300ms;
@@ -378,14 +447,49 @@ TEST(HttpServer, SaysWhichPortIsTaken) {
 TEST(HttpServer, LimitsConnections) {
   HttpServerOptions options;
   options.max_connections = 2;
-  HttpServer server(options, echo);
-  RawHttpClient a(server.port()), b(server.port());
-  a.request("GET", "/");
-  b.request("GET", "/");
-  EXPECT_EQ(a.read_answer().status, 200);
-  EXPECT_EQ(b.read_answer().status, 200);
-  RawHttpClient c(server.port());
-  EXPECT_TRUE(c.closes());
+  std::promise<Responder> waiting;
+  HttpServer server(options, [&](const HttpRequest& request, Responder responder) {
+    if (request.path == "/later") return waiting.set_value(std::move(responder));
+    echo(request, responder);
+  });
+  RawHttpClient busy(server.port()), idle(server.port());
+  busy.request("GET", "/later");
+  const Responder later = waiting.get_future().get();
+  idle.request("GET", "/");
+  EXPECT_EQ(idle.read_answer().status, 200);
+  std::this_thread::sleep_for(50ms);
+  RawHttpClient third(server.port());  // for whom the idle one makes room
+  EXPECT_TRUE(idle.closes());
+  third.send("GET / HTTP/1.1\r\n");  // and is busy from now on
+  std::this_thread::sleep_for(50ms);
+  RawHttpClient fourth(server.port());
+  EXPECT_TRUE(fourth.closes());
+  third.send("Host: t\r\n\r\n");
+  EXPECT_EQ(third.read_answer().status, 200);
+  later.send(200, "text/plain", "now");
+  EXPECT_EQ(busy.read_answer().body, "now");
+}
+
+TEST(HttpServer, RefusesWhatOthersMayReadInAnotherWay) {
+  HttpServer server({}, echo);
+  const auto status = [&](const std::string& headers) {
+    RawHttpClient client(server.port());
+    client.send("POST / HTTP/1.1\r\nHost: t\r\n" + headers + "\r\n0\r\n\r\n");
+    return client.read_answer().status;
+  };
+  EXPECT_EQ(status("Transfer-Encoding: Chunked\r\n"), 200);
+  EXPECT_EQ(status("Transfer-Encoding: identity\r\n"), 501);
+  EXPECT_EQ(status("Transfer-Encoding: gzip, chunked\r\n"), 501);
+  EXPECT_EQ(status("Transfer-Encoding: xchunked\r\nContent-Length: 5\r\n"), 400);
+  EXPECT_EQ(status("Transfer-Encoding: identity\r\nTransfer-Encoding: chunked\r\n"), 501);
+  EXPECT_EQ(status("Host: u\r\nContent-Length: 0\r\n"), 400);
+}
+
+TEST(HttpServer, ALineWithinABodyHasAnEnd) {
+  HttpServer server({}, echo);
+  RawHttpClient client(server.port());
+  client.send("POST / HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n1;" + std::string(300'000, 'a'));
+  EXPECT_EQ(client.read_answer().status, 400);
 }
 
 TEST(HttpServer, ServesManyAtOnceFromAnyThread) {
