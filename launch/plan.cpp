@@ -99,6 +99,13 @@ PlanRequest read_request(const PlanOptions& o, int* argc, char*** argv) {
 /// "1 node", "2 nodes".
 std::string counted(std::int64_t n, const char* what) { return fmt::format("{} {}{}", n, what, n == 1 ? "" : "s"); }
 
+/// Of experts over ranks, and what times follow from.
+std::string loads_of_ranks(const Plan& p) {
+  const std::string worst = fmt::format("the most loaded rank has {:.2f} times the mean", p.imbalance);
+  return p.mean_imbalance > 0 ? fmt::format("{} in the worst layer, {:.2f} on average", worst, p.mean_imbalance)
+                              : worst;
+}
+
 void print_plan(const Plan& p) {
   fmt::print("model       {}, {} parameters ({} active), {} with {} of weights\n", p.model, human_count(p.parameters),
              human_count(p.active_parameters), p.precision, human_bytes(p.weights_bytes));
@@ -113,9 +120,9 @@ void print_plan(const Plan& p) {
   if (p.layout.sliced_experts)
     fmt::print("experts     {} a layer, each sliced over {}\n", p.n_routed_experts, counted(p.layout.ranks, "rank"));
   else if (p.n_routed_experts > 0)
-    fmt::print("experts     {} a layer{} over {}; the most loaded rank has {:.2f} times the mean\n", p.n_routed_experts,
+    fmt::print("experts     {} a layer{} over {}; {}\n", p.n_routed_experts,
                p.redundant_experts > 0 ? fmt::format(" and {}", counted(p.redundant_experts, "further replica")) : "",
-               counted(p.layout.ranks, "rank"), p.imbalance);
+               counted(p.layout.ranks, "rank"), loads_of_ranks(p));
 
   // Ranks that hold the same are one line.
   fmt::print("\n{:<16}{:>11}{:>11}{:>13}{:>11}{:>11}{:>11}{:>12}\n", "ranks", "weights", "KV cache", "activations",

@@ -90,7 +90,7 @@ Pool make_pool(const PlanRequest& request, const PlanOptions& o, int nodes) {
            .max_prefill_tokens = default_prefill_tokens(r.cluster.groups[0].device.kind == Device::Kind::gpu),
            .kv_tokens = kv_room(p),
            .prefix_hit_fraction = o.prefix_hits,
-           .imbalance = r.loads.empty() ? 0 : p.imbalance}};
+           .imbalance = p.mean_imbalance}};
 }
 
 }  // namespace

@@ -243,7 +243,9 @@ void place(const PlanRequest& r, const ExpertRanks& ranks, Plan& plan) {
     plan.experts[static_cast<std::size_t>(layer)] = *same;
     const auto sums = rank_loads(*same, loads, ranks);
     const double mean = std::accumulate(loads.begin(), loads.end(), 0.0) / speeds;
-    if (mean > 0) plan.imbalance = std::max(plan.imbalance, *std::max_element(sums.begin(), sums.end()) / mean);
+    const double imbalance = mean > 0 ? *std::max_element(sums.begin(), sums.end()) / mean : 1;
+    plan.imbalance = std::max(plan.imbalance, imbalance);
+    if (!r.loads.empty()) plan.mean_imbalance += imbalance / static_cast<double>(r.loads.size());
   }
 }
 
@@ -287,7 +289,7 @@ Plan make_plan(const PlanRequest& r) {
   }
   const SpeedModel speed(r.config, r.precision, r.cluster, plan.layout, r.workload, r.redundant_experts);
   const int prompt = r.prompt > 0 ? r.prompt : std::max(1, r.workload.context / 2);
-  plan.prediction = predict(speed, r.workload, plan.layout, prompt, r.loads.empty() ? 0 : plan.imbalance);
+  plan.prediction = predict(speed, r.workload, plan.layout, prompt, plan.mean_imbalance);
   return plan;
 }
 

@@ -37,6 +37,7 @@ struct Plan {
   int redundant_experts = 0;
   std::vector<LayerPlacement> experts;  // [num_hidden_layers], empty for layers without
   double imbalance = 1;                 // of the placement: largest rank load over the mean, worst layer
+  double mean_imbalance = 0;            // mean over layers, which times follow; 0 where no loads are known
 
   double weights_bytes = 0;  // of a checkpoint, without MTP; ranks hold more where they share nothing
   double kv_bytes_per_token = 0;

@@ -47,7 +47,10 @@ Json placement_json(const Plan& plan) {
     }
     layers.push_back({{"layer", layer}, {"experts", experts}});
   }
-  return {{"redundant_experts", plan.redundant_experts}, {"imbalance", plan.imbalance}, {"layers", layers}};
+  Json json = {{"redundant_experts", plan.redundant_experts}, {"imbalance", plan.imbalance}};
+  if (plan.mean_imbalance > 0) json["mean_imbalance"] = plan.mean_imbalance;
+  json["layers"] = layers;
+  return json;
 }
 
 Json step_json(const StepTime& t) {
@@ -187,6 +190,7 @@ Plan Plan::from_json(const nlohmann::json& document, const std::string& place) {
   plan.redundant_experts = placement.integer_or("redundant_experts", 0, 0, 1 << 20);
   plan.layout.replicas = plan.redundant_experts > 0;
   plan.imbalance = number_in(placement, "imbalance");
+  if (placement.has("mean_imbalance")) plan.mean_imbalance = number_in(placement, "mean_imbalance");
   const auto* layers = placement.find("layers");
   if (!layers || !layers->is_array()) placement.reject("layers", "must be a list");
   if (plan.n_routed_experts > 0) plan.experts.resize(static_cast<std::size_t>(plan.num_hidden_layers));

@@ -121,6 +121,23 @@ TEST(Plan, R1OnFortyNodesInUnderASecondOfWorkAndBackFromItsJson) {
   }
 }
 
+/// A layer takes as long as its own most loaded rank does, whatever the others' loads.
+TEST(Plan, OneSkewedLayerSlowsOnlyItself) {
+  PlanRequest r = request("deepseek-v2-lite", "bf16", "h100x8", 1);
+  r.loads.assign(26, std::vector<double>(64, 1.0));
+  const Plan even = make_plan(r);
+  r.loads[5].assign(64, 0.0);
+  r.loads[5][0] = 64;
+  const Plan skewed = make_plan(r);
+  EXPECT_NEAR(skewed.imbalance, 8, 1e-6) << "one of 8 ranks has all of the layer";
+  EXPECT_NEAR(skewed.mean_imbalance, (25 + 8) / 26.0, 1e-6);
+  const double ratio = skewed.prediction.prefill.experts / even.prediction.prefill.experts;
+  EXPECT_GT(ratio, 1.1);
+  EXPECT_LT(ratio, skewed.mean_imbalance + 0.01);
+  const nlohmann::json written = skewed.to_json();
+  EXPECT_EQ(nlohmann::json(Plan::from_json(written, "plan.json").to_json()), written);
+}
+
 /// Every rank has its part of every expert: as much altogether as without slices, the same on each, whatever the loads.
 TEST(Plan, SlicedExpertsAreEvenAndComeBackFromTheirJson) {
   PlanRequest r = request("deepseek-v2-lite", "bf16", "h100x8", 1);
