@@ -329,6 +329,12 @@ Cluster measure_cluster(Communicator& comm, const LaunchEnvironment& launch, Com
     throw Error(
         "--cluster auto needs as many ranks on every host; describe mixed hosts in a JSON file (planner/README.md)",
         ExitCode::usage);
+  if (comm.ranks_per_host() != local)  // a cluster's ranks are, and what is on whose host follows from their numbers
+    throw Error(
+        fmt::format("--cluster auto needs ranks that are numbered host by host, here {} in a row on each: mpirun "
+                    "--map-by slot, not --map-by node",
+                    local),
+        ExitCode::usage);
   const auto backend =
       make_cpu_backend({.pin = pin, .local_rank = launch.local_rank, .local_ranks = local, .compute = compute});
   Device device{.kind = Device::Kind::cpu, .name = backend->description()};
