@@ -75,9 +75,14 @@ double gpu_activations(const ModelConfig& c, double tokens, int tensor_parallel,
 
 }  // namespace
 
-KvType kv_type_from(const std::string& name) {
+std::optional<KvType> find_kv_type(std::string_view name) {
   for (const KvType type : {KvType::f32, KvType::bf16, KvType::fp8, KvType::int8})
     if (name_of(type) == name) return type;
+  return std::nullopt;
+}
+
+KvType kv_type_from(const std::string& name) {
+  if (const auto type = find_kv_type(name)) return *type;
   throw Error("the KV cache type " + name + " is not known (f32, bf16, fp8, int8)", ExitCode::usage);
 }
 

@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -12,6 +13,7 @@
 
 namespace shoal {
 
+std::optional<KvType> find_kv_type(std::string_view name);
 KvType kv_type_from(const std::string& name);  // Error (wrong usage) lists the types
 
 constexpr int kv_page_tokens = 16;  // of a page of the KV cache

@@ -149,11 +149,13 @@ Plan Plan::from_json(const nlohmann::json& document, const std::string& place) {
   plan.active_parameters = static_cast<std::int64_t>(number_in(model, "active_parameters"));
   plan.precision = json.string_or("precision", "");
   if (!json.has("cluster")) json.reject("cluster", "is missing");
-  plan.cluster = Cluster::from_json(*json.find("cluster"), "plan");
+  plan.cluster = Cluster::from_json(*json.find("cluster"), place);
   plan.workload.context = workload.integer("context", 1, 1 << 30);
   plan.workload.concurrency = workload.integer("concurrency", 1, 1 << 30);
   plan.workload.max_batched_tokens = workload.integer("max_batched_tokens", 1, 1 << 30);
-  plan.workload.kv = kv_type_from(workload.string_or("kv_type", "bf16"));
+  const auto kv = find_kv_type(workload.string_or("kv_type", "bf16"));
+  if (!kv) workload.reject("kv_type", "must be f32, bf16, fp8 or int8");
+  plan.workload.kv = *kv;
   const std::string compute = workload.string_or("compute", plan.workload.kv == KvType::f32 ? "f32" : "bf16");
   if (compute != "f32" && compute != "bf16") workload.reject("compute", "must be f32 or bf16");
   plan.workload.bf16_rows = compute == "bf16";
