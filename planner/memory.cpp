@@ -48,10 +48,11 @@ double cpu_activations(const ModelConfig& c, double tokens, int tensor_parallel,
 /// to be merged (kernels/cpu/attention.cpp); and with `--compute bf16`, for prompts (kernels/cpu/prompt_attention.cpp),
 /// some heads' keys and values, once as made and once in blocks (of BF16, or of half as many heads as floats), and
 /// kv_b_proj's half for keys turned.
-double cpu_attention(const ModelConfig& c, double context, bool bf16_rows) {
+double cpu_attention(const ModelConfig& c, double context, int tensor_parallel, bool bf16_rows) {
   constexpr double most_parts = 128 << 20, most_blocks = 64 << 20, stretch = 512, queries = 32;
   constexpr double rows = 8192, fewest = 256, turned = 16;
-  const double heads = c.num_attention_heads, parts = queries * std::ceil(context / stretch);
+  const double heads = std::ceil(static_cast<double>(c.num_attention_heads) / tensor_parallel);
+  const double parts = queries * std::ceil(context / stretch);
   const double waiting = std::min(most_parts, 4 * heads * parts * (c.is_mla() ? c.kv_lora_rank : c.head_dim));
   if (!c.is_mla() || !bf16_rows) return waiting;
   const double own = c.qk_nope_head_dim + c.v_head_dim, half = c.qk_nope_head_dim * c.kv_lora_rank;
@@ -268,7 +269,7 @@ RankMemory rank_memory(const ModelConfig& config, const HeldWeights& weights, co
                                         : device.bf16_products ? packed_bf16
                                                                : packed_rounded,
                                         routed, expert_width, workload.mtp) +
-                            cpu_attention(config, workload.context, bf16_rows);
+                            cpu_attention(config, workload.context, tp, bf16_rows);
   const double cached = static_cast<double>(workload.concurrency) * workload.context;
   m.reserve = gpu ? gpu_reserve : cpu_reserve + (rank == 0 ? server_reserve + token_reserve * cached : 0);
   if (device.companion) m.companion = dense + m.kv + gpu_activations(config, tokens, tp, 0, 0) + gpu_reserve;

@@ -96,7 +96,7 @@ ExpertRanks expert_ranks(const PlanRequest& r, const HeldWeights& weights, const
   for (int i = 0; i < layout.ranks; ++i) {
     const double fixed = rank_memory(r.config, weights, r.workload, layout, r.cluster, i, {}).total();
     const double left = r.cluster.device_of(i).memory_bytes - fixed;
-    room.push_back(std::clamp(static_cast<int>(left / expert_bytes), 0, experts));
+    room.push_back(expert_bytes > 0 ? static_cast<int>(std::clamp(left / expert_bytes, 0.0, 1.0 * experts)) : experts);
     const double share = wanted * ranks.speed[static_cast<std::size_t>(i)] / all_speed;
     ranks.slots[static_cast<std::size_t>(i)] = std::min(room.back(), static_cast<int>(std::ceil(share)));
   }

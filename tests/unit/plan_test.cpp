@@ -218,6 +218,20 @@ TEST(Plan, SlicesNeedWorkingMemoryForAllRanksTokens) {
   }
 }
 
+/// Ranks that share a dense model attend with their own heads, whose results wait to be merged.
+TEST(Plan, RanksThatShareHeadsWaitForTheirOwn) {
+  const auto of_context = [](int tensor_parallel) {
+    PlanRequest r = request("deepseek-r1-distill-qwen-7b", "bf16", "zen4-2s", 2);
+    r.tensor_parallel = tensor_parallel;
+    r.workload.context = 512;
+    const double little = make_plan(r).memory[0].activations;
+    r.workload.context = 16384;
+    return make_plan(r).memory[0].activations - little;
+  };
+  EXPECT_GT(of_context(1), 1e6);
+  EXPECT_NEAR(of_context(4), of_context(1) / 4, 1) << "7 of 28 heads";
+}
+
 /// A single user's step is shorter where all ranks read for it.
 TEST(Plan, SlicesServeASingleUserSooner) {
   PlanRequest r = request("deepseek-r1", "fp8", "h200x8", 1);
