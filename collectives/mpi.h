@@ -10,7 +10,7 @@ namespace shoal {
 
 struct MpiWorld;
 
-/// What a launcher (mpirun, srun, a Kubernetes pod) told this process about the job.
+/// What a launcher (mpirun, srun) told this process about the job.
 struct LaunchEnvironment {
   int rank = 0, size = 1;
   int local_rank = 0, local_size = 1;  // on this host
@@ -42,7 +42,8 @@ class MpiJob {
   int on_host(const std::vector<int>& members) const;
   /// Waits of communicators of other epochs than this one (world's is 0) end with LeftBehind. Callable from any thread.
   void begin_epoch(std::uint32_t epoch);
-  /// Ends every rank of the job at once with this exit code (MPI_Abort). Callable from any thread.
+  /// Ends this process at once with this exit code, whereupon its launcher ends the other ranks. Callable from any
+  /// thread.
   [[noreturn]] static void abort(int exit_code);
 
  private:
