@@ -99,11 +99,12 @@ PlanRequest read_request(const PlanOptions& o, int* argc, char*** argv) {
 /// "1 node", "2 nodes".
 std::string counted(std::int64_t n, const char* what) { return fmt::format("{} {}{}", n, what, n == 1 ? "" : "s"); }
 
-/// Of experts over ranks, and what times follow from.
+/// Of experts over ranks, and what times follow from where that is another figure.
 std::string loads_of_ranks(const Plan& p) {
   const std::string worst = fmt::format("the most loaded rank has {:.2f} times the mean", p.imbalance);
-  return p.mean_imbalance > 0 ? fmt::format("{} in the worst layer, {:.2f} on average", worst, p.mean_imbalance)
-                              : worst;
+  if (p.mean_imbalance > 0) return fmt::format("{} in the worst layer, {:.2f} on average", worst, p.mean_imbalance);
+  if (p.layout.ranks == 1) return worst;
+  return fmt::format("{} where all experts are alike; times assume {:.2f}", worst, SpeedConstants{}.imbalance);
 }
 
 void print_plan(const Plan& p) {
