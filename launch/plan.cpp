@@ -164,6 +164,7 @@ void print_plan(const Plan& p) {
              t.prefill_tokens_per_s);
   fmt::print("each next   {:>9.1f} ms      answers {:>10.0f} tokens/s, {:.1f} for each sequence\n", t.tpot_ms,
              t.decode_tokens_per_s, 1000 / t.tpot_ms);
+  if (p.workload.mtp) fmt::print("These times are without guesses of the MTP layer.\n");
   const StepTime& d = t.decode;
   const double sum = d.dense + d.attention + d.experts + d.activations + d.exchange + d.fixed;
   fmt::print(
@@ -204,7 +205,7 @@ CLI::App* add_plan(CLI::App& root, PlanOptions& o) {
                 "A slice of every expert on every rank: the least time for a single user, more to exchange");
   app->add_option_function<std::string>(
          "--speculative", [&o](const std::string& how) { o.mtp = how == "mtp"; },
-         "Guess tokens ahead, which takes the MTP layer's weights and cache: none, mtp")
+         "Guess tokens ahead, which takes the MTP layer's weights and cache (times are without it): none, mtp")
       ->check(CLI::IsMember({"none", "mtp"}))
       ->default_str("none");
   app->add_flag("--json", o.json, "Print the plan as JSON, which 'serve --plan' reads");
