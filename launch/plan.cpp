@@ -212,8 +212,9 @@ CLI::App* add_plan(CLI::App& root, PlanOptions& o) {
   app->add_flag("--table", o.table,
                 "Print memory by context and concurrency, and the smallest bundled cluster for each");
   const std::string group = "Search and simulation";
-  CLI::Option* sweep =
-      app->add_flag("--sweep", o.sweep, "Find the best layout on up to --nodes nodes, and print the Pareto front");
+  CLI::Option* sweep = app->add_flag("--sweep", o.sweep,
+                                     "Find the best layout on up to --nodes nodes, and print the Pareto front; without "
+                                     "--precision in int8 and Q4_K_M too");
   app->add_option("--target-tpot-ms", o.target_tpot_ms, "With --sweep: the slowest next token that is good enough")
       ->needs(sweep);
   app->add_option("--plot", o.plot, "With --sweep: write a drawing of all layouts to this SVG file")->needs(sweep);
@@ -226,7 +227,8 @@ CLI::App* add_plan(CLI::App& root, PlanOptions& o) {
   app->add_option("--output", o.output, "Tokens of an answer")->check(CLI::Range(1, 1 << 30))->needs(simulate);
   app->add_option("--prefix-hits", o.prefix_hits, "Part of the prompt tokens that the prefix cache has")
       ->needs(simulate);
-  app->add_option("--prefill-nodes", o.prefill_nodes, "Nodes that compute prompts and nothing else; 0: all do both")
+  app->add_option("--prefill-nodes", o.prefill_nodes,
+                  "Nodes that compute prompts and nothing else; 0: all do both. Moving their cache counts as no time")
       ->needs(simulate);
   sweep->excludes(simulate);
   // The search tries its own.
