@@ -37,7 +37,7 @@ Percentiles percentiles(std::vector<double> values) {
 
 /// What a group does in a step: its tokens, and the cache that they attend to on average.
 struct Work {
-  double tokens = 0, attended = 0, prompt_tokens = 0;
+  double tokens = 0, attended = 0, prompt_tokens = 0, prompts = 0;
 };
 
 class Simulator {
@@ -100,6 +100,7 @@ class Simulator {
       budget -= n;
       w.tokens += n;
       w.prompt_tokens += n;
+      w.prompts += n > 0;
       w.attended += n * (r.position + n / 2.0);
     }
     return w;
@@ -123,6 +124,7 @@ class Simulator {
                     .mean = tokens / static_cast<double>(groups_.size()),
                     .at_work = at_work / static_cast<double>(groups_.size()),
                     .context = most.attended / most.tokens,
+                    .sequences = std::max(1.0, most.prompts),
                     .prefill = most.prompt_tokens > most.tokens / 2};
     now_ += model_.step(step, options_.imbalance).total / 1e6;
     for (Group& g : groups_) advance(g);

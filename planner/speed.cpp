@@ -12,6 +12,15 @@ namespace {
 /// Distinct ones of n when k are drawn evenly.
 double distinct(double n, double k) { return n <= 1 ? std::min(n, k) : n * (1 - std::pow(1 - 1 / n, k)); }
 
+/// Whether a CPU makes each head's own keys and values of the latents, for `queries` tokens of a prompt that see
+/// `context` positions on average: where enough of them see a position (kernels/backend.h, prompt_break_even;
+/// runtime/query_ranges.h).
+bool expands_latents(const ModelConfig& c, double queries, double context) {
+  const double rank = c.kv_lora_rank, own = c.qk_nope_head_dim + c.v_head_dim;
+  const double seeing = 2 * rank > own ? std::floor(own * rank / (2 * rank - own)) : 1e18;
+  return queries >= seeing && queries * context >= seeing * (context + queries / 2);
+}
+
 double kv_bytes(const ModelConfig& c, KvType type) { return kv_bytes_per_token(c, type) / c.num_hidden_layers; }
 
 }  // namespace
@@ -109,16 +118,22 @@ double SpeedModel::attention_us(const Step& step, const Where& w) const {
   const double part = step.average() / step.tokens;
   const ModelConfig& c = config_;
   const double tp = layout_.tensor_parallel;
-  double width = 2.0 * c.head_dim, cached = kv_bytes(c, workload_.kv);
+  double width = 2.0 * c.head_dim, cached = kv_bytes(c, workload_.kv), expanded = 0;  // products with kv_b_proj
   if (c.is_mla()) {  // every rank of a group has the latents
-    const bool unpacked = step.prefill && device.kind == Device::Kind::gpu;
+    const bool gpu = device.kind == Device::Kind::gpu;
+    const double queries = step.tokens / step.sequences;  // of each prompt
+    const bool unpacked = step.prefill && (gpu || (workload_.bf16_rows && expands_latents(c, queries, step.context)));
     width = unpacked ? c.qk_head_dim() + c.v_head_dim : c.kv_width() + c.kv_lora_rank;
+    // Every chunk unpacks what came before it anew; its own tokens are among the dense parts' either way.
+    const double past = step.sequences * std::max(0.0, step.context - queries / 2);
+    if (unpacked && !gpu) expanded = past * c.kv_lora_rank * (c.qk_nope_head_dim + c.v_head_dim);
   } else {
     const HeadSlice most = head_slice(c.num_attention_heads, c.num_key_value_heads, layout_.tensor_parallel, 0);
     cached *= static_cast<double>(most.kv_heads.count) / c.num_key_value_heads;
   }
   const double pairs = step.tokens * step.context * c.num_hidden_layers;
-  const double computing = 2 * pairs * c.num_attention_heads * width / tp / (device.bf16_flops * k.attention);
+  const double of_head = pairs * width / k.attention + c.num_hidden_layers * expanded / k.products;
+  const double computing = 2 * of_head * c.num_attention_heads / tp / device.bf16_flops;
   // Tokens of one prompt read the same cache; a prompt's chunk streams it about once for 128 of them.
   const double streaming = pairs * cached / (step.prefill ? 128 : 1) / (device.memory_bytes_per_s * k.memory);
   return std::max(streaming / w.memory(part), computing / w.products(part)) * 1e6;
@@ -248,7 +263,8 @@ Prediction predict(const SpeedModel& model, const Workload& workload, const Layo
   p.decode_tokens_per_s = workload.concurrency / p.decode.total * 1e6;
 
   const double chunk = workload.max_batched_tokens;  // a prompt alone takes as many as it has
-  const Step busy{.tokens = chunk, .context = prompt / 2.0, .prefill = true};
+  const Step busy{
+      .tokens = chunk, .context = prompt / 2.0, .sequences = std::max(1.0, chunk / prompt), .prefill = true};
   p.prefill = model.step(busy, imbalance);
   p.prefill_tokens_per_s = chunk * groups / p.prefill.total * 1e6;
   const auto alone = [&](double tokens) {

@@ -40,6 +40,7 @@ struct Step {
   double mean = 0;        // the same on average over the groups; 0: as many
   double at_work = 1;     // the part of the groups that have any
   double context = 4096;  // tokens of the cache that each attends to, on average
+  double sequences = 1;   // that tokens of prompts are of
   bool prefill = false;   // whole prompts: attention over unpacked keys and values, no logits
   double average() const { return mean > 0 ? mean : tokens; }
 };

@@ -3,6 +3,7 @@
 #include <fstream>
 
 #include "base/error.h"
+#include "kernels/backend.h"
 #include "planner/cards.h"
 #include "planner/speed.h"
 
@@ -166,6 +167,35 @@ TEST(PlanSpeed, FewTokensTakeWhatWasMeasured) {
   } catch (const Error& error) {
     EXPECT_NE(std::string(error.what()).find("one is no number of tokens"), std::string::npos) << error.what();
   }
+}
+
+/// A CPU that computes in BF16 makes each head's own keys and values for tokens enough of one prompt: 320 products of a
+/// head, query and position instead of 1,088, and the latents before the chunk unpacked once more.
+TEST(PlanSpeed, LongPromptsOnCpusUnpackLatents) {
+  const ModelConfig config = find_model("deepseek-r1");
+  const Cluster cluster = find_cluster("epyc-9135");
+  // Of the time that absorbed attention takes, which is FP32's only one.
+  const auto part = [&](const Step& step) {
+    const auto time = [&](bool bf16_rows) {
+      return SpeedModel(config, Precision::from_name("Q8_0"), cluster, {cluster.ranks(), 1},
+                        Workload{.bf16_rows = bf16_rows}, 0)
+          .step(step)
+          .attention;
+    };
+    return time(true) / time(false);
+  };
+  const double unpacking = 3840.0 * 512 * 256 / (512 * 4096.0 * 1088);
+  EXPECT_NEAR(part({.tokens = 512, .context = 4096, .prefill = true}), 320 / 1088.0 + unpacking, 1e-6);
+  EXPECT_NEAR(part({.tokens = 512, .context = 256, .prefill = true}), 320 / 1088.0, 1e-6) << "nothing lies before it";
+  EXPECT_EQ(part({.tokens = 512, .context = 4096}), 1) << "answers";
+  EXPECT_EQ(part({.tokens = 512, .context = 64, .sequences = 4, .prefill = true}), 1) << "short prompts";
+
+  const Matrix k_up(DType::bf16, 512, 128), v_up(DType::bf16, 128, 512);
+  const auto seeing = prompt_break_even({128, 512, 64}, {std::span(&k_up, 1), std::span(&v_up, 1)});
+  ASSERT_TRUE(seeing);
+  const double from = 2.0 * static_cast<double>(*seeing);  // tokens, where nothing is cached
+  EXPECT_EQ(part({.tokens = from - 1, .context = (from - 1) / 2, .prefill = true}), 1);
+  EXPECT_LT(part({.tokens = from, .context = from / 2, .prefill = true}), 1);
 }
 
 /// On a CPU rows travel in the type that is computed with, whatever the cache's.
