@@ -31,7 +31,7 @@ struct Workload {
   int concurrency = 1;  // sequences at once, over all ranks
   KvType kv = KvType::bf16;
   int max_batched_tokens = 512;  // of one rank in a step
-  bool bf16_rows = true;         // type of activations and exchanged rows on a CPU (--compute); else FP32
+  bool bf16_rows = true;         // type of exchanged rows, and of a CPU's activations (--compute); else FP32
   bool mtp = false;              // the model's MTP layer guesses tokens ahead
 };
 

@@ -206,9 +206,11 @@ double SpeedModel::exchange_us(const Step& step) const {
 
   const double tokens = step.tokens / layout_.tensor_parallel, ranks = layout_.ranks, nodes = cluster_.nodes();
   const double k = c.num_experts_per_tok;
-  // On a CPU rows travel as they are computed with.
-  const double sent = cpu ? (workload_.bf16_rows ? 2 : 4) : precision_.arithmetic() != Arithmetic::bf16 ? 1 : 2;
-  const double row = c.hidden_size * (sent + (cpu ? sent : 2.0));  // dispatch and combine
+  // Rows travel as they are computed with, on GPUs to experts of E4M3 as such (kernels/cuda/exchange_wire.h).
+  const double back = workload_.bf16_rows ? 2 : 4;
+  const bool e4m3 = !cpu && workload_.bf16_rows && precision_.arithmetic() == Arithmetic::fp8 &&
+                    cluster_.groups[0].device.fp8_flops > 0;
+  const double row = c.hidden_size * ((e4m3 ? 1 : back) + back);  // dispatch and combine
   const double rank_count = layout_.sliced_experts ? ranks - 1 : distinct(ranks, k) * (ranks - 1) / ranks;
   // A token goes once to a node, where it is passed on (collectives/hops.h); from a GPU that decodes to each rank, by
   // slots of its own.

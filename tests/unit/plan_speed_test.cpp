@@ -198,6 +198,23 @@ TEST(PlanSpeed, LongPromptsOnCpusUnpackLatents) {
   EXPECT_LT(part({.tokens = from, .context = from / 2, .prefill = true}), 1);
 }
 
+/// Experts of E4M3 round rows to it, so these travel as such; all others' as BF16 (kernels/cuda/exchange_wire.h).
+TEST(PlanSpeed, RowsBetweenGpusAreBytesOnlyForExpertsOfE4m3) {
+  const auto exchange = [](const char* precision, const char* card) {
+    Cluster cluster = find_cluster(card);
+    cluster.groups[0].nodes = 4;
+    cluster.inter_node = {1e9, 0};
+    cluster.groups[0].intra_node = {1e12, 0};
+    return SpeedModel(find_model("deepseek-r1"), Precision::from_name(precision), cluster, {32, 1}, Workload{}, 0)
+        .step({.tokens = 64})
+        .exchange;
+  };
+  const double bf16 = exchange("bf16", "h800x8");
+  EXPECT_NEAR(exchange("fp8", "h800x8"), bf16 * 3 / 4, bf16 * 1e-6);
+  EXPECT_EQ(exchange("fp8", "a100x8"), exchange("bf16", "a100x8")) << "computes them in BF16";
+  for (const char* other : {"int8", "int4", "Q8_0", "Q4_K_M", "UD-IQ1_S"}) EXPECT_EQ(exchange(other, "h800x8"), bf16);
+}
+
 /// On a CPU rows travel in the type that is computed with, whatever the cache's.
 TEST(PlanSpeed, RowsOfFp32TakeTwiceAsLong) {
   Cluster cluster = find_cluster("epyc-9135");
