@@ -14,7 +14,7 @@ namespace shoal {
 /// and one alone while the others wait; and what the exchange of a layer with experts takes, within hosts and between
 /// them. That takes a second or two for each of the types; rank 0 says on stderr what it is at. So the figures are what
 /// kernels achieve, not a datasheet's (Device::measured), and ranks that share cores or bandwidth have shares. `pin`:
-/// each thread stays on a core.
+/// each thread stays on a core. Error (wrong usage) where hosts have not as many ranks each, numbered in a row.
 Cluster measure_cluster(Communicator& comm, const LaunchEnvironment& launch, Compute compute, const ModelConfig& config,
                         const Precision& precision, bool pin = false);
 
