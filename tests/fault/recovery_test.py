@@ -77,8 +77,9 @@ def wait_for(running, pattern, times=1):
 
 
 def ends_orderly(running):
-    running.process.send_signal(signal.SIGTERM)
+    os.kill(running.pids[0], signal.SIGTERM)  # it ends the others
     running.wait()
+    assert "ending drained=true" in running.text(), running.text()
 
 
 # What is different: how weights lie, and what of the cache can stay. In 16 bits the sums of experts' outputs depend on

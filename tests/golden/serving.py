@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import tempfile
@@ -83,16 +84,23 @@ def prompt_logprobs(choice, prompt):
 
 @contextlib.contextmanager
 def serve(model, ranks, *options, start_timeout=120):
-    """Serves `model` on `ranks` ranks for the time of a with block."""
+    """Serves `model` on `ranks` ranks for the time of a with block, after which every rank must end well."""
     environment = {**os.environ, **MPI_ENVIRONMENT}
     command = ["mpirun", "-n", str(ranks), str(BINARY), "serve", "--model", str(model), "--host", "127.0.0.1",
                "--port", "0", *options]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
         try:
-            yield Server(wait_for_address(process, log, time.monotonic() + start_timeout), process)
+            server = Server(wait_for_address(process, log, time.monotonic() + start_timeout), process)
+            yield server
+            # To the ranks and not to mpirun, which then takes two seconds and calls it a failure, whatever the ranks did.
+            for pid in server.rank_pids():
+                os.kill(pid, signal.SIGTERM)
+            status = process.wait(30)
+            log.seek(0)
+            assert status == 0, f"the server ended with status {status}:\n{log.read()}"
         finally:
-            process.terminate()
+            process.terminate()  # what still runs after a failure
             try:
                 process.wait(20)
             except subprocess.TimeoutExpired:
