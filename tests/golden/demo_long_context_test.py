@@ -51,8 +51,9 @@ def server():
         yield running
 
 
-# Beyond what it was trained on it finds ever fewer, here as in transformers; the words must be the same all the same.
-@pytest.mark.parametrize("sentences, least", [(5, 0.7), (10, 0.3), (20, 0.1), (40, 0), (80, 0)])
+# Beyond what it was trained on it finds ever fewer, here as in transformers: in the end about as many as a guess among the
+# few words of a kind would, where broken positions would find none. The words must be the same all the same.
+@pytest.mark.parametrize("sentences, least", [(5, 0.7), (10, 0.3), (20, 0.1), (40, 0.08), (80, 0.04)])
 def test_finds_the_sentence(server, sentences, least):
     rng = random.Random(sentences)
     right = total = longest = 0
