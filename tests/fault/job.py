@@ -1,11 +1,14 @@
-"""A job under mpirun whose ranks can be killed."""
+"""A job under mpirun whose ranks can be killed, and answers under way meanwhile."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import tempfile
+import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -71,3 +74,38 @@ def job(*words, **how):
         yield running
     finally:
         running.kill()
+
+
+class Stream(threading.Thread):
+    """A streamed answer; `some` is set when its first tokens are here."""
+
+    def __init__(self, server, prompt, tokens=200, **more):
+        super().__init__(daemon=True)
+        self.body = {"model": server.model, "prompt": prompt, "max_tokens": tokens, "ignore_eos": True, "stream": True,
+                     "temperature": 0, "return_token_ids": True, **more}
+        self.url, self.some = server.url, threading.Event()
+        self.tokens, self.finish, self.error = [], None, None
+        self.start()
+
+    def run(self):
+        request = urllib.request.Request(self.url + "/v1/completions", json.dumps(self.body).encode(),
+                                         {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=90) as response:
+                for line in response:
+                    if not line.startswith(b"data: {"):
+                        continue
+                    choice, = json.loads(line[6:])["choices"]
+                    self.tokens += choice["token_ids"] or []
+                    self.finish = choice["finish_reason"] or self.finish
+                    if len(self.tokens) > 5:
+                        self.some.set()
+        except (OSError, KeyError, ValueError) as error:
+            self.error = error
+        self.some.set()
+
+    def answer(self):
+        self.join(90)
+        assert not self.is_alive() and self.error is None, self.error
+        assert len(self.tokens) == self.body["max_tokens"], len(self.tokens)
+        return self.tokens, self.finish

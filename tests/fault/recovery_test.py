@@ -5,12 +5,11 @@ import json
 import os
 import re
 import signal
-import threading
 import time
 import urllib.request
 
 import pytest
-from job import SOON, job
+from job import SOON, Stream, job
 from serving import BINARY, ROOT, Server, wait_for_address
 
 DEMO = ROOT / "launch" / "demo-model"
@@ -26,41 +25,6 @@ def serving(model, ranks, *options, **how):
         server = Server(wait_for_address(running.process, running.log, time.monotonic() + 60), running.process)
         running.find_ranks()
         yield running, server
-
-
-class Stream(threading.Thread):
-    """A streamed answer; `some` is set when its first tokens are here."""
-
-    def __init__(self, server, prompt, tokens=200, **more):
-        super().__init__(daemon=True)
-        self.body = {"model": server.model, "prompt": prompt, "max_tokens": tokens, "ignore_eos": True, "stream": True,
-                     "temperature": 0, "return_token_ids": True, **more}
-        self.url, self.some = server.url, threading.Event()
-        self.tokens, self.finish, self.error = [], None, None
-        self.start()
-
-    def run(self):
-        request = urllib.request.Request(self.url + "/v1/completions", json.dumps(self.body).encode(),
-                                         {"Content-Type": "application/json"})
-        try:
-            with urllib.request.urlopen(request, timeout=90) as response:
-                for line in response:
-                    if not line.startswith(b"data: {"):
-                        continue
-                    choice, = json.loads(line[6:])["choices"]
-                    self.tokens += choice["token_ids"] or []
-                    self.finish = choice["finish_reason"] or self.finish
-                    if len(self.tokens) > 5:
-                        self.some.set()
-        except (OSError, KeyError, ValueError) as error:
-            self.error = error
-        self.some.set()
-
-    def answer(self):
-        self.join(90)
-        assert not self.is_alive() and self.error is None, self.error
-        assert len(self.tokens) == self.body["max_tokens"], len(self.tokens)
-        return self.tokens, self.finish
 
 
 def prompts(server, count):

@@ -7,11 +7,11 @@ import signal
 import subprocess
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from hosts import Hosts, wait_until
+from job import Stream
 from serving import BINARY, ROOT, Server, wait_for_address
 
 DEMO = ROOT / "launch" / "demo-model"
@@ -99,46 +99,43 @@ def recovering(hosts, start, slots, collectives):
     return process, log, Server(f"http://{hosts.network}.1:{url.rsplit(':', 1)[1]}")
 
 
-def answers(server, tokens):
-    """Of three requests at once, which are on different ranks."""
-    with ThreadPoolExecutor() as pool:
-        some = [pool.submit(server.complete, [5, 6, 7 + i], max_tokens=tokens, ignore_eos=True) for i in range(3)]
-        time.sleep(0.3)  # they are under way
-        yield
-        yield [choice["text"] for answer in some for choice in answer.result()]
+def under_way(server):
+    """Three answers at once, which are on different ranks, when each has begun."""
+    streams = [Stream(server, [5, 6, 7 + i], tokens=300) for i in range(3)]
+    for stream in streams:
+        stream.some.wait()
+    return streams
 
 
-def undisturbed(server, tokens):
-    steps = answers(server, tokens)
-    next(steps)
-    return next(steps)
+def answers(streams):
+    return [stream.answer() for stream in streams]
 
 
 @pytest.mark.parametrize("collectives", ["mpi", "ucx"])
 def test_killed_rank_of_another_host_is_outlived(hosts, running, collectives):
     process, log, server = recovering(hosts, running, [1, 2, 1], collectives)
-    before = undisturbed(server, 1500)
-    steps = answers(server, 1500)
-    next(steps)
-    os.kill(hosts.hosts[1].pids(BINARY.name)[0], signal.SIGKILL)
-    assert next(steps) == before
+    undisturbed = answers(under_way(server))
+    busy, idle = (hosts.hosts[i].pids(BINARY.name)[0] for i in (1, 2))
+    streams = under_way(server)
+    os.kill(busy, signal.SIGKILL)
+    assert any(stream.is_alive() for stream in streams), "it was idle when the rank was lost"
+    assert answers(streams) == undisturbed
     assert wait_until(lambda: "recovered ranks=3" in text_of(log), 10), text_of(log)
-    os.kill(hosts.hosts[2].pids(BINARY.name)[0], signal.SIGKILL)
+    os.kill(idle, signal.SIGKILL)
     assert wait_until(lambda: "recovered ranks=2" in text_of(log), 10), text_of(log)
-    assert undisturbed(server, 1500) == before
+    assert answers(under_way(server)) == undisturbed
 
 
 @pytest.mark.parametrize("collectives", ["mpi", "ucx"])
 def test_host_without_network_is_outlived(hosts, running, collectives):
     process, log, server = recovering(hosts, running, [1, 1, 1], collectives)
-    before = undisturbed(server, 1500)
-    steps = answers(server, 1500)
-    next(steps)
-    hosts.pull_cable(2)
-    assert next(steps) == before
-    assert re.search(r"rank lost rank=2 .*no sign of life", text_of(log)), text_of(log)
-    assert undisturbed(server, 1500) == before
-    hosts.plug_in_cable(2)
+    undisturbed = answers(under_way(server))
+    streams = under_way(server)
+    with hosts.cable_pulled(2):
+        assert any(stream.is_alive() for stream in streams), "it was idle when the host was lost"
+        assert answers(streams) == undisturbed
+        assert re.search(r"rank lost rank=2 .*no sign of life", text_of(log)), text_of(log)
+        assert answers(under_way(server)) == undisturbed
 
 
 def test_killed_rank_of_another_host_is_named(hosts, running):
@@ -151,9 +148,9 @@ def test_killed_rank_of_another_host_is_named(hosts, running):
 def test_host_without_network_is_named_and_all_end(hosts, running):
     """mpirun itself may wait for that host for ever; no rank does."""
     process, log = serving(running, [1, 1, 1])
-    hosts.pull_cable(2)
     alive = lambda: [pid for host in hosts.hosts for pid in host.pids(BINARY.name)]  # noqa: E731
-    assert wait_until(lambda: not alive(), 40), text_of(log)
+    with hosts.cable_pulled(2):
+        assert wait_until(lambda: not alive(), 40), text_of(log)
     assert re.search(rf"shoal: rank 2 \(host {hosts.hosts[2].name}, .*no sign of life.*ending the job", text_of(log)), \
         text_of(log)
     assert "Ctrl-C" in text_of(log)

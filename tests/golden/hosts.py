@@ -103,15 +103,18 @@ class Hosts:
         return subprocess.Popen(["mpirun", "--hostfile", str(hostfile), "-n", str(sum(slots)), *map(str, words)],
                                 env=self.environment(), **more)
 
-    def pull_cable(self, i):
-        self.ip("link", "set", f"{self.bridge}v{i}", "down")
-
-    def plug_in_cable(self, i):
-        """Returns when the other hosts reach it again, and it them."""
-        self.ip("link", "set", f"{self.bridge}v{i}", "up")
-        others = [j for j in range(self.count) if j != i]
-        pairs = [(i, j) for j in others] + [(j, i) for j in others]
-        assert wait_until(lambda: all(self.reaches(*pair) for pair in pairs), 30)
+    @contextlib.contextmanager
+    def cable_pulled(self, i):
+        """Host i is without its network for the time of a with block; then the others reach it again, and it them."""
+        cable = f"{self.bridge}v{i}"
+        self.ip("link", "set", cable, "down")
+        try:
+            yield
+        finally:
+            self.ip("link", "set", cable, "up")
+            others = [j for j in range(self.count) if j != i]
+            pairs = [(i, j) for j in others] + [(j, i) for j in others]
+            assert wait_until(lambda: all(self.reaches(*pair) for pair in pairs), 30)
 
     def reaches(self, i, j):
         """Whether anything, a refusal too, comes from host j to i."""
