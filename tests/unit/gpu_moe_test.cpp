@@ -424,9 +424,9 @@ void expect_same(const Case& c) {
 }
 
 TEST(GpuMoe, ModelsComputeWhatTheyDoWithTheHostInBetween) {
-  for (const int ranks : {1, 2, 3})
-    for (const Answers answers : {Answers::summed, Answers::by_expert})
-      expect_same({.model = "deepseek-v3", .ranks = ranks, .answers = answers});
+  // Two ranks add up, and three answer by expert, further down and in the next tests.
+  for (const int ranks : {1, 3}) expect_same({.model = "deepseek-v3", .ranks = ranks});
+  for (const int ranks : {1, 2}) expect_same({.model = "deepseek-v3", .ranks = ranks, .answers = Answers::by_expert});
   expect_same({.model = "deepseek-v3-fp8", .compute = Compute::fp8, .ranks = 2, .network = true});
   expect_same({.model = "deepseek-v3-fp8", .compute = Compute::fp8, .ranks = 3, .answers = Answers::by_expert});
   expect_same({.model = "deepseek-v2-lite", .compute = Compute::bf16, .ranks = 3});

@@ -285,7 +285,7 @@ TEST(Plan, MoreMemoryNeverMakesAPlanWorse) {
   const char* models[] = {"deepseek-r1", "deepseek-v2-lite", "deepseek-v2", "deepseek-r1-distill-qwen-14b"};
   const char* precisions[] = {"fp8", "bf16", "Q4_K_M", "int4"};
   const char* clusters[] = {"h100x8", "a100x8", "rtx4090x8", "spr-2s"};
-  for (int round = 0; round < 24; ++round) {
+  for (int round = 0; round < 12; ++round) {
     const auto pick = [&](const auto& list) { return list[random() % 4]; };
     PlanRequest r = request(pick(models), pick(precisions), pick(clusters), 1 + static_cast<int>(random() % 4));
     r.workload = {.context = 1024 << (random() % 5), .concurrency = 1 << (random() % 6)};
