@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "runtime/grammar/gbnf_text.h"
+#include "runtime/grammar/json_format.h"
 #include "runtime/grammar/json_number.h"
 #include "runtime/grammar/schema_rules.h"
 #include "runtime/grammar/utf8_ranges.h"
@@ -42,25 +43,6 @@ constexpr const char* not_expressible[] = {
     "not",          "if",       "then",        "else",        "dependentSchemas", "dependentRequired",
     "dependencies", "contains", "minContains", "maxContains", "unevaluatedItems", "$dynamicRef",
     "$recursiveRef"};
-
-const std::map<std::string, const char*> formats = {
-    {"date", "^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])$"},
-    {"time", "^([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,6})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$"},
-    {"date-time",
-     "^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,6})?"
-     "(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$"},
-    {"uuid", "^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$"},
-    {"duration",
-     "^P([0-9]{1,3}D(T[0-9]{1,2}H([0-9]{1,2}M([0-9]{1,2}S)?)?)?|T[0-9]{1,3}(H([0-9]{1,2}M([0-9]{1,2}S)?)?|M([0-9]{1,2}"
-     "S)?|S))$"},
-    {"email",
-     "^[A-Za-z0-9_+-]{1,32}(\\.[A-Za-z0-9_+-]{1,16}){0,3}@([a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?\\.){1,3}[a-z]{2,10}$"},
-    {"hostname", "^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?(\\.[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?){0,4}$"},
-    {"uri",
-     "^https?://[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?(\\.[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?){0,4}(:[1-9][0-9]{0,3})?"
-     "(/[A-Za-z0-9._~-]{0,64}){0,8}(\\?[A-Za-z0-9._~=&-]{0,64})?(#[A-Za-z0-9._~-]{0,32})?$"},
-    {"ipv6", "^([0-9a-f]{1,4}:){7}[0-9a-f]{1,4}$"},
-    {"ipv4", "^((25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])\\.){3}(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])$"}};
 
 bool has_type(const Json& value, const std::string& type) {
   if (type == "integer") return value.is_number_integer();
@@ -596,29 +578,36 @@ class SchemaWriter {
 
   std::string string(const Json& schema, const std::string& place) {
     const auto least = count(schema, "minLength", place), most = count(schema, "maxLength", place);
-    std::string regex;
     if (schema.contains("pattern")) {
       if (!schema["pattern"].is_string()) refuse(place, "'pattern' must be a string");
-      regex = schema["pattern"].get<std::string>();
-    } else if (schema.contains("format") && schema["format"].is_string()) {
-      if (const auto known = formats.find(schema["format"].get<std::string>()); known != formats.end()) {
-        regex = known->second;
-      }
+      std::string regex = schema["pattern"].get<std::string>();
+      if (least || most) regex = with_length(regex, least.value_or(0), most, place);
+      return quoted(regex, false);
     }
-    if (schema.contains("pattern") || !regex.empty()) {
-      if (schema.contains("pattern") && (least || most)) regex = with_length(regex, least.value_or(0), most, place);
-      return rule("\"\\\"\" " + gbnf_of_regex(regex, Quoting::json, false) + " \"\\\"\"");
+    if (schema.contains("format") && schema["format"].is_string()) {
+      const std::string name = schema["format"].get<std::string>();
+      const JsonFormat* format = json_format(name);
+      // Lengths must hold and a format need not: it stays where its texts have them anyhow.
+      if (format && least.value_or(0) <= format->least && most.value_or(format->most) >= format->most) {
+        std::string& known = format_rules_[name];
+        if (known.empty()) known = quoted(format->regex, true);
+        return known;
+      }
     }
     if (!least && !most) return "string";
     if (most && *most < least.value_or(0)) refuse(place, "'maxLength' is less than 'minLength'");
     return rule("\"\\\"\" char" + times(least.value_or(0), most) + " \"\\\"\"");
   }
 
+  std::string quoted(const std::string& regex, bool whole) {
+    return rule("\"\\\"\" " + gbnf_of_regex(regex, Quoting::json, whole) + " \"\\\"\"");
+  }
+
   const Json& root_;
   SchemaRules rules_;
   int merges_ = 0, depth_ = 0;
   std::size_t copied_ = 0;
-  std::map<std::string, std::string> references_;
+  std::map<std::string, std::string> references_, format_rules_;  // → the rule
 };
 
 }  // namespace

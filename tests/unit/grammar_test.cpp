@@ -3,10 +3,12 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <random>
 #include <regex>
+#include <set>
 
 #include "base/error.h"
 #include "runtime/grammar/automaton.h"
@@ -245,6 +247,55 @@ TEST(JsonSchema, WhatWouldGrowWithoutBoundIsRefused) {
   for (int i = 0; i < 5000; ++i) merged["$defs"]["a"]["required"].push_back("n");
   for (int i = 0; i < 400; ++i) merged["allOf"].push_back({{"$ref", "#/$defs/a"}});
   EXPECT_NE(why_schema_refused(merged), "taken");
+}
+
+/// From a state within a JSON string, for all states on the way: how many characters may come at the least and at the
+/// most before it closes. No repetition may be without end.
+using Lengths = std::map<Automaton::State, std::pair<int, int>>;
+std::pair<int, int> lengths(Automaton& automaton, Automaton::State state, Lengths& known) {
+  if (const auto at = known.find(state); at != known.end()) return at->second;
+  constexpr int none = 1 << 30;
+  std::pair found{none, -none};
+  if (automaton.after(state, '"') != Automaton::dead) found = {0, 0};
+  std::set<Automaton::State> next;
+  for (std::uint8_t byte = 0; byte < 128; ++byte) {
+    const Automaton::State one = automaton.after(state, byte);
+    if (byte != '"' && byte != '\\') next.insert(one);
+    for (std::uint8_t escaped = 0; byte == '\\' && escaped < 128; ++escaped) next.insert(automaton.after(one, escaped));
+  }
+  next.erase(Automaton::dead);
+  for (const Automaton::State one : next) {
+    const auto [least, most] = lengths(automaton, one, known);
+    found = {std::min(found.first, least + 1), std::max(found.second, most + 1)};
+  }
+  return known[state] = found;
+}
+
+TEST(JsonSchema, AFormatStaysBesideTheLengthsThatItsTextsHave) {
+  for (const char* name :
+       {"date", "time", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid"}) {
+    const auto gbnf = [](nlohmann::ordered_json more, const char* format) {
+      more["type"] = "string";
+      if (format) more["format"] = format;
+      return gbnf_of_json_schema(more);
+    };
+    const std::string free = gbnf({}, name);
+    Automaton automaton(network(free));
+    Lengths known;
+    const auto [least, most] = lengths(automaton, automaton.after(automaton.start(), '"'), known);
+    EXPECT_EQ(gbnf({{"minLength", least}, {"maxLength", most}}, name), free) << name;
+    for (const nlohmann::ordered_json& tighter :
+         {nlohmann::ordered_json{{"minLength", least + 1}}, nlohmann::ordered_json{{"maxLength", most - 1}}})
+      EXPECT_EQ(gbnf(tighter, name), gbnf(tighter, nullptr)) << name;
+  }
+}
+
+/// However many fields have one: patterns are there once.
+TEST(JsonSchema, AFormatIsOneRule) {
+  nlohmann::ordered_json schema = {{"type", "object"}};
+  for (int i = 0; i < 200; ++i)
+    schema["properties"][fmt::format("p{}", i)] = {{"type", "string"}, {"format", i % 2 ? "ipv6" : "date-time"}};
+  EXPECT_LT(gbnf_of_json_schema(schema).size(), 64u << 10);
 }
 
 TEST(Gbnf, RandomTextDoesNoHarm) {
