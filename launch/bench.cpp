@@ -118,17 +118,17 @@ CLI::App* add_bench(CLI::App& root, BenchOptions& options) {
   app->add_option("--precision", options.precision,
                   "Of random weights: bf16, f16, fp8, a GGUF type or mix (Q4_K_M); empty: what the checkpoint holds");
   app->add_option("--layers", options.job.layers, "With random weights: only the first so many; 0: all")
-      ->check(CLI::NonNegativeNumber);
+      ->check(at_least(0));
   app->add_option("--concurrency", options.concurrency,
                   "Requests at once, one measurement each [default: 1,4,16; with --url 1,2,4 ... 64]")
       ->delimiter(',')
-      ->check(CLI::PositiveNumber);
+      ->check(at_least(1));
   add_url_options(*app, options.load);
-  app->add_option("--prompt-tokens", options.prompt_tokens, "Of each request")->check(CLI::PositiveNumber);
+  app->add_option("--prompt-tokens", options.prompt_tokens, "Of each request")->check(at_least(1));
   app->add_option("--output-tokens", options.output_tokens, "Of each request, while no prompt is being read")
       ->check(CLI::Range(1, 1 << 20));
   app->add_option("--repeat", options.repeat, "Of each measurement; the mean of the middle half is told")
-      ->check(CLI::PositiveNumber);
+      ->check(at_least(1));
   CLI::Option* json = app->add_flag("--json", options.json, "Print JSON");
   app->add_flag("--csv", options.csv, "Print the results as CSV")->excludes(json);
   return app;

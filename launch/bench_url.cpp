@@ -13,6 +13,7 @@
 
 #include "base/error.h"
 #include "launch/http_client.h"
+#include "launch/option_checks.h"
 #include "launch/report.h"
 
 namespace shoal {
@@ -266,7 +267,7 @@ void add_url_options(CLI::App& app, UrlLoad& load) {
       ->group(group);
   app.add_option("--api-key", load.api_key, "Key for it")->envname("SHOAL_API_KEY")->group(group);
   app.add_option("--requests-per-user", load.requests_per_user, "Requests of each user, one after the other")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->group(group);
 }
 

@@ -368,11 +368,11 @@ CLI::App* add_eval(CLI::App& root, EvalOptions& options) {
   app->add_option("--reference", options.reference, "File of a run with --save to compare with");
   app->add_option("--puzzles", options.puzzles, "JSON lines with task, prompt and answer");
   app->add_option("--window", options.window, "Tokens that are scored together")->check(CLI::Range(4, 1 << 20));
-  app->add_option("--max-windows", options.max_windows, "0: all of the text")->check(CLI::NonNegativeNumber);
+  app->add_option("--max-windows", options.max_windows, "0: all of the text")->check(at_least(0));
   app->add_option("--top", options.top, "Likeliest tokens compared at each position; 0: all, up to 1024")
-      ->check(CLI::NonNegativeNumber);
-  app->add_option("--max-puzzles", options.max_puzzles, "Of each task; 0: all")->check(CLI::NonNegativeNumber);
-  app->add_option("--max-tokens", options.max_tokens, "Of an answer to a puzzle")->check(CLI::PositiveNumber);
+      ->check(at_least(0));
+  app->add_option("--max-puzzles", options.max_puzzles, "Of each task; 0: all")->check(at_least(0));
+  app->add_option("--max-tokens", options.max_tokens, "Of an answer to a puzzle")->check(at_least(1));
   app->add_flag("--json", options.json, "Print JSON");
   return app;
 }

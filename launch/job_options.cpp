@@ -1,14 +1,27 @@
 #include "launch/job_options.h"
 
-#include <map>
+#include <algorithm>
+#include <functional>
 #include <string>
+#include <utility>
+#include <vector>
 
 namespace shoal {
 
-CLI::Validator not_empty() {
-  return CLI::Validator([](const std::string& value) { return value.empty() ? "must not be empty" : std::string(); },
-                        "");
+namespace {
+
+/// An option that names one of these values. (CLI11's transformers put the values themselves into the help, and take
+/// them too.)
+template <class T>
+CLI::Option* add_choice(CLI::App& app, const std::string& flag, const std::string& description,
+                        const std::vector<std::pair<std::string, T>>& values, std::function<void(T)> take) {
+  const auto chosen = [=](const std::string& name) {
+    take(std::ranges::find(values, name, &std::pair<std::string, T>::first)->second);
+  };
+  return app.add_option_function<std::string>(flag, chosen, description)->check(CLI::IsMember(values));
 }
+
+}  // namespace
 
 void add_job_options(CLI::App& app, JobOptions& options) {
   const std::string group = "Model and job";
@@ -21,26 +34,26 @@ void add_job_options(CLI::App& app, JobOptions& options) {
       ->group(group);
   app.add_option("--max-model-len", options.max_model_len,
                  "Longest prompt and answer together, in tokens; 0: what the model and the memory allow")
-      ->check(CLI::NonNegativeNumber)
+      ->check(at_least(0))
       ->group(group);
   app.add_option("--max-num-seqs", options.max_num_seqs, "Answers that are generated at once on one rank")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->group(group);
   app.add_option("--max-batched-tokens", options.max_batched_tokens,
                  "Tokens of one rank in one step; 0: 512, on GPUs 2048")
-      ->check(CLI::NonNegativeNumber)
+      ->check(at_least(0))
       ->group(group);
   app.add_option(
          "--max-prefill-tokens", options.max_prefill_tokens,
          "Of these, prompt tokens while answers are generated: fewer keep answers smooth, more read prompts sooner; "
          "0: 256, on GPUs 512")
-      ->check(CLI::NonNegativeNumber)
+      ->check(at_least(0))
       ->group(group);
   app.add_option("--kv-cache-gb", options.kv_cache_gb, "GB of KV cache on each rank; 0: a share of the free memory")
-      ->check(CLI::NonNegativeNumber)
+      ->check(within(0, 1e6))
       ->group(group);
   app.add_option("--threads", options.threads, "Threads of each rank; 0: this host's cores shared by its ranks")
-      ->check(CLI::NonNegativeNumber)
+      ->check(within(0, most_threads))
       ->group(group);
   app.add_flag("--pin", options.pin,
                "Keep each thread on a core of its own, on a machine that does little else: some kernels put two on one")
@@ -56,21 +69,17 @@ void add_job_options(CLI::App& app, JobOptions& options) {
       ->group(group);
   app.add_option("--isa", options.isa, "CPU instructions: auto, portable, avx2, avxvnni, avx512bw, avx512, amx")
       ->group(group);
-  const std::map<std::string, Compute> types = {{"f32", Compute::f32}, {"bf16", Compute::bf16}, {"fp8", Compute::fp8}};
-  app.add_option(
-         "--compute", options.compute,
-         "Type of activations, KV cache and exchanged rows: f32, bf16, fp8 (on Hopper GPUs; the rest then in bf16). "
-         "Activations of quantized weights are rounded to INT8, but with bf16 on GPUs those of INT4 to BF16")
-      ->transform(CLI::CheckedTransformer(types))
-      ->type_name("TYPE")
+  add_choice<Compute>(
+      app, "--compute",
+      "Type of activations, KV cache and exchanged rows: f32, bf16, fp8 (on Hopper GPUs; the rest then in bf16). "
+      "Activations of quantized weights are rounded to INT8, but with bf16 on GPUs those of INT4 to BF16",
+      {{"f32", Compute::f32}, {"bf16", Compute::bf16}, {"fp8", Compute::fp8}},
+      [&options](Compute type) { options.compute = type; })
       ->default_str("f32")
       ->group(group);
-  const std::map<std::string, KvType> kv_types = {
-      {"f32", KvType::f32}, {"bf16", KvType::bf16}, {"fp8", KvType::fp8}, {"int8", KvType::int8}};
-  app.add_option("--kv-cache-dtype", options.kv_cache_dtype,
-                 "Type of the KV cache: f32, bf16, fp8, int8; without it as --compute says")
-      ->transform(CLI::CheckedTransformer(kv_types))
-      ->type_name("TYPE")
+  add_choice<KvType>(app, "--kv-cache-dtype", "Type of the KV cache; without it as --compute says",
+                     {{"f32", KvType::f32}, {"bf16", KvType::bf16}, {"fp8", KvType::fp8}, {"int8", KvType::int8}},
+                     [&options](KvType type) { options.kv_cache_dtype = type; })
       ->group(group);
   app.add_option_function<std::string>(
          "--speculative", [&options](const std::string& how) { options.mtp = how == "mtp"; },
@@ -81,7 +90,7 @@ void add_job_options(CLI::App& app, JobOptions& options) {
   app.add_option("--rebalance-steps", options.rebalance_steps,
                  "Every so many steps, look at how many tokens each expert got and move experts from ranks that carry "
                  "much to ranks that carry little. Answers stay the same; 0: never")
-      ->check(CLI::NonNegativeNumber)
+      ->check(at_least(0))
       ->group(group);
   app.add_flag("--quiet", options.quiet, "No progress while the model is loaded")->group(group);
 }

@@ -8,6 +8,7 @@
 #include "launch/bench.h"
 #include "launch/eval.h"
 #include "launch/inspect.h"
+#include "launch/option_checks.h"
 #include "launch/plan.h"
 #include "launch/quantize.h"
 #include "launch/run.h"
@@ -41,6 +42,7 @@ int run_command(int argc, char** argv, bool speaks) {
   add_quantize(app, quantize_options);
   add_eval(app, eval_options);
   add_bench(app, bench_options);
+  refuse_what_is_not_finite(app);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

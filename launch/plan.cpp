@@ -242,7 +242,6 @@ CLI::App* add_plan(CLI::App& root, PlanOptions& o) {
 
 namespace {
 
-/// Also of what is no number, which passes the option parser's own checks.
 void refuse_outside(const char* option, double value, double low, double high) {
   if (!(value >= low && value <= high))
     throw Error(fmt::format("{} is {}, outside [{:g}, {:g}]", option, value, low, high), ExitCode::usage);

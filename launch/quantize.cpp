@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/units.h"
+#include "launch/option_checks.h"
 #include "launch/quantize_gguf.h"
 #include "launch/recipe.h"
 #include "launch/report.h"
@@ -64,7 +65,7 @@ CLI::App* add_quantize(CLI::App& root, QuantizeOptions& options) {
   app->add_option("--importance", options.importance,
                   "File of `shoal eval --importance` or llama.cpp's imatrix: where errors count most");
   app->add_option("--group-size", options.group_size, "INT4: inputs that share a scale [default: 128]");
-  app->add_option("--threads", options.threads, "0: as many as there are cores")->check(CLI::NonNegativeNumber);
+  app->add_option("--threads", options.threads, "0: as many as there are cores")->check(within(0, most_threads));
   app->add_flag("--json", options.json, "Print JSON");
   app->add_flag("--quiet", options.quiet, "No progress");
   app->footer("A conversion that was interrupted goes on where it stopped when the same command is given again.");

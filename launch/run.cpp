@@ -76,21 +76,21 @@ CLI::App* add_run(CLI::App& root, RunOptions& options) {
       ->type_name("TEXT");
   app->add_option("--system", options.system, "System prompt")->type_name("TEXT");
   app->add_option("--max-tokens", options.max_tokens, "Longest answer, in tokens; 0: as long as the context allows")
-      ->check(CLI::NonNegativeNumber);
+      ->check(at_least(0));
   const auto by_default = [](const char* r1) { return fmt::format(" [default: the model's own, else {}]", r1); };
   app->add_option("--temperature", options.temperature, "0: always the most likely token" + by_default("0.6"))
-      ->check(CLI::Range(0.0, 2.0));
+      ->check(within(0, 2));
   app->add_option("--top-p", options.top_p,
                   "Sample from the most likely tokens that hold this share of probability" + by_default("0.95"))
-      ->check(CLI::Range(0.0, 1.0));
+      ->check(within(0, 1));
   app->add_option("--top-k", options.top_k, "Sample from this many most likely tokens; 0: all" + by_default("0"))
-      ->check(CLI::NonNegativeNumber);
+      ->check(at_least(0));
   app->add_option("--min-p", options.min_p,
                   "Sample from tokens this likely, relative to the likeliest" + by_default("0"))
-      ->check(CLI::Range(0.0, 1.0));
+      ->check(within(0, 1));
   app->add_option("--repetition-penalty", options.repetition_penalty,
                   "Above 1: tokens that prompt or answer have had are less likely" + by_default("1"))
-      ->check(CLI::Range(0.01, 100.0));
+      ->check(within(0.01, 100));
   app->add_option("--seed", options.seed, "Makes the answer repeatable [default: random]")->type_name("UINT");
   app->add_flag("--json", options.json, "Print one JSON object instead of the text")->needs("--prompt");
   app->add_flag("--raw", options.raw, "Continue the prompt as it is, without the chat template")->needs("--prompt");

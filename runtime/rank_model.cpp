@@ -7,6 +7,7 @@
 #include <thread>
 #include <utility>
 
+#include "base/units.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "planner/memory.h"
 #include "runtime/host.h"
@@ -56,10 +57,10 @@ int kv_pages(const ModelConfig& config, const JobOptions& options, std::uint64_t
     pages = std::min(std::max(room / 5 * 4, std::min(least, room)), 32 * of_sequence);
   }
   if (pages < least)
-    throw Error(fmt::format("the KV cache does not fit: {} tokens need {:.2f} GB on each rank and {:.2f} GB are there; "
-                            "lower --max-model-len, raise --kv-cache-gb, or use more ranks on more hosts",
-                            wanted_len, static_cast<double>(least * page_bytes) / 1e9,
-                            static_cast<double>(pages * page_bytes) / 1e9),
+    throw Error(fmt::format("the KV cache does not fit: {} tokens need {} on each rank and {} are there; lower "
+                            "--max-model-len, raise --kv-cache-gb, or use more ranks on more hosts",
+                            options.max_model_len > 0 ? wanted_len : kv_page_tokens, human_bytes(least * page_bytes),
+                            human_bytes(pages * page_bytes)),
                 ExitCode::does_not_fit);
   return static_cast<int>(std::min<std::uint64_t>(pages, 1u << 30));
 }

@@ -1,13 +1,22 @@
-"""`shoal run` on the demo model."""
+"""The command line: `shoal run` on the demo model, the help of all commands, and what they refuse."""
 
 import json
+import re
 import subprocess
 
 import pytest
 from conftest import DEMO_MODEL, needs_demo_model
-from serving import BINARY, serve
+from serving import BINARY, ROOT, serve
 
 PROMPT = "Say a word."
+COMMANDS = ["run", "serve", "eval", "bench", "plan", "quantize", "inspect"]
+GGUF = ROOT / "tests" / "fixtures" / "gguf" / "dense-Q2_K.gguf"
+
+
+def shoal(*arguments):
+    if not BINARY.exists():
+        pytest.skip(f"{BINARY} is not built")
+    return subprocess.run([BINARY, *map(str, arguments)], capture_output=True, text=True, timeout=120)
 
 
 def answer(model, *options):
@@ -18,14 +27,19 @@ def answer(model, *options):
     return said["reasoning"], said["content"]
 
 
-def demo_model_that_recommends(folder, recommended):
-    """Of another generation_config.json; None: of none."""
+def demo_model_with(folder, name, text):
+    """Of another file of this name; None: of none."""
+    needs_demo_model()
     for file in DEMO_MODEL.iterdir():
-        if file.name != "generation_config.json":
+        if file.name != name:
             (folder / file.name).symlink_to(file)
-    if recommended is not None:
-        (folder / "generation_config.json").write_text(json.dumps(recommended))
+    if text is not None:
+        (folder / name).write_text(text)
     return folder
+
+
+def demo_model_that_recommends(folder, recommended):
+    return demo_model_with(folder, "generation_config.json", recommended and json.dumps(recommended))
 
 
 @pytest.mark.parametrize("recommended, alike, other", [
@@ -50,3 +64,36 @@ def test_the_same_model_says_the_same_when_it_is_served(tmp_path):
         request = {"model": server.model, "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 24}
         message = server.post("/v1/chat/completions", request)["choices"][0]["message"]
     assert said == (message.get("reasoning_content") or "", message["content"] or "")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_whole(command):
+    done = shoal(command, "--help")
+    assert done.returncode == 0 and all(c == "\n" or c.isprintable() for c in done.stdout)
+    assert done.stdout.splitlines()[-1].startswith("A conversion" if command == "quantize" else "Exit codes")
+    assert "->" not in done.stdout  # names of values are told, not what they stand for
+    if command in ("run", "serve", "eval", "bench"):
+        assert all(words in done.stdout for words in ("{f32,bf16,fp8}=f32", "{f32,bf16,fp8,int8}", "--quiet"))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
+def test_numbers_are_finite(command, value):
+    for option in re.findall(r"(?m)^  (--[a-z-]+) FLOAT", shoal(command, "--help").stdout):
+        done = shoal(command, option, value)
+        assert done.returncode == 2 and f"{option}: must be a finite number, not {value}" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("arguments", [
+    ["run", "--max-tokens", "-1"], ["run", "--temperature", "2.1"], ["run", "--temperature", "warm"],
+    ["run", "--kv-cache-gb", "1e30"], ["run", "--kv-cache-gb", "-1"], ["run", "--kv-cache-dtype", "foo"],
+    ["run", "--compute", "1"], ["run", "--max-num-seqs", "0"], ["serve", "--threads", "100000"],
+    ["eval", "--max-tokens", "0"], ["bench", "--concurrency", "1,0"], ["quantize", "--threads", "100000"]])
+def test_wrong_values_are_refused_in_few_words(arguments):
+    done = shoal(*arguments)
+    assert done.returncode == 2 and arguments[1] in done.stderr and len(done.stderr) < 160, done.stderr
+
+
+def test_a_cache_that_is_too_small_is_told_in_bytes():
+    done = shoal("run", "--model", GGUF, "--prompt", "x", "--kv-cache-gb", "1e-9")
+    assert done.returncode == 3 and "0 B are there" in done.stderr, done.stderr
