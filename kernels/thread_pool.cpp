@@ -6,7 +6,10 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <system_error>
 #include <thread>
+
+#include "base/error.h"
 
 namespace shoal {
 namespace {
@@ -117,6 +120,13 @@ struct ThreadPool::Team {
     wake_members.notify_all();
   }
 
+  void end() {
+    stop.store(true);
+    wake_members.fetch_add(1);
+    wake_members.notify_all();
+    for (std::thread& t : threads) t.join();
+  }
+
   void run(std::size_t items, std::size_t chunk, const Body& f) {
     body = &f;
     count = items;
@@ -140,17 +150,18 @@ struct ThreadPool::Team {
 ThreadPool::ThreadPool(int threads, std::vector<int> cpus) : team_(std::make_unique<Team>()) {
   const auto cpu_of = [&](int i) { return static_cast<std::size_t>(i) < cpus.size() ? cpus[i] : -1; };
   team_->caller_cpu = cpu_of(0);
-  for (int i = 1; i < threads; ++i) {
-    team_->threads.emplace_back([team = team_.get(), i, cpu = cpu_of(i)] { team->member(i, cpu); });
+  team_->threads.reserve(static_cast<std::size_t>(std::max(threads, 1)));
+  try {
+    for (int i = 1; i < threads; ++i)
+      team_->threads.emplace_back([team = team_.get(), i, cpu = cpu_of(i)] { team->member(i, cpu); });
+  } catch (const std::system_error& error) {
+    const int started = size();
+    team_->end();
+    fail("no more than {} of {} threads could be started: {}", started, threads, error.code().message());
   }
 }
 
-ThreadPool::~ThreadPool() {
-  team_->stop.store(true);
-  team_->wake_members.fetch_add(1);
-  team_->wake_members.notify_all();
-  for (std::thread& t : team_->threads) t.join();
-}
+ThreadPool::~ThreadPool() { team_->end(); }
 
 int ThreadPool::size() const { return static_cast<int>(team_->threads.size()) + 1; }
 

@@ -12,7 +12,7 @@ namespace shoal {
 class ThreadPool {
  public:
   /// `cpus`: the logical CPUs to pin members to, one each, taken in order; empty: no pinning. The caller is pinned at
-  /// its first loop, and threads it starts later inherit that.
+  /// its first loop, and threads it starts later inherit that. Error where the system gives fewer threads.
   explicit ThreadPool(int threads, std::vector<int> cpus = {});
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;

@@ -2,10 +2,14 @@
 
 #include <gtest/gtest.h>
 #include <sched.h>
+#include <sys/resource.h>
 
 #include <atomic>
 #include <chrono>
+#include <fstream>
 #include <thread>
+
+#include "tests/unit/scratch_folder.h"
 
 namespace shoal {
 namespace {
@@ -67,6 +71,22 @@ TEST(ThreadPool, MoreItemsThanChunksFit) {
   pool.parallel_for(count, 1, [&](std::size_t begin, std::size_t end, int) { items += end - begin; });
   EXPECT_EQ(items, count);
 }
+
+// Sanitizers take address space of their own, and end the process where there is none.
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+TEST(ThreadPool, SaysWhereTheSystemGivesFewerThreads) {
+  rlimit before;
+  ASSERT_EQ(getrlimit(RLIMIT_AS, &before), 0);
+  rlim_t pages = 0;
+  std::ifstream("/proc/self/statm") >> pages;
+  rlimit little = before;
+  little.rlim_cur = pages * 4096 + (rlim_t{256} << 20);  // stacks of some threads
+  ASSERT_EQ(setrlimit(RLIMIT_AS, &little), 0);
+  const std::string said = error_of([] { ThreadPool(4096); });
+  setrlimit(RLIMIT_AS, &before);
+  EXPECT_PRED2(contains, said, "of 4096 threads could be started");
+}
+#endif
 
 TEST(ThreadPool, PinsItsMembers) {
   cpu_set_t before;
