@@ -1,6 +1,8 @@
 #include "launch/conversion.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -113,6 +115,33 @@ fs::path with_suffix(fs::path path, const char* suffix) { return path += suffix;
 
 }  // namespace
 
+/// On the journal, not on what is written: a job of several files writes one after the other, and their journals last
+/// until all are done.
+class Conversion::Lock {
+ public:
+  explicit Lock(const fs::path& journal) {
+    while (!take(journal)) ::close(descriptor_);
+  }
+  Lock(const Lock&) = delete;
+  Lock& operator=(const Lock&) = delete;
+  ~Lock() { ::close(descriptor_); }
+
+ private:
+  /// False where whoever had it removed the file meanwhile, as is done at the end of a job.
+  bool take(const fs::path& journal) {
+    descriptor_ = ::open(journal.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+    if (descriptor_ < 0) fail("{}: cannot be written: {}", journal.string(), reason());
+    if (::flock(descriptor_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {  // else: no locks on this file system
+      ::close(descriptor_);
+      fail("{}: another process is writing this model; wait for its end, or write elsewhere", journal.string());
+    }
+    struct stat locked, there;
+    return ::fstat(descriptor_, &locked) == 0 && ::stat(journal.c_str(), &there) == 0 &&
+           locked.st_dev == there.st_dev && locked.st_ino == there.st_ino;
+  }
+  int descriptor_ = -1;
+};
+
 StorageError& StorageError::operator+=(const StorageError& other) {
   squared_error += other.squared_error;
   squared_values += other.squared_values;
@@ -170,6 +199,7 @@ void Conversion::forget() { fs::remove(journal_); }
 
 std::map<std::string, StorageError> Conversion::run(int threads, bool progress) {
   std::vector<Piece> pieces = std::exchange(pieces_, {});
+  lock_ = std::make_shared<const Lock>(journal_);
   const std::map<std::string, StorageError> finished = read_journal();
   const bool all = std::ranges::all_of(tensors_, [&](const Tensor& t) { return finished.contains(t.name); });
   // A file under its name may be an earlier job's; it is this one's if nothing is left to do and it was renamed.
@@ -181,7 +211,7 @@ std::map<std::string, StorageError> Conversion::run(int threads, bool progress) 
     if (tensor.done) tensor.error = it->second;
   }
   if (whole) return errors_by_kind();
-  if (!resumed) fs::remove(journal_);  // first, as it must never speak of what this run begins to write
+  if (!resumed) fs::resize_file(journal_, 0);  // first, as it must never speak of what this run begins to write
   const OutputFile out(partial_, file_bytes_, resumed);
   out.write(0, reinterpret_cast<const std::byte*>(header_.data()), header_.size());
   Journal journal(journal_, job_, resumed, out);

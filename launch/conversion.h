@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <functional>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -39,6 +40,7 @@ class Conversion {
   void add_piece(std::vector<Range> ranges, std::uint64_t source_bytes, Make make);
 
   /// Does it all, once, and drops the pieces; returns the error by kind. Throws the first Error; what was done remains.
+  /// Error too where another Conversion writes this file: each keeps others from it until it is destroyed.
   /// Where a job has several files, the journal of one that is whole tells a later run so.
   std::map<std::string, StorageError> run(int threads, bool progress);
   /// Removes the journal: the job is done, and would be done anew if asked for again.
@@ -67,6 +69,8 @@ class Conversion {
   std::string header_;
   std::uint64_t file_bytes_;
   std::string job_;
+  class Lock;
+  std::shared_ptr<const Lock> lock_;  // from run() on
   std::vector<Tensor> tensors_;
   std::vector<Piece> pieces_;
 };

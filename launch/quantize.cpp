@@ -99,10 +99,14 @@ Json quantize_model(const QuantizeOptions& given) {
   if (fs::exists(options.out, ignored) && fs::equivalent(options.in, options.out, ignored)) {
     throw Error(fmt::format("{}: OUT must not be IN", options.out.string()), ExitCode::usage);
   }
-  if (!folder && fs::is_directory(options.out, ignored)) {
-    throw Error(fmt::format("{}: is a folder; {} is written as a GGUF file", options.out.string(),
-                            options.size.empty() ? options.type : "a mix of " + options.size),
-                ExitCode::usage);
+  // A rename would put the file in the place of a device or a pipe.
+  const fs::file_type there = fs::status(options.out, ignored).type();
+  if (there != fs::file_type::not_found && there != (folder ? fs::file_type::directory : fs::file_type::regular)) {
+    throw Error(
+        fmt::format("{}: is no {}; {} is written as a {}", options.out.string(), folder ? "folder" : "regular file",
+                    options.size.empty() ? options.type : "mix of " + options.size,
+                    folder ? "Hugging Face folder" : "GGUF file"),
+        ExitCode::usage);
   }
   const ModelConfig config = read_model_config(options.in);
   const Checkpoint checkpoint = Checkpoint::open(options.in);

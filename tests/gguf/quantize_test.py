@@ -2,6 +2,7 @@
 source."""
 
 import json
+import os
 import subprocess
 
 import gguf
@@ -100,3 +101,11 @@ def test_mistakes_are_told(arguments, code, message, tmp_path):
     done = subprocess.run([BINARY, "quantize", *arguments], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == code
     assert message in done.stderr
+
+
+@pytest.mark.parametrize("kind,message", [("Q8_0", "out: is no regular file"), ("FP8", "out: is no folder")])
+def test_what_is_no_file_is_not_replaced(kind, message, tmp_path):
+    os.mkfifo(tmp_path / "out")
+    done = subprocess.run([BINARY, "quantize", "nowhere", "out", "--type", kind], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and message in done.stderr
+    assert (tmp_path / "out").is_fifo()

@@ -106,6 +106,24 @@ TEST_F(ConversionTest, GoesOnFromTheStepsOfTheEnd) {
   EXPECT_EQ(written(), "headbbbbbbbbbbbb");
 }
 
+TEST_F(ConversionTest, KeepsOthersAwayUntilItsEnd) {
+  const auto fill = [](int, std::vector<std::byte>&) { return StorageError{}; };
+  std::string second;
+  {
+    Conversion work = conversion("job", [&](int, std::vector<std::byte>&) {
+      second = error_of([&] { conversion("other", fill).run(1, false); });
+      return StorageError{};
+    });
+    work.run(1, false);
+    EXPECT_PRED2(contains, second, "another process");
+    second = error_of([&] { conversion("job", fill).run(1, false); });  // files of the same job may be left
+    EXPECT_PRED2(contains, second, "another process");
+    work.forget();
+  }
+  EXPECT_EQ(run("other", 'b'), kTensors);
+  EXPECT_EQ(written(), "headbbbbbbbbbbbb");
+}
+
 TEST_F(ConversionTest, DropsWhatAPieceHoldsWhenItIsWritten) {
   auto held = std::make_shared<int>();
   const std::weak_ptr<int> seen = held;
