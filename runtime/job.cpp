@@ -53,6 +53,11 @@ std::string summarize(const ModelConfig& config, const JobOptions& options, cons
     text += std::ranges::all_of(ranks, &WorkerReady::outlives_one)
                 ? "losses    of a rank: the others have room for what it has\n"
                 : "losses    of a rank would end the job: the others have no room for what it has\n";
+  // Not refused: files write -1 for none, and programs that read token ids need no end.
+  if (config.eos_token_ids.empty() && options.random_weights.empty())
+    text += fmt::format(
+        "ends      none: eos_token_id names no token of the {} in the vocabulary, so answers end at limits\n",
+        config.vocab_size);
   if (options.mtp) text += "guesses   one token ahead, by the model's MTP layer\n";
   return text;
 }

@@ -42,6 +42,15 @@ std::shared_ptr<const Tokenizer> read_tokenizer(const std::filesystem::path& mod
   return std::make_shared<const Tokenizer>(Tokenizer::from_model_dir(model));
 }
 
+void check_ids(const Tokenizer& tokenizer, int vocab_size, const std::filesystem::path& model) {
+  const std::int32_t largest = tokenizer.vocab_size() - 1;
+  if (largest < vocab_size) return;
+  const bool gguf = is_gguf(model);
+  fail("{}: token \"{}\" has the id {}, and {} is {}", (gguf ? model : model / "tokenizer.json").string(),
+       tokenizer.id_to_token(largest), largest,
+       gguf ? "the number of rows of token_embd.weight" : "vocab_size of config.json", vocab_size);
+}
+
 std::optional<ChatTemplate> read_chat_template(const std::filesystem::path& model) {
   if (!is_gguf(model)) return ChatTemplate::from_model_dir(model);
   const Gguf gguf = Gguf::open(model);

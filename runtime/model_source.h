@@ -21,6 +21,9 @@ Precision stored_precision(const std::filesystem::path& model, const ModelConfig
 
 /// Null where the model has none: it then takes and gives token ids only.
 std::shared_ptr<const Tokenizer> read_tokenizer(const std::filesystem::path& model);
+/// Error where it gives ids that the model, which has embeddings for `vocab_size` tokens, cannot look up. (More
+/// embeddings than tokens are common: their number is rounded up.)
+void check_ids(const Tokenizer& tokenizer, int vocab_size, const std::filesystem::path& model);
 
 std::optional<ChatTemplate> read_chat_template(const std::filesystem::path& model);
 

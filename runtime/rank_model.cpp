@@ -155,12 +155,15 @@ RankModel load_rank_model(const ModelConfig& config, const Checkpoint& checkpoin
     throw Error(fmt::format("--kv-cache-dtype {} needs heads of a multiple of {} elements; this model's have {}",
                             name_of(options.kv_type()), kKvGroup, config.head_dim),
                 ExitCode::usage);
+  // Before the weights, which may take long to read.
+  if (const auto tokenizer = options.random_weights.empty() ? read_tokenizer(options.model) : nullptr) {
+    check_ids(*tokenizer, config.vocab_size, options.model);
+    loaded.tokens = std::make_shared<grammar::TokenTable>(*tokenizer, config.vocab_size);
+  }
   const CacheShape cache = cache_shape(config, options, placement, rank, launch.local_size, device.share_bytes);
   loaded.weights =
       load_weights(config, checkpoint, placement, rank, load_options(options, launch, rank, *loaded.backend));
   loaded.cache = cache.make(*loaded.backend);
-  if (const auto tokenizer = options.random_weights.empty() ? read_tokenizer(options.model) : nullptr)
-    loaded.tokens = std::make_shared<grammar::TokenTable>(*tokenizer, config.vocab_size);
   return loaded;
 }
 

@@ -97,3 +97,22 @@ def test_wrong_values_are_refused_in_few_words(arguments):
 def test_a_cache_that_is_too_small_is_told_in_bytes():
     done = shoal("run", "--model", GGUF, "--prompt", "x", "--kv-cache-gb", "1e-9")
     assert done.returncode == 3 and "0 B are there" in done.stderr, done.stderr
+
+
+def test_tokens_that_the_model_does_not_know_are_refused(tmp_path):
+    tokenizer = json.loads((DEMO_MODEL / "tokenizer.json").read_text())
+    tokenizer["added_tokens"].append({**tokenizer["added_tokens"][-1], "id": 16000000, "content": "<far>"})
+    done = shoal("run", "--model", demo_model_with(tmp_path, "tokenizer.json", json.dumps(tokenizer)), "--prompt", "<far>")
+    assert done.returncode == 1
+    assert 'tokenizer.json: token "<far>" has the id 16000000, and vocab_size of config.json is' in done.stderr
+
+
+@pytest.mark.parametrize("end", [-1, 2**40])
+def test_a_model_that_names_no_end_is_told_of(tmp_path, end):
+    config = json.loads((DEMO_MODEL / "config.json").read_text())
+    model = demo_model_with(tmp_path, "config.json", json.dumps({**config, "eos_token_id": end}))
+    (model / "generation_config.json").unlink(missing_ok=True)
+    done = shoal("run", "--model", model, "--prompt", PROMPT, "--max-tokens", "1")
+    assert done.returncode == 0 and "eos_token_id names no token" in done.stderr, done.stderr
+    assert "tokens/s" not in done.stderr  # of a single token there is no speed
+    assert "eos_token_id" not in shoal("run", "--model", DEMO_MODEL, "--prompt", PROMPT, "--max-tokens", "1").stderr
