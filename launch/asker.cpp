@@ -68,7 +68,7 @@ Answer Asker::continue_text(const std::string& text, bool show) {
 }
 
 Answer Asker::answer(const Json& messages, bool show) {
-  const std::string prompt = model_.render_chat(messages, nullptr, Json::object());
+  const std::string prompt = prompt_of_chat(model_, messages, options_.job.model);
   AnswerOptions options;
   options.split_reasoning = true;
   options.starts_in_reasoning = ends_in_reasoning(prompt);
@@ -101,6 +101,7 @@ Answer Asker::ask(std::vector<std::int32_t> prompt, AnswerOptions options, bool 
     explicit Progress(bool show) : display(show) {}
     Display display;
     Clock::time_point first{}, last{};
+    int tokens_at_first = 0;  // several, where the first had no text that was certain
     std::string error;
     std::promise<void> over;
   };
@@ -109,7 +110,10 @@ Answer Asker::ask(std::vector<std::int32_t> prompt, AnswerOptions options, bool 
   auto generation = service_.start(std::move(request), std::move(options),
                                    [&answer, progress](const AnswerDelta& delta, const AnswerStream& stream) {
                                      progress->last = Clock::now();
-                                     if (answer.completion_tokens == 0) progress->first = progress->last;
+                                     if (answer.completion_tokens == 0) {
+                                       progress->first = progress->last;
+                                       progress->tokens_at_first = stream.completion_tokens();
+                                     }
                                      answer.completion_tokens = stream.completion_tokens();
                                      answer.reasoning += delta.reasoning;
                                      answer.content += delta.content;
@@ -132,7 +136,8 @@ Answer Asker::ask(std::vector<std::int32_t> prompt, AnswerOptions options, bool 
   if (answer.finish == FinishReason::failed) throw Error(progress->error);
   answer.ttft_ms = seconds(progress->first - start) * 1000;
   const double decoding = seconds(progress->last - progress->first);
-  if (answer.completion_tokens > 1 && decoding > 0) answer.tokens_per_s = (answer.completion_tokens - 1) / decoding;
+  // Tokens may be told of late and several at once, so that less time tells nothing.
+  if (decoding >= 0.1) answer.tokens_per_s = (answer.completion_tokens - progress->tokens_at_first) / decoding;
   return answer;
 }
 
@@ -144,8 +149,9 @@ bool Asker::interrupt() {
 }
 
 std::string describe(const Answer& answer) {
-  std::string text = fmt::format("{} prompt tokens, {} tokens, first after {:.0f} ms, {:.1f} tokens/s",
-                                 answer.prompt_tokens, answer.completion_tokens, answer.ttft_ms, answer.tokens_per_s);
+  std::string text = fmt::format("{} prompt tokens, {} tokens, first after {:.0f} ms", answer.prompt_tokens,
+                                 answer.completion_tokens, answer.ttft_ms);
+  if (answer.tokens_per_s > 0) text += fmt::format(", {:.1f} tokens/s", answer.tokens_per_s);
   if (answer.finish == FinishReason::length) text += "; cut off at the limit of tokens";
   if (answer.finish == FinishReason::cancelled) text += "; stopped";
   return text;

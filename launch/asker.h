@@ -15,7 +15,7 @@ struct Answer {
   std::string reasoning, content;
   int prompt_tokens = 0, completion_tokens = 0;
   double ttft_ms = 0;       // time to the first token
-  double tokens_per_s = 0;  // from the first token on
+  double tokens_per_s = 0;  // from the first text on; 0: that was too short a time
   FinishReason finish = FinishReason::none;
 };
 

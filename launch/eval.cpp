@@ -65,6 +65,7 @@ std::vector<Puzzle> read_puzzles(const std::filesystem::path& path, int most_of_
     if (puzzle.prompt.empty() || puzzle.answer.empty()) fields.reject("prompt", "and answer must be there");
     if (most_of_a_task == 0 || taken[puzzle.task]++ < most_of_a_task) puzzles.push_back(std::move(puzzle));
   });
+  if (puzzles.empty()) fail("{}: there is no puzzle in it", path.string());
   return puzzles;
 }
 
@@ -267,8 +268,8 @@ class Evaluation {
       Throttle throttle;
       GenerationService service(generator_of(*engine_.coordinator), engine_.tokenizer);
       for (std::size_t i = 0; i < puzzles.size(); ++i) {
-        const std::string prompt = model.render_chat(Json::array({{{"role", "user"}, {"content", puzzles[i].prompt}}}),
-                                                     nullptr, Json::object());
+        const std::string prompt = prompt_of_chat(
+            model, Json::array({{{"role", "user"}, {"content", puzzles[i].prompt}}}), options_.job.model);
         AnswerOptions answer;
         answer.split_reasoning = true;
         answer.starts_in_reasoning = ends_in_reasoning(prompt);
@@ -303,7 +304,7 @@ class Evaluation {
     return {{"puzzles", options_.puzzles.string()},
             {"right", right},
             {"asked", puzzles.size()},
-            {"accuracy", puzzles.empty() ? 0.0 : static_cast<double>(right) / static_cast<double>(puzzles.size())},
+            {"accuracy", static_cast<double>(right) / static_cast<double>(puzzles.size())},
             {"answer_tokens_per_s", static_cast<double>(tokens) / seconds},
             {"tasks", tasks}};
   }
@@ -331,7 +332,7 @@ void print_scores(const Json& report) {
   if (const auto it = report.find("accuracy"); it != report.end()) {
     fmt::print("\nPuzzles of {}\n", (*it)["puzzles"].get<std::string>());
     const auto line = [](const std::string& task, int right, int asked) {
-      fmt::print("  {:<28} {:>5} of {:<5} {:>6.1f} %\n", task, right, asked, asked > 0 ? 100.0 * right / asked : 0.0);
+      fmt::print("  {:<28} {:>5} of {:<5} {:>6.1f} %\n", task, right, asked, 100.0 * right / asked);
     };
     for (const auto& [task, counts] : (*it)["tasks"].items()) line(task, counts["right"], counts["asked"]);
     line("all", (*it)["right"], (*it)["asked"]);

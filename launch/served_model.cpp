@@ -1,5 +1,8 @@
 #include "launch/served_model.h"
 
+#include <fmt/format.h>
+
+#include "base/error.h"
 #include "runtime/job.h"
 
 namespace shoal {
@@ -19,6 +22,15 @@ ServedModel served_model(const Engine& engine) {
     };
   }
   return model;
+}
+
+std::string prompt_of_chat(const ServedModel& model, const ServedModel::Json& messages,
+                           const std::filesystem::path& path) {
+  try {
+    return model.render_chat(messages, nullptr, ServedModel::Json::object());
+  } catch (const Error& error) {
+    throw Error(fmt::format("{}: its chat template: {}", path.string(), error.what()), error.exit_code);
+  }
 }
 
 bool ends_in_reasoning(std::string_view prompt) {

@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -32,6 +33,11 @@ struct ServedModel {
 
 /// `engine` must live as long as the result.
 ServedModel served_model(const Engine& engine);
+
+/// A conversation as a prompt, for the command line: its user may know, as clients of the API may not, that it is the
+/// template of the model at `path` that fails.
+std::string prompt_of_chat(const ServedModel& model, const ServedModel::Json& messages,
+                           const std::filesystem::path& path);
 
 /// Whether a rendered prompt leaves the model in the middle of thinking: R1's template ends with <think>.
 bool ends_in_reasoning(std::string_view prompt);

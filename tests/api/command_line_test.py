@@ -116,3 +116,9 @@ def test_a_model_that_names_no_end_is_told_of(tmp_path, end):
     assert done.returncode == 0 and "eos_token_id names no token" in done.stderr, done.stderr
     assert "tokens/s" not in done.stderr  # of a single token there is no speed
     assert "eos_token_id" not in shoal("run", "--model", DEMO_MODEL, "--prompt", PROMPT, "--max-tokens", "1").stderr
+
+
+def test_a_chat_template_that_fails_is_named(tmp_path):
+    model = demo_model_with(tmp_path, "chat_template.jinja", "{{ 1 / 0 }}")
+    done = shoal("run", "--model", model, "--prompt", PROMPT)
+    assert done.returncode == 1 and f"{model}: its chat template: line 1: division by zero" in done.stderr

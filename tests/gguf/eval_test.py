@@ -79,6 +79,9 @@ def test_mistakes_are_told(tmp_path):
     (tmp_path / "texts.jsonl").write_text('{"text": "abc"}\n{"txt": "abc"}\n')
     code, message = failure("--text", tmp_path / "texts.jsonl")
     assert code == 1 and "texts.jsonl:2" in message and "text" in message
+    (tmp_path / "puzzles.jsonl").write_text("\n\n")
+    code, message = failure("--puzzles", tmp_path / "puzzles.jsonl")
+    assert code == 1 and "puzzles.jsonl: there is no puzzle in it" in message
     (tmp_path / "run").write_text("something else\n")
     code, message = failure("--reference", tmp_path / "run")
     assert code == 1 and "run: is no file that `shoal eval --save` wrote" in message
