@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <boost/asio/co_spawn.hpp>
+#include <boost/asio/steady_timer.hpp>
 #include <chrono>
 #include <cmath>
 #include <exception>
@@ -145,6 +146,10 @@ class LoadRun {
   }
 
   net::awaitable<void> find_out(net::io_context& io) {
+    net::steady_timer patience(io, std::chrono::seconds(5));
+    patience.async_wait([this](const boost::system::error_code& over) {
+      if (!over) fmt::print(stderr, "{} has not answered the first request yet: still waiting\n", load_.url);
+    });
     HttpClient client(io, url_, load_.api_key);
     if (model_.empty()) {
       const HttpClient::Response listed = co_await client.ask("/models", "", nullptr);

@@ -7,6 +7,8 @@
 #include <boost/beast/core/tcp_stream.hpp>
 #include <boost/beast/http.hpp>
 #include <boost/beast/ssl/ssl_stream.hpp>
+#include <charconv>
+#include <cstdint>
 #include <limits>
 #include <optional>
 
@@ -22,7 +24,8 @@ using boost::beast::tcp_stream;
 using boost::system::error_code;
 using TlsStream = boost::beast::ssl_stream<tcp_stream>;
 
-constexpr auto longest_silence = std::chrono::minutes(10);
+constexpr auto longest_silence = std::chrono::minutes(10);  // a busy server may read long prompts first
+constexpr auto longest_connecting = std::chrono::seconds(30);
 
 }  // namespace
 
@@ -47,6 +50,10 @@ HttpUrl HttpUrl::parse(const std::string& text) {
   if (bracket != place.npos && place.starts_with('[')) place = place.substr(1, bracket - 1);
   url.host = place;
   if (url.host.empty() || url.port.empty()) throw Error(text + ": has no host or no port", ExitCode::usage);
+  std::uint16_t port = 0;
+  const auto [end, problem] = std::from_chars(url.port.data(), url.port.data() + url.port.size(), port);
+  if (problem != std::errc() || end != url.port.data() + url.port.size() || port == 0)
+    throw Error(fmt::format("{}: {} is no port from 1 to 65535", text, url.port), ExitCode::usage);
   return url;
 }
 
@@ -85,7 +92,7 @@ struct HttpClient::Impl {
     const auto found = co_await resolver.async_resolve(url.host, url.port, with(ec));
     if (ec) give_up("is not known", ec);
     url.tls ? static_cast<void>(encrypted.emplace(io, tls)) : static_cast<void>(plain.emplace(io));
-    lowest().expires_after(longest_silence);
+    lowest().expires_after(longest_connecting);
     co_await lowest().async_connect(found, with(ec));
     if (ec) give_up("cannot be reached", ec);
     error_code ignored;

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import socket
 import subprocess
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -51,10 +52,19 @@ def test_bench_url_as_table_and_csv(server):
 
 
 @pytest.mark.parametrize("url, says", [("http://127.0.0.1:1", "cannot be reached"), ("ftp://x", "http://"),
-                                       ("http://nowhere.invalid:80", "is not known")])
+                                       ("http://nowhere.invalid:80", "is not known"), ("http://x:99999", "99999"),
+                                       ("http://x:80a", "80a"), ("http://x:0", "no port")])
 def test_bench_url_says_what_is_wrong(server, url, says):
     done = subprocess.run([BINARY, "bench", "--url", url], capture_output=True, text=True, timeout=60)
-    assert done.returncode == (2 if url.startswith("ftp") else 1) and says in done.stderr
+    assert done.returncode == (1 if says in ("cannot be reached", "is not known") else 2) and says in done.stderr
+
+
+def test_bench_url_says_that_it_waits():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        command = [BINARY, "bench", "--url", f"http://127.0.0.1:{silent.getsockname()[1]}", "--model", "m"]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as waiting:
+            assert "still waiting" in waiting.stderr.readline()
+            waiting.kill()
 
 
 def test_bench_url_reports_failed_requests(server):
