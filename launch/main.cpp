@@ -4,6 +4,7 @@
 #include <sstream>
 
 #include "base/error.h"
+#include "base/printable.h"
 #include "collectives/mpi.h"
 #include "launch/bench.h"
 #include "launch/eval.h"
@@ -75,9 +76,9 @@ int main(int argc, char** argv) {
     return shoal::run_command(argc, argv, speaks);
   } catch (const shoal::Error& error) {
     code = static_cast<int>(error.exit_code);
-    if (speaks) std::fprintf(stderr, "shoal: %s\n", error.what());
+    if (speaks) std::fprintf(stderr, "shoal: %s\n", shoal::printable(error.what()).c_str());
   } catch (const std::exception& error) {
-    if (speaks) std::fprintf(stderr, "shoal: %s\n", error.what());
+    if (speaks) std::fprintf(stderr, "shoal: %s\n", shoal::printable(error.what()).c_str());
   }
   return code;
 }

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <thread>
 
+#include "base/printable.h"
 #include "collectives/hops.h"
 #include "planner/memory.h"
 #include "planner/placement.h"
@@ -68,7 +69,7 @@ std::string summarize(const ModelConfig& config, const JobOptions& options, cons
   static std::atomic<bool> ending = false;
   while (ending.exchange(true))
     std::this_thread::sleep_for(std::chrono::hours(1));  // the first cause is told, not its effects
-  std::fprintf(stderr, "shoal: %s\n", error.what());
+  std::fprintf(stderr, "shoal: %s\n", printable(error.what()).c_str());
   rank.server->send_all(frame(Message::failed, encode(error)));
   std::this_thread::sleep_for(kHearing);
   end_now(error.exit_code);
@@ -235,7 +236,7 @@ int run_job(int* argc, char*** argv, const JobOptions& asked, const std::functio
   const int rank = read_launch_environment().rank;
   const auto failed = [rank](const char* why, ExitCode code) {
     const std::string who = rank == 0 ? "" : fmt::format("rank {} on {}: ", rank, host_name());
-    std::fprintf(stderr, "shoal: %s%s\n", who.c_str(), why);
+    std::fprintf(stderr, "shoal: %s%s\n", who.c_str(), printable(why).c_str());
     return static_cast<int>(code);
   };
   try {

@@ -122,3 +122,11 @@ def test_a_chat_template_that_fails_is_named(tmp_path):
     model = demo_model_with(tmp_path, "chat_template.jinja", "{{ 1 / 0 }}")
     done = shoal("run", "--model", model, "--prompt", PROMPT)
     assert done.returncode == 1 and f"{model}: its chat template: line 1: division by zero" in done.stderr
+
+
+def test_control_characters_of_files_do_not_reach_the_terminal(tmp_path):
+    before, after = GGUF.read_bytes().split(b"general.architecture", 1)
+    (tmp_path / "m.gguf").write_bytes(before + b"general.architecture" + after.replace(b"llama", b"\x1b[31m", 1))
+    for arguments in (["inspect"], ["run", "--prompt", "x", "--model"]):
+        done = shoal(*arguments, tmp_path / "m.gguf")
+        assert done.returncode == 1 and r"\x1b[31m" in done.stderr and "\x1b" not in done.stderr, done.stderr
