@@ -1,5 +1,4 @@
 #include "runtime/gguf_describe.h"
-#include "runtime/gguf.h"
 
 #include <algorithm>
 #include <fstream>

@@ -161,18 +161,18 @@ void IntegerWeight::find_order() {
   });
 }
 
-void IntegerWeight::load() {
+void IntegerWeight::load() const {
   std::call_once(loaded_, [&] { load_scales(); });
 }
 
-void IntegerWeight::load_scales() {
+void IntegerWeight::load_scales() const {
   if (form_ == Form::awq || form_ == Form::gptq) return load_group_scales();
   scales_ = checkpoint_.read_floats(*scale_tensor_);
   if (has_zeros_) load_compressed_zeros();
 }
 
 /// AWQ's and GPTQ's, which come with the groups as rows.
-void IntegerWeight::load_group_scales() {
+void IntegerWeight::load_group_scales() const {
   const std::int64_t groups = scales_across_;
   const auto by_group = checkpoint_.read_floats(*scale_tensor_);
   const auto packed = words(part("qzeros", {groups, rows_ / per_word()}, "I32"));
@@ -191,7 +191,7 @@ void IntegerWeight::load_group_scales() {
   }
 }
 
-void IntegerWeight::load_compressed_zeros() {
+void IntegerWeight::load_compressed_zeros() const {
   const auto packed = words(part("weight_zero_point", {ceil_div(rows_, per_word()), scales_across_}, "I32"));
   zeros_.resize(scales_.size());
   for (std::int64_t r = 0; r < rows_; ++r) {
@@ -281,7 +281,7 @@ void IntegerWeight::row_codes(const std::vector<std::byte>& strip, std::int64_t 
 }
 
 void IntegerWeight::read(std::int64_t first, std::int64_t count, std::vector<float>& out) const {
-  const_cast<IntegerWeight*>(this)->load();
+  load();
   const auto strip = read_codes(first, count);
   out.resize(static_cast<std::size_t>(count * cols_));
   std::vector<std::uint8_t> codes(static_cast<std::size_t>(cols_));
@@ -335,7 +335,7 @@ void IntegerWeight::set_head(std::int64_t row, std::int64_t group, CodeBlock& bl
 
 void IntegerWeight::pack(std::int64_t first, std::int64_t count, Slice columns, std::int64_t to_first,
                          Matrix& to) const {
-  const_cast<IntegerWeight*>(this)->load();
+  load();
   const auto strip = read_codes(first, count);
   const int record = to.format()->record();
   std::vector<std::uint8_t> codes(static_cast<std::size_t>(Matrix::kPanel * cols_)), stored;
@@ -357,7 +357,7 @@ void IntegerWeight::pack(std::int64_t first, std::int64_t count, Slice columns, 
 }
 
 void IntegerWeight::pack_transpose(Slice rows, Matrix& to) const {
-  const_cast<IntegerWeight*>(this)->load();
+  load();
   const auto strip = read_codes(rows.first, rows.count);
   const int record = to.format()->record();
   std::vector<std::uint8_t> codes(static_cast<std::size_t>(rows.count * cols_));

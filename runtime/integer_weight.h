@@ -66,10 +66,10 @@ class IntegerWeight {
   void find_scales();
   void find_order();
   Scales kept_scales() const;
-  void load();
-  void load_scales();
-  void load_group_scales();
-  void load_compressed_zeros();
+  void load() const;
+  void load_scales() const;
+  void load_group_scales() const;
+  void load_compressed_zeros() const;
   /// Where the codes of a strip of rows lie in the file, read into one piece.
   std::vector<std::byte> read_codes(std::int64_t first, std::int64_t count) const;
   /// The codes of one row of such a strip, [cols], signed ones plus 128.
@@ -97,9 +97,9 @@ class IntegerWeight {
   std::vector<std::int32_t> group_of_;  // [cols], GPTQ with act-order; empty: in order
   std::vector<std::int32_t> order_;     // the columns sorted by group; empty: in order, or groups differ in size
 
-  mutable std::once_flag loaded_;     // guards what follows
-  std::vector<float> scales_;         // [ceil(rows / scale_rows), scales_across_]
-  std::vector<std::uint16_t> zeros_;  // likewise
+  mutable std::once_flag loaded_;             // guards what follows
+  mutable std::vector<float> scales_;         // [ceil(rows / scale_rows), scales_across_]
+  mutable std::vector<std::uint16_t> zeros_;  // likewise
 };
 
 }  // namespace shoal
