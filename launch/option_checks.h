@@ -9,7 +9,8 @@ constexpr int most_threads = 4096;
 /// An option that is given must say something: a variable of the shell that is not set is no file and no key.
 CLI::Validator not_empty();
 
-/// A number with bounds that people can read: CLI11's own NonNegativeNumber and PositiveNumber print the largest double.
+/// A number with bounds that people can read: CLI11's own NonNegativeNumber and PositiveNumber print the largest
+/// double.
 CLI::Validator at_least(double low);
 CLI::Validator within(double low, double high);
 

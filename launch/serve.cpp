@@ -17,6 +17,7 @@
 #include "launch/job_options.h"
 #include "launch/log.h"
 #include "launch/openai_api.h"
+#include "launch/option_checks.h"
 #include "launch/served_model.h"
 #include "launch/server_status.h"
 #include "launch/stop_signals.h"
@@ -187,7 +188,7 @@ CLI::App* add_serve(CLI::App& root, ServeOptions& options) {
   app->add_flag("--log-json", options.log_json, "Write the log as one JSON object a line");
   app->add_flag("!--no-access-log", options.access_log, "Do not log every request");
   app->add_option("--grace", options.grace_s, "Seconds that running requests get when the server is told to end")
-      ->check(CLI::Range(0.0, 1e6));
+      ->check(within(0, 1e6));
   app->add_flag("--recover", options.job.recover,
                 "Go on when ranks other than 0 are lost: those left take over their experts, and answers go on after a "
                 "pause (for mpirun --enable-recovery; launch/serve adds it)");
@@ -195,7 +196,7 @@ CLI::App* add_serve(CLI::App& root, ServeOptions& options) {
          "--max-waiting", options.job.max_waiting,
          "Requests that may wait for a place, of each client as many as there are places left; more get status "
          "429 and are to come back later")
-      ->check(CLI::Range(1, 1'000'000));
+      ->check(within(1, 1e6));
   add_job_options(*app, options.job);
   return app;
 }

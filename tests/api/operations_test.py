@@ -18,7 +18,7 @@ from pathlib import Path
 import openai
 import pytest
 from conftest import DEMO_MODEL, needs_demo_model
-from serving import BINARY, MPI_ENVIRONMENT, free_port
+from serving import BINARY, MPI_ENVIRONMENT, ROOT, free_port
 
 CHAT = {"messages": [{"role": "user", "content": "What is 47 + 38?"}], "max_tokens": 16, "temperature": 0}
 
@@ -137,6 +137,55 @@ def test_keys_and_cors():
         assert request(url, "/health", headers={"Origin": "http://evil.example"})[1]["Access-Control-Allow-Origin"] is None
 
 
+def test_nobody_waits_for_the_body_of_a_stranger():
+    needs_demo_model()
+    with serve_with("--api-key", "first") as server:
+        port = int(server.url.rsplit(":", 1)[1])
+        with socket.create_connection(("127.0.0.1", port), 20) as stranger:
+            stranger.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 30000000\r\n\r\n")
+            assert b" 401 " in stranger.recv(1000)
+
+
+def test_a_request_may_not_ask_for_more_answers_than_could_wait(server):
+    body = {"model": server.model, "prompt": [[5, 6]] * 17, "n": 128, "max_tokens": 1}
+    status, _, text = request(server.url, "/v1/completions", body)
+    assert status == 400 and json.loads(text)["error"]["param"] == "n" and b"2176" in text
+    assert request(server.url, "/v1/completions", {**body, "prompt": [[5, 6]] * 2})[0] == 200
+
+
+def test_a_model_that_overflows_fails_requests_and_not_the_server(tmp_path):
+    needs_demo_model()
+    for file in DEMO_MODEL.iterdir():
+        if file.name != "model.safetensors":
+            (tmp_path / file.name).symlink_to(file)
+    weights = bytearray((DEMO_MODEL / "model.safetensors").read_bytes())
+    header = int.from_bytes(weights[:8], "little")
+    first, last = json.loads(weights[8:8 + header])["model.norm.weight"]["data_offsets"]
+    weights[8 + header + first:8 + header + last] = b"\xc0\x7f" * ((last - first) // 2)  # BF16's NaN
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    with serve_with("--speculative", "mtp", model=tmp_path) as server:
+        for more in ({}, {"stream": True}, {"prompt": [5, 6, 7], "echo": True, "logprobs": 1, "max_tokens": 0}):
+            status, _, text = request(server.url, "/v1/completions", {"model": "default", "prompt": "2, 4,", **more})
+            assert status == (200 if "stream" in more else 500) and b"overflowed" in text, text
+        assert request(server.url, "/health")[0] == 200
+
+
+@pytest.mark.parametrize("grace", ["60", "0"])
+def test_a_job_of_mpirun_ends_in_order(grace):
+    needs_demo_model()
+    launcher = [ROOT / "launch" / "orderly", "-n", "2"]
+    with serve_with("--grace", grace, launcher=launcher) as server:
+        connection = http.client.HTTPConnection("127.0.0.1", int(server.url.rsplit(":", 1)[1]), timeout=120)
+        body = {"model": "default", "prompt": "2, 4,", "max_tokens": 1500, "ignore_eos": True, "stream": True}
+        connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        assert response.readline().startswith(b"data: ")
+        server.process.terminate()
+        last = [line for line in response.read().decode().split("\n\n") if line][-1]
+        assert last == "data: [DONE]" if grace == "60" else "the server is shutting down" in last
+        assert server.process.wait(60) == 0, server.text()  # without a second signal
+
+
 def test_an_empty_key_is_refused_at_once():
     needs_demo_model()
     refused = subprocess.run([BINARY, "serve", "--model", DEMO_MODEL, "--api-key", ""], capture_output=True, text=True, timeout=30)
@@ -146,9 +195,9 @@ def test_an_empty_key_is_refused_at_once():
 class serve_with:
     """A server on one rank with further options: its `url`, its `process`. It need not be ready yet, and must end well."""
 
-    def __init__(self, *options, ready=True, model=DEMO_MODEL):
+    def __init__(self, *options, ready=True, model=DEMO_MODEL, launcher=()):
         self.log = tempfile.TemporaryFile("w+")
-        self.process = subprocess.Popen([BINARY, "serve", "--model", model, "--port", "0", *options],
+        self.process = subprocess.Popen([*launcher, BINARY, "serve", "--model", model, "--port", "0", *options],
                                         stdout=self.log, stderr=self.log, env={**os.environ, **MPI_ENVIRONMENT})
         self.url = self.wait_for(r'loading.*address\W+(https?://[^\s"]+)')[1]  # it listens, and says that it is loading
         if ready:
