@@ -44,14 +44,13 @@ double cpu_activations(const ModelConfig& c, double tokens, int tensor_parallel,
   return 4 * (tokens * width + logits) + tokens * (packed_bytes * (widest_input + inputs + gated) + 4 * gated);
 }
 
-/// What attention over up to `context` tokens takes on a CPU: stretches of a few queries' contexts whose results wait
-/// to be merged (kernels/cpu/attention.cpp); and with `--compute bf16`, for prompts (kernels/cpu/prompt_attention.cpp),
-/// some heads' keys and values, once as made and once in blocks (of BF16, or of half as many heads as floats), and
-/// kv_b_proj's half for keys turned.
-double cpu_attention(const ModelConfig& c, double context, int tensor_parallel, bool bf16_rows) {
+/// What attention of so many heads over up to `context` tokens takes on a CPU: stretches of a few queries' contexts
+/// whose results wait to be merged (kernels/cpu/attention.cpp); and with `--compute bf16`, for prompts
+/// (kernels/cpu/prompt_attention.cpp), some heads' keys and values, once as made and once in blocks (of BF16, or of
+/// half as many heads as floats), and kv_b_proj's half for keys turned.
+double cpu_attention(const ModelConfig& c, double context, double heads, bool bf16_rows) {
   constexpr double most_parts = 128 << 20, most_blocks = 64 << 20, stretch = 512, queries = 32;
   constexpr double rows = 8192, fewest = 256, turned = 16;
-  const double heads = std::ceil(static_cast<double>(c.num_attention_heads) / tensor_parallel);
   const double parts = queries * std::ceil(context / stretch);
   const double waiting = std::min(most_parts, 4 * heads * parts * (c.is_mla() ? c.kv_lora_rank : c.head_dim));
   if (!c.is_mla() || !bf16_rows) return waiting;
@@ -228,8 +227,10 @@ RankMemory rank_memory(const ModelConfig& config, const HeldWeights& weights, co
 
   double per_token = kv_bytes_per_token(config, workload.kv);
   if (workload.mtp) per_token *= (config.num_hidden_layers + 1.0) / config.num_hidden_layers;
+  double heads = config.num_attention_heads;
   if (tp > 1 && !config.is_mla()) {
     const HeadSlice mine = head_slice(config.num_attention_heads, config.num_key_value_heads, tp, in_group);
+    heads = static_cast<double>(mine.heads.count);
     per_token *= static_cast<double>(mine.kv_heads.count) / config.num_key_value_heads;
   }
   m.kv = sequences_on(workload, layout, rank) * static_cast<double>(round_up(workload.context, kv_page_tokens)) *
@@ -269,7 +270,7 @@ RankMemory rank_memory(const ModelConfig& config, const HeldWeights& weights, co
                                         : device.bf16_products ? packed_bf16
                                                                : packed_rounded,
                                         routed, expert_width, workload.mtp) +
-                            cpu_attention(config, workload.context, tp, bf16_rows);
+                            cpu_attention(config, workload.context, heads, bf16_rows);
   const double cached = static_cast<double>(workload.concurrency) * workload.context;
   m.reserve = gpu ? gpu_reserve : cpu_reserve + (rank == 0 ? server_reserve + token_reserve * cached : 0);
   if (device.companion) m.companion = dense + m.kv + gpu_activations(config, tokens, tp, 0, 0) + gpu_reserve;

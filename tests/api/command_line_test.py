@@ -76,10 +76,12 @@ def test_help_is_whole(command):
         assert all(words in done.stdout for words in ("{f32,bf16,fp8}=f32", "{f32,bf16,fp8,int8}", "--quiet"))
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", ["run", "serve", "eval", "bench", "plan"])
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
 def test_numbers_are_finite(command, value):
-    for option in re.findall(r"(?m)^  (--[a-z-]+) FLOAT", shoal(command, "--help").stdout):
+    options = re.findall(r"(?m)^  (--[a-z-]+) FLOAT", shoal(command, "--help").stdout)
+    assert options
+    for option in options:
         done = shoal(command, option, value)
         assert done.returncode == 2 and f"{option}: must be a finite number, not {value}" in done.stderr, done.stderr
 

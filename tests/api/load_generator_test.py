@@ -63,8 +63,11 @@ def test_bench_url_says_that_it_waits():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         command = [BINARY, "bench", "--url", f"http://127.0.0.1:{silent.getsockname()[1]}", "--model", "m"]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as waiting:
-            assert "still waiting" in waiting.stderr.readline()
-            waiting.kill()
+            threading.Timer(60, waiting.kill).start()
+            try:
+                assert "still waiting" in waiting.stderr.readline()
+            finally:
+                waiting.kill()
 
 
 def test_bench_url_reports_failed_requests(server):

@@ -199,9 +199,13 @@ class serve_with:
         self.log = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen([*launcher, BINARY, "serve", "--model", model, "--port", "0", *options],
                                         stdout=self.log, stderr=self.log, env={**os.environ, **MPI_ENVIRONMENT})
-        self.url = self.wait_for(r'loading.*address\W+(https?://[^\s"]+)')[1]  # it listens, and says that it is loading
-        if ready:
-            self.wait_for("listening on")
+        try:
+            self.url = self.wait_for(r'loading.*address\W+(https?://[^\s"]+)')[1]  # it listens, and says that it is loading
+            if ready:
+                self.wait_for("listening on")
+        except BaseException:
+            self.process.kill()
+            raise
 
     def wait_for(self, pattern):
         deadline = time.monotonic() + 120
@@ -217,9 +221,13 @@ class serve_with:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, failure, *_):
         self.process.terminate()
-        assert self.process.wait(30) == 0, self.text()
+        try:
+            status = self.process.wait(30)
+            assert failure or status == 0, self.text()
+        finally:
+            self.process.kill()
 
 
 def test_tls():

@@ -103,7 +103,7 @@ def under_way(server):
     """Three answers at once, which are on different ranks, when each has begun."""
     streams = [Stream(server, [5, 6, 7 + i], tokens=300) for i in range(3)]
     for stream in streams:
-        stream.some.wait()
+        assert stream.some.wait(90)
     return streams
 
 
@@ -118,7 +118,7 @@ def test_killed_rank_of_another_host_is_outlived(hosts, running, collectives):
     busy, idle = (hosts.hosts[i].pids(BINARY.name)[0] for i in (1, 2))
     streams = under_way(server)
     os.kill(busy, signal.SIGKILL)
-    assert any(stream.is_alive() for stream in streams), "it was idle when the rank was lost"
+    assert all(stream.is_alive() for stream in streams), "it may have been idle when the rank was lost"
     assert answers(streams) == undisturbed
     assert wait_until(lambda: "recovered ranks=3" in text_of(log), 10), text_of(log)
     os.kill(idle, signal.SIGKILL)
@@ -132,7 +132,7 @@ def test_host_without_network_is_outlived(hosts, running, collectives):
     undisturbed = answers(under_way(server))
     streams = under_way(server)
     with hosts.cable_pulled(2):
-        assert any(stream.is_alive() for stream in streams), "it was idle when the host was lost"
+        assert all(stream.is_alive() for stream in streams), "it may have been idle when the host was lost"
         assert answers(streams) == undisturbed
         assert re.search(r"rank lost rank=2 .*no sign of life", text_of(log)), text_of(log)
         assert answers(under_way(server)) == undisturbed

@@ -8,10 +8,10 @@ from serving import BINARY, ROOT, largest_difference, prompt_logprobs, serve
 
 FIXTURES = ROOT / "tests" / "fixtures" / "models"
 TOLERANCE = 2e-3  # both compute in FP32; a wrong step moves log-probabilities by nats
-# Every checkpoint once, on 1 to 4 ranks in turn, so that models with experts and without are on each number. Every one on
-# every number, without a server, is in tests/unit/model_golden_test.cpp.
+# Every checkpoint once, on 1 to 4 ranks in turn, so that models with experts and without are on each number, and once more
+# what is in FP8. Every one on every number, without a server, is in tests/unit/model_golden_test.cpp.
 ALL_NAMES = sorted(path.parent.name for path in FIXTURES.glob("*/golden.json"))
-CASES = [(name, 1 + i % 4) for i, name in enumerate(ALL_NAMES)]
+CASES = [(name, 1 + i % 4) for i, name in enumerate(ALL_NAMES)] + [(name, 3) for name in ALL_NAMES if "fp8" in name]
 
 pytestmark = pytest.mark.skipif(not BINARY.exists(), reason=f"{BINARY} is not built")
 

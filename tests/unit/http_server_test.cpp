@@ -352,7 +352,7 @@ TEST(HttpServer, AllBodiesTogetherHaveARoom) {
   for (int round = 0; round < 3; ++round) {  // what was read is given back
     RawHttpClient first(server.port()), second(server.port());
     first.send("POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 100001\r\n\r\n" + body);
-    std::this_thread::sleep_for(50ms);
+    std::this_thread::sleep_for(500ms);
     second.send("POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 100000\r\n\r\n" + body);
     EXPECT_EQ(second.read_answer().status, 503);
     first.send("b");
@@ -461,7 +461,7 @@ TEST(HttpServer, LimitsConnections) {
   RawHttpClient third(server.port());  // for whom the idle one makes room
   EXPECT_TRUE(idle.closes());
   third.send("GET / HTTP/1.1\r\n");  // and is busy from now on
-  std::this_thread::sleep_for(50ms);
+  std::this_thread::sleep_for(500ms);
   RawHttpClient fourth(server.port());
   EXPECT_TRUE(fourth.closes());
   third.send("Host: t\r\n\r\n");
