@@ -18,7 +18,6 @@ struct ChatFields : GenerationFields {
   int max_tokens = 0;
   int logprobs = -1;
 
-  /// What is to be generated for it.
   /// Starts the job that answers them.
   void start(AnswerJob& job, GenerationService& service) const;
 };

@@ -160,7 +160,7 @@ GenerationFields read_generation_fields(RequestFields& fields, const ServedModel
   result.n = static_cast<int>(fields.integer("n", 1, 128).value_or(1));
   result.sampling = read_sampling(fields, model.sampling);
   result.client = fields.client;
-  if (const auto user = fields.string("user")) result.client += "/" + user->substr(0, 256);
+  result.user = fields.string("user").value_or("").substr(0, 256);
   result.cache_salt = fields.string("cache_salt").value_or("");
   result.stop = fields.strings("stop", 16);
   std::erase(result.stop, std::string());
@@ -186,6 +186,7 @@ GenerationRequest GenerationFields::request(std::vector<std::int32_t> prompt, in
   request.max_tokens = max_tokens;
   request.sampling = sampling;
   request.client = client;
+  request.user = user;
   request.cache_salt = cache_salt;
   request.sampling.seed += static_cast<std::uint64_t>(i);  // every answer differs, and each can be had again
   request.stop_token_ids = stop_token_ids;

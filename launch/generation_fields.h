@@ -15,7 +15,8 @@ struct GenerationFields {
   std::string model;  // as the answer names it
   int n = 1;
   SamplingParams sampling;
-  std::string client;      // who takes turns with others: the API key or address, and `user` behind it
+  std::string client;      // the API key or address
+  std::string user;        // who takes turns with others
   std::string cache_salt;  // as vLLM's: only requests with the same share what is cached of their prompts
   std::vector<std::string> stop;
   std::vector<std::int32_t> stop_token_ids;

@@ -43,7 +43,7 @@ using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
 constexpr auto linger_timeout = milliseconds(5000);
-constexpr auto longest_upload = std::chrono::minutes(10);
+constexpr auto longest_upload = std::chrono::minutes(10), longest_discard = std::chrono::minutes(1);
 constexpr std::size_t slowest_download_bytes_per_s = 64 << 10;
 constexpr std::size_t max_read_ahead_bytes = 64 << 10;  // of pipelined requests
 /// Of what is not understood yet: all headers, or one piece of a body. Above the server's limits for either.
@@ -379,7 +379,9 @@ class Session : public std::enable_shared_from_this<Session> {
     stream_.async_read_some(net::buffer(read_ahead_), [self = shared_from_this()](error_code ec, std::size_t n) {
       self->watching_ = false;
       if (!ec) {
-        if (!self->discarding_) {
+        if (self->discarding_) {
+          if (Clock::now() < self->discard_until_) self->arm(linger_timeout);
+        } else {
           const auto room = self->buffer_.prepare(n);
           self->buffer_.commit(net::buffer_copy(room, net::buffer(self->read_ahead_, n)));
         }
@@ -459,6 +461,7 @@ class Session : public std::enable_shared_from_this<Session> {
         (options_.answer_head && options_.answer_head(now.request, *responder))) {
       disarm();
       responder.reset();
+      unread_body_ = !parser.is_done();
       now.keep = now.keep && parser.is_done();
       co_return co_await answer(now);
     }
@@ -621,7 +624,7 @@ class Session : public std::enable_shared_from_this<Session> {
     const unsigned version = now.version;
     const bool head = now.head;
     HttpRecord& record = now.record;
-    bool keep = now.keep, chunked = false;
+    bool keep = now.keep, chunked = false, begun = false;
     for (bool ended = false; !ended;) {
       Responder::Exchange::Output output = exchange_->take();
       if (closed_ || output.unread) {  // nobody would wake this connection again
@@ -631,6 +634,7 @@ class Session : public std::enable_shared_from_this<Session> {
       ended = output.ends;
       error_code ec;
       record.bytes += output.bytes.size();
+      begun |= output.begins;
       if (output.begins) {
         record.status = exchange_->status;
         keep = keep && !draining_ && !peer_gone_;
@@ -651,11 +655,10 @@ class Session : public std::enable_shared_from_this<Session> {
       }
       record.whole = whole;
       if (ended || !output.bytes.empty() || output.begins) continue;
-      const std::string& alive = exchange_->keep_alive;
-      if (!exchange_->streaming || head || alive.empty()) {
+      if (!begun || !exchange_->streaming || head || exchange_->keep_alive.empty()) {
         co_await wait();
       } else if (!co_await wait(options_.keep_alive_interval)) {
-        co_await write_stream_part(alive, chunked, false, ec);
+        co_await write_stream_part(exchange_->keep_alive, chunked, false, ec);
         if (ec) exchange_->detach();
       }
     }
@@ -731,10 +734,12 @@ class Session : public std::enable_shared_from_this<Session> {
   /// Lets the client read the last answer before the connection goes: closing with unread input would reset it.
   net::awaitable<void> linger() {
     if (closed_) co_return;
-    if (stream_.encrypted()) co_return co_await shut_down_tls();
+    // A client in the middle of its body reads the answer when that is sent, and goes.
+    if (stream_.encrypted() && !unread_body_) co_return co_await shut_down_tls();
     error_code ignored;
-    stream_.socket().shutdown(tcp::socket::shutdown_send, ignored);
+    if (!stream_.encrypted()) stream_.socket().shutdown(tcp::socket::shutdown_send, ignored);
     discarding_ = true;
+    discard_until_ = Clock::now() + longest_discard;
     buffer_.clear();
     arm(linger_timeout);
     if (!watching_ && !peer_gone_) watch();
@@ -754,6 +759,8 @@ class Session : public std::enable_shared_from_this<Session> {
   bool watching_ = false;                          // a read is outstanding
   bool discarding_ = false;                        // what is read is of no interest
   bool peer_gone_ = false;                         // it sends no more
+  bool unread_body_ = false;                       // an answer came before it
+  Clock::time_point discard_until_;
   bool idle_ = false;
   Clock::time_point idle_since_;
   bool draining_ = false;
@@ -848,11 +855,14 @@ struct HttpServer::Impl : std::enable_shared_from_this<HttpServer::Impl> {
 
   /// False where none is idle. The I/O thread alone changes `sessions`, and runs all that sessions do.
   bool close_longest_idle() {
-    const auto longest =
-        std::ranges::min_element(sessions, {}, [](const auto& entry) { return entry.first->idle_since(); });
-    if (longest == sessions.end() || longest->first->idle_since() == Clock::time_point::max()) return false;
-    longest->first->close();
-    return true;
+    std::shared_ptr<Session> longest;
+    for (const auto& [key, weak] : sessions) {
+      const auto session = weak.lock();
+      if (session && session->idle_since() < (longest ? longest->idle_since() : Clock::time_point::max()))
+        longest = session;
+    }
+    if (longest) longest->close();
+    return longest != nullptr;
   }
 
   void open(tcp::socket socket) {

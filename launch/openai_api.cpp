@@ -114,6 +114,8 @@ bool OpenAiApi::handle_head(const HttpRequest& head, const Responder& responder)
     return false;
   } catch (const ApiError& error) {
     send_error(head, responder, error);
+  } catch (const std::exception& error) {
+    send_error(head, responder, ApiError(500, error.what(), {}, "internal_error"));
   }
   return true;
 }
@@ -147,7 +149,8 @@ bool OpenAiApi::open_to_all(const HttpRequest& request, const Responder& respond
 RequestFields OpenAiApi::fields_of(const HttpRequest& request) const {
   RequestFields fields = RequestFields::parse(request.body);
   // A key that nobody checks is a name that anybody can make up.
-  fields.client = api_keys_.empty() ? request.client : std::string(request.header("Authorization"));
+  const std::string_view authorization = request.header("Authorization");
+  fields.client = api_keys_.empty() ? request.client : std::string(authorization.substr(authorization.find(' ') + 1));
   return fields;
 }
 

@@ -83,10 +83,11 @@ void log_access(const HttpRecord& record) {
 }
 
 /// Every connection takes a descriptor, and shells give 1,024 where the system would give more.
-void take_all_descriptors() {
+constexpr rlim_t kDescriptors = 8192;  // twice what the server has connections at most
+void take_descriptors() {
   rlimit limit{};
   if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
-  limit.rlim_cur = limit.rlim_max;
+  limit.rlim_cur = std::max(limit.rlim_cur, std::min<rlim_t>(limit.rlim_max, kDescriptors));
   ::setrlimit(RLIMIT_NOFILE, &limit);
 }
 
@@ -218,7 +219,7 @@ int serve(const ServeOptions& options, int* argc, char*** argv) {
   Entrance entrance;
   std::optional<HttpServer> server;
   if (read_launch_environment().rank == 0) {
-    take_all_descriptors();
+    take_descriptors();
     HttpServerOptions http = http_options(options);
     http.answer_head = [&entrance](const HttpRequest& head, const Responder& responder) {
       return entrance.handle_head(head, responder);

@@ -67,9 +67,11 @@ void FairQueue::charge(const std::string& client, int tokens) {
   virtual_time_ += static_cast<double>(tokens) / active_;
 }
 
-int FairQueue::waiting(const std::string& client) const {
-  const auto at = clients_.find(client);
-  return at == clients_.end() ? 0 : static_cast<int>(at->second.waiting.size());
+int FairQueue::waiting_of(std::string_view beginning) const {
+  std::size_t n = 0;
+  for (const auto& [name, client] : clients_)
+    if (name.starts_with(beginning)) n += client.waiting.size();
+  return static_cast<int>(n);
 }
 
 void FairQueue::clear() { *this = {}; }

@@ -3,6 +3,7 @@
 #include <deque>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <unordered_map>
 
 namespace shoal {
@@ -32,8 +33,8 @@ class FairQueue {
   double served(const std::string& client) const { return clients_.at(client).served; }
 
   int waiting() const { return waiting_; }
-  /// Of this client.
-  int waiting(const std::string& client) const;
+  /// Of those whose names begin so.
+  int waiting_of(std::string_view beginning) const;
   void clear();
 
  private:

@@ -139,19 +139,23 @@ class Lead {
     engine.summary =
         summarize(config, options_, *rank_.comm, ready, engine.max_model_len, moves_experts(options_, placement));
 
-    Coordinator coordinator(server, c);
-    engine.coordinator = &coordinator;
+    // Who hears of losses may hear of one while this ends by an exception.
+    const auto coordinator = std::make_shared<Coordinator>(server, c);
+    const auto tell = [weak = std::weak_ptr(coordinator)](const auto& what) {
+      if (const auto still_there = weak.lock()) what(*still_there);
+    };
+    engine.coordinator = coordinator.get();
     if (engine.recovery) {
       server.survive_losses();
-      server.on_lost([&coordinator, recovery = engine.recovery](int rank, const std::string& why) {
+      server.on_lost([tell, recovery = engine.recovery](int rank, const std::string& why) {
         recovery->note_lost(rank, why);
-        coordinator.rank_lost();
+        tell([](Coordinator& it) { it.rank_lost(); });
       });
     } else {
-      end_on_loss(rank_, [&coordinator](const std::string& why) { coordinator.fail_all(why); });
+      end_on_loss(rank_, [tell](const std::string& why) { tell([&](Coordinator& it) { it.fail_all(why); }); });
     }
     const int code = front(engine);
-    coordinator.stop();
+    coordinator->stop();
     if (engine.recovery && engine.recovery->is_behind()) end_all(static_cast<ExitCode>(code));
     server.close();
     return code;

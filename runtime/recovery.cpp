@@ -31,11 +31,18 @@ Recovery::Recovery(ControlServer& control, ModelConfig config, Placement placeme
 void Recovery::note_lost(int rank, std::string why) {
   const std::lock_guard lock(mutex_);
   noted_.emplace(rank, std::move(why));
+  behind_ = true;
 }
 
 bool Recovery::is_behind() const {
   const std::lock_guard lock(mutex_);
-  return !noted_.empty();
+  return behind_;
+}
+
+/// Unless another one was lost meanwhile.
+void Recovery::catch_up() {
+  const std::lock_guard lock(mutex_);
+  behind_ = !noted_.empty();
 }
 
 /// Leaves out the ranks that were lost since the last time; false where there are none.
@@ -64,7 +71,10 @@ bool Recovery::take_lost() {
 
 std::vector<RankState> Recovery::regroup(const std::function<bool()>& give_up) {
   const auto begin = std::chrono::steady_clock::now();
-  if (!take_lost()) return {};  // those that it was called for were left out the last time
+  if (!take_lost()) {  // those that it was called for were left out the last time
+    catch_up();
+    return {};
+  }
   std::vector<RankState> states;
   do {
     ++epoch_;
@@ -79,6 +89,7 @@ std::vector<RankState> Recovery::regroup(const std::function<bool()>& give_up) {
     ++totals_.recoveries;
     totals_.seconds += seconds;
   }
+  catch_up();
   if (const auto told = events().over) told(static_cast<int>(members_.size()), seconds);
   return states;
 }

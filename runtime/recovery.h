@@ -56,6 +56,7 @@ class Recovery {
 
  private:
   Events events() const;
+  void catch_up();
   bool take_lost();
   bool collect(std::vector<RankState>& states, const std::function<bool()>& give_up);
 
@@ -70,6 +71,7 @@ class Recovery {
   mutable std::mutex mutex_;
   Events events_;
   std::map<int, std::string> noted_;  // lost, and not yet left out
+  bool behind_ = false;               // some of them, or of those before, are not left out yet
   Totals totals_;
 };
 

@@ -14,6 +14,9 @@ namespace {
 /// most sequences slows down all. Where a prefix is cached outweighs it by as many tokens as it saves.
 constexpr std::int64_t kTokensPerSequence = 32;
 
+/// How the queue calls a user of a client; no client's name has a line break.
+std::string turn_of(const std::string& client, const std::string& user) { return client + "\n" + user; }
+
 std::int32_t tokens_of(const StepPlan& plan) {
   std::size_t tokens = 0;
   for (const SequenceChunk& chunk : plan.chunks) tokens += chunk.tokens.size();
@@ -48,6 +51,8 @@ std::int64_t Scheduler::largest_cache() const {
   return std::int64_t{*std::ranges::max_element(options_.kv_pages)} * options_.page_tokens;
 }
 
+int Scheduler::waiting(const std::string& client) const { return queue_.waiting_of(turn_of(client, "")); }
+
 int Scheduler::max_length(std::size_t prompt_tokens, int max_tokens) const {
   // The last token is sampled but never computed, so it needs no slot.
   std::int64_t length = std::min(static_cast<std::int64_t>(prompt_tokens) + max_tokens, largest_cache() + 1);
@@ -79,7 +84,8 @@ void Scheduler::submit(std::uint64_t request, GenerationRequest wanted) {
   sequence.request = std::move(wanted);
   sequence.prompt_tokens = static_cast<int>(sequence.tokens.size());
   sequence.max_length = max_length(sequence.tokens.size(), sequence.request.max_tokens);
-  queue_.push(sequence.request.client, request);
+  sequence.turn = turn_of(sequence.request.client, sequence.request.user);
+  queue_.push(sequence.turn, request);
 }
 
 Scheduler::Events Scheduler::cancel(std::uint64_t request) {
@@ -91,9 +97,9 @@ Scheduler::Events Scheduler::cancel(std::uint64_t request) {
     if (!step_in_flight()) end_step();
   } else {
     if (preempted_.erase(sequence.ticket) > 0)
-      queue_.leave(sequence.request.client);
+      queue_.leave(sequence.turn);
     else
-      queue_.remove(sequence.request.client, request);
+      queue_.remove(sequence.turn, request);
     sequences_.erase(at);
   }
   Events events(1);
@@ -154,8 +160,7 @@ void Scheduler::share_budget(Lane& lane, bool answering) {
 
   if (answering) lane.budget = std::min(lane.budget, options_.max_prefill_tokens);
   std::sort(prompts.begin(), prompts.end(), [this](const Sequence* a, const Sequence* b) {
-    return std::pair(queue_.served(a->request.client), a->ticket) <
-           std::pair(queue_.served(b->request.client), b->ticket);
+    return std::pair(queue_.served(a->turn), a->ticket) < std::pair(queue_.served(b->turn), b->ticket);
   });
   for (Sequence* sequence : prompts) {
     if (lane.budget == 0) break;
@@ -292,7 +297,7 @@ void Scheduler::add_chunk(Sequence& sequence, StepPlan& plan) {
   chunk.sample = sequence.samples();
   chunk.score = sequence.expected_scores() > 0;
   if (last != sequence.tokens.end()) chunk.next_token = *last;
-  queue_.charge(sequence.request.client, sequence.planned);
+  queue_.charge(sequence.turn, sequence.planned);
   plan.chunks.push_back(std::move(chunk));
 }
 
@@ -357,7 +362,7 @@ void Scheduler::advance(Sequence& sequence, SequenceOutput output, Events& event
   lanes_[static_cast<std::size_t>(sequence.lane)].keep_full_pages(sequence);
 }
 
-/// It alone ends, and what it computed is kept for nobody.
+/// It alone ends, and what it computed in this step is kept for nobody.
 void Scheduler::overflow(Sequence& sequence, Events& events) {
   if (std::exchange(sequence.over, true)) return;
   Event told;
@@ -406,7 +411,7 @@ void Scheduler::end_step() {
     for (Sequence* sequence : running) {
       if (!sequence->over) continue;
       lane.drop(*sequence);
-      queue_.leave(sequence->request.client);
+      queue_.leave(sequence->turn);
       sequences_.erase(sequence->id);
     }
   }
@@ -449,14 +454,21 @@ Scheduler::Events Scheduler::regroup(const std::vector<RankState>& ranks) {
     options_.kv_pages[i] = pages;
   }
 
-  // Who runs has room as before; who waits may not find it any more.
+  // Who runs may come to where the largest cache ends, who waits may not find the room that it needs.
   std::vector<std::uint64_t> too_large;
-  for (auto& [id, sequence] : sequences_) {
-    if (sequence.lane >= 0) continue;
-    sequence.max_length = max_length(static_cast<std::size_t>(sequence.prompt_tokens), sequence.request.max_tokens);
-    if (std::cmp_greater(sequence.tokens.size(), largest_cache())) too_large.push_back(id);
-  }
   Events events;
+  for (auto& [id, sequence] : sequences_) {
+    sequence.max_length = max_length(static_cast<std::size_t>(sequence.prompt_tokens), sequence.request.max_tokens);
+    if (sequence.lane < 0) {
+      if (std::cmp_greater(sequence.tokens.size(), largest_cache())) too_large.push_back(id);
+    } else if (std::cmp_less_equal(sequence.max_length, sequence.tokens.size()) &&
+               std::cmp_greater(sequence.tokens.size(), sequence.prompt_tokens)) {
+      sequence.over = true;
+      events.push_back({id, {}});
+      events.back().event.finish = FinishReason::length;
+    }
+  }
+  end_step();
   for (const std::uint64_t id : too_large) {
     Event event = std::move(cancel(id).front());
     event.event.finish = FinishReason::failed;

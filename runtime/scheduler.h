@@ -81,7 +81,7 @@ class Scheduler {
   int running() const;
   int waiting() const { return queue_.waiting() + static_cast<int>(preempted_.size()); }
   /// Of a client, those never admitted.
-  int waiting(const std::string& client) const { return queue_.waiting(client); }
+  int waiting(const std::string& client) const;
   std::int64_t kv_pages() const;
   /// Pages that sequences own. What is kept of those that left is not counted: it goes when room is needed.
   std::int64_t kv_pages_used() const;

@@ -86,7 +86,7 @@ std::optional<std::int32_t> Worker::next_token(Sequence& sequence, std::span<con
 }
 
 bool Worker::is_next(const LogitRow& row, const SequenceOutput& output) {
-  if (row.sample < 0 || !std::cmp_equal(output.tokens.size(), row.sample)) return false;
+  if (output.overflowed || row.sample < 0 || !std::cmp_equal(output.tokens.size(), row.sample)) return false;
   return row.sample == 0 || output.tokens.back() == row.guess;
 }
 

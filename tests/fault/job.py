@@ -17,6 +17,10 @@ from serving import BINARY, MPI_ENVIRONMENT
 SOON = 30  # seconds; a frozen rank counts as dead after 15 s of silence
 
 
+def parent_of(pid):
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+
+
 class Job:
     """A job under mpirun and what it printed."""
 
@@ -37,10 +41,10 @@ class Job:
             with contextlib.suppress(OSError, ValueError):
                 if (folder / "exe").resolve() != BINARY.resolve():
                     continue
-                parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                parent = parent_of(folder.name)
                 environment = (folder / "environ").read_bytes().split(b"\0")
                 rank = [v for v in environment if v.startswith(b"OMPI_COMM_WORLD_RANK=")]
-                if parent == self.process.pid and rank:
+                if self.process.pid in (parent, parent_of(parent)) and rank:  # mpirun's, or its script's
                     self.pids[int(rank[0].split(b"=")[1])] = int(folder.name)
         assert sorted(self.pids) == list(range(self.ranks)), self.pids
         return self.pids
