@@ -8,9 +8,7 @@ namespace {
 class HostTokenExchange final : public TokenExchange {
  public:
   HostTokenExchange(Backend& backend, Communicator& comm, const ExchangeShape& shape)
-      : backend_(backend),
-        // On one rank rows do not travel, and stay as they are.
-        exchange_(comm, shape.hidden, shape.bf16_wire && comm.size() > 1, shape.answers) {}
+      : backend_(backend), exchange_(comm, shape.hidden, shape.bf16_wire, shape.answers) {}
 
   void dispatch(Rows<float> h, const std::int32_t* expert, const float* weight, int top_k, ExpertMap& map) override {
     const Rows<const float> sent = backend_.to_host(h, sent_);
