@@ -427,7 +427,7 @@ TEST(Scheduler, ASequenceThatOverflowsFailsAlone) {
   const auto events = scheduler.apply(0, result);
   ASSERT_EQ(events.size(), 2u);
   EXPECT_EQ(events[0].event.finish, FinishReason::failed);
-  EXPECT_PRED2(contains, events[0].event.error, "overflowed");
+  EXPECT_NE(events[0].event.error.find("overflowed"), std::string::npos);
   EXPECT_EQ(events[1].event.token, 5);
   EXPECT_EQ(scheduler.running(), 1);
   scheduler.submit(3, request_of(4, 4));
