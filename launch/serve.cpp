@@ -82,12 +82,13 @@ void log_access(const HttpRecord& record) {
                         {"whole", record.whole}});
 }
 
-/// Every connection takes a descriptor, and shells give 1,024 where the system would give more.
-constexpr rlim_t kDescriptors = 8192;  // twice what the server has connections at most
+/// Every connection takes a descriptor, and shells give 1,024 where the system would give more: up to twice as many as
+/// the server has connections at most.
 void take_descriptors() {
+  constexpr rlim_t wanted = 8192;
   rlimit limit{};
   if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
-  limit.rlim_cur = std::max(limit.rlim_cur, std::min<rlim_t>(limit.rlim_max, kDescriptors));
+  limit.rlim_cur = std::max(limit.rlim_cur, std::min<rlim_t>(limit.rlim_max, wanted));
   ::setrlimit(RLIMIT_NOFILE, &limit);
 }
 
