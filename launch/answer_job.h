@@ -8,7 +8,7 @@
 
 #include "launch/api_error.h"
 #include "launch/generation.h"
-#include "launch/http_server.h"
+#include "launch/http_exchange.h"
 
 namespace shoal {
 

@@ -4,7 +4,7 @@
 #include <string>
 #include <utility>
 
-#include "launch/http_server.h"
+#include "launch/http_exchange.h"
 
 namespace shoal {
 

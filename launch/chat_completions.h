@@ -1,6 +1,6 @@
 #pragma once
 #include "launch/generation.h"
-#include "launch/http_server.h"
+#include "launch/http_exchange.h"
 #include "launch/request_fields.h"
 #include "launch/served_model.h"
 

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "launch/generation.h"
-#include "launch/http_server.h"
+#include "launch/http_exchange.h"
 #include "launch/request_fields.h"
 #include "launch/served_model.h"
 

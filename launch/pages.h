@@ -1,7 +1,7 @@
 #pragma once
 #include <string>
 
-#include "launch/http_server.h"
+#include "launch/http_exchange.h"
 
 namespace shoal {
 
