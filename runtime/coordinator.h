@@ -23,8 +23,8 @@ struct GenerationRequest {
   std::vector<std::int32_t> stop_token_ids;  // end-of-sequence ids among them, unless ignored
   int logprobs = -1;                         // as SequenceStart::logprobs, for generated and (if asked) prompt tokens
   bool prompt_logprobs = false;              // score the prompt
-  std::string client;                        // whose it is (an API key, an address); it has so many places to wait in
-  std::string user;                          // of the client's; users take turns
+  std::string client;                        // whose it is (an API key, an address); clients share turns and places
+  std::string user;                          // of the client's; these share its turns
   std::string cache_salt;                    // the prefix cache is shared only among requests with the same
 };
 

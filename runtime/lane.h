@@ -14,7 +14,6 @@ namespace shoal {
 struct Sequence {
   std::uint64_t id = 0;
   GenerationRequest request;         // its prompt has moved to `tokens`
-  std::string turn;                  // its name in the queue
   std::vector<std::int32_t> tokens;  // prompt, then what was generated
   int prompt_tokens = 0;
   int max_length = 0;        // tokens at which it ends

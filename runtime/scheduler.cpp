@@ -14,9 +14,6 @@ namespace {
 /// most sequences slows down all. Where a prefix is cached outweighs it by as many tokens as it saves.
 constexpr std::int64_t kTokensPerSequence = 32;
 
-/// How the queue calls a user of a client; no client's name has a line break.
-std::string turn_of(const std::string& client, const std::string& user) { return client + "\n" + user; }
-
 std::int32_t tokens_of(const StepPlan& plan) {
   std::size_t tokens = 0;
   for (const SequenceChunk& chunk : plan.chunks) tokens += chunk.tokens.size();
@@ -51,8 +48,6 @@ std::int64_t Scheduler::largest_cache() const {
   return std::int64_t{*std::ranges::max_element(options_.kv_pages)} * options_.page_tokens;
 }
 
-int Scheduler::waiting(const std::string& client) const { return queue_.waiting_of(turn_of(client, "")); }
-
 int Scheduler::max_length(std::size_t prompt_tokens, int max_tokens) const {
   // The last token is sampled but never computed, so it needs no slot.
   std::int64_t length = std::min(static_cast<std::int64_t>(prompt_tokens) + max_tokens, largest_cache() + 1);
@@ -84,8 +79,7 @@ void Scheduler::submit(std::uint64_t request, GenerationRequest wanted) {
   sequence.request = std::move(wanted);
   sequence.prompt_tokens = static_cast<int>(sequence.tokens.size());
   sequence.max_length = max_length(sequence.tokens.size(), sequence.request.max_tokens);
-  sequence.turn = turn_of(sequence.request.client, sequence.request.user);
-  queue_.push(sequence.turn, request);
+  queue_.push(sequence.request.client, sequence.request.user, request);
 }
 
 Scheduler::Events Scheduler::cancel(std::uint64_t request) {
@@ -96,10 +90,8 @@ Scheduler::Events Scheduler::cancel(std::uint64_t request) {
   if (sequence.lane >= 0) {
     if (!step_in_flight()) end_step();
   } else {
-    if (preempted_.erase(sequence.ticket) > 0)
-      queue_.leave(sequence.turn);
-    else
-      queue_.remove(sequence.turn, request);
+    preempted_.erase(sequence.ticket);
+    queue_.leave(request);
     sequences_.erase(at);
   }
   Events events(1);
@@ -160,7 +152,7 @@ void Scheduler::share_budget(Lane& lane, bool answering) {
 
   if (answering) lane.budget = std::min(lane.budget, options_.max_prefill_tokens);
   std::sort(prompts.begin(), prompts.end(), [this](const Sequence* a, const Sequence* b) {
-    return std::pair(queue_.served(a->turn), a->ticket) < std::pair(queue_.served(b->turn), b->ticket);
+    return std::pair(queue_.served(a->id), a->ticket) < std::pair(queue_.served(b->id), b->ticket);
   });
   for (Sequence* sequence : prompts) {
     if (lane.budget == 0) break;
@@ -178,8 +170,9 @@ void Scheduler::find_pages(Lane& lane) {
   for (std::size_t i = 0; i < by_age.size(); ++i) {
     Sequence& sequence = *by_age[i];
     while (i < by_age.size() && !lane.grow(sequence, sequence.computed + sequence.planned)) {
-      preempt(*by_age.back());
+      leave(*by_age.back());
       by_age.pop_back();
+      ++totals_.preemptions;
     }
   }
   for (Sequence* sequence : by_age) {
@@ -193,11 +186,6 @@ void Scheduler::leave(Sequence& sequence) {
   sequence.prompt_logprobs.clear();
   sequence.preempted = true;
   preempted_.emplace(sequence.ticket, &sequence);
-}
-
-void Scheduler::preempt(Sequence& sequence) {
-  leave(sequence);
-  ++totals_.preemptions;
 }
 
 Sequence* Scheduler::next_to_admit() {
@@ -297,7 +285,7 @@ void Scheduler::add_chunk(Sequence& sequence, StepPlan& plan) {
   chunk.sample = sequence.samples();
   chunk.score = sequence.expected_scores() > 0;
   if (last != sequence.tokens.end()) chunk.next_token = *last;
-  queue_.charge(sequence.turn, sequence.planned);
+  queue_.charge(sequence.id, sequence.planned);
   plan.chunks.push_back(std::move(chunk));
 }
 
@@ -411,7 +399,7 @@ void Scheduler::end_step() {
     for (Sequence* sequence : running) {
       if (!sequence->over) continue;
       lane.drop(*sequence);
-      queue_.leave(sequence->turn);
+      queue_.leave(sequence->id);
       sequences_.erase(sequence->id);
     }
   }

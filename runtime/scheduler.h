@@ -26,7 +26,8 @@ namespace shoal {
 ///   however long, holds up answers for longer.
 /// - Pages are given as sequences grow. Where none is left the youngest in the lane leaves, keeps its tokens and comes
 ///   back before anybody new; so the oldest always goes on, and everyone becomes the oldest in the end.
-/// - A client's requests are admitted in the order in which they came; clients take turns (FairQueue).
+/// - A user's requests are admitted in the order in which they came; clients take turns, and so do a client's users
+///   (FairQueue).
 /// - An answer depends on none of this.
 class Scheduler {
  public:
@@ -53,7 +54,8 @@ class Scheduler {
 
   /// Throws Error when the request could not run even alone, with the options given and the ranks left.
   void check(const GenerationRequest& request) const;
-  /// Puts a request at the end of its client's queue. Throws as check() does, and when the number is in use.
+  /// Puts a request at the end of its user's queue. Throws as check() does, and when the number is in use; numbers grow
+  /// as requests come.
   void submit(std::uint64_t request, GenerationRequest wanted);
   /// The request gets no more tokens. Its event, or none when it is unknown or has finished. Pages that a step in
   /// flight still writes to are freed when that step ends.
@@ -81,7 +83,7 @@ class Scheduler {
   int running() const;
   int waiting() const { return queue_.waiting() + static_cast<int>(preempted_.size()); }
   /// Of a client, those never admitted.
-  int waiting(const std::string& client) const;
+  int waiting(const std::string& client) const { return queue_.waiting_of(client); }
   std::int64_t kv_pages() const;
   /// Pages that sequences own. What is kept of those that left is not counted: it goes when room is needed.
   std::int64_t kv_pages_used() const;
@@ -93,7 +95,6 @@ class Scheduler {
   void share_budget(Lane& lane, bool answering);
   void find_pages(Lane& lane);
   void leave(Sequence& sequence);
-  void preempt(Sequence& sequence);
   Sequence* next_to_admit();
   struct Prefix {
     int tokens = 0;

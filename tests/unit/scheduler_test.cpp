@@ -40,7 +40,7 @@ class ScheduledJob {
   std::uint64_t submit(const GenerationRequest& request) {
     scheduler.submit(last_ + 1, request);
     outcomes[++last_];
-    clients_[last_] = request.client;
+    users_[last_] = {request.client, request.user};
     return last_;
   }
 
@@ -114,7 +114,7 @@ class ScheduledJob {
   }
 
  private:
-  /// A client's requests start in the order of their submission; who starts once more had left.
+  /// A user's requests start in the order of their submission; who starts once more had left.
   void check_admissions() {
     std::set<std::uint64_t> first_starts;
     for (const StepPlan& plan : plans) {
@@ -123,8 +123,8 @@ class ScheduledJob {
       }
     }
     for (const std::uint64_t id : first_starts) {
-      EXPECT_GT(id, newest_[clients_[id]]) << "admitted out of turn";
-      newest_[clients_[id]] = id;
+      EXPECT_GT(id, newest_[users_[id]]) << "admitted out of turn";
+      newest_[users_[id]] = id;
     }
   }
 
@@ -149,8 +149,9 @@ class ScheduledJob {
   bool lost_ = false;       // a rank, and others do not know of all again
   std::uint64_t last_ = 0;  // submitted
   std::set<std::uint64_t> started_;
-  std::map<std::string, std::uint64_t> newest_;   // admitted, by client
-  std::map<std::uint64_t, std::string> clients_;  // by request
+  using User = std::pair<std::string, std::string>;  // of a client
+  std::map<User, std::uint64_t> newest_;             // admitted
+  std::map<std::uint64_t, User> users_;              // by request
 
  public:
   Scheduler scheduler;
@@ -196,6 +197,7 @@ GenerationRequest any_request(Random& random) {
   const int own = 1 + up_to(up_to(3) == 0 && request.prompt.empty() ? 60 : 8);
   for (int i = 0; i < own; ++i) request.prompt.push_back(up_to(test::fake_vocab - 1));
   request.client = std::string(static_cast<std::size_t>(up_to(2)), 'c');
+  request.user = std::string(static_cast<std::size_t>(up_to(1)), 'u');
   if (up_to(7) == 0) request.cache_salt = "salt";
   request.max_tokens = up_to(5) == 0 ? 0 : up_to(30);
   request.sampling.seed = random();
@@ -743,7 +745,8 @@ TEST(Scheduler, AFloodOfOneClientDoesNotDelayAnother) {
   }
 }
 
-/// Two clients that always have work get the same amount of it, whatever the sizes of their requests.
+/// Two clients that always have work get the same amount of it, whatever the sizes of their requests and however many
+/// users they name.
 TEST(Scheduler, BusyClientsGetEqualShares) {
   CoordinatorOptions options = options_for(1);
   options.max_num_seqs = 2;
@@ -759,6 +762,7 @@ TEST(Scheduler, BusyClientsGetEqualShares) {
         GenerationRequest request = *client == 'l' ? request_of(60, 30) : request_of(3, 5);
         request.cache_salt = std::to_string(random());
         request.client = client;
+        if (*client == 's') request.user = request.cache_salt;
         client_of[job.submit(request)] = client;
       }
     }
