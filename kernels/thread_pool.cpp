@@ -6,8 +6,11 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <exception>
+#include <mutex>
 #include <system_error>
 #include <thread>
+#include <utility>
 
 #include "base/error.h"
 
@@ -74,6 +77,8 @@ struct ThreadPool::Team {
 
   const Body* body = nullptr;
   std::size_t count = 0, grain = 1;
+  std::mutex thrown_mutex;
+  std::exception_ptr thrown;  // by the loop's body, the first
   std::uint64_t generation = 0;
   int caller_cpu = -1;
   std::thread::id pinned_caller;
@@ -88,7 +93,12 @@ struct ThreadPool::Team {
       const std::uint64_t t = ticket.fetch_add(1, std::memory_order_acq_rel);
       if (!has_chunk(t)) break;
       const std::size_t begin = static_cast<std::size_t>(t & kChunkMask) * grain;
-      (*body)(begin, std::min(begin + grain, count), thread);
+      try {
+        (*body)(begin, std::min(begin + grain, count), thread);
+      } catch (...) {
+        const std::lock_guard lock(thrown_mutex);
+        if (!thrown) thrown = std::current_exception();
+      }
       ++finished;
     }
     if (finished == 0) return;
@@ -144,6 +154,7 @@ struct ThreadPool::Team {
       if (done.load() != chunks) wake_caller.wait(seen);
       caller_sleeps.store(false);
     }
+    if (thrown) std::rethrow_exception(std::exchange(thrown, nullptr));
   }
 };
 

@@ -21,7 +21,8 @@ class ThreadPool {
   int size() const;
 
   /// Calls body(begin, end, thread) for disjoint ranges that cover [0, count); ranges are handed out dynamically,
-  /// `grain` items at a time. Returns when all are done. Not reentrant; one caller at a time. The body must not throw.
+  /// `grain` items at a time. Returns when all are done. Not reentrant; one caller at a time. What the
+  /// body throws, the first of it, is thrown here once no thread is in the body any more.
   void parallel_for(std::size_t count, std::size_t grain,
                     const std::function<void(std::size_t begin, std::size_t end, int thread)>& body);
 

@@ -9,6 +9,7 @@
 #include <fstream>
 #include <thread>
 
+#include "base/error.h"
 #include "tests/unit/scratch_folder.h"
 
 namespace shoal {
@@ -70,6 +71,23 @@ TEST(ThreadPool, MoreItemsThanChunksFit) {
   const std::size_t count = (std::size_t{1} << 23) * 3 + 5;
   pool.parallel_for(count, 1, [&](std::size_t begin, std::size_t end, int) { items += end - begin; });
   EXPECT_EQ(items, count);
+}
+
+TEST(ThreadPool, ThrowsWhatABodyThrew) {
+  for (const int threads : {1, 3}) {
+    ThreadPool pool(threads);
+    for (int round = 0; round < 100; ++round) {
+      const auto throws = [&] {
+        pool.parallel_for(40, 1, [&](std::size_t begin, std::size_t, int) {
+          if (begin % 7 == 3) throw Error("of a body");
+        });
+      };
+      EXPECT_EQ(error_of(throws), "of a body");
+      std::atomic<std::size_t> items{0};
+      pool.parallel_for(40, 3, [&](std::size_t begin, std::size_t end, int) { items += end - begin; });
+      EXPECT_EQ(items, 40u);
+    }
+  }
 }
 
 // Sanitizers take address space of their own, and end the process where there is none.
