@@ -122,35 +122,36 @@ void Experts::down(Team& team, const ExpertBatch& batch, const Matrix& any) {
 
   // A piece is some outputs of all experts, so that a row's sum is made by one thread, expert after expert.
   const std::int64_t width = any.rows(), panels = any.panels();
-  const std::int64_t step = panels_per_piece(team.pool.size(), panels, downs_);
-  const auto count = static_cast<std::size_t>((panels + step - 1) / step);
-  team.run(count, 1, operations_of(downs_), [&](std::size_t begin, std::size_t end, int thread) {
-    for (std::size_t i = begin; i < end; ++i) {
-      const std::int64_t first = static_cast<std::int64_t>(i) * step;
-      const std::int64_t row = first * Matrix::kPanel;
-      const std::int64_t n_rows = std::min(step * Matrix::kPanel, width - row);
-      for (float* out : batch.out) std::fill_n(out + row, n_rows, 0.0f);
-      for (std::size_t e = 0; e < n; ++e) {
-        const Product& product = downs_[e];
-        const std::byte* after = e + 1 < n ? downs_[e + 1].w->panel(first) : nullptr;
-        prefetch(after);
-        if (e + 1 < n) prefetch_rows(*downs_[e + 1].x, storage);
-        const std::size_t tiles = product.x->tiles.size();
-        for (std::size_t tile = 0; tile < tiles; tile += kTilesAtOnce) {
-          const Piece piece{e, first, std::min(step, panels - first), tile, std::min(kTilesAtOnce, tiles - tile)};
-          std::byte* scratch = team.scratch[static_cast<std::size_t>(thread)].bytes(scratch_bytes(product, piece));
-          float* results = multiply(product, piece, storage, scratch, after);
-          for_each_tile(product, piece, results, [&](const PackedRows::Tile& of, const float* outputs) {
-            for (int t = 0; t < of.tokens; ++t) {
-              const Pair& pair = pairs_[active_[e].first + static_cast<std::size_t>(of.first + t)];
-              float* to = batch.out[static_cast<std::size_t>(pair.row)] + row;
-              team.kernels.add_outputs(outputs, of.width, t, n_rows, pair.weight, to);
+  const std::int64_t parts = parts_of_outputs(team.pool.size(), panels, downs_);
+  team.run(
+      static_cast<std::size_t>(parts), 1, operations_of(downs_), [&](std::size_t begin, std::size_t end, int thread) {
+        for (auto i = static_cast<std::int64_t>(begin); i < static_cast<std::int64_t>(end); ++i) {
+          const PanelRange range = part_of_panels(panels, i, parts);
+          const std::int64_t first = range.first;
+          const std::int64_t row = first * Matrix::kPanel;
+          const std::int64_t n_rows = std::min(range.panels * Matrix::kPanel, width - row);
+          for (float* out : batch.out) std::fill_n(out + row, n_rows, 0.0f);
+          for (std::size_t e = 0; e < n; ++e) {
+            const Product& product = downs_[e];
+            const std::byte* after = e + 1 < n ? downs_[e + 1].w->panel(first) : nullptr;
+            prefetch(after);
+            if (e + 1 < n) prefetch_rows(*downs_[e + 1].x, storage);
+            const std::size_t tiles = product.x->tiles.size();
+            for (std::size_t tile = 0; tile < tiles; tile += kTilesAtOnce) {
+              const Piece piece{e, first, range.panels, tile, std::min(kTilesAtOnce, tiles - tile)};
+              std::byte* scratch = team.scratch[static_cast<std::size_t>(thread)].bytes(scratch_bytes(product, piece));
+              float* results = multiply(product, piece, storage, scratch, after);
+              for_each_tile(product, piece, results, [&](const PackedRows::Tile& of, const float* outputs) {
+                for (int t = 0; t < of.tokens; ++t) {
+                  const Pair& pair = pairs_[active_[e].first + static_cast<std::size_t>(of.first + t)];
+                  float* to = batch.out[static_cast<std::size_t>(pair.row)] + row;
+                  team.kernels.add_outputs(outputs, of.width, t, n_rows, pair.weight, to);
+                }
+              });
             }
-          });
+          }
         }
-      }
-    }
-  });
+      });
 }
 
 }  // namespace shoal::cpu

@@ -205,20 +205,28 @@ void cut(int threads, std::span<const Product> products, std::vector<Piece>& pie
     const double cost = static_cast<double>(p.w->cols()) * (static_cast<double>(tokens_at_once) + kReadCost);
     const std::int64_t panels = std::min(panels_of_cost(wanted, cost), whole_groups(kPieceResults / tokens_at_once));
     for (std::size_t tile = 0; tile < tiles; tile += tiles_at_once) {
-      for (std::int64_t panel = 0; panel < p.w->panels(); panel += panels) {
-        pieces.push_back(
-            {i, panel, std::min(panels, p.w->panels() - panel), tile, std::min(tiles_at_once, tiles - tile)});
+      const std::int64_t parts = (p.w->panels() + panels - 1) / panels;
+      for (std::int64_t part = 0; part < parts; ++part) {
+        const PanelRange range = part_of_panels(p.w->panels(), part, parts);
+        pieces.push_back({i, range.first, range.panels, tile, std::min(tiles_at_once, tiles - tile)});
       }
     }
   }
 }
 
-std::int64_t panels_per_piece(int threads, std::int64_t panels, std::span<const Product> products) {
+PanelRange part_of_panels(std::int64_t panels, std::int64_t i, std::int64_t n) {
+  const std::int64_t group = panels / n >= 4 ? 4 : 1, groups = (panels + group - 1) / group;
+  const std::int64_t first = groups * i / n * group, end = std::min(groups * (i + 1) / n * group, panels);
+  return {first, end - first};
+}
+
+std::int64_t parts_of_outputs(int threads, std::int64_t panels, std::span<const Product> products) {
   double tokens = 0;
   for (const Product& p : products) tokens += static_cast<double>(p.x->rows.size());
   tokens /= static_cast<double>(std::max<std::size_t>(1, products.size()));
-  const int pieces = threads * pieces_per_thread(tokens);
-  return std::min<std::int64_t>(panels_of_cost(static_cast<double>(panels) / pieces, 1.0), tokens <= 8 ? 64 : 16);
+  const std::int64_t most_panels = tokens <= 8 ? 64 : 16, of_all = threads * most_panels;
+  const std::int64_t of_thread = std::max<std::int64_t>(pieces_per_thread(tokens), (panels + of_all - 1) / of_all);
+  return std::min(threads * of_thread, panels);
 }
 
 void prefetch(const std::byte* panel) {

@@ -75,8 +75,17 @@ struct Piece {
 /// shreds.
 void cut(int threads, std::span<const Product> products, std::vector<Piece>& pieces);
 
-/// Panels of a piece that is so many outputs of all products.
-std::int64_t panels_per_piece(int threads, std::int64_t panels, std::span<const Product> products);
+/// Some panels of a matrix.
+struct PanelRange {
+  std::int64_t first, panels;
+};
+/// Part i of n nearly equal ones, in whole groups of four panels (which share loads of activations) where there are so
+/// many.
+PanelRange part_of_panels(std::int64_t panels, std::int64_t i, std::int64_t n);
+
+/// Into how many parts of `panels` to cut a loop in which a part is so many outputs of all products: so many for each
+/// thread, that none waits for others.
+std::int64_t parts_of_outputs(int threads, std::int64_t panels, std::span<const Product> products);
 
 /// Asks the memory for the first weights from `panel` on, while others are multiplied.
 void prefetch(const std::byte* panel);

@@ -57,6 +57,28 @@ TEST_P(ProductsTest, FewTokensReadEveryWeightOnce) {
   }
 }
 
+TEST(Products, PartsOfOutputsCoverAllAndAreAlike) {
+  for (std::int64_t panels = 1; panels <= 450; ++panels) {
+    for (const int threads : {1, 2, 7, 64, 192}) {
+      const std::int64_t n = cpu::parts_of_outputs(threads, panels, {});
+      ASSERT_LE(n, panels);
+      EXPECT_TRUE(n == panels || n % threads == 0) << n << " parts for " << threads << " threads";
+      std::int64_t next = 0, least = panels, most = 0;
+      for (std::int64_t i = 0; i < n; ++i) {
+        const cpu::PanelRange part = cpu::part_of_panels(panels, i, n);
+        ASSERT_EQ(part.first, next);
+        ASSERT_GT(part.panels, 0);
+        EXPECT_TRUE(i + 1 == n || panels / n < 4 || part.panels % 4 == 0);
+        next += part.panels;
+        if (i + 1 < n) least = std::min(least, part.panels);
+        most = std::max(most, part.panels);
+      }
+      ASSERT_EQ(next, panels);
+      EXPECT_LE(most, least + 4) << panels << " panels in " << n;
+    }
+  }
+}
+
 /// The tiles of AVX2 are laid out as portable ones are, and must hold the same bytes, sums and scales.
 TEST_P(ProductsTest, ActivationsBecomeTheSameBytes) {
   if (GetParam().kind != Subject::Kind::cpu || (GetParam().isa != Isa::avx2 && GetParam().isa != Isa::avxvnni)) {
