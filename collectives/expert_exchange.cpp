@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 #include <optional>
+#include <utility>
+#include <vector>
 
 #include "collectives/aligned_buffer.h"
 #include "collectives/bf16_rows.h"
@@ -16,25 +18,34 @@ struct ExpertExchange::State {
   const Answers kind;
   const std::size_t row_bytes;  // on the wire
   const Hops hops;
+  const RowLoop for_rows;
   std::optional<RowHop> to_hosts;  // the first of two hops
   RowHop to_ranks;                 // the last
 
-  std::vector<float> sum;  // [hidden]
   ExpertBatch arrived;
   AlignedBuffer arrived_rows, result_rows;  // FP32 forms of what travels as BF16
 
-  State(Communicator& comm, int hidden_floats, bool bf16, Answers answers_kind, int ranks_per_host)
+  State(Communicator& comm, int hidden_floats, bool bf16, Answers answers_kind, int ranks_per_host, RowLoop loop)
       : hidden(static_cast<std::size_t>(hidden_floats)),
         bf16_wire(bf16),
         kind(answers_kind),
         row_bytes(hidden * (bf16 ? 2 : 4)),
         hops(comm.size(), comm.rank(), ranks_per_host > 0 ? ranks_per_host : comm.ranks_per_host()),
-        to_ranks(comm, hops.two() ? hops.second() : hops.first(), row_bytes, kind),
-        sum(hidden) {
+        for_rows(std::move(loop)),
+        to_ranks(comm, hops.two() ? hops.second() : hops.first(), row_bytes, kind) {
     if (hops.two()) to_hosts.emplace(comm, hops.first(), row_bytes, kind);
   }
 
   RowHop& first_hop() { return to_hosts ? *to_hosts : to_ranks; }
+  /// body(i) for each of so many rows.
+  template <class Body>
+  void each_row(std::size_t rows, const Body& body) const {
+    const auto range = [&](std::size_t begin, std::size_t end) {
+      for (std::size_t i = begin; i < end; ++i) body(i);
+    };
+    if (!for_rows) return range(0, rows);
+    for_rows(rows, static_cast<double>(rows * hidden), range);
+  }
   void pass_on();
   void list_rows();
   void pass_back();
@@ -61,24 +72,27 @@ struct ExpertExchange::State {
 void ExpertExchange::State::pass_on() {
   to_hosts->receive();
   to_ranks.plan().forward(to_hosts->arrived());
-  to_ranks.send([&](std::int32_t row, std::byte* to) {
-    std::memcpy(to, to_hosts->rows()[static_cast<std::size_t>(row)], row_bytes);
+  const std::vector<RowHop::Outgoing>& outgoing = to_ranks.outgoing();
+  each_row(outgoing.size(), [&](std::size_t i) {
+    std::memcpy(outgoing[i].row, to_hosts->rows()[static_cast<std::size_t>(outgoing[i].token)], row_bytes);
   });
+  to_ranks.send();
 }
 
 /// And the answers of its ranks back, one for each row or (already in the order of its experts) as they came.
 void ExpertExchange::State::pass_back() {
   to_ranks.receive_answers();
   const std::vector<std::byte*>& to = to_hosts->answers();
-  for (std::size_t i = 0; i < to.size(); ++i) {
+  each_row(to.size(), [&](std::size_t i) {
     if (kind == Answers::by_expert) {
       std::memcpy(to[i], to_ranks.answer(to_ranks.plan().answers()[i]), row_bytes);
     } else {
-      std::ranges::fill(sum, 0.0f);
+      thread_local std::vector<float> sum;
+      sum.assign(hidden, 0.0f);
       add_answers(to_ranks, i, sum.data());
       write_row(sum.data(), to[i]);
     }
-  }
+  });
   to_hosts->send_answers();
 }
 
@@ -92,9 +106,11 @@ void ExpertExchange::State::list_rows() {
   const std::vector<const std::byte*>& rows = to_ranks.rows();
   const std::size_t fp32_stride = align_up(hidden * sizeof(float));
   if (bf16_wire) arrived_rows.reserve(rows.size() * fp32_stride);
-  for (std::size_t i = 0; bf16_wire && i < rows.size(); ++i)
-    unpack_bf16({reinterpret_cast<const std::uint16_t*>(rows[i]), hidden},
-                reinterpret_cast<float*>(arrived_rows.data() + i * fp32_stride));
+  if (bf16_wire)
+    each_row(rows.size(), [&](std::size_t i) {
+      unpack_bf16({reinterpret_cast<const std::uint16_t*>(rows[i]), hidden},
+                  reinterpret_cast<float*>(arrived_rows.data() + i * fp32_stride));
+    });
   to_ranks.arrived().for_each_answer(kind, [&](std::size_t row, std::int32_t experts) {
     const std::byte* at = bf16_wire ? arrived_rows.data() + row * fp32_stride : rows[row];
     arrived.rows.push_back(reinterpret_cast<const float*>(at));
@@ -102,8 +118,9 @@ void ExpertExchange::State::list_rows() {
   });
 }
 
-ExpertExchange::ExpertExchange(Communicator& comm, int hidden, bool bf16_wire, Answers answers, int ranks_per_host)
-    : state_(std::make_unique<State>(comm, hidden, bf16_wire, answers, ranks_per_host)) {}
+ExpertExchange::ExpertExchange(Communicator& comm, int hidden, bool bf16_wire, Answers answers, int ranks_per_host,
+                               RowLoop for_rows)
+    : state_(std::make_unique<State>(comm, hidden, bf16_wire, answers, ranks_per_host, std::move(for_rows))) {}
 ExpertExchange::~ExpertExchange() = default;
 
 void ExpertExchange::dispatch(const float* x, std::int64_t x_stride, std::int64_t tokens, const std::int32_t* expert,
@@ -112,7 +129,9 @@ void ExpertExchange::dispatch(const float* x, std::int64_t x_stride, std::int64_
   const auto entries = static_cast<std::size_t>(tokens * top_k);
   RowHop& hop = s.first_hop();
   hop.plan().make({expert, entries}, {weight, entries}, top_k, map, s.hops);
-  hop.send([&](std::int32_t token, std::byte* row) { s.write_row(x + token * x_stride, row); });
+  const std::vector<RowHop::Outgoing>& outgoing = hop.outgoing();
+  s.each_row(outgoing.size(), [&](std::size_t i) { s.write_row(x + outgoing[i].token * x_stride, outgoing[i].row); });
+  hop.send();
 }
 
 const ExpertBatch& ExpertExchange::dispatched() {
@@ -136,7 +155,7 @@ void ExpertExchange::combine() {
   State& s = *state_;
   if (s.bf16_wire) {
     const std::vector<std::byte*>& to = s.to_ranks.answers();
-    for (std::size_t i = 0; i < to.size(); ++i) s.write_row(s.arrived.out[i], to[i]);
+    s.each_row(to.size(), [&](std::size_t i) { s.write_row(s.arrived.out[i], to[i]); });
   }
   s.to_ranks.send_answers();
 }
@@ -147,7 +166,7 @@ void ExpertExchange::combined(float* out, std::int64_t out_stride) {
   RowHop& hop = s.first_hop();
   hop.receive_answers();
   const std::size_t tokens = hop.plan().first_answer().size() - 1;
-  for (std::size_t t = 0; t < tokens; ++t) s.add_answers(hop, t, out + static_cast<std::int64_t>(t) * out_stride);
+  s.each_row(tokens, [&](std::size_t t) { s.add_answers(hop, t, out + static_cast<std::int64_t>(t) * out_stride); });
 }
 
 }  // namespace shoal

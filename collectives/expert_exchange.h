@@ -1,5 +1,7 @@
 #pragma once
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 
 #include "collectives/communicator.h"
@@ -14,10 +16,14 @@ namespace shoal {
 /// of a host first where there are two hops, which rounds their sum to how rows travel.
 class ExpertExchange {
  public:
+  /// Calls body(begin, end) for ranges that together are [0, rows), `elements` floats, on one or on many threads.
+  using RowLoop = std::function<void(std::size_t rows, double elements,
+                                     const std::function<void(std::size_t begin, std::size_t end)>& body)>;
+
   /// hidden: floats in a row; rows travel as FP32 (`bf16_wire` false) or as BF16. ranks_per_host: 0: as the
-  /// communicator says; 1: by one hop.
+  /// communicator says; 1: by one hop. for_rows: who copies, rounds and adds rows; empty: the caller alone.
   ExpertExchange(Communicator& comm, int hidden, bool bf16_wire, Answers answers = Answers::summed,
-                 int ranks_per_host = 0);
+                 int ranks_per_host = 0, RowLoop for_rows = {});
   ~ExpertExchange();
 
   /// Sends x [tokens, hidden] (rows `x_stride` floats apart) where expert [tokens, top_k] (global ids, ascending; a row

@@ -17,6 +17,21 @@ RowHop::RowHop(Communicator& comm, std::vector<int> among, std::size_t row_bytes
       bytes_(ranks_.size()),
       answers_to_(ranks_.size()) {}
 
+const std::vector<RowHop::Outgoing>& RowHop::outgoing() {
+  outgoing_.clear();
+  for (std::size_t d = 0; d < ranks_.size(); ++d) {
+    const RankSlot& slot = plan_.to()[d];
+    bytes_[d] = record_.bytes(slot);
+    if (bytes_[d] == 0) continue;
+    std::byte* row = record_.write(slot, exchange_->outgoing(static_cast<int>(d), bytes_[d]));
+    for (const std::int32_t token : slot.token) {
+      outgoing_.push_back({token, row});
+      row += row_stride_;
+    }
+  }
+  return outgoing_;
+}
+
 void RowHop::receive() {
   exchange_->wait();
   rows_.clear();

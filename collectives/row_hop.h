@@ -11,8 +11,8 @@ namespace shoal {
 
 /// A hop of rows in the host's memory, and of the answers back (hops.h). Of one layer:
 ///
-///   add tokens to plan();  send(...);  receive();  write at answers();  send_answers();  receive_answers();
-///   read answer(...) of plan().answers()
+///   add tokens to plan();  write rows at outgoing();  send();  receive();  write at answers();  send_answers();
+///   receive_answers(); read answer(...) of plan().answers()
 class RowHop {
  public:
   /// among: as make_all_to_all()'s. row_bytes: of a row as it travels.
@@ -20,21 +20,15 @@ class RowHop {
 
   DispatchPlan& plan() { return plan_; }
 
-  /// write(token, row) writes a token of the plan as it travels. Returns at once.
-  template <class Write>
-  void send(const Write& write) {
-    for (std::size_t d = 0; d < ranks_.size(); ++d) {
-      const RankSlot& slot = plan_.to()[d];
-      bytes_[d] = record_.bytes(slot);
-      if (bytes_[d] == 0) continue;
-      std::byte* row = record_.write(slot, exchange_->outgoing(static_cast<int>(d), bytes_[d]));
-      for (const std::int32_t token : slot.token) {
-        write(token, row);
-        row += row_stride_;
-      }
-    }
-    exchange_->post(bytes_);
-  }
+  /// A token of the plan, and where its row is to be written as it travels.
+  struct Outgoing {
+    std::int32_t token;
+    std::byte* row;
+  };
+  /// The rows of the plan. To be written before send().
+  const std::vector<Outgoing>& outgoing();
+  /// Returns at once.
+  void send() { exchange_->post(bytes_); }
 
   /// Waits for what all ranks of the hop sent here, this one too.
   void receive();
@@ -60,6 +54,7 @@ class RowHop {
   DispatchPlan plan_;
   std::unique_ptr<AllToAll> exchange_;  // rows and answers take turns on it
   std::vector<std::size_t> bytes_;      // [ranks]
+  std::vector<Outgoing> outgoing_;
 
   std::vector<const std::byte*> rows_;
   ArrivedRows arrived_;

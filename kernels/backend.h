@@ -153,6 +153,10 @@ class Backend {
   virtual Rows<float> to_host(Rows<float> x, HostRoom&) { return x; }
   /// to = x, which the host has written. Nothing where they are the same rows.
   virtual void from_host(Rows<const float> x, Rows<float> to);
+  /// Calls body(begin, end) for ranges that together are [0, count): work on the host's memory, shared among the
+  /// threads that a back end computes with there. `elements`: roughly how many it moves.
+  virtual void on_host(std::size_t count, double elements,
+                       const std::function<void(std::size_t begin, std::size_t end)>& body);
   /// Tells, for all layers of a step, where its tokens' cache rows are and what they see; write_kv() and the attentions
   /// get the same lists again, which stay as they are until then.
   virtual void begin_step(std::span<const std::int64_t>, std::span<const AttentionQuery>, int /*page_tokens*/) {}

@@ -8,7 +8,11 @@ namespace {
 class HostTokenExchange final : public TokenExchange {
  public:
   HostTokenExchange(Backend& backend, Communicator& comm, const ExchangeShape& shape)
-      : backend_(backend), exchange_(comm, shape.hidden, shape.bf16_wire, shape.answers) {}
+      : backend_(backend),
+        exchange_(comm, shape.hidden, shape.bf16_wire, shape.answers, 0,
+                  [&backend](std::size_t rows, double elements, const auto& body) {
+                    backend.on_host(rows, elements, body);
+                  }) {}
 
   void dispatch(Rows<float> h, const std::int32_t* expert, const float* weight, int top_k, ExpertMap& map) override {
     const Rows<const float> sent = backend_.to_host(h, sent_);

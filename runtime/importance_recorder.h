@@ -23,6 +23,9 @@ class ImportanceRecorder final : public Backend {
 
   std::string description() const override { return backend_->description(); }
   std::shared_ptr<void> allocate(std::size_t bytes) override { return backend_->allocate(bytes); }
+  void on_host(std::size_t count, double elements, const std::function<void(std::size_t, std::size_t)>& body) override {
+    backend_->on_host(count, elements, body);
+  }
   void embed(std::span<const std::int32_t> ids, const Matrix& table, Rows<float> out) override {
     backend_->embed(ids, table, out);
   }

@@ -101,7 +101,8 @@ void RankWork::step(const StepPlan& plan) {
       model_ = std::make_unique<Model>(config_, std::move(loaded_.weights), loaded_.placement, *loaded_.backend,
                                        *rank_.comm, *loaded_.cache, options_.computes_in_16_bits(), answers_);
       const bool outputs = rank_.leads() || !loaded_.placement.tensor_parallel;
-      worker_ = std::make_unique<Worker>(*model_, *loaded_.cache, logit_rows, outputs, loaded_.tokens);
+      worker_ =
+          std::make_unique<Worker>(*model_, *loaded_.backend, *loaded_.cache, logit_rows, outputs, loaded_.tokens);
     }
     rank_.client->send(frame(Message::result, encode(worker_->run(plan))));
   } catch (const LeftBehind&) {

@@ -15,9 +15,9 @@ constexpr std::chrono::microseconds least_steering{300}, least_steering_of_one{2
 
 }  // namespace
 
-Worker::Worker(Model& model, const KvCache& cache, int max_logit_rows, bool outputs,
+Worker::Worker(Model& model, Backend& backend, const KvCache& cache, int max_logit_rows, bool outputs,
                std::shared_ptr<const grammar::TokenTable> tokens)
-    : model_(model), cache_(cache), max_logit_rows_(max_logit_rows), outputs_(outputs) {
+    : model_(model), backend_(backend), cache_(cache), max_logit_rows_(max_logit_rows), outputs_(outputs) {
   if (tokens) grammars_.emplace(std::move(tokens));
 }
 
@@ -114,17 +114,41 @@ bool Worker::draw_on_device(std::span<const LogitRow> wanted, std::span<const st
 /// One sequence that overflowed is no reason to end the others.
 void Worker::give_up(SequenceOutput& output) { output = {.sequence = output.sequence, .overflowed = true}; }
 
-void Worker::read_logits(const LogitRow& row, std::span<const float> logits, SequenceOutput& output) {
-  Sequence& sequence = sequences_.at(output.sequence);
+void Worker::read_row(const LogitRow& row, std::span<const float> logits, SequenceOutput& output) {
   if (output.overflowed) return;
+  Sequence& sequence = sequences_.at(output.sequence);
   const int top = std::max(0, sequence.logprobs);
-  if (row.scored >= 0) output.scored.push_back(log_probability(logits, row.scored, top));
-  if (!is_next(row, output)) return;
-  const auto token = next_token(sequence, logits, row.position);
-  output.later = !token && row.sample == 0;
-  if (!token) return;
-  output.tokens.push_back(*token);
-  if (sequence.logprobs >= 0) output.sampled.push_back(log_probability(logits, *token, top));
+  try {
+    if (row.scored >= 0) output.scored.push_back(log_probability(logits, row.scored, top));
+    if (!is_next(row, output)) return;
+    const auto token = next_token(sequence, logits, row.position);
+    output.later = !token && row.sample == 0;
+    if (!token) return;
+    output.tokens.push_back(*token);
+    if (sequence.logprobs >= 0) output.sampled.push_back(log_probability(logits, *token, top));
+  } catch (const Overflowed&) {
+    give_up(output);
+  }
+}
+
+void Worker::read_logits(std::span<const LogitRow> wanted, Rows<const float> logits, StepResult& result) {
+  // Rows of an output lie together, and depend on each other.
+  std::vector<std::size_t> first;
+  for (std::size_t i = 0; i < wanted.size(); ++i)
+    if (i == 0 || wanted[i].output != wanted[i - 1].output) first.push_back(i);
+  const std::size_t outputs = first.size();
+  first.push_back(wanted.size());
+  const auto read = [&](std::size_t begin, std::size_t end, bool steered) {
+    for (std::size_t o = begin; o < end; ++o) {
+      SequenceOutput& output = result.outputs[wanted[first[o]].output];
+      if (sequences_.at(output.sequence).steering.has_value() != steered) continue;
+      for (std::size_t i = first[o]; i < first[o + 1]; ++i)
+        read_row(wanted[i], {logits[static_cast<std::int64_t>(i)], static_cast<std::size_t>(logits.cols)}, output);
+    }
+  };
+  backend_.on_host(outputs, static_cast<double>(std::ssize(wanted) * logits.cols),
+                   [&](std::size_t begin, std::size_t end) { read(begin, end, false); });
+  read(0, outputs, true);
 }
 
 void Worker::draft(const StepPlan& plan, const TokenBatch& batch, StepResult& result) {
@@ -174,14 +198,16 @@ void Worker::draft(const StepPlan& plan, const TokenBatch& batch, StepResult& re
       continue;
     }
     const Rows<const float> logits = model_.mtp_logits(some);
-    for (std::size_t i = 0; i < count; ++i) {
-      SequenceOutput& to = *outputs[first + i];
-      try {
-        to.drafts.push_back(sample({logits[static_cast<std::int64_t>(i)], static_cast<std::size_t>(logits.cols)},
-                                   sequences_.at(to.sequence).sampling, position_of(i)));
-      } catch (const Overflowed&) {  // no guess, then
+    backend_.on_host(count, static_cast<double>(logits.rows * logits.cols), [&](std::size_t begin, std::size_t end) {
+      for (std::size_t i = begin; i < end; ++i) {
+        SequenceOutput& to = *outputs[first + i];
+        try {
+          to.drafts.push_back(sample({logits[static_cast<std::int64_t>(i)], static_cast<std::size_t>(logits.cols)},
+                                     sequences_.at(to.sequence).sampling, position_of(i)));
+        } catch (const Overflowed&) {  // no guess, then
+        }
       }
-    }
+    });
   }
 }
 
@@ -214,15 +240,7 @@ StepResult Worker::run(const StepPlan& plan) {
     // Known only now: a GPU may have been computing until here.
     if (!std::exchange(timed, true))
       steering_left_ = std::max<Duration>((std::chrono::steady_clock::now() - begin) / 2, least_steering);
-    for (std::size_t i = 0; i < count; ++i) {
-      const LogitRow& row = wanted[first + i];
-      SequenceOutput& output = result.outputs[row.output];
-      try {
-        read_logits(row, {logits[static_cast<std::int64_t>(i)], static_cast<std::size_t>(logits.cols)}, output);
-      } catch (const Overflowed&) {
-        give_up(output);
-      }
-    }
+    read_logits(std::span(wanted).subspan(first, count), logits, result);
   }
   if (model_.has_mtp()) draft(plan, batch, result);
   if (grammars_) grammars_->trim();

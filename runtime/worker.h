@@ -26,7 +26,7 @@ class Worker {
  public:
   /// `outputs`: this rank answers for the sequences (under tensor parallelism rank 0 alone does). `tokens` may be null:
   /// answers cannot be bound to a grammar then.
-  Worker(Model& model, const KvCache& cache, int max_logit_rows, bool outputs,
+  Worker(Model& model, Backend& backend, const KvCache& cache, int max_logit_rows, bool outputs,
          std::shared_ptr<const grammar::TokenTable> tokens);
   StepResult run(const StepPlan& plan);
 
@@ -56,14 +56,17 @@ class Worker {
   /// Whether a row's token is the next of its sequence: those before it were as they were guessed.
   static bool is_next(const LogitRow& row, const SequenceOutput& output);
   static void give_up(SequenceOutput& output);
-  /// Throws Overflowed.
-  void read_logits(const LogitRow& row, std::span<const float> logits, SequenceOutput& output);
+  /// Draws for these rows on the host, and scores them. Sequences by themselves share threads; those with rules, which
+  /// have grammars and time in common, take turns.
+  void read_logits(std::span<const LogitRow> wanted, Rows<const float> logits, StepResult& result);
+  void read_row(const LogitRow& row, std::span<const float> logits, SequenceOutput& output);
   /// Nothing where the rules of its answer take longer to apply than this step may.
   std::optional<std::int32_t> next_token(Sequence& sequence, std::span<const float> logits, std::int32_t position);
   /// Guesses what comes behind the new tokens.
   void draft(const StepPlan& plan, const TokenBatch& batch, StepResult& result);
 
   Model& model_;
+  Backend& backend_;
   const KvCache& cache_;
   const int max_logit_rows_;
   const bool outputs_;

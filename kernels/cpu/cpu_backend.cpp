@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstring>
 
 #include "base/error.h"
@@ -44,6 +45,10 @@ class CpuBackend final : public Backend {
     std::byte* const p = map_huge_pages(bytes);
     if (!p) fail("no memory left: {:.1f} MB were asked for", 1e-6 * static_cast<double>(bytes));
     return {p, [bytes](std::byte* q) { unmap_huge_pages(q, bytes); }};
+  }
+
+  void on_host(std::size_t count, double elements, const std::function<void(std::size_t, std::size_t)>& body) override {
+    team_.run(count, 1, elements, [&](std::size_t begin, std::size_t end, int) { body(begin, end); });
   }
 
   void embed(std::span<const std::int32_t> ids, const Matrix& table, Rows<float> out) override {
@@ -101,6 +106,19 @@ class CpuBackend final : public Backend {
     for_tokens(x.rows, std::int64_t{heads} * pairs, [&](std::int64_t t, int) {
       for (int h = 0; h < heads; ++h) {
         team_.kernels.rope(x[t] + h * head_step, angles.cos[t], angles.sin[t], pairs,
+                           pairing == RopePairing::interleaved);
+      }
+    });
+  }
+
+  void rope_heads(Rows<const float> x, std::int64_t x_step, int heads, const RopeAngles& angles, RopePairing pairing,
+                  Rows<float> out, std::int64_t out_step) override {
+    const std::int64_t pairs = angles.cos.cols;
+    for_tokens(x.rows, std::int64_t{heads} * pairs, [&](std::int64_t t, int) {
+      for (int h = 0; h < heads; ++h) {
+        float* const to = out[t] + h * out_step;
+        std::copy_n(x[t] + h * x_step, 2 * pairs, to);
+        team_.kernels.rope(to, angles.cos[t], angles.sin[t], static_cast<int>(pairs),
                            pairing == RopePairing::interleaved);
       }
     });

@@ -13,6 +13,7 @@
 #include "collectives/communicator.h"
 #include "collectives/expert_exchange.h"
 #include "kernels/dtype.h"
+#include "kernels/thread_pool.h"
 #include "tests/unit/communicator_suite.h"
 
 /// The exchange against plain loops, on any form of Communicator. Called by all ranks, nothing returns early.
@@ -198,8 +199,12 @@ using MakeExchange = std::function<RunLayer(const ExchangeCase& c)>;
 
 inline MakeExchange by_host_memory(Communicator& comm) {
   return [&comm](const ExchangeCase& of) -> RunLayer {
+    const auto pool = std::make_shared<ThreadPool>(2);
+    const auto for_rows = [pool](std::size_t rows, double, const auto& body) {
+      pool->parallel_for(rows, 1, [&](std::size_t begin, std::size_t end, int) { body(begin, end); });
+    };
     return
-        [&comm, exchange = std::make_shared<ExpertExchange>(comm, of.hidden, of.bf16_wire, of.answers)](
+        [&comm, exchange = std::make_shared<ExpertExchange>(comm, of.hidden, of.bf16_wire, of.answers, 0, for_rows)](
             const ExchangeCase& c, ExpertMap& map, const Tokens& t, std::vector<float>& out, std::int64_t out_stride) {
           exchange->dispatch(t.x.data(), t.stride, t.count, t.expert.data(), t.weight.data(), c.top_k, map);
           const float pairs = work(c, map, comm.rank(), exchange->dispatched());

@@ -45,7 +45,7 @@ struct Station {
                                     load_weights(config, Checkpoint::open(dir), placement, comm.rank(),
                                                  {.mtp = options.mtp, .device = backend.get()}),
                                     placement, *backend, comm, *cache, bf16, options.answers);
-    worker = std::make_unique<Worker>(*model, *cache, 7, comm.rank() == 0 || !tp, nullptr);
+    worker = std::make_unique<Worker>(*model, *backend, *cache, 7, comm.rank() == 0 || !tp, nullptr);
   }
 };
 
