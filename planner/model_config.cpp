@@ -33,10 +33,11 @@ FamilyDefaults family_of(const JsonFields& json) {
   if (type == "deepseek_v3") return {Architecture::deepseek_v3, 4096, 0, 1};
   if (type == "deepseek_v2") return {Architecture::deepseek_v2, 2048, 1, 2};
   if (type == "qwen2") return {Architecture::qwen2, 32768, std::nullopt, std::nullopt};
+  if (type == "qwen3") return {Architecture::qwen3, 32768, std::nullopt, std::nullopt};
   if (type == "llama") return {Architecture::llama, 2048, 1, 2};
   if (type.empty()) json.reject("model_type", "is missing");
   json.reject("model_type",
-              fmt::format("\"{}\" is not supported (deepseek_v3, deepseek_v2, qwen2 and llama are)", type));
+              fmt::format("\"{}\" is not supported (deepseek_v3, deepseek_v2, qwen2, qwen3 and llama are)", type));
 }
 
 void read_dimensions(ModelConfig& c, const JsonFields& json, const FamilyDefaults& family) {
@@ -74,20 +75,25 @@ void read_latent_attention(ModelConfig& c, const JsonFields& json) {
   c.attention_bias = c.attention_output_bias = json.boolean_or("attention_bias", false);
 }
 
+bool is_qwen(const ModelConfig& c) {
+  return c.architecture == Architecture::qwen2 || c.architecture == Architecture::qwen3;
+}
+
 void read_grouped_attention(ModelConfig& c, const JsonFields& json) {
-  const int absent = c.architecture == Architecture::qwen2 && !json.is_null("num_key_value_heads")
-                         ? std::min(32, c.num_attention_heads)
-                         : c.num_attention_heads;
+  const int absent =
+      is_qwen(c) && !json.is_null("num_key_value_heads") ? std::min(32, c.num_attention_heads) : c.num_attention_heads;
   c.num_key_value_heads = json.integer_or("num_key_value_heads", absent, 1, max_width);
   if (c.num_attention_heads % c.num_key_value_heads) {
     json.reject("num_key_value_heads", fmt::format("is {}, which does not divide num_attention_heads {}",
                                                    c.num_key_value_heads, c.num_attention_heads));
   }
-  if (!json.has("head_dim") && c.hidden_size % c.num_attention_heads) {
+  c.qk_norm = c.architecture == Architecture::qwen3;
+  const bool divided = c.architecture != Architecture::qwen3;
+  if (divided && !json.has("head_dim") && c.hidden_size % c.num_attention_heads) {
     json.reject("hidden_size", fmt::format("is {}, which num_attention_heads {} does not divide", c.hidden_size,
                                            c.num_attention_heads));
   }
-  c.head_dim = json.integer_or("head_dim", c.hidden_size / c.num_attention_heads, 2, max_width);
+  c.head_dim = json.integer_or("head_dim", divided ? c.hidden_size / c.num_attention_heads : 128, 2, max_width);
   if (c.head_dim % 2) json.reject("head_dim", fmt::format("is {}, and must be even", c.head_dim));
   c.rope_interleave = false;
   if (c.architecture == Architecture::qwen2) {
@@ -97,7 +103,7 @@ void read_grouped_attention(ModelConfig& c, const JsonFields& json) {
   }
 }
 
-/// Qwen2 can restrict its upper layers to a window. R1's distilled models carry the fields but leave it off.
+/// Qwen can restrict its upper layers to a window. R1's distilled models carry the fields but leave it off.
 void refuse_sliding_window(const ModelConfig& c, const JsonFields& json) {
   bool slides = json.boolean_or("use_sliding_window", false) && json.has("sliding_window") &&
                 json.integer_or("max_window_layers", 28, 0, max_context) < c.num_hidden_layers;
@@ -225,6 +231,9 @@ void read_rope(ModelConfig& c, const JsonFields& json) {
                                             scaling.beta_slow));
     }
     scaling.attention_factor = rope->number("attention_factor");
+    // The name that vLLM and SGLang read, with a meaning of its own; DeepSeek-R1-0528-Qwen3-8B's takes the computed
+    // magnitude back to 1. transformers does not know it, and computes that model with another magnitude.
+    scaling.attn_factor = rope->positive_or("attn_factor", 1);
     scaling.truncate = rope->boolean_or("truncate", true);
   } else {
     if (!rope->has("factor")) rope->reject("factor", "is missing");
@@ -379,7 +388,7 @@ ModelConfig ModelConfig::from_json(const nlohmann::json& document, const std::st
   } else {
     read_grouped_attention(c, json);
   }
-  if (c.architecture == Architecture::qwen2) refuse_sliding_window(c, json);
+  if (is_qwen(c)) refuse_sliding_window(c, json);
   read_rope(c, json);
   read_quantization(c, json);
   read_token_ids(c, json, generation, family);

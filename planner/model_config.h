@@ -11,8 +11,8 @@
 namespace shoal {
 
 /// The families of layers Shoal runs: multi-head latent attention with experts (DeepSeek-V2, V3, R1), and grouped-query
-/// attention with dense feed-forward blocks (DeepSeek V1 67B, Llama, Qwen2).
-enum class Architecture { deepseek_v3, deepseek_v2, qwen2, llama };
+/// attention with dense feed-forward blocks (DeepSeek V1 67B, Llama, Qwen2, Qwen3).
+enum class Architecture { deepseek_v3, deepseek_v2, qwen2, qwen3, llama };
 
 /// Rotary position scaling. `yarn`: arXiv 2309.00071; `llama3`: the rule of Llama 3.1; `linear`: position / factor;
 /// `factors`: a divisor for each frequency, as GGUF stores llama3's result.
@@ -24,6 +24,7 @@ struct RopeScaling {
   float beta_fast = 32, beta_slow = 1;              // yarn
   std::optional<float> mscale, mscale_all_dim;      // yarn, DeepSeek
   std::optional<float> attention_factor;            // yarn, overrides the computed magnitude
+  float attn_factor = 1;                            // yarn, multiplies the computed magnitude
   bool truncate = true;                             // yarn: round the correction range to whole dimensions
   float low_freq_factor = 1, high_freq_factor = 4;  // llama3
   std::vector<float> factors;                       // [head_dim / 2]
@@ -54,7 +55,7 @@ struct ModelConfig {
   float rope_theta = 10000;
   RopeScaling rope_scaling;
   bool tie_word_embeddings = false;
-  bool attention_bias = false;  // qwen2: q, k, v; llama with attention_bias: q, k, v, o
+  bool attention_bias = false;  // qwen2: q, k, v; others with attention_bias: q, k, v, o
   bool attention_output_bias = false;
   bool mlp_bias = false;
   std::vector<int> eos_token_ids;  // from generation_config.json too
@@ -63,6 +64,7 @@ struct ModelConfig {
 
   // Grouped-query attention.
   int head_dim = 0;
+  bool qk_norm = false;  // qwen3: each head's query and key are normed before they are rotated
 
   // Multi-head latent attention.
   int q_lora_rank = 0;  // 0: queries are projected directly (V2-Lite)

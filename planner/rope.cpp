@@ -41,12 +41,13 @@ void apply_yarn(RopeFrequencies& rope, const RopeScaling& s, int dim, float thet
 
   if (s.attention_factor) {
     rope.magnitude = *s.attention_factor;
-  } else if (s.mscale.value_or(0) != 0 && s.mscale_all_dim.value_or(0) != 0) {
-    rope.magnitude = static_cast<float>(yarn_mscale(double{s.factor}, double{*s.mscale}) /
-                                        yarn_mscale(double{s.factor}, double{*s.mscale_all_dim}));
-  } else {
-    rope.magnitude = static_cast<float>(yarn_mscale(double{s.factor}));
+    return;
   }
+  double magnitude = yarn_mscale(double{s.factor});
+  if (s.mscale.value_or(0) != 0 && s.mscale_all_dim.value_or(0) != 0)
+    magnitude =
+        yarn_mscale(double{s.factor}, double{*s.mscale}) / yarn_mscale(double{s.factor}, double{*s.mscale_all_dim});
+  rope.magnitude = static_cast<float>(magnitude * double{s.attn_factor});
 }
 
 /// Wavelengths beyond the original context are stretched by the factor, short ones kept, and those between are blended.

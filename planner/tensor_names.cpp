@@ -92,6 +92,10 @@ class TensorList {
     linear(p + "k_proj", kv_rows, c_.hidden_size, Part::attention, c_.attention_bias);
     linear(p + "v_proj", kv_rows, c_.hidden_size, Part::attention, c_.attention_bias);
     linear(p + "o_proj", c_.hidden_size, q_rows, Part::attention, c_.attention_output_bias);
+    if (c_.qk_norm) {
+      add(p + "q_norm.weight", {c_.head_dim}, Part::norms);
+      add(p + "k_norm.weight", {c_.head_dim}, Part::norms);
+    }
   }
 
   void experts() {

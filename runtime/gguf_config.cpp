@@ -116,12 +116,16 @@ json rope_scaling(const Keys& keys, bool latent) {
   copy(r, "original_max_position_embeddings", keys, "rope.scaling.original_context_length");
   copy_number(r, "beta_fast", keys, "rope.scaling.yarn_beta_fast");
   copy_number(r, "beta_slow", keys, "rope.scaling.yarn_beta_slow");
-  copy_number(r, "attention_factor", keys, "rope.scaling.yarn_attn_factor");
+  // As llama.cpp reads a file: attn_factor multiplies the magnitude it computes, and yarn_attn_factor, as which its
+  // converter writes a configuration's attention_factor or attn_factor, counts for nothing.
+  if (const auto mix = keys.number("rope.scaling.yarn_ext_factor"); mix && *mix >= 0 && *mix != 1)
+    keys.reject("rope.scaling.yarn_ext_factor", fmt::format("is {}; only 1 is supported", *mix));
+  copy_number(r, "attn_factor", keys, "rope.scaling.attn_factor");
   if (latent) {
     // The key holds 0.1 * mscale_all_dim. DeepSeek's mscale equals it, so that rotated parts keep their length.
     const float mscale = 10 * keys.number("rope.scaling.yarn_log_multiplier").value_or(0);
     r["mscale"] = r["mscale_all_dim"] = mscale;
-    if (!r.contains("attention_factor") && mscale == 0) r["attention_factor"] = 1;
+    if (mscale == 0) r["attention_factor"] = 1;
   }
   return r;
 }
@@ -191,9 +195,9 @@ ModelConfig gguf_model_config(const Gguf& gguf) {
   const Keys keys(gguf);
   const std::string& architecture = keys.architecture();
   const bool latent = architecture == "deepseek2";
-  if (!latent && architecture != "llama" && architecture != "qwen2") {
+  if (!latent && architecture != "llama" && architecture != "qwen2" && architecture != "qwen3") {
     keys.all().reject("general.architecture",
-                      fmt::format("\"{}\" is not supported (deepseek2, llama and qwen2 are)", architecture));
+                      fmt::format("\"{}\" is not supported (deepseek2, llama, qwen2 and qwen3 are)", architecture));
   }
   json config = outer(keys, gguf);
   config["rope_scaling"] = rope_scaling(keys, latent);
@@ -211,7 +215,7 @@ ModelConfig gguf_model_config(const Gguf& gguf) {
   }
 
   ModelConfig result = ModelConfig::from_json(config, gguf.place());
-  // Llama's query and key rows are reordered in GGUF so that rotated pairs lie side by side; Qwen2's are not.
+  // Llama's query and key rows are reordered in GGUF so that rotated pairs lie side by side; Qwen's are not.
   if (architecture == "llama") result.rope_interleave = true;
   if (!latent) read_rope_factors(result, gguf);
   return result;

@@ -57,6 +57,17 @@ void describe_experts(ArchitectureKeys& keys, const ModelConfig& c) {
   keys.add("expert_group_used_count", number(c.topk_group));
 }
 
+/// What multiplies the magnitude that programs compute for a file's YaRN by themselves.
+float yarn_attn_factor(const ModelConfig& c) {
+  if (c.is_mla()) return c.rope_scaling.attn_factor;
+  ModelConfig plain = c;
+  plain.rope_scaling.attn_factor = 1;
+  for (auto* said :
+       {&plain.rope_scaling.attention_factor, &plain.rope_scaling.mscale, &plain.rope_scaling.mscale_all_dim})
+    said->reset();
+  return rope_frequencies(c).magnitude / rope_frequencies(plain).magnitude;
+}
+
 void describe_rope(ArchitectureKeys& keys, const ModelConfig& c) {
   keys.add("rope.freq_base", c.rope_theta);
   const RopeScaling& rope = c.rope_scaling;
@@ -74,9 +85,8 @@ void describe_rope(ArchitectureKeys& keys, const ModelConfig& c) {
         fail("rope_scaling: mscale differs from mscale_all_dim, which a GGUF file cannot say");
       }
       keys.add("rope.scaling.yarn_log_multiplier", 0.1f * rope.mscale_all_dim.value_or(0));
-    } else if (rope.attention_factor) {
-      keys.add("rope.scaling.yarn_attn_factor", *rope.attention_factor);
     }
+    if (const float factor = yarn_attn_factor(c); factor != 1) keys.add("rope.scaling.attn_factor", factor);
   }
   // Llama 3.1's rule becomes the tensor rope_freqs.weight.
 }
@@ -125,10 +135,15 @@ void describe_vocabulary(GgufHeaderWriter& header, const ModelConfig& config, co
   header.add("tokenizer.ggml.merges", merges);
 }
 
+std::string architecture_of(const ModelConfig& c) {
+  if (c.is_mla()) return "deepseek2";
+  return c.architecture == Architecture::llama ? "llama" : c.model_type;
+}
+
 }  // namespace
 
 void describe_model(GgufHeaderWriter& header, const ModelConfig& c, const std::string& name) {
-  const std::string architecture = c.is_mla() ? "deepseek2" : c.architecture == Architecture::qwen2 ? "qwen2" : "llama";
+  const std::string architecture = architecture_of(c);
   header.add("general.architecture", architecture);
   header.add("general.name", name);
   ArchitectureKeys keys(header, architecture);

@@ -27,6 +27,8 @@ constexpr std::array kInLayer = {
     NamePair{"attn_k", "self_attn.k_proj"},
     NamePair{"attn_v", "self_attn.v_proj"},
     NamePair{"attn_output", "self_attn.o_proj"},
+    NamePair{"attn_q_norm", "self_attn.q_norm"},
+    NamePair{"attn_k_norm", "self_attn.k_norm"},
     NamePair{"attn_q_a", "self_attn.q_a_proj"},
     NamePair{"attn_q_a_norm", "self_attn.q_a_layernorm"},
     NamePair{"attn_q_b", "self_attn.q_b_proj"},

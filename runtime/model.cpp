@@ -222,6 +222,13 @@ struct Model::State {
     backend.linear(values, w.o_proj, w.o_bias, out);
   }
 
+  /// Each head by itself: rows of heads, which lie side by side, are as many rows of one.
+  void norm_heads(Rows<float> x, std::span<const float> weight) {
+    const auto dim = std::ssize(weight);
+    const Rows<float> heads(x.data, x.rows * x.cols / dim, dim);
+    backend.rms_norm(heads, weight, config.rms_norm_eps, heads);
+  }
+
   void gqa(const GqaWeights& w, const Begin& half, const TokenBatch& batch, const KvLayer& layer, Rows<float> out) {
     const std::int64_t tokens = out.rows, dim = config.head_dim;
     const std::int64_t heads = gqa_shape.heads, kv_heads = gqa_shape.kv_heads;
@@ -232,6 +239,10 @@ struct Model::State {
     const Rows<float> query = q.rows(tokens, heads * dim), key = k.rows(tokens, kv_heads * dim),
                       value = v.rows(tokens, kv_heads * dim), attended = o.rows(tokens, heads * dim);
     begin(half, {{&w.q_proj, w.q_bias, query}, {&w.k_proj, w.k_bias, key}, {&w.v_proj, w.v_bias, value}});
+    if (config.qk_norm) {
+      norm_heads(query, w.q_norm);
+      norm_heads(key, w.k_norm);
+    }
     backend.rope(query, gqa_shape.heads, dim, angles, pairing);
     backend.rope(key, gqa_shape.kv_heads, dim, angles, pairing);
     backend.write_kv(key, batch.slots, 0, layer);

@@ -108,6 +108,10 @@ class LayerLoader {
       loader_.vector(to.k_bias, p + "k_proj.bias", kv_rows, kv);
       loader_.vector(to.v_bias, p + "v_proj.bias", kv_rows, kv);
     }
+    if (config_.qk_norm) {
+      loader_.vector(to.q_norm, p + "q_norm.weight", dim);
+      loader_.vector(to.k_norm, p + "k_norm.weight", dim);
+    }
     if (config_.attention_output_bias && rank_ == 0) loader_.vector(to.o_bias, p + "o_proj.bias", hidden);
   }
 

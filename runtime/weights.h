@@ -30,8 +30,9 @@ struct MlaWeights {
 struct GqaWeights {
   Matrix q_proj, k_proj, v_proj;  // [heads * head_dim, hidden], [kv_heads * head_dim, hidden] twice
   std::vector<float> q_bias, k_bias, v_bias;
-  Matrix o_proj;              // [hidden, heads * head_dim]
-  std::vector<float> o_bias;  // on rank 0 only: the ranks' outputs are added
+  std::vector<float> q_norm, k_norm;  // [head_dim], of all heads, or empty
+  Matrix o_proj;                      // [hidden, heads * head_dim]
+  std::vector<float> o_bias;          // on rank 0 only: the ranks' outputs are added
 };
 
 struct MoeWeights {

@@ -117,17 +117,16 @@ DENSE = dict(hidden_size=512, vocab_size=256, rms_norm_eps=1e-6, max_position_em
              num_attention_heads=8, num_key_value_heads=2, intermediate_size=1024, rope_theta=10000.0)
 
 
+QWEN3 = dict(DENSE, model_type="qwen3", head_dim=128,
+             rope_scaling=dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64, attn_factor=0.8))
+
+
 @pytest.mark.parametrize("kind", ["Q4_K_M", "Q6_K", "Q2_K", "IQ2_XXS", "IQ1_S"])
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 def test_dense_models(family, kind, tmp_path, record_property):
     rng = np.random.default_rng(3)
-    config = dict(DENSE, model_type=family)
-    weights = random_weights(dict(config, model_type="llama"), rng)
-    if family == "qwen2":
-        for layer in range(config["num_hidden_layers"]):
-            for name, rows in (("q", 512), ("k", 128), ("v", 128)):
-                weights[f"model.layers.{layer}.self_attn.{name}_proj.bias"] = \
-                    0.3 * rng.standard_normal(rows, np.float32)
+    config = QWEN3 if family == "qwen3" else dict(DENSE, model_type=family)
+    weights = random_weights(config, rng)
     convert(config, weights, tmp_path / "f32.gguf")
     importance = None
     if kind.startswith("IQ"):
@@ -137,6 +136,19 @@ def test_dense_models(family, kind, tmp_path, record_property):
     quantize_there(tmp_path / "f32.gguf", path, NUMBERS[kind], importance)
     prompts = [rng.integers(2, 256, n).tolist() for n in (24, 160)]
     check(path, prompts, tmp_path, record_property, DENSE_KL, DENSE_TOP1)
+
+
+@pytest.mark.parametrize("key", [None, "attn_factor", "yarn_attn_factor"])
+def test_the_magnitude_of_yarn_is_the_same(key, tmp_path, record_property):
+    """In FP32, so that any other rotation shows. yarn_attn_factor is what llama.cpp's converter writes, and reads no more."""
+    rng = np.random.default_rng(4)
+    rope = {k: v for k, v in QWEN3["rope_scaling"].items() if k != "attn_factor"}
+    config = dict(QWEN3, rope_scaling=rope | ({key: 0.8} if key else {}))
+    convert(config, random_weights(config, rng), tmp_path / "there.gguf")
+    shoal("quantize", tmp_path / "there.gguf", tmp_path / "here.gguf", "--type", "F32")
+    prompts = [rng.integers(2, 256, n).tolist() for n in (24, 160)]
+    for path in (tmp_path / "there.gguf", tmp_path / "here.gguf"):
+        check(path, prompts, tmp_path, record_property, 1e-6, 0.99)
 
 
 def test_tokens_and_chat_template_are_the_same(demo):

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""Writes tests/fixtures/gguf/: two small random models, quantized by llama.cpp, and golden.json with what llama.cpp says
-of some prompts. Needs llama-cpp-python (built from source); the test that reads the fixtures does not.
+"""Writes tests/fixtures/gguf/: small random models, quantized by llama.cpp, and golden.json with what llama.cpp says
+of some prompts. Needs llama-cpp-python (built from source); the test that reads the fixtures does not. With names of
+models, only theirs are written anew.
 
 golden.json: {file: {"prompts": [{"ids", "logprobs" (of ids[1:]), "top" ([[id, logprob] x 16] after each id)}]}}
 """
@@ -22,6 +23,10 @@ COMMON = dict(hidden_size=256, vocab_size=VOCAB, rms_norm_eps=1e-6, max_position
 MODELS = {
     "dense": dict(COMMON, model_type="llama", num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
                   intermediate_size=256, rope_theta=10000.0),
+    # YaRN as in DeepSeek-R1-0528-Qwen3-8B, with another magnitude than the 1 that is left there.
+    "qwen3": dict(COMMON, model_type="qwen3", num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, head_dim=128,
+                  intermediate_size=256, rope_theta=1000000.0,
+                  rope_scaling=dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64, attn_factor=0.8)),
     "moe": dict(COMMON, model_type="deepseek_v3", num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
                 intermediate_size=256, moe_intermediate_size=256, n_routed_experts=4, n_shared_experts=1,
                 num_experts_per_tok=2, n_group=2, topk_group=1, first_k_dense_replace=0, norm_topk_prob=True,
@@ -31,7 +36,7 @@ MODELS = {
                                   mscale_all_dim=1.0)),
 }
 # llama_ftype numbers; those that cannot do without an importance matrix get one.
-TYPES = {"dense": {"Q6_K": 18, "Q2_K": 10, "IQ2_XXS": 19, "IQ1_S": 24},
+TYPES = {"dense": {"Q6_K": 18, "Q2_K": 10, "IQ2_XXS": 19, "IQ1_S": 24}, "qwen3": {"Q4_K_M": 15},
          "moe": {"Q4_K_M": 15, "Q2_K": 10, "IQ2_XXS": 19, "IQ1_S": 24}}
 LENGTHS = [24, 160]  # the second beyond the unscaled context
 
@@ -58,12 +63,19 @@ def random_weights(config, rng):
         p = f"model.layers.{layer}."
         norm(p + "input_layernorm", hidden)
         norm(p + "post_attention_layernorm", hidden)
-        if config["model_type"] == "llama":
-            dim = hidden // heads
+        if not config["model_type"].startswith("deepseek"):
+            dim = config.get("head_dim", hidden // heads)
             matrix(p + "self_attn.q_proj", heads * dim, hidden, 1.4)
             matrix(p + "self_attn.k_proj", config["num_key_value_heads"] * dim, hidden, 1.4)
             matrix(p + "self_attn.v_proj", config["num_key_value_heads"] * dim, hidden)
             matrix(p + "self_attn.o_proj", hidden, heads * dim)
+            if config["model_type"] == "qwen2":
+                for name, rows in (("q", heads * dim), ("k", config["num_key_value_heads"] * dim),
+                                   ("v", config["num_key_value_heads"] * dim)):
+                    tensors[f"{p}self_attn.{name}_proj.bias"] = 0.3 * rng.standard_normal(rows, np.float32)
+            if config["model_type"] == "qwen3":
+                norm(p + "self_attn.q_norm", dim)
+                norm(p + "self_attn.k_norm", dim)
             ffn(p + "mlp.", config["intermediate_size"])
             continue
         nope, rope, value = config["qk_nope_head_dim"], config["qk_rope_head_dim"], config["v_head_dim"]
@@ -116,8 +128,12 @@ def log_probabilities(path, ids):
 
 def main():
     OUT.mkdir(parents=True, exist_ok=True)
-    golden = {}
+    names = [a for a in sys.argv[1:] if a != "--keep"] or list(MODELS)
+    said = OUT / "golden.json"
+    golden = json.loads(said.read_text()) if said.exists() else {}
     for number, (name, config) in enumerate(MODELS.items()):
+        if name not in names:
+            continue
         rng = np.random.default_rng(number)
         source = OUT / f"{name}-F32.gguf"
         convert(config, random_weights(config, rng), source)
@@ -137,7 +153,7 @@ def main():
             print(f"{path.name}: {path.stat().st_size} bytes, {', '.join(types)}", file=sys.stderr)
         if "--keep" not in sys.argv:
             source.unlink()
-    (OUT / "golden.json").write_text(json.dumps(golden, separators=(",", ":")).replace('{"ids"', '\n{"ids"') + "\n")
+    said.write_text(json.dumps(golden, separators=(",", ":")).replace('{"ids"', '\n{"ids"') + "\n")
 
 
 if __name__ == "__main__":

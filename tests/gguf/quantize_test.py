@@ -2,7 +2,9 @@
 source."""
 
 import json
+import math
 import os
+import shutil
 import subprocess
 
 import gguf
@@ -31,7 +33,7 @@ def prompts_of(name):
     return json.loads((FIXTURES / name / "golden.json").read_text())["prompts"]
 
 
-@pytest.mark.parametrize("name", ["deepseek-v3-no-q-lora", "llama3", "qwen2-tied"])
+@pytest.mark.parametrize("name", ["deepseek-v3-no-q-lora", "llama3", "qwen2-tied", "qwen3"])
 def test_gguf_holds_the_same_tensors(name, tmp_path):
     out = tmp_path / "model.gguf"
     report = quantize(FIXTURES / name, out, "F32")
@@ -47,6 +49,22 @@ def test_gguf_holds_the_same_tensors(name, tmp_path):
     for tensor, values in want.items():
         assert np.array_equal(got[tensor], values), tensor
     assert worst_score(out, prompts_of(name), 2) <= 2e-3
+
+
+@pytest.mark.parametrize("said,written", [({}, None), ({"attn_factor": 0.9}, 0.9),
+                                          ({"attention_factor": 1.25}, 1.25 / (0.1 * math.log(4) + 1))])
+def test_the_magnitude_of_yarn_is_kept(said, written, tmp_path):
+    """A GGUF file says what it is multiplied with, whatever config.json says of it."""
+    source = shutil.copytree(FIXTURES / "qwen3", tmp_path / "source")
+    config = json.loads((source / "config.json").read_text())
+    del config["rope_scaling"]["attn_factor"]
+    config["rope_scaling"] |= said
+    (source / "config.json").write_text(json.dumps(config))
+    quantize(source, tmp_path / "model.gguf", "F32")
+    reader = gguf.GGUFReader(tmp_path / "model.gguf")
+    assert reader.get_field("general.architecture").contents() == "qwen3"
+    got = reader.get_field("qwen3.rope.scaling.attn_factor")
+    assert (got.contents() if got else None) == (pytest.approx(written) if written else None)
 
 
 def test_fp8_source(tmp_path):

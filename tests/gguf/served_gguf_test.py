@@ -13,7 +13,8 @@ CASES = {
     "deepseek-v3": dict(ranks=2), "deepseek-v3-no-q-lora": dict(ranks=1, kind="BF16"),
     "deepseek-v3-sharded": dict(ranks=1, split_kv_b=False), "deepseek-v2": dict(ranks=3, split_kv_b=False),
     "deepseek-v2-lite": dict(ranks=1), "qwen2": dict(ranks=2), "qwen2-tied": dict(ranks=1, kind="BF16"),
-    "llama3": dict(ranks=1), "llama3-f32": dict(ranks=2), "deepseek-v1": dict(ranks=3, split_max_tensors=7),
+    "qwen3": dict(ranks=2), "qwen3-tied": dict(ranks=1), "llama3": dict(ranks=1), "llama3-f32": dict(ranks=2),
+    "deepseek-v1": dict(ranks=3, split_max_tensors=7),
 }
 
 pytestmark = pytest.mark.skipif(not BINARY.exists(), reason=f"{BINARY} is not built")

@@ -20,7 +20,7 @@ except ImportError as error:
     print(f"skipped: {error.name} is not installed")
     sys.exit(77)
 
-from random_models import (deepseek_v2, deepseek_v3, llama, load_reference, log_probabilities, qwen2, random_prompt,
+from random_models import (deepseek_v2, deepseek_v3, llama, load_reference, log_probabilities, qwen2, qwen3, random_prompt,
                            write_model, yarn)
 from serving import largest_difference, prompt_logprobs, serve
 
@@ -48,6 +48,9 @@ def families(rng):
             deepseek_v2(experts=32, q_lora=None, method="greedy", groups=1, topk_group=1, top_k=6, **wide), {}),
         "qwen2": (qwen2(kv_heads=2, **heads_64), dict(original=True)),
         "qwen2 tied": (qwen2(kv_heads=1, tied=True, **heads_64), {}),
+        "qwen3": (qwen3(kv_heads=2, rope=dict(rope_type="yarn", rope_theta=1000000.0, factor=4.0, attn_factor=0.9,
+                                              original_max_position_embeddings=128), **common), dict(original=True)),
+        "qwen3 tied": (qwen3(kv_heads=1, tied=True, bias=True, **common), {}),
         "llama 3": (llama(kv_heads=2, **heads_64), {}),
         "deepseek v1": (llama(kv_heads=4, scaled=False, **heads_64), dict(original=True)),
     }

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import torch
 import transformers
+from random_models import honour_attn_factor
 from transformers import CONFIG_MAPPING
 from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Attention, DeepseekV2RotaryEmbedding
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention, DeepseekV3RotaryEmbedding
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2RotaryEmbedding
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3RotaryEmbedding
 
 OUT = Path(__file__).parent.parent / "fixtures" / "model_configs.json"
 
@@ -24,6 +26,7 @@ CLASSES = {
     "deepseek_v3": (DeepseekV3Attention, DeepseekV3RotaryEmbedding),
     "deepseek_v2": (DeepseekV2Attention, DeepseekV2RotaryEmbedding),
     "qwen2": (Qwen2Attention, Qwen2RotaryEmbedding),
+    "qwen3": (Qwen3Attention, Qwen3RotaryEmbedding),
     "llama": (LlamaAttention, LlamaRotaryEmbedding),
 }
 
@@ -68,6 +71,17 @@ DISTILL_QWEN = {
     "num_hidden_layers": 28, "num_key_value_heads": 4, "rms_norm_eps": 1e-06, "rope_theta": 10000,
     "sliding_window": 4096, "tie_word_embeddings": False, "torch_dtype": "bfloat16", "use_sliding_window": False,
     "vocab_size": 152064,
+}
+
+DISTILL_QWEN3 = {
+    "model_type": "qwen3", "attention_bias": False, "bos_token_id": 151643, "eos_token_id": 151645, "head_dim": 128,
+    "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 12288, "max_position_embeddings": 131072,
+    "max_window_layers": 36, "num_attention_heads": 32, "num_hidden_layers": 36, "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768,
+                     "attn_factor": 0.8782488562869419},
+    "rope_theta": 1000000, "sliding_window": None, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+    "use_sliding_window": False, "vocab_size": 151936,
 }
 
 DISTILL_LLAMA = {
@@ -124,6 +138,10 @@ CASES = {
     "qwen2 yarn with attention_factor": DISTILL_QWEN | {"rope_scaling": YARN | {"attention_factor": 1.25}},
     "qwen2 yarn from the context length":
         DISTILL_QWEN | {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}, "max_position_embeddings": 40960},
+    "r1-0528-qwen3-8b": DISTILL_QWEN3,
+    "qwen3 that says little": without(
+        DISTILL_QWEN3, "head_dim", "rope_scaling", "num_key_value_heads", "max_position_embeddings", "attention_bias",
+        "eos_token_id") | {"num_attention_heads": 64},
     "r1-distill-llama-70b": DISTILL_LLAMA,
     "llama that says little": {
         "model_type": "llama", "hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 32,
@@ -178,7 +196,7 @@ def main():
     cases = []
     for name, published in CASES.items():
         config = CONFIG_MAPPING[published["model_type"]].from_dict(copy.deepcopy(published))
-        expected = derived(config)
+        expected = derived(honour_attn_factor(copy.deepcopy(config)))
         saved = json.loads(config.to_json_string())
         saved.pop("_attn_implementation_autoset", None)
         cases.append({"name": name, "published": published, "saved": saved, "expected": expected})

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import transformers
 from random_models import (deepseek_v2, deepseek_v3, greedy, llama, load_reference, log_probabilities,
-                           mtp_log_probabilities, qwen2, random_prompt, write_model, yarn)
+                           mtp_log_probabilities, qwen2, qwen3, random_prompt, write_model, yarn)
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "models"
 LENGTHS = [1, 2, 5, 17, 64, 200, 330]  # the rotary scalings above start from 128 positions
@@ -38,6 +38,11 @@ MODELS = {
                              original=True),
     "qwen2": dict(config=qwen2(), seed=8, original=True),
     "qwen2-tied": dict(config=qwen2(tied=True, heads=8, kv_heads=2), seed=9),
+    # As DeepSeek publishes R1-0528-Qwen3-8B, whose attn_factor leaves a magnitude of 1; here it is of 1.02.
+    "qwen3": dict(config=qwen3(rope=dict(rope_type="yarn", rope_theta=1000000.0, factor=4.0, attn_factor=0.9,
+                                         original_max_position_embeddings=128)), seed=13, original=True),
+    "qwen3-tied": dict(config=qwen3(tied=True, bias=True, layers=1, heads=6, kv_heads=3, vocab=160), seed=14,
+                       dtype=torch.float32),
     "llama3": dict(config=llama(), seed=10, original=True),
     "llama3-f32": dict(config=llama(kv_heads=1, layers=1, vocab=160), seed=11, dtype=torch.float32),
     # DeepSeek V1: Llama without rotary scaling; 67B has grouped queries, 7B has not.

@@ -52,6 +52,14 @@ def qwen2(hidden=64, layers=2, heads=4, kv_heads=2, vocab=256, tied=False, conte
                 rope_parameters=dict(rope_type="default", rope_theta=1000000.0))
 
 
+def qwen3(hidden=64, layers=2, heads=4, kv_heads=2, head_dim=32, vocab=256, tied=False, bias=False, rope=None, context=1024):
+    """Heads that are wider together than the model, as in Qwen3's smaller ones."""
+    return dict(model_type="qwen3", vocab_size=vocab, hidden_size=hidden, intermediate_size=2 * hidden + 48,
+                num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=head_dim,
+                tie_word_embeddings=tied, attention_bias=bias, max_position_embeddings=context, rms_norm_eps=1e-6,
+                rope_parameters=rope or dict(rope_type="default", rope_theta=1000000.0))
+
+
 def llama(hidden=64, layers=2, heads=4, kv_heads=2, vocab=256, scaled=True, context=1024):
     rope = dict(rope_type="llama3", rope_theta=500000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
                 original_max_position_embeddings=128)
@@ -136,7 +144,8 @@ def original_spelling(folder, **more):
         config.update(topk_method="noaux_tc", scoring_func="sigmoid", moe_layer_freq=1, ep_size=1)
     elif config["model_type"] == "deepseek_v2":
         config.update(scoring_func="softmax", moe_layer_freq=1, ep_size=1)
-    for name in ("transformers_version", "head_dim", "qk_head_dim", "rope_interleave"):
+    implied = ["head_dim"] if config["model_type"] != "qwen3" else []
+    for name in ["transformers_version", "qk_head_dim", "rope_interleave", *implied]:
         config.pop(name, None)
     config.update(more)
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -174,6 +183,15 @@ def write_model(folder, config, seed, dtype=torch.bfloat16, original=False, mtp=
     return restored
 
 
+def honour_attn_factor(config):
+    """`attn_factor`, with which DeepSeek published its Qwen3, as vLLM and SGLang take it: it multiplies the magnitude that
+    YaRN computes. transformers does not know it, but `attention_factor`, which stands in for that magnitude."""
+    rope = config.rope_parameters
+    if "attn_factor" in rope:
+        rope["attention_factor"] = rope.pop("attn_factor") * (0.1 * math.log(rope["factor"]) + 1)
+    return config
+
+
 def load_reference(folder, restored=None):
     """The checkpoint in transformers, in FP32; `restored` replaces the weights of a quantized one."""
     with tempfile.TemporaryDirectory() as plain:
@@ -185,7 +203,8 @@ def load_reference(folder, restored=None):
             del config["quantization_config"]
             (Path(plain) / "config.json").write_text(json.dumps(config))
             folder = plain
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+        model = AutoModelForCausalLM.from_pretrained(folder, config=honour_attn_factor(AutoConfig.from_pretrained(folder)),
+                                                     dtype=torch.float32, attn_implementation="eager")
     return model.eval()
 
 

@@ -25,6 +25,9 @@ def config(family):
     if family == "qwen2":
         return dict(common, model_type="qwen2", hidden_size=1536, num_hidden_layers=9, intermediate_size=4608,
                     num_attention_heads=12, num_key_value_heads=2, vocab_size=20000)
+    if family == "qwen3":  # its heads are wider together than the model
+        return dict(common, model_type="qwen3", hidden_size=1024, num_hidden_layers=9, intermediate_size=4096,
+                    num_attention_heads=16, num_key_value_heads=4, head_dim=128, vocab_size=20000)
     if family == "many experts":
         return dict(common, model_type="deepseek_v3", hidden_size=768, num_hidden_layers=5, intermediate_size=2048,
                     moe_intermediate_size=512, num_attention_heads=16, num_key_value_heads=16, q_lora_rank=384,
@@ -57,11 +60,15 @@ def shapes(c):
         a = p + "self_attn."
         yield p + "input_layernorm.weight", (h,)
         yield p + "post_attention_layernorm.weight", (h,)
-        if c["model_type"] in ("llama", "qwen2"):
-            kv = h // heads * c["num_key_value_heads"]
-            yield from ((a + f"{n}_proj.weight", (rows, h)) for n, rows in (("q", h), ("k", kv), ("v", kv), ("o", h)))
+        if not c["model_type"].startswith("deepseek"):
+            dim = c.get("head_dim", h // heads)
+            q, kv = heads * dim, c["num_key_value_heads"] * dim
+            yield from ((a + f"{n}_proj.weight", (rows, h)) for n, rows in (("q", q), ("k", kv), ("v", kv)))
+            yield a + "o_proj.weight", (h, q)
             if c["model_type"] == "qwen2":
-                yield from ((a + f"{n}_proj.bias", (rows,)) for n, rows in (("q", h), ("k", kv), ("v", kv)))
+                yield from ((a + f"{n}_proj.bias", (rows,)) for n, rows in (("q", q), ("k", kv), ("v", kv)))
+            if c["model_type"] == "qwen3":
+                yield from ((a + f"{n}_norm.weight", (dim,)) for n in ("q", "k"))
             yield from ffn(p + "mlp.", c["intermediate_size"])
             continue
         q, kv = c["q_lora_rank"], c["kv_lora_rank"]
@@ -155,7 +162,7 @@ def model_of(name, folder):
 CASES = [("deepseek_v3", 1, "f32"), ("deepseek_v3", 2, "bf16"), ("llama", 2, "f32"),
          ("demo-model", 1, "f32"), ("demo-model", 4, "bf16"), ("demo-model-fp8", 2, "f32"),
          ("many experts", 3, "bf16"), ("many experts", 1, "int8"), ("qwen2", 1, "bf16"), ("qwen2", 3, "f32"),
-         ("many experts, Q4_K_M", 2, "fp8"), ("demo-model", 2, "f32", "--speculative", "mtp"),
+         ("qwen3", 2, "bf16"), ("many experts, Q4_K_M", 2, "fp8"), ("demo-model", 2, "f32", "--speculative", "mtp"),
          ("many experts", 3, "bf16", "--slice-experts")]
 
 

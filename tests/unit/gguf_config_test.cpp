@@ -79,6 +79,35 @@ TEST(GgufConfig, KnowsR1InBothLayouts) {
   }
 }
 
+/// What a file of DeepSeek-R1-0528-Qwen3-8B says of its YaRN, and what llama.cpp makes of further keys.
+TEST(GgufConfig, TakesTheMagnitudeOfYarnAsLlamaCppDoes) {
+  const auto magnitude = [](const json& more) {
+    json m = {{"general.architecture", "qwen3"},
+              {"qwen3.block_count", 36},
+              {"qwen3.context_length", 131072},
+              {"qwen3.embedding_length", 4096},
+              {"qwen3.feed_forward_length", 12288},
+              {"qwen3.attention.head_count", 32},
+              {"qwen3.attention.head_count_kv", 8},
+              {"qwen3.attention.key_length", 128},
+              {"qwen3.attention.value_length", 128},
+              {"qwen3.rope.freq_base", 1e6},
+              {"qwen3.rope.scaling.type", "yarn"},
+              {"qwen3.rope.scaling.factor", 4.0},
+              {"qwen3.rope.scaling.original_context_length", 32768}};
+    m.update(more);
+    const ModelConfig c = gguf_model_config(model_of(m, 151936));
+    EXPECT_TRUE(c.qk_norm);
+    EXPECT_FALSE(c.attention_bias);
+    return rope_frequencies(c).magnitude;
+  };
+  EXPECT_FLOAT_EQ(magnitude(json::object()), 1.1386294f);  // 0.1 ln 4 + 1
+  EXPECT_FLOAT_EQ(magnitude({{"qwen3.rope.scaling.attn_factor", 0.8782488562869419}}), 1);
+  EXPECT_FLOAT_EQ(magnitude({{"qwen3.rope.scaling.yarn_attn_factor", 0.8782488562869419}}), 1.1386294f);
+  EXPECT_FLOAT_EQ(magnitude({{"qwen3.rope.scaling.yarn_ext_factor", -1.0}}), 1.1386294f);
+  EXPECT_THROW(magnitude({{"qwen3.rope.scaling.yarn_ext_factor", 0.5}}), Error);
+}
+
 TEST(GgufConfig, NamesWhatIsWrong) {
   const auto refusal = [](const std::string& key, const json& value) -> std::string {
     json metadata = r1(true);
@@ -97,6 +126,7 @@ TEST(GgufConfig, NamesWhatIsWrong) {
     EXPECT_NE(message.find(why), message.npos) << message;
   };
   expect("general.architecture", "mamba", "general.architecture \"mamba\" is not supported");
+  expect("general.architecture", "qwen3moe", "general.architecture \"qwen3moe\" is not supported");
   expect("general.architecture", nullptr, "general.architecture is missing");
   expect("deepseek2.block_count", nullptr, "deepseek2.block_count is missing");
   expect("deepseek2.block_count", -1, "deepseek2.block_count is -1");

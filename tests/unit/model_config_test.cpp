@@ -161,6 +161,7 @@ TEST(ModelConfig, NamesFileAndFieldOfWhatItRefuses) {
   };
   const Refused cases[] = {
       {r1, {{"model_type", "mixtral"}}, "model_type \"mixtral\" is not supported"},
+      {qwen, {{"model_type", "qwen3_moe"}}, "model_type \"qwen3_moe\" is not supported"},
       {r1, {{"model_type", nullptr}}, "model_type is missing"},
       {r1, {{"model_type", 3}}, "model_type must be a string"},
       {r1, {{"hidden_size", nullptr}}, "hidden_size is missing"},

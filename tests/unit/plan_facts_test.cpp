@@ -33,6 +33,7 @@ TEST(PlanFacts, EveryModelCardHasThePublishedNumberOfParameters) {
       {"deepseek-r1-distill-qwen-32b", 32'763'876'352},
       {"deepseek-r1-distill-llama-8b", 8'030'261'248},
       {"deepseek-r1-distill-llama-70b", 70'553'706'496},
+      {"deepseek-r1-0528-qwen3-8b", 8'190'735'360},
       {"qwen2.5-7b", 7'615'616'512},
   };
   EXPECT_EQ(model_cards().size(), published.size());
@@ -54,6 +55,7 @@ TEST(PlanFacts, CardsSayWhatTheFixturesSay) {
                                                          {"deepseek-v2-lite", "deepseek-v2-lite"},
                                                          {"deepseek-llm-67b", "deepseek-llm-67b"},
                                                          {"deepseek-r1-distill-qwen-7b", "r1-distill-qwen-7b"},
+                                                         {"deepseek-r1-0528-qwen3-8b", "r1-0528-qwen3-8b"},
                                                          {"deepseek-r1-distill-llama-70b", "r1-distill-llama-70b"}};
   for (const auto& [card, fixture] : fixture_of) {
     const ModelConfig a = find_model(card), b = read_config(published_config(fixture));

@@ -66,10 +66,14 @@ TEST(TensorNames, CountsTheParametersModelsAreNamedAfter) {
   EXPECT_EQ(count("r1-distill-llama-70b").total, 70'553'706'496);
 }
 
-TEST(TensorNames, BiasesAndTiesFollowTheFamily) {
+TEST(TensorNames, BiasesNormsAndTiesFollowTheFamily) {
   const auto qwen = by_name(published("r1-distill-qwen-7b"));
   EXPECT_EQ(qwen.at("model.layers.0.self_attn.k_proj.bias").shape, (Shape{512}));
   EXPECT_FALSE(qwen.contains("model.layers.0.self_attn.o_proj.bias"));
+  const auto qwen3 = by_name(published("r1-0528-qwen3-8b"));
+  EXPECT_EQ(qwen3.at("model.layers.35.self_attn.q_norm.weight").shape, (Shape{128}));
+  EXPECT_EQ(qwen3.at("model.layers.35.self_attn.k_norm.weight").shape, (Shape{128}));
+  EXPECT_FALSE(qwen3.contains("model.layers.0.self_attn.q_proj.bias"));
   const auto llama = by_name(published("llama with wide heads and biases"));
   EXPECT_EQ(llama.at("model.layers.0.self_attn.q_proj.weight").shape, (Shape{256, 160}));
   EXPECT_EQ(llama.at("model.layers.0.self_attn.o_proj.bias").shape, (Shape{160}));
