@@ -42,7 +42,7 @@ struct Engine {
         cache(*backend, config.num_hidden_layers + mtp, pages, kPageTokens, config.kv_width(), type),
         model(config, load_weights(config, Checkpoint::open(dir), placement, 0, {.mtp = mtp}), placement, *backend,
               *comm, cache, false),
-        worker(model, cache, 32, true, nullptr) {}
+        worker(model, *backend, cache, 32, true, nullptr) {}
 };
 
 using Clock = std::chrono::steady_clock;
