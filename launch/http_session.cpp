@@ -51,11 +51,20 @@ HttpSession::HttpSession(ClientStream::Socket socket, const Dispatch& dispatch)
       buffer_(max_buffer_bytes) {}
 
 HttpSession::Awaitable<void> HttpSession::run() {
+  try {
+    co_await converse();
+  } catch (const std::exception&) {  // no memory: this connection ends, others go on
+    if (exchange_) end_exchange();
+  }
+  close();
+}
+
+HttpSession::Awaitable<void> HttpSession::converse() {
   notice_dead_peer(stream_.socket());
   error_code no_peer;
   const auto peer = stream_.socket().remote_endpoint(no_peer);
   if (!no_peer) client_ = peer.address().to_string();
-  if (stream_.encrypted() && !co_await shake_hands()) co_return close();
+  if (stream_.encrypted() && !co_await shake_hands()) co_return;
   bool keep_alive = true;
   while (keep_alive && !closed_) {
     const bool arrived = co_await wait_for_request();
@@ -63,7 +72,6 @@ HttpSession::Awaitable<void> HttpSession::run() {
     keep_alive = co_await serve_request();
   }
   co_await linger();
-  close();
 }
 
 void HttpSession::drain() {

@@ -97,6 +97,7 @@ class HttpSession : public std::enable_shared_from_this<HttpSession> {
   Awaitable<void> stop_watching();
 
   // The connection's beginning and end.
+  Awaitable<void> converse();
   Awaitable<bool> shake_hands();
   Awaitable<void> linger();
   Awaitable<void> shut_down_tls();
