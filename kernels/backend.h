@@ -31,7 +31,7 @@ struct RopeAngles {
   Rows<const float> cos;
   Rows<const float> sin;
 };
-/// Which elements form a rotated pair: 2i with 2i+1 (DeepSeek's checkpoints), or i with i + dim/2 (Llama, Qwen2).
+/// Which elements form a rotated pair: 2i with 2i+1 (DeepSeek's checkpoints), or i with i + dim/2 (Llama, Qwen).
 enum class RopePairing { interleaved, halves };
 
 /// One layer of a paged cache: `rows` of `width` elements; token t of a sequence lies in row

@@ -171,10 +171,14 @@ class CpuBackend final : public Backend {
   }
 
  private:
-  /// body(token, thread) for each token, each costing about `operations`.
+  /// body(token, thread) for each token, each costing about `operations`. Small ones (a head of a query) are taken many
+  /// at a time, since threads take turns at that.
   template <class Body>
   void for_tokens(std::int64_t tokens, std::int64_t operations, const Body& body) {
-    team_.run(static_cast<std::size_t>(tokens), 1, static_cast<double>(tokens * operations),
+    constexpr std::int64_t kWorthTaking = 2000;
+    const auto grain =
+        static_cast<std::size_t>(std::max<std::int64_t>(1, kWorthTaking / std::max<std::int64_t>(1, operations)));
+    team_.run(static_cast<std::size_t>(tokens), grain, static_cast<double>(tokens * operations),
               [&](std::size_t begin, std::size_t end, int thread) {
                 for (std::size_t t = begin; t < end; ++t) body(static_cast<std::int64_t>(t), thread);
               });

@@ -215,7 +215,7 @@ void cut(int threads, std::span<const Product> products, std::vector<Piece>& pie
 }
 
 PanelRange part_of_panels(std::int64_t panels, std::int64_t i, std::int64_t n) {
-  const std::int64_t group = panels / n >= 4 ? 4 : 1, groups = (panels + group - 1) / group;
+  const std::int64_t group = n <= (panels + 3) / 4 ? 4 : 1, groups = (panels + group - 1) / group;
   const std::int64_t first = groups * i / n * group, end = std::min(groups * (i + 1) / n * group, panels);
   return {first, end - first};
 }
@@ -226,7 +226,13 @@ std::int64_t parts_of_outputs(int threads, std::int64_t panels, std::span<const 
   tokens /= static_cast<double>(std::max<std::size_t>(1, products.size()));
   const std::int64_t most_panels = tokens <= 8 ? 64 : 16, of_all = threads * most_panels;
   const std::int64_t of_thread = std::max<std::int64_t>(pieces_per_thread(tokens), (panels + of_all - 1) / of_all);
-  return std::min(threads * of_thread, panels);
+  const std::int64_t wanted = threads * of_thread, groups = (panels + 3) / 4;
+  if (wanted > groups) return std::min(wanted, panels);
+  // Groups are not to be cut: of parts a little too large and a little too small those that end first.
+  const auto parts_of = [&](std::int64_t size) { return (groups + size - 1) / size; };
+  const auto time_of = [&](std::int64_t size) { return (parts_of(size) + threads - 1) / threads * size; };
+  const std::int64_t small = groups / wanted, large = (groups + wanted - 1) / wanted;
+  return parts_of(time_of(small) <= time_of(large) ? small : large);
 }
 
 void prefetch(const std::byte* panel) {

@@ -83,8 +83,8 @@ struct PanelRange {
 /// many.
 PanelRange part_of_panels(std::int64_t panels, std::int64_t i, std::int64_t n);
 
-/// Into how many parts of `panels` to cut a loop in which a part is so many outputs of all products: so many for each
-/// thread, that none waits for others.
+/// Into how many parts of `panels` to cut a loop in which a part is so many outputs of all products, so that threads
+/// end together as nearly as whole groups allow.
 std::int64_t parts_of_outputs(int threads, std::int64_t panels, std::span<const Product> products);
 
 /// Asks the memory for the first weights from `panel` on, while others are multiplied.
