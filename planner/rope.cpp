@@ -1,6 +1,6 @@
 // Rotary frequencies and the softmax scale. The arithmetic follows transformers (modeling_rope_utils.py,
 // models/deepseek_v3, models/deepseek_v2) in order and precision: what Python computes as a float is double here, what
-// torch computes as a float32 tensor is float.
+// torch computes as a float32 tensor is float. attn_factor, which it does not know, is vLLM's and llama.cpp's.
 #include <algorithm>
 #include <cmath>
 #include <numbers>
