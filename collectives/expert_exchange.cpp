@@ -105,12 +105,13 @@ void ExpertExchange::State::list_rows() {
   arrived.weight = to_ranks.arrived().weight;
   const std::vector<const std::byte*>& rows = to_ranks.rows();
   const std::size_t fp32_stride = align_up(hidden * sizeof(float));
-  if (bf16_wire) arrived_rows.reserve(rows.size() * fp32_stride);
-  if (bf16_wire)
+  if (bf16_wire) {
+    arrived_rows.reserve(rows.size() * fp32_stride);
     each_row(rows.size(), [&](std::size_t i) {
       unpack_bf16({reinterpret_cast<const std::uint16_t*>(rows[i]), hidden},
                   reinterpret_cast<float*>(arrived_rows.data() + i * fp32_stride));
     });
+  }
   to_ranks.arrived().for_each_answer(kind, [&](std::size_t row, std::int32_t experts) {
     const std::byte* at = bf16_wire ? arrived_rows.data() + row * fp32_stride : rows[row];
     arrived.rows.push_back(reinterpret_cast<const float*>(at));

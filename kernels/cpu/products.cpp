@@ -115,14 +115,13 @@ void prefetch_lines(const std::byte* from, std::int64_t bytes) {
   asm volatile("");
 }
 
-/// So many panels, in whole groups of four (which share loads of activations) where there are so many.
-std::int64_t whole_groups(std::int64_t panels) {
-  return panels >= 4 ? panels / 4 * 4 : std::max<std::int64_t>(panels, 1);
-}
+/// Panels that share loads of activations.
+constexpr std::int64_t kGroup = 4;
+std::int64_t groups_of(std::int64_t panels) { return (panels + kGroup - 1) / kGroup; }
 
-/// Panels that come to `cost`.
-std::int64_t panels_of_cost(double cost, double cost_of_one) {
-  return whole_groups(static_cast<std::int64_t>(cost / cost_of_one));
+/// So many panels, in whole groups where there are so many.
+std::int64_t whole_groups(std::int64_t panels) {
+  return panels >= kGroup ? panels / kGroup * kGroup : std::max<std::int64_t>(panels, 1);
 }
 
 }  // namespace
@@ -203,7 +202,8 @@ void cut(int threads, std::span<const Product> products, std::vector<Piece>& pie
     const auto tiles_at_once = static_cast<std::size_t>((most_tokens + width - 1) / width);
     const std::int64_t tokens_at_once = std::min<std::int64_t>(tokens, std::int64_t(tiles_at_once) * width);
     const double cost = static_cast<double>(p.w->cols()) * (static_cast<double>(tokens_at_once) + kReadCost);
-    const std::int64_t panels = std::min(panels_of_cost(wanted, cost), whole_groups(kPieceResults / tokens_at_once));
+    const std::int64_t panels =
+        whole_groups(std::min(static_cast<std::int64_t>(wanted / cost), kPieceResults / tokens_at_once));
     for (std::size_t tile = 0; tile < tiles; tile += tiles_at_once) {
       const std::int64_t parts = (p.w->panels() + panels - 1) / panels;
       for (std::int64_t part = 0; part < parts; ++part) {
@@ -215,7 +215,8 @@ void cut(int threads, std::span<const Product> products, std::vector<Piece>& pie
 }
 
 PanelRange part_of_panels(std::int64_t panels, std::int64_t i, std::int64_t n) {
-  const std::int64_t group = n <= (panels + 3) / 4 ? 4 : 1, groups = (panels + group - 1) / group;
+  const bool whole = n <= groups_of(panels);
+  const std::int64_t group = whole ? kGroup : 1, groups = whole ? groups_of(panels) : panels;
   const std::int64_t first = groups * i / n * group, end = std::min(groups * (i + 1) / n * group, panels);
   return {first, end - first};
 }
@@ -226,7 +227,7 @@ std::int64_t parts_of_outputs(int threads, std::int64_t panels, std::span<const 
   tokens /= static_cast<double>(std::max<std::size_t>(1, products.size()));
   const std::int64_t most_panels = tokens <= 8 ? 64 : 16, of_all = threads * most_panels;
   const std::int64_t of_thread = std::max<std::int64_t>(pieces_per_thread(tokens), (panels + of_all - 1) / of_all);
-  const std::int64_t wanted = threads * of_thread, groups = (panels + 3) / 4;
+  const std::int64_t wanted = threads * of_thread, groups = groups_of(panels);
   if (wanted > groups) return std::min(wanted, panels);
   // Groups are not to be cut: of parts a little too large and a little too small those that end first.
   const auto parts_of = [&](std::int64_t size) { return (groups + size - 1) / size; };
